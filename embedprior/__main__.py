@@ -1,0 +1,3 @@
+from embedprior.cli import entry
+
+entry()

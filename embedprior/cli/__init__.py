@@ -1,0 +1,78 @@
+"""The ``embedprior`` command: one thin module per command, imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "demo": "virtual patients, end to end, to a report (minutes, offline, no GPU)",
+    "doctor": "check this installation: PASS, WARN or FAIL with a fix for each",
+    "study run": "compare methods on the same held-out cases of a cohort",
+    "evaluate": "AUCs, paired DeLong tests and intervals of any predictions table",
+    "power": "the AUC difference a test of this size could detect",
+}
+
+
+def usage() -> str:
+    """Return the text of ``embedprior --help``."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return (
+        "usage: embedprior COMMAND [options]\n\n"
+        "Does CT, used only in training, make a chest X-ray model better? Research use only.\n\n"
+        "commands:\n" + "\n".join(lines) + "\n\n"
+        "  embedprior COMMAND --help    the options of one command\n"
+        "  embedprior --version\n\n"
+        "exit codes: 0 done, 1 failed, 2 bad input (nothing written), 3 finished, but items need attention\n"
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    words = list(argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if words[0] == "--version":
+        from embedprior import __version__
+
+        print(f"embedprior {__version__}")
+        return 0
+    name, rest = _command(words)
+    if name is None:
+        from embedprior.errors import nearest
+
+        given = " ".join(words[:2]) if words[0] in {c.split()[0] for c in COMMANDS} else words[0]
+        print(
+            f"error: unknown command '{given}'. Allowed: {', '.join(COMMANDS)}.{nearest(given, COMMANDS)}",
+            file=sys.stderr,
+        )
+        return 2
+    from embedprior.errors import EmbedpriorError
+
+    module = importlib.import_module(f"embedprior.cli.{name.replace(' ', '_')}")
+    try:
+        return int(module.main(rest))
+    except EmbedpriorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except ValueError as error:
+        if type(error).__name__ != "EvidenceError":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _command(words: list[str]) -> tuple[str | None, list[str]]:
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return name, words[length:]
+    return None, words
+
+
+def entry() -> None:
+    """Console-script entry point."""
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The main job on virtual patients: every stage, small, offline."""

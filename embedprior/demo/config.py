@@ -1,0 +1,74 @@
+"""Settings of the demo (torch-free)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from embedprior.config import Config
+from embedprior.encoders.config import CnnConfig
+from embedprior.phantom.config import PhantomConfig
+from embedprior.prior.config import PriorConfig, SamplerName
+from embedprior.teachers.config import FitConfig
+
+
+class CohortConfig(Config):
+    """How many virtual patients play which part.
+
+    Attributes:
+        pretrain_train: with a CT only; their radiograph is a DRR. They train encoders, teacher and pretraining.
+        pretrain_val: likewise, for choosing checkpoints.
+        train: with CT and radiograph.
+        val: likewise, for choosing checkpoints.
+        test: held out; nothing is fitted or chosen on them.
+        radiograph_size: pixels along each side.
+    """
+
+    pretrain_train: int = Field(500, ge=2)
+    pretrain_val: int = Field(80, ge=2)
+    train: int = Field(300, ge=2)
+    val: int = Field(100, ge=2)
+    test: int = Field(300, ge=4)
+    radiograph_size: int = Field(96, ge=16)
+
+
+class CtEncoderConfig(CnnConfig):
+    """Slice encoder and its preprocessing.
+
+    Attributes:
+        window: HU that become black and white.
+        slab: slices of which the maximum is taken.
+    """
+
+    window: tuple[float, float] = (-1000.0, 400.0)
+    slab: int = Field(2, ge=1)
+
+
+class PriorStages(Config):
+    """The prior's two stages, and how it is sampled.
+
+    Attributes:
+        pretrain: on DRR–CT pairs.
+        finetune: on radiograph–CT pairs.
+        samples: CT embeddings drawn per held-out case.
+        sampler: see ``docs/prior.md``.
+        steps: network calls per sample.
+    """
+
+    pretrain: PriorConfig = PriorConfig()
+    finetune: PriorConfig = PriorConfig()
+    samples: int = Field(8, ge=1)
+    sampler: SamplerName = "analytic"
+    steps: int = Field(64, ge=2)
+
+
+class DemoConfig(Config):
+    """Everything that decides the demo's numbers, beside the seed."""
+
+    cohort: CohortConfig = CohortConfig()
+    phantom: PhantomConfig = PhantomConfig()
+    ct_encoder: CtEncoderConfig = CtEncoderConfig()
+    cxr_encoder: CnnConfig = CnnConfig()
+    teacher: FitConfig = FitConfig()
+    student: FitConfig = FitConfig()
+    prior: PriorStages = PriorStages()
+    fits: int = Field(3, ge=1, description="repetitions of every fit after the caches, with different seeds")

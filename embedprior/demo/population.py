@@ -1,0 +1,161 @@
+"""Virtual patients on disk, and the exam, pair and split tables that describe them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from embedprior.demo.config import CohortConfig, DemoConfig
+from embedprior.phantom.config import PhantomConfig
+from embedprior.runs import progress, seed_for
+from embedprior.tables import check_exams, check_pairs, check_splits
+
+CODE_TAG = "phantoms-1"
+LABEL = "lesion"
+VOLUMES, PICTURES, PATIENTS = "volumes.npy", "radiographs.npy", "patients.csv"
+CHUNK = 20
+
+
+@dataclass(frozen=True)
+class Population:
+    """The demo's cohort.
+
+    Attributes:
+        root: folder the exam paths are relative to.
+        exams: CT, DRR and CXR rows with ``label:lesion``.
+        pairs: each radiograph or DRR with its CT.
+        splits: one row a patient; the fixed design.
+        flow: counts by step.
+    """
+
+    root: Path
+    exams: pd.DataFrame
+    pairs: pd.DataFrame
+    splits: pd.DataFrame
+    flow: pd.DataFrame
+
+
+def parts(cohort: CohortConfig) -> list[tuple[str, str]]:
+    """Return (stage, part) of every patient, by index: stage is ``"drr"`` or ``"cxr"``."""
+    return (
+        [("drr", "train")] * cohort.pretrain_train
+        + [("drr", "val")] * cohort.pretrain_val
+        + [("cxr", "train")] * cohort.train
+        + [("cxr", "val")] * cohort.val
+        + [("cxr", "test")] * cohort.test
+    )
+
+
+def generate(config: DemoConfig, seed: int, workers: int, out: Path) -> None:
+    """Write volumes (int16 HU), radiographs (uint8) and ``patients.csv`` into ``out``.
+
+    Patient ``i`` is the same whatever the number of workers.
+    """
+    styles = [stage for stage, _ in parts(config.cohort)]
+    size = config.cohort.radiograph_size
+    _create(out / VOLUMES, np.int16, (len(styles), *config.phantom.shape))
+    _create(out / PICTURES, np.uint8, (len(styles), size, size))
+    chunks = [range(i, min(i + CHUNK, len(styles))) for i in range(0, len(styles), CHUNK)]
+    stream = seed_for(seed, "phantoms") % 2**32
+    rows: list[dict[str, Any]] = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        jobs = [
+            pool.submit(_generate_chunk, config.phantom, stream, [(i, styles[i]) for i in chunk], size, out)
+            for chunk in chunks
+        ]
+        for job in progress(as_completed(jobs), f"virtual patients (by {CHUNK})", total=len(jobs)):
+            rows += job.result()
+    pd.DataFrame(sorted(rows, key=lambda row: int(row["index"]))).to_csv(out / PATIENTS, index=False)
+
+
+def describe(config: DemoConfig, root: Path) -> Population:
+    """Return the tables of a generated population."""
+    patients = pd.read_csv(root / PATIENTS)
+    exams, pairs, splits = [], [], []
+    for (stage, part), row in zip(parts(config.cohort), patients.itertuples(), strict=True):
+        index, label = int(str(row.index)), int(str(row.label))
+        patient, modality = f"v{index:05d}", stage.upper()
+        common = {"patient_id": patient, "offset_days": 0.0, "source": "phantom", f"label:{LABEL}": label}
+        ct, picture = f"{patient}-ct", f"{patient}-{stage}"
+        exams.append({"exam_id": ct, "modality": "CT", "path": f"{VOLUMES}#{index}", "view": "", **common})
+        exams.append(
+            {"exam_id": picture, "modality": modality, "path": f"{PICTURES}#{index}", "view": "PA", **common}
+        )
+        pairs.append(
+            {
+                "pair_id": picture, "patient_id": patient, "cxr_exam_id": picture, "ct_exam_id": ct,
+                "offset_days": 0.0, "label_agree": True,
+            }
+        )  # fmt: skip
+        splits.append(
+            {"patient_id": patient, "group_id": patient, "design": "fixed", "resample": 0, "fold": 0, "part": part}
+        )
+    exam_table = check_exams(pd.DataFrame(exams), "virtual patients")
+    return Population(
+        root=root,
+        exams=exam_table,
+        pairs=check_pairs(pd.DataFrame(pairs), exam_table, "virtual pairs"),
+        splits=check_splits(pd.DataFrame(splits), "virtual split", patients=exam_table["patient_id"]),
+        flow=_flow(config.cohort, exam_table),
+    )
+
+
+def _flow(cohort: CohortConfig, exams: pd.DataFrame) -> pd.DataFrame:
+    label = exams.drop_duplicates("patient_id")[f"label:{LABEL}"].to_numpy()
+    steps = [
+        ("CT only, pretraining (CT + DRR)", cohort.pretrain_train + cohort.pretrain_val),
+        ("CT and radiograph, training", cohort.train),
+        ("CT and radiograph, validation", cohort.val),
+        ("CT and radiograph, held out", cohort.test),
+    ]
+    rows, start = [("virtual patients generated", len(label), int(label.sum()))], 0
+    for name, count in steps:
+        rows.append((name, count, int(label[start : start + count].sum())))
+        start += count
+    return pd.DataFrame(
+        [
+            {"step": name, "exams": 2 * n, "patients": n, "dropped": 0, "reason": f"{k} with lesion, {n - k} without"}
+            for name, n, k in rows
+        ]
+    )
+
+
+def default_workers() -> int:
+    """Return the number of processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _create(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
+    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _generate_chunk(
+    phantom: PhantomConfig, seed: int, members: list[tuple[int, str]], size: int, out: Path
+) -> list[dict[str, Any]]:
+    from embedprior.phantom import radiograph, virtual_patient
+
+    volumes = np.load(out / VOLUMES, mmap_mode="r+")
+    pictures = np.load(out / PICTURES, mmap_mode="r+")
+    rows = []
+    for index, style in members:
+        patient = virtual_patient(phantom, seed, index)
+        volumes[index] = patient.volume
+        pictures[index] = radiograph(patient, style, size, seed)
+        rows.append({"index": index, "label": patient.label, "secondary_sign": int(patient.secondary_sign)})
+    volumes.flush()
+    pictures.flush()
+    return rows

@@ -1,0 +1,230 @@
+"""Small convolutional encoders, trained on the training fold and then frozen (phase A of the PE paper).
+
+One network serves both: a CT is a stack of slices whose features are averaged, a radiograph a stack of one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from embedprior.config import parse_config
+from embedprior.encoders.base import EncoderSpec
+from embedprior.encoders.config import CnnConfig
+from embedprior.errors import BadInput
+from embedprior.imaging.files import UnreadableExam, read_array, read_image
+from embedprior.runs import hash_file, progress, read_json, seed_for, write_json
+
+WEIGHTS, SETTINGS = "encoder.safetensors", "encoder.json"
+
+
+class SmallCnn(nn.Module):
+    """Strided convolutions → mean over the picture ‖ maximum over it → mean over slices → embedding → logit."""
+
+    def __init__(self, config: CnnConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = 1
+        for channels in config.channels:
+            layers.append(nn.Conv2d(width, channels, 3, stride=2, padding=1, bias=False))
+            layers += [nn.BatchNorm2d(channels), nn.ReLU()]
+            width = channels
+        self.features = nn.Sequential(*layers)
+        self.project = nn.Linear(2 * width, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.dim, 1)
+
+    def embed(self, pictures: Float[Tensor, "exams slices height width"]) -> Float[Tensor, "exams dim"]:
+        """Return one embedding an exam."""
+        exams, slices = pictures.shape[:2]
+        maps = self.features(pictures.flatten(0, 1)[:, None])
+        pooled = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
+        out: Tensor = self.project(pooled.unflatten(0, (exams, slices)).mean(1))
+        return out
+
+    def forward(self, pictures: Float[Tensor, "exams slices height width"]) -> Float[Tensor, " exams"]:
+        """Return one logit an exam (training only)."""
+        out: Tensor = self.head(self.dropout(torch.relu(self.embed(pictures))))[:, 0]
+        return out
+
+
+def normalise(pictures: UInt8[np.ndarray, "exams slices height width"]) -> Float[Tensor, "exams slices height width"]:
+    """Return pixels as float in about [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).float().div_(127.5).sub_(1.0)
+
+
+def train_small_cnn(
+    pictures: UInt8[np.ndarray, "exams slices height width"],
+    labels: Float[np.ndarray, " exams"],
+    val_pictures: UInt8[np.ndarray, "others slices height width"],
+    val_labels: Float[np.ndarray, " others"],
+    config: CnnConfig,
+    seed: int,
+    desc: str,
+) -> tuple[SmallCnn, list[dict[str, float]]]:
+    """Train on labelled exams; return the network of the best validation epoch, and the loss of each epoch.
+
+    Args:
+        pictures: training exams.
+        labels: 1 or 0.
+        val_pictures: exams that choose the epoch.
+        val_labels: their labels.
+        config: network and budget.
+        seed: of weights, batches, shifts and dropout.
+        desc: text of the progress bar.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "small cnn", desc))
+        network = SmallCnn(config)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        steps = config.epochs * -(-len(pictures) // config.batch_size)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=steps)
+        targets, history, best_loss = torch.as_tensor(labels, dtype=torch.float32), [], float("inf")
+        best = {k: v.clone() for k, v in network.state_dict().items()}
+        for epoch in progress(range(config.epochs), desc, total=config.epochs):
+            network.train()
+            total = 0.0
+            for rows in torch.randperm(len(pictures)).split(config.batch_size):
+                batch = _shift(normalise(pictures[rows.numpy()]), config.shift)
+                loss = nn.functional.binary_cross_entropy_with_logits(network(batch), targets[rows])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+                total += loss.item() * len(rows)
+            val_loss = _validation_loss(network, val_pictures, val_labels, config.batch_size)
+            history.append({"epoch": epoch, "loss": total / len(pictures), "val_loss": val_loss})
+            if val_loss < best_loss:
+                best_loss, best = val_loss, {k: v.clone() for k, v in network.state_dict().items()}
+    network.load_state_dict(best)
+    return network.eval().requires_grad_(False), history
+
+
+def save_small_cnn(network: SmallCnn, config: CnnConfig, profile: dict[str, Any], folder: Path) -> None:
+    """Write weights (safetensors), settings and preprocessing profile (JSON)."""
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, folder / WEIGHTS)
+    write_json(folder / SETTINGS, {"config": config, "profile": profile})
+
+
+class _SmallCnnEncoder:
+    modality = ""
+    name = ""
+
+    def __init__(self, weights: Path) -> None:
+        if not (weights / WEIGHTS).is_file():
+            raise BadInput(f"no trained encoder at {weights}. Next: embedprior demo, which trains one.")
+        settings = read_json(weights / SETTINGS)
+        config = parse_config(CnnConfig, settings["config"], str(weights / SETTINGS))
+        self.profile: dict[str, Any] = settings["profile"]
+        self.network = SmallCnn(config)
+        self.network.load_state_dict(load_file(weights / WEIGHTS))
+        self.network.eval().requires_grad_(False)
+        self.spec = EncoderSpec(
+            name=self.name,
+            modality=self.modality,
+            dim=config.dim,
+            source=f"local:{weights.name}",
+            weights_sha256=hash_file(weights / WEIGHTS),
+            licence="Apache-2.0",
+            profile=self.profile,
+            pooling="mean and maximum over the picture, mean over slices",
+        )
+
+    def embed(self, batch: UInt8[np.ndarray, "exams slices height width"]) -> Float[np.ndarray, "exams dim"]:
+        """Return one embedding an exam."""
+        with torch.inference_mode():
+            return self.network.embed(normalise(batch)).numpy()
+
+
+class SliceEncoder(_SmallCnnEncoder):
+    """CT volume → embedding: window, slabs of maximum intensity, small network, mean over slabs."""
+
+    modality = "CT"
+    name = "slice-cnn"
+
+    def read(self, root: Path, path: str) -> UInt8[np.ndarray, "slices height width"]:
+        """Return the windowed slabs of a volume in HU.
+
+        Raises:
+            UnreadableExam: no such row, or not a volume in HU.
+        """
+        volume = read_array(root, path)
+        if volume.ndim != 3:
+            raise UnreadableExam(f"{path}: expected a volume, got shape {volume.shape}")
+        low, high = self.profile["window"]
+        return ct_slabs(volume, (low, high), self.profile["slab"])
+
+
+class RadiographEncoder(_SmallCnnEncoder):
+    """Radiograph or DRR → embedding."""
+
+    modality = "CXR"
+    name = "radiograph-cnn"
+
+    def read(self, root: Path, path: str) -> UInt8[np.ndarray, "one height width"]:
+        """Return the picture as a stack of one, standardised to its own 1st and 99th percentile.
+
+        Raises:
+            UnreadableExam: damaged, or of another size than the encoder was trained on.
+        """
+        picture = read_image(root, path)
+        if list(picture.shape) != list(self.profile["size"]):
+            raise UnreadableExam(f"{path}: size {picture.shape}, the encoder takes {self.profile['size']}")
+        return radiograph_picture(picture)
+
+
+def ct_profile(window: tuple[float, float], slab: int) -> dict[str, Any]:
+    """Return the preprocessing profile of a CT encoder."""
+    return {"transform_version": 1, "window": list(window), "slab": slab}
+
+
+def radiograph_profile(size: tuple[int, int]) -> dict[str, Any]:
+    """Return the preprocessing profile of a radiograph encoder."""
+    return {"transform_version": 1, "size": list(size), "range": "percentiles 1 and 99 of the picture"}
+
+
+def ct_slabs(
+    volume: np.ndarray[Any, Any], window: tuple[float, float], slab: int
+) -> UInt8[np.ndarray, "slabs height width"]:
+    """Return HU windowed to 0…255, with the maximum taken over ``slab`` neighbouring slices.
+
+    A remainder at the bottom of the volume that fills no slab is left out.
+    """
+    low, high = window
+    scaled = (np.clip(volume, low, high) - low) * (255.0 / (high - low))
+    count = len(volume) // slab
+    return np.asarray(scaled[: count * slab].reshape(count, slab, *volume.shape[1:]).max(1).round(), dtype=np.uint8)
+
+
+def radiograph_picture(picture: Float[np.ndarray, "height width"]) -> UInt8[np.ndarray, "one height width"]:
+    """Return a picture stretched between its 1st and 99th percentile, as 0…255."""
+    low, high = np.percentile(picture, (1, 99))
+    scaled = np.clip((picture - low) / max(float(high - low), 1e-6), 0, 1)
+    return np.asarray((255 * scaled).round(), dtype=np.uint8)[None]
+
+
+def _shift(pictures: Tensor, largest: int) -> Tensor:
+    if largest == 0:
+        return pictures
+    rows, columns = (int(v) for v in torch.randint(-largest, largest + 1, (2,)))
+    return torch.roll(pictures, (rows, columns), dims=(2, 3))
+
+
+@torch.inference_mode()
+def _validation_loss(
+    network: SmallCnn, pictures: UInt8[np.ndarray, "exams slices height width"], labels: Float[np.ndarray, " exams"],
+    batch_size: int,
+) -> float:  # fmt: skip
+    network.eval()
+    logits = torch.cat(
+        [network(normalise(pictures[i : i + batch_size])) for i in range(0, len(pictures), batch_size)]
+    )
+    return float(
+        nn.functional.binary_cross_entropy_with_logits(logits, torch.as_tensor(labels, dtype=torch.float32))
+    )

@@ -1,0 +1,1 @@
+"""Pixels and voxels from files; digitally reconstructed radiographs in ``imaging.drr``."""

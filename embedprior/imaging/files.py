@@ -1,0 +1,80 @@
+"""Read what an exam's ``path`` points to, and hash it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, UnidentifiedImageError
+
+from embedprior.runs import hash_array, hash_file
+
+ROW_SEPARATOR = "#"
+
+
+class UnreadableExam(Exception):
+    """One exam can't be read; the run goes on without it and records the reason."""
+
+
+def split_path(path: str) -> tuple[str, int | None]:
+    """Split ``"volumes.npy#12"`` into the file and the row; other paths have no row."""
+    file, separator, row = path.rpartition(ROW_SEPARATOR)
+    return (file, int(row)) if separator and row.isdigit() else (path, None)
+
+
+def exam_file(root: Path, path: str) -> Path:
+    """Return the file of an exam (without the row), resolved against the cohort's folder."""
+    return root / split_path(path)[0]
+
+
+def source_hash(root: Path, path: str) -> str:
+    """Return the sha256 of an exam's source: the file's bytes, or one row's bytes of an array file."""
+    file, row = split_path(path)
+    if row is None:
+        return hash_file(root / file)
+    return hash_array(_array(str(root / file))[row])
+
+
+def read_array(root: Path, path: str) -> np.ndarray[Any, Any]:
+    """Return one row of a ``.npy`` array file (``"volumes.npy#12"``).
+
+    Raises:
+        UnreadableExam: the file is not an array or has no such row.
+    """
+    file, row = split_path(path)
+    try:
+        array = _array(str(root / file))
+        return np.array(array if row is None else array[row])
+    except (OSError, ValueError, IndexError) as error:
+        raise UnreadableExam(f"{file}: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _array(file: str) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def read_image(root: Path, path: str) -> Float[np.ndarray, "height width"]:
+    """Return a PNG or JPEG, or one row of an image array, as grey values in [0, 1].
+
+    Colour is reduced to luminance (ITU-R 601). 16-bit files keep their depth.
+
+    Raises:
+        UnreadableExam: not an image, or damaged.
+    """
+    file, row = split_path(path)
+    if row is not None or file.endswith(".npy"):
+        pixels = read_array(root, path)
+        return (pixels / np.iinfo(pixels.dtype).max).astype(np.float32)
+    try:
+        with Image.open(root / file) as image:
+            image.load()
+            deep = image.mode.startswith("I")
+            grey = np.asarray(image if deep else image.convert("L"), dtype=np.float32)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise UnreadableExam(f"{Path(file).name}: {error or type(error).__name__}".replace(str(root), "")) from error
+    return grey / (65535.0 if deep else 255.0)

@@ -1,0 +1,159 @@
+"""What a method is: it is fitted on cases with CT and scores cases without.
+
+``fit(data, seed) -> fitted; fitted.scores(cases)``. The runner strips CT from the cases unless the method
+declares ``needs_ct``, so a student that reads CT at inference fails at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from embedprior.errors import EmbedpriorError
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Exams as a method sees them.
+
+    Attributes:
+        exam_ids: of the radiographs (or DRRs).
+        patient_ids: one a case.
+        label: 1, 0, or NaN where unknown.
+        cxr: embedding of the radiograph or DRR.
+        ct: embedding of the paired CT; None once it has been stripped.
+        ct_label: label of the paired CT itself, where it has one of its own (NaN = unknown).
+        source: what ``cxr`` was made from, ``"cxr"`` or ``"drr"``.
+    """
+
+    exam_ids: Sequence[str]
+    patient_ids: Sequence[str]
+    label: Float[np.ndarray, " cases"]
+    cxr: Float[np.ndarray, "cases cxr_dim"]
+    ct: Float[np.ndarray, "cases ct_dim"] | None
+    ct_label: Float[np.ndarray, " cases"]
+    source: str = "cxr"
+
+    def __len__(self) -> int:
+        return len(self.exam_ids)
+
+    def without_ct(self) -> Cases:
+        """Return the same cases with nothing of CT in them."""
+        return replace(self, ct=None, ct_label=np.full(len(self), np.nan))
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Cases:
+        """Return some of the cases, in the order given."""
+        index = np.asarray(rows, dtype=int)
+        return replace(
+            self,
+            exam_ids=[self.exam_ids[i] for i in index],
+            patient_ids=[self.patient_ids[i] for i in index],
+            label=self.label[index],
+            cxr=self.cxr[index],
+            ct=None if self.ct is None else self.ct[index],
+            ct_label=self.ct_label[index],
+        )
+
+    @property
+    def known(self) -> Bool[np.ndarray, " cases"]:
+        """Which cases have a label."""
+        return np.asarray(~np.isnan(self.label))
+
+    def paired_ct(self) -> Float[np.ndarray, "cases ct_dim"]:
+        """Return the CT embeddings.
+
+        Raises:
+            CtNotAvailable: the cases come without CT.
+        """
+        if self.ct is None:
+            raise CtNotAvailable("these cases carry no CT: a method that needs it must declare needs_ct (oracle)")
+        return self.ct
+
+
+class CtNotAvailable(EmbedpriorError):
+    """A method asked for CT where only the radiograph is allowed."""
+
+
+class CannotFit(EmbedpriorError):
+    """This method can't be fitted on these cases (one class only, say); the reason goes into the report."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Cases of one training stage: pretraining on DRR–CT pairs, or fine-tuning on CXR–CT pairs.
+
+    ``val`` chooses checkpoints and settings; it may be empty, and then fixed budgets are used.
+    """
+
+    train: Cases
+    val: Cases
+
+
+class Head(Protocol):
+    """A frozen CT classifier head (the matching layer)."""
+
+    def logits(self, embeddings: Float[np.ndarray, "cases ct_dim"]) -> Float[np.ndarray, " cases"]:
+        """Return one logit a case."""
+
+
+@dataclass(frozen=True)
+class FitData:
+    """Everything a method may learn from.
+
+    Attributes:
+        stages: in training order; the last one is the real radiographs.
+        teacher: the frozen CT head, or None when it could not be trained (``teacher_reason`` says why).
+    """
+
+    stages: tuple[Stage, ...]
+    teacher: Head | None
+    teacher_reason: str = ""
+
+    @property
+    def target(self) -> Stage:
+        """The stage of real radiographs."""
+        return self.stages[-1]
+
+    def head(self) -> Head:
+        """Return the teacher head.
+
+        Raises:
+            CannotFit: there is none.
+        """
+        if self.teacher is None:
+            raise CannotFit(f"no CT teacher: {self.teacher_reason}")
+        return self.teacher
+
+
+class Fitted(Protocol):
+    """A fitted method."""
+
+    def scores(self, cases: Cases) -> Float[np.ndarray, " cases"]:
+        """Return the probability of a positive label, one a case."""
+
+
+class Method(Protocol):
+    """A way to score a radiograph."""
+
+    @property
+    def name(self) -> str:
+        """Registry name; the ``method`` column of a predictions table."""
+
+    @property
+    def needs_ct(self) -> bool:
+        """Whether it needs CT at inference (an oracle: shown, never ranked with deployable methods)."""
+
+    @property
+    def uses_ct(self) -> bool:
+        """Whether CT took part in its training."""
+
+    def fit(self, data: FitData, seed: int) -> Fitted:
+        """Fit it.
+
+        Raises:
+            CannotFit: these cases do not allow it.
+        """

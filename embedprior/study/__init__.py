@@ -1,0 +1,1 @@
+"""Methods × resamples on the same held-out cases → a predictions table."""

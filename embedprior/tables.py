@@ -1,0 +1,150 @@
+"""The exam, pair and split tables: columns, checks, reading and writing (see ``docs/formats.md``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from embedprior.errors import BadInput, nearest
+from embedprior.runs import write_text
+
+EXAM_REQUIRED = ("exam_id", "patient_id", "modality", "path")
+EXAM_OPTIONAL = (
+    "offset_days", "acquired_at", "view", "site", "sex", "age", "source", "group_id", "sha256", "complete",
+)  # fmt: skip
+MODALITIES = ("CT", "CXR", "DRR", "REPORT")
+LABEL_PREFIX = "label:"
+PAIR_REQUIRED = ("pair_id", "patient_id", "cxr_exam_id", "ct_exam_id", "offset_days", "label_agree")
+SPLIT_REQUIRED = ("patient_id", "group_id", "design", "resample", "fold", "part")
+PARTS = ("train", "val", "test")
+PREDICTION_REQUIRED = ("exam_id", "patient_id", "label", "method", "score", "fold", "seed", "split")
+_TEXT = {"exam_id", "patient_id", "group_id", "pair_id", "cxr_exam_id", "ct_exam_id", "path", "modality"}
+
+
+def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
+    """Read a CSV with identifiers kept as text.
+
+    Raises:
+        BadInput: the file is missing or unreadable, or lacks a required column.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path} does not exist.")
+    try:
+        header = pd.read_csv(path, nrows=0).columns
+        frame = pd.read_csv(path, dtype={name: str for name in header if name in _TEXT})
+    except (ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise BadInput(f"{path} can't be read as CSV: {error}") from error
+    require_columns(frame, required, str(path))
+    return frame
+
+
+def require_columns(frame: pd.DataFrame, required: Sequence[str], where: str) -> None:
+    """Check that the columns are there.
+
+    Raises:
+        BadInput: the first missing column, what is there, and the nearest match.
+    """
+    for name in required:
+        if name not in frame.columns:
+            have = [str(c) for c in frame.columns]
+            raise BadInput(f"{where}: missing column '{name}'; it has {', '.join(have)}.{nearest(name, have)}")
+
+
+def label_columns(exams: pd.DataFrame) -> list[str]:
+    """Return the names of the labels (without the ``label:`` prefix)."""
+    return [c.removeprefix(LABEL_PREFIX) for c in exams.columns if c.startswith(LABEL_PREFIX)]
+
+
+def check_exams(exams: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Return the exam table, checked.
+
+    Raises:
+        BadInput: missing or unknown column, empty or repeated ``exam_id``, unknown modality, a label that is
+            not 1, 0 or empty.
+    """
+    require_columns(exams, EXAM_REQUIRED, where)
+    known = {*EXAM_REQUIRED, *EXAM_OPTIONAL}
+    for column in exams.columns:
+        if column not in known and not column.startswith(LABEL_PREFIX):
+            raise BadInput(
+                f"{where}: unknown column '{column}'. Allowed: {', '.join(sorted(known))} and label:NAME."
+                f"{nearest(column, known)}"
+            )
+    for column in ("exam_id", "patient_id"):
+        _refuse(exams, exams[column].isna() | (exams[column].astype(str) == ""), f"empty '{column}'", where)
+    _refuse(exams, exams["exam_id"].duplicated(), "repeated 'exam_id'", where)
+    _refuse(exams, ~exams["modality"].isin(MODALITIES), f"modality not one of {', '.join(MODALITIES)}", where)
+    for name in label_columns(exams):
+        values = exams[LABEL_PREFIX + name]
+        _refuse(exams, values.notna() & ~values.isin([0, 1]), f"label '{name}' not 1, 0 or empty", where)
+    return exams.reset_index(drop=True)
+
+
+def check_pairs(pairs: pd.DataFrame, exams: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Return the pair table, checked against the exams.
+
+    Raises:
+        BadInput: missing column, repeated ``pair_id``, an exam that is not in the exam table, of the wrong
+            modality, or of another patient.
+    """
+    require_columns(pairs, PAIR_REQUIRED, where)
+    _refuse(pairs, pairs["pair_id"].duplicated(), "repeated 'pair_id'", where)
+    by_id = exams.set_index("exam_id")
+    for column, modalities in (("cxr_exam_id", ("CXR", "DRR")), ("ct_exam_id", ("CT",))):
+        _refuse(pairs, ~pairs[column].isin(by_id.index), f"'{column}' not in the exam table", where)
+        found = by_id.loc[pairs[column]]
+        wrong = pd.Series(~found["modality"].isin(modalities).to_numpy(), index=pairs.index)
+        _refuse(pairs, wrong, f"'{column}' of a modality other than {' or '.join(modalities)}", where)
+        other = pd.Series(found["patient_id"].to_numpy() != pairs["patient_id"].to_numpy(), index=pairs.index)
+        _refuse(pairs, other, f"'{column}' of another patient", where)
+    return pairs.reset_index(drop=True)
+
+
+def check_splits(splits: pd.DataFrame, where: str, patients: Iterable[str] | None = None) -> pd.DataFrame:
+    """Return the split table, checked: no patient, and no group of patients, on two sides.
+
+    Within one design and resample a patient is held out (``part == "test"``) in one fold at most, and within
+    one fold every patient, and every group of patients that belong together, has exactly one part.
+
+    Raises:
+        BadInput: one of these is broken (the ids are named), a column is missing, a part is unknown, or
+            ``patients`` are given and one of them has no row.
+    """
+    require_columns(splits, SPLIT_REQUIRED, where)
+    _refuse(splits, ~splits["part"].isin(PARTS), f"part not one of {', '.join(PARTS)}", where)
+    for unit in ("patient_id", "group_id"):
+        parts = splits.groupby(["design", "resample", "fold", unit])["part"].nunique()
+        mixed = sorted({str(index[-1]) for index in parts[parts > 1].index})
+        if mixed:
+            raise BadInput(f"{where}: {unit} on two sides of one fold: {_some(mixed)}.")
+    held = splits[splits["part"] == "test"]
+    folds = held.groupby(["design", "resample", "patient_id"])["fold"].nunique()
+    twice = sorted({str(index[-1]) for index in folds[folds > 1].index})
+    if twice:
+        raise BadInput(f"{where}: patient held out in two folds: {_some(twice)}.")
+    _refuse(
+        splits, splits.duplicated(["design", "resample", "fold", "patient_id"]), "repeated patient in a fold", where
+    )
+    if patients is not None:
+        absent = sorted(set(patients) - set(splits["patient_id"]))
+        if absent:
+            raise BadInput(f"{where}: {len(absent)} patients of the cohort have no row: {_some(absent)}.")
+    return splits.reset_index(drop=True)
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, atomically, with floats in full precision."""
+    write_text(path, frame.to_csv(index=False, float_format="%.10g"))
+
+
+def _refuse(frame: pd.DataFrame, bad: pd.Series, what: str, where: str) -> None:
+    if bad.any():
+        rows = [str(row + 2) for row, flag in enumerate(bad) if flag]
+        raise BadInput(f"{where}: {what} in line {_some(rows)}.")
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

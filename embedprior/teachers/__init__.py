@@ -1,0 +1,1 @@
+"""CT classifiers. A teacher's frozen head is the matching layer that scores generated embeddings."""

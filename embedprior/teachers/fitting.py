@@ -1,0 +1,135 @@
+"""One multilayer perceptron on embeddings and one way to fit it, shared by teacher heads and students.
+
+Methods differ in what they transfer, so they must not differ in network, optimiser or budget.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from embedprior.runs import seed_for
+from embedprior.teachers.config import FitConfig
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(outputs of the network, row numbers they belong to) → scalar."""
+
+
+class Mlp(nn.Module):
+    """Standardise → dropout → linear → GELU → dropout → linear.
+
+    The mean and spread of the input are those of the training cases, and are part of the weights.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, inputs: int, outputs: int, config: FitConfig) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(inputs))
+        self.layers = nn.Sequential(
+            nn.Dropout(config.dropout),
+            nn.Linear(inputs, config.hidden),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.hidden, outputs),
+        )
+
+    def fit_scale(self, inputs: Float[Tensor, "cases inputs"]) -> None:
+        """Take mean and spread from the training cases; a constant dimension keeps spread 1."""
+        self.mean.copy_(inputs.mean(0))
+        spread = inputs.std(0, unbiased=False)
+        self.scale.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+
+    def forward(self, inputs: Float[Tensor, "cases inputs"]) -> Float[Tensor, "cases outputs"]:
+        """Return raw outputs (logits, or embeddings)."""
+        out: Tensor = self.layers((inputs - self.mean) / self.scale)
+        return out
+
+
+def tensor(array: Float[np.ndarray, ...]) -> Tensor:
+    """Return a float32 tensor of a NumPy array."""
+    return torch.as_tensor(np.ascontiguousarray(array), dtype=torch.float32)
+
+
+def new_mlp(inputs: Float[np.ndarray, "cases inputs"], outputs: int, config: FitConfig, seed: int) -> Mlp:
+    """Return an untrained network whose scale is that of ``inputs``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "initial weights"))
+        network = Mlp(inputs.shape[1], outputs, config)
+    network.fit_scale(tensor(inputs))
+    return network
+
+
+def fit(
+    network: Mlp,
+    train: Float[np.ndarray, "cases inputs"],
+    loss: Loss,
+    val: Float[np.ndarray, "others inputs"],
+    val_loss: Loss,
+    config: FitConfig,
+    seed: int,
+) -> Mlp:
+    """Fit by AdamW and return the network as it was at its lowest validation loss.
+
+    With no validation case the last step is kept: a fixed budget, nothing selected.
+
+    Args:
+        network: changed in place and returned.
+        train: inputs.
+        loss: of outputs and the row numbers of ``train`` they belong to.
+        val: inputs that choose the step.
+        val_loss: the same for ``val``.
+        config: budget.
+        seed: of batches and dropout.
+    """
+    inputs, val_inputs = tensor(train), tensor(val)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    order = torch.Generator().manual_seed(seed_for(seed, "batches"))
+    best_loss, best = float("inf"), copy.deepcopy(network.state_dict())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "dropout"))
+        for step in range(1, config.steps + 1):
+            network.train()
+            rows = torch.randint(len(inputs), (min(config.batch_size, len(inputs)),), generator=order)
+            value = loss(network(inputs[rows]), rows)
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+            if len(val_inputs) and step % config.check_every == 0:
+                network.eval()
+                with torch.no_grad():
+                    now = float(val_loss(network(val_inputs), torch.arange(len(val_inputs))))
+                if now < best_loss:
+                    best_loss, best = now, copy.deepcopy(network.state_dict())
+    if len(val_inputs):
+        network.load_state_dict(best)
+    return network.eval()
+
+
+def predict(network: Mlp, inputs: Float[np.ndarray, "cases inputs"]) -> Float[np.ndarray, "cases outputs"]:
+    """Return the network's outputs without dropout."""
+    network.eval()
+    with torch.no_grad():
+        return np.asarray(network(tensor(inputs)).numpy())
+
+
+def label_loss(labels: Float[np.ndarray, " cases"]) -> Loss:
+    """Return binary cross-entropy against these labels; cases without a label do not count."""
+    targets = tensor(labels)
+
+    def loss(outputs: Tensor, rows: Tensor) -> Tensor:
+        wanted = targets[rows]
+        known = ~torch.isnan(wanted)
+        each = nn.functional.binary_cross_entropy_with_logits(
+            outputs[:, 0], torch.nan_to_num(wanted), reduction="none"
+        )
+        return (each * known).sum() / known.sum().clamp(min=1)
+
+    return loss
