@@ -1,0 +1,148 @@
+"""What a stopped training needs to go on bit for bit. No pickle: safetensors and JSON.
+
+There is no generator state to keep: every random number is keyed by (seed, step, example).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from embedprior.errors import BadInput
+from embedprior.runs import read_json, write_json
+
+STATE = "resume.json"
+
+
+@dataclass
+class Progress:
+    """Where a training stands.
+
+    Attributes:
+        step: steps done.
+        best_step, best_loss: the validation that chose the checkpoint; None before the first.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    best_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """A stopped training.
+
+    Attributes:
+        progress: step and best validation.
+        weights: state dicts by name: network, ema, best.
+        optimiser: the optimiser's state dict.
+    """
+
+    progress: Progress
+    weights: dict[str, dict[str, Tensor]]
+    optimiser: dict[str, Any]
+
+
+def save_state(
+    folder: Path,
+    fingerprint: str,
+    progress: Progress,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    optimiser: Mapping[str, Any],
+) -> None:
+    """Write the state of step ``progress.step``; a kill at any instant leaves the last complete one.
+
+    Args:
+        folder: of the training.
+        fingerprint: hash of data and settings, compared on resume.
+        progress: step and best validation.
+        weights: named state dicts: network, ema, best.
+        optimiser: ``optimizer.state_dict()``.
+    """
+    tensors: dict[str, Tensor] = {}
+    for group, values in weights.items():
+        tensors |= {f"{group}.{name}": value.detach().cpu() for name, value in values.items()}
+    scalars: dict[str, dict[str, float]] = {}
+    for index, state in optimiser["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimiser.{index}.{name}"] = value.detach().cpu()
+            else:
+                scalars.setdefault(str(index), {})[name] = value
+    file = folder / f"resume-{progress.step}.safetensors"
+    temporary = folder / f".{file.name}.tmp"
+    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+    temporary.replace(file)
+    record = {
+        "fingerprint": fingerprint,
+        "step": progress.step,
+        "best_step": progress.best_step,
+        "best_loss": progress.best_loss,
+        "file": file.name,
+        "groups": optimiser["param_groups"],
+        "scalars": scalars,
+    }
+    write_json(folder / STATE, record)
+    for old in folder.glob("resume-*.safetensors"):
+        if old != file:
+            old.unlink()
+
+
+def load_state(folder: Path, fingerprint: str) -> State | None:
+    """Return the state of the training in ``folder``, or None when no training was begun in ``folder``.
+
+    Raises:
+        BadInput: the training there had other data or settings, or its state can't be read.
+    """
+    if not (folder / STATE).is_file():
+        return None
+    record = read_json(folder / STATE)
+    if record["fingerprint"] != fingerprint:
+        raise BadInput(
+            f"{folder} holds a training of other data or settings (at step {record['step']}). "
+            "Next: choose another --out, or delete the folder"
+        )
+    try:
+        tensors = load_file(folder / record["file"])
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{folder / record['file']} can't be read: {error}. Next: delete {folder}") from error
+    weights: dict[str, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in record["scalars"].items()}
+    for name, value in tensors.items():
+        group, rest = name.split(".", 1)
+        if group == "optimiser":
+            index, key = rest.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        else:
+            weights.setdefault(group, {})[rest] = value
+    progress = Progress(record["step"], record["best_step"], record["best_loss"])
+    return State(progress, weights, {"state": state, "param_groups": record["groups"]})
+
+
+def drop_later_metrics(file: Path, step: int) -> None:
+    """Remove the lines of ``metrics.jsonl`` after ``step``: a resumed training writes them again."""
+    if file.is_file():
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line).get("step", 0))
+    except json.JSONDecodeError:
+        # The last line of a killed run may be cut short.
+        return float("inf")
+
+
+def clone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a copy of a state dict that later training can't change."""
+    with torch.no_grad():
+        return {name: value.detach().clone() for name, value in state.items()}

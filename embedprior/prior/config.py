@@ -1,0 +1,168 @@
+"""Settings of the diffusion prior (torch-free)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from embedprior.config import Config
+
+Prediction = Literal["x0", "epsilon", "v"]
+Source = Literal["drr", "cxr"]
+
+
+@dataclass(frozen=True)
+class NetworkSize:
+    """Sizes of the decoder: width, blocks, query heads, width of one head, SwiGLU inner width."""
+
+    dim: int
+    depth: int
+    heads: int
+    head_dim: int
+    inner: int
+
+
+SIZES: dict[str, NetworkSize] = {
+    # The size the PE paper's code ships and its text counts (49 M parameters).
+    "prior-49m": NetworkSize(dim=512, depth=12, heads=12, head_dim=64, inner=2048),
+    # "width 2048, 24 layers" as the paper's text puts it: 1.3 billion parameters, not 49 million.
+    "paper-text": NetworkSize(dim=2048, depth=24, heads=32, head_dim=64, inner=8192),
+    "tiny": NetworkSize(dim=64, depth=3, heads=2, head_dim=32, inner=128),
+}
+
+
+class NetworkConfig(Config):
+    """The decoder. A preset gives every size; a size set here replaces the preset's."""
+
+    preset: Literal["prior-49m", "paper-text", "tiny"] = "prior-49m"
+    dim: int | None = Field(default=None, gt=1)
+    depth: int | None = Field(default=None, gt=0)
+    heads: int | None = Field(default=None, gt=0)
+    head_dim: int | None = Field(default=None, gt=0)
+    inner: int | None = Field(default=None, gt=0)
+
+    @property
+    def size(self) -> NetworkSize:
+        """The preset with the sizes set here in place."""
+        preset = SIZES[self.preset]
+        return NetworkSize(
+            dim=self.dim or preset.dim,
+            depth=self.depth or preset.depth,
+            heads=self.heads or preset.heads,
+            head_dim=self.head_dim or preset.head_dim,
+            inner=self.inner or preset.inner,
+        )
+
+
+class ProcessConfig(Config):
+    """The noising process and what the network predicts."""
+
+    schedule: Literal["cosine", "linear"] = "cosine"
+    timesteps: int = Field(default=1000, ge=2)
+    prediction: Prediction = "x0"
+    condition_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    # "keep": the null branch still sees the noised target (2x cost). "both": it sees neither, as released.
+    null: Literal["keep", "both"] = "keep"
+    guidance: float = 1.0
+
+    @model_validator(mode="after")
+    def _null_branch_is_trained(self) -> Self:
+        if self.guidance != 1.0 and self.condition_dropout == 0.0:
+            raise ValueError("guidance other than 1 needs a trained null branch: set condition_dropout above 0")
+        return self
+
+
+class ObjectiveConfig(Config):
+    """Weights of the named losses. Any weight on a head bends the prediction away from the posterior mean."""
+
+    l2: float = Field(default=1.0, ge=0.0)
+    bce: float = Field(default=0.0, ge=0.0)
+    # "teacher": the head's own probability of the true CT embedding. "labels": 0/1, unknown cases left out.
+    bce_target: Literal["teacher", "labels"] = "teacher"
+    # Min-SNR weighting of the L2 term (Hang et al. 2023); None weighs every timestep alike.
+    min_snr_gamma: float | None = Field(default=None, gt=0.0)
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        if self.l2 == 0.0 and self.bce == 0.0:
+            raise ValueError("every loss weight is 0: nothing would be learned")
+        return self
+
+
+class TrainingConfig(Config):
+    """The optimisation. ``batch`` is the whole batch, over all processes."""
+
+    steps: int = Field(default=12_000, gt=0)
+    batch: int = Field(default=64, gt=0)
+    lr: float = Field(default=1.1e-4, gt=0.0)
+    weight_decay: float = Field(default=6.02e-2, ge=0.0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: int = Field(default=50, ge=0)
+    clip: float = Field(default=0.5, gt=0.0)
+    ema: float = Field(default=0.9999, ge=0.0, lt=1.0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    validate_every: int = Field(default=500, gt=0)
+    validation_bins: int = Field(default=10, gt=0)
+    # Stop after this many validations without a better one; None trains all steps.
+    patience: int | None = Field(default=None, gt=0)
+    checkpoint_every: int = Field(default=1000, gt=0)
+    variance_nodes: int = Field(default=64, ge=2)
+    variance_draws: int = Field(default=4, gt=0)
+    seed: int = Field(default=0, ge=0)
+
+
+class PriorConfig(Config):
+    """Everything that decides what a prior becomes, given its pairs."""
+
+    network: NetworkConfig = NetworkConfig()
+    process: ProcessConfig = ProcessConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _nodes_fit_the_timesteps(self) -> Self:
+        if self.training.validation_bins > self.process.timesteps:
+            raise ValueError("validation_bins must not exceed timesteps")
+        return self
+
+
+SamplerName = Literal["analytic", "analytic_diag", "ddpm_small", "ddpm_big", "ddim", "dpm_solver"]
+
+
+class SamplerConfig(Config):
+    """How a sample is drawn.
+
+    ``family`` decides the forward family's lambda squared: DDPM's beta-tilde, or eta squared times it (DDIM).
+    ``variance`` is what is added on the way back. ``dpm_solver`` (2M) is deterministic after its start.
+    """
+
+    family: Literal["ddpm", "ddim", "dpm_solver"] = "ddpm"
+    variance: Literal["small", "big", "analytic", "analytic_diag"] = "analytic"
+    trajectory: Literal["even", "optimal"] = "even"
+    eta: float = Field(default=0.0, ge=0.0, le=1.0)
+    steps: int = Field(default=64, gt=0)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.family != "ddim" and self.eta != 0.0:
+            raise ValueError("eta belongs to family 'ddim'")
+        if self.family != "ddpm" and self.variance == "big":
+            raise ValueError("variance 'big' belongs to family 'ddpm'")
+        if self.family != "ddpm" and self.trajectory == "optimal":
+            raise ValueError("trajectory 'optimal' is defined for family 'ddpm' only (its cost diverges elsewhere)")
+        if self.family == "dpm_solver" and self.variance != "small":
+            raise ValueError("family 'dpm_solver' adds no noise: set variance 'small'")
+        return self
+
+
+def named_sampler(name: SamplerName, steps: int) -> SamplerConfig:
+    """Return the settings behind a sampler's short name."""
+    if name == "ddim":
+        return SamplerConfig(family="ddim", variance="small", steps=steps)
+    if name == "dpm_solver":
+        return SamplerConfig(family="dpm_solver", variance="small", steps=steps)
+    if name in ("ddpm_small", "ddpm_big"):
+        return SamplerConfig(variance="small" if name == "ddpm_small" else "big", steps=steps)
+    return SamplerConfig(variance="analytic" if name == "analytic" else "analytic_diag", steps=steps)

@@ -1,0 +1,186 @@
+"""Reverse steps: Analytic-DPM, DDPM, DDIM and DPM-Solver++ as one linear rule with tabulated coefficients.
+
+Every sampler is a list of ``ReverseStep``; ``run`` applies them. Notation of Bao et al. 2022 (Analytic-DPM):
+abar = alpha_bar, bbar = 1 - abar, a = abar_r / abar_s, b = 1 - a for a step from r down to s < r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embedprior.errors import BadInput
+from embedprior.prior.config import SamplerConfig
+from embedprior.prior.diffusion import Schedule
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ReverseStep:
+    """x_s = keep · x_r + predicted · x0hat_r + previous · x0hat of the step before + sigma · noise.
+
+    Attributes:
+        r, s: timestep before and after.
+        keep, predicted, previous: coefficients.
+        sigma: (1,) or (D,) standard deviation of the added noise.
+    """
+
+    r: int
+    s: int
+    keep: float
+    predicted: float
+    previous: float
+    sigma: Vector
+
+
+def even_trajectory(timesteps: int, steps: int) -> list[int]:
+    """Return ``steps`` timesteps from 1 to N, evenly spaced and rounded; one step uses N alone.
+
+    Raises:
+        BadInput: more steps than timesteps.
+    """
+    if steps > timesteps:
+        raise BadInput(f"{steps} sampling steps asked for. Allowed: 1 to {timesteps}, the prior's timesteps.")
+    if steps == 1:
+        return [timesteps]
+    return [round(1 + k * (timesteps - 1) / (steps - 1)) for k in range(steps)]
+
+
+def optimal_trajectory(schedule: Schedule, variance: Vector, steps: int) -> list[int]:
+    """Return the ``steps`` timesteps, 1 and N among them, with the least sum of log(1 - b · Gamma_r / bbar_r).
+
+    Dynamic programming of Bao et al. 2022, section 4, for the DDPM family; O(steps · N²).
+
+    Args:
+        schedule: the process.
+        variance: (N+1,) v_n, the mean squared error of x0hat at every timestep (index 0 is not read).
+        steps: nodes, 2 to N.
+
+    Raises:
+        BadInput: ``steps`` outside 2..N.
+    """
+    count = schedule.timesteps
+    if not 2 <= steps <= count:
+        raise BadInput(f"{steps} optimal sampling steps asked for. Allowed: 2 to {count}.")
+    abar, bbar = schedule.alpha_bar[1:], schedule.beta_bar[1:]
+    gamma = np.clip(1.0 - variance[1:] * abar / bbar, 0.0, 1.0)
+    b = 1.0 - abar[None, :] / abar[:, None]
+    edge = np.full((count, count), np.inf)
+    forward = np.triu_indices(count, 1)
+    with np.errstate(divide="ignore"):
+        edge[forward] = np.log(np.maximum(1.0 - b * (gamma / bbar)[None, :], 0.0)[forward])
+    cost = np.full(count, np.inf)
+    cost[0] = 0.0
+    came_from = []
+    for _ in range(steps - 1):
+        through = cost[:, None] + edge
+        came_from.append(through.argmin(axis=0))
+        cost = through.min(axis=0)
+    node = count - 1
+    path = [node]
+    for choices in reversed(came_from):
+        node = int(choices[node])
+        path.append(node)
+    return [node + 1 for node in reversed(path)]
+
+
+def plan(
+    schedule: Schedule, config: SamplerConfig, trajectory: Sequence[int], variance: Callable[[int], Vector] | None
+) -> list[ReverseStep]:
+    """Return the reverse steps from trajectory[-1] down to 0.
+
+    Args:
+        schedule: the process.
+        config: family, variance, eta.
+        trajectory: increasing timesteps; the last is where sampling starts.
+        variance: n ↦ (D,) or (1,) v_n = E (x0 - x0hat)² at timestep n; read by the analytic variances only.
+
+    Raises:
+        BadInput: an analytic variance without a variance table.
+    """
+    pairs = list(zip([0, *trajectory[:-1]], trajectory, strict=True))[::-1]
+    if config.family == "dpm_solver":
+        return _solver_steps(schedule, pairs)
+    return [_markov_step(schedule, config, s, r, variance) for s, r in pairs]
+
+
+def _markov_step(
+    schedule: Schedule, config: SamplerConfig, s: int, r: int, variance: Callable[[int], Vector] | None
+) -> ReverseStep:
+    abar_s, abar_r = schedule.alpha_bar[s], schedule.alpha_bar[r]
+    bbar_s, bbar_r = schedule.beta_bar[s], schedule.beta_bar[r]
+    b = 1.0 - abar_r / abar_s
+    beta_tilde = b * bbar_s / bbar_r
+    lam2 = beta_tilde * (config.eta**2 if config.family == "ddim" else 1.0)
+    keep = np.sqrt(max(bbar_s - lam2, 0.0) / bbar_r)
+    predicted = np.sqrt(abar_s) - keep * np.sqrt(abar_r)
+    if s == 0:
+        sigma2 = np.zeros(1)
+    elif config.variance == "small":
+        sigma2 = np.full(1, lam2)
+    elif config.variance == "big":
+        sigma2 = np.full(1, b)
+    elif variance is None:
+        raise BadInput("analytic sampling needs a variance table. Next: train the prior with a validation part.")
+    else:
+        error = variance(r)
+        sigma2 = lam2 + predicted**2 * (error if config.variance == "analytic_diag" else error.mean(keepdims=True))
+    return ReverseStep(r, s, float(keep), float(predicted), 0.0, np.sqrt(sigma2))
+
+
+def _solver_steps(schedule: Schedule, pairs: Sequence[tuple[int, int]]) -> list[ReverseStep]:
+    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2; first order at the first step and at the last (where h = ∞)."""
+    steps = []
+    half_log_snr = 0.5 * np.log(np.maximum(schedule.alpha_bar, 1e-300)) - 0.5 * np.log(
+        np.where(schedule.beta_bar > 0, schedule.beta_bar, 1.0)
+    )
+    previous_h: float | None = None
+    for s, r in pairs:
+        if s == 0:
+            steps.append(ReverseStep(r, s, 0.0, 1.0, 0.0, np.zeros(1)))
+            continue
+        h = float(half_log_snr[s] - half_log_snr[r])
+        keep = float(np.sqrt(schedule.beta_bar[s] / schedule.beta_bar[r]))
+        gain = -float(np.sqrt(schedule.alpha_bar[s]) * np.expm1(-h))
+        lean = 0.0 if previous_h is None else h / (2.0 * previous_h)
+        steps.append(ReverseStep(r, s, keep, gain * (1.0 + lean), -gain * lean, np.zeros(1)))
+        previous_h = h
+    return steps
+
+
+def run(
+    steps: Sequence[ReverseStep], denoise: Callable[[Tensor, int], Tensor], noise: Callable[[int], Tensor]
+) -> Tensor:
+    """Return samples of x_0.
+
+    Args:
+        steps: a plan.
+        denoise: (x_r (B, D), r) ↦ x0hat (B, D).
+        noise: k ↦ (B, D) standard normal: k = 0 is the start, k = 1, 2, … what the k-th step adds.
+    """
+    *_, last = states(steps, denoise, noise)
+    return last
+
+
+def states(
+    steps: Sequence[ReverseStep], denoise: Callable[[Tensor, int], Tensor], noise: Callable[[int], Tensor]
+) -> Iterator[Tensor]:
+    """Yield x after every step, the start first; arguments as in ``run``."""
+    x = noise(0)
+    yield x
+    before: Tensor | None = None
+    for index, step in enumerate(steps, start=1):
+        predicted = denoise(x, step.r)
+        x = step.keep * x + step.predicted * predicted
+        if before is not None and step.previous:
+            x = x + step.previous * before
+        if step.sigma.any():
+            x = x + torch.as_tensor(step.sigma, dtype=x.dtype, device=x.device) * noise(index)
+        before = predicted
+        yield x

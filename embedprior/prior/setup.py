@@ -1,0 +1,162 @@
+"""What happens before the first step: the pairs are checked, scaled and put on the device; the network is made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from embedprior.errors import BadInput, EmbedpriorError
+from embedprior.prior.config import PriorConfig
+from embedprior.prior.data import PairArrays
+from embedprior.prior.model import DESCRIPTION, WEIGHTS, Prior, new_network
+from embedprior.prior.scaling import Standardiser
+from embedprior.runs import hash_file, hash_of, seed_for
+
+
+@dataclass(frozen=True)
+class PairTensors:
+    """Standardised pairs on the device.
+
+    Attributes:
+        condition: (N, C, Dc).
+        target: (N, D).
+        visible: (N, C) bool; None when every token is real.
+        labels: (N,) 1 / 0 / NaN.
+    """
+
+    condition: Tensor
+    target: Tensor
+    visible: Tensor | None
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+def to_tensors(pairs: PairArrays, prior: Prior, device: torch.device) -> PairTensors:
+    """Return the whole set, scaled as ``prior`` scales it."""
+    labels = np.full(len(pairs), np.nan) if pairs.labels is None else pairs.labels
+    return PairTensors(
+        condition=torch.from_numpy(prior.condition_scaler(pairs.source).forward(pairs.tokens)).to(device),
+        target=torch.from_numpy(prior.target_scaler.forward(pairs.target)).to(device),
+        visible=None if pairs.condition_mask is None else torch.from_numpy(pairs.condition_mask).to(device),
+        labels=torch.from_numpy(np.asarray(labels, dtype=np.float32)).to(device),
+    )
+
+
+def check_pairs(train: PairArrays, val: PairArrays, config: PriorConfig, start: Prior | None) -> None:
+    """Refuse pairs that can't be learned from, or that do not fit the prior to start from.
+
+    Raises:
+        BadInput: naming what differs.
+    """
+    train.check("training")
+    val.check("validation")
+    shared = sorted(set(train.ids) & set(val.ids))
+    if shared:
+        raise BadInput(f"pair '{shared[0]}' is in training and in validation ({len(shared)} such pairs).")
+    facts = ["condition dimension", "target dimension", "source", "condition encoder", "target encoder"]
+    ours = (train.condition.shape[-1], train.target.shape[-1], train.source, *train.encoders)
+    theirs = (val.condition.shape[-1], val.target.shape[-1], val.source, *val.encoders)
+    for fact, mine, other in zip(facts, ours, theirs, strict=True):
+        if mine != other:
+            raise BadInput(f"{fact}: '{mine}' in training, '{other}' in validation. They must be equal.")
+    if start is None:
+        return
+    facts = ["condition dimension", "target dimension", "condition encoder", "target encoder", "network size"]
+    facts += ["schedule", "timesteps", "prediction", "null"]
+    process, begun = config.process, start.config.process
+    wanted: list[Any] = [train.condition.shape[-1], train.target.shape[-1], *train.encoders, config.network.size]
+    given: list[Any] = [start.network.condition_dim, start.network.target_dim, *start.encoders]
+    given += [start.config.network.size]
+    for name in facts[5:]:
+        wanted.append(getattr(process, name))
+        given.append(getattr(begun, name))
+    for fact, mine, other in zip(facts, wanted, given, strict=True):
+        # An encoder key that one side does not know can't be compared.
+        if mine != other and "" not in (mine, other):
+            raise BadInput(f"{fact}: '{mine}' here, '{other}' in the prior to start from. They must be equal.")
+    if train.tokens.shape[1] > len(start.network.slots):
+        raise BadInput(
+            f"{train.tokens.shape[1]} condition tokens here, at most {len(start.network.slots)} in the prior "
+            "to start from."
+        )
+
+
+def untrained(train: PairArrays, config: PriorConfig, start: Prior | None) -> Prior:
+    """Return the prior that training begins with: scalers fitted on ``train``, weights new or those of ``start``."""
+    tokens = train.tokens
+    real = tokens if train.condition_mask is None else tokens[train.condition_mask]
+    scalers: dict[str, Standardiser] = {train.source: Standardiser.fit(real)}
+    if start is not None:
+        return Prior(
+            config, start.network, start.target_scaler, {**start.condition_scalers, **scalers}, None,
+            (train.encoders[0] or start.encoders[0], train.encoders[1] or start.encoders[1]),
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(config.training.seed, "prior-weights"))
+        network = new_network(config, tokens.shape[-1], train.target.shape[-1], tokens.shape[1])
+    return Prior(config, network, Standardiser.fit(train.target), scalers, None, train.encoders)
+
+
+def fingerprint(train: PairArrays, val: PairArrays, config: PriorConfig, init_from: Path | None) -> str:
+    """Return the hash of everything that decides the training's numbers, so that a resume can't mix two."""
+    parts: dict[str, Any] = {"config": config}
+    for name, pairs in (("train", train), ("val", val)):
+        arrays = [pairs.condition, pairs.target, pairs.condition_mask, pairs.labels]
+        hashes = ["" if a is None else hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest() for a in arrays]
+        parts[name] = [*hashes, list(pairs.ids), pairs.source, *pairs.encoders]
+    if init_from is not None:
+        parts["init_from"] = [hash_file(init_from / WEIGHTS), hash_file(init_from / DESCRIPTION)]
+    return hash_of(parts)
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return AdamW groups: matrices decay; vectors, gains and learned tokens do not."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            (matrices if isinstance(module, nn.Linear) and name == "weight" else others).append(parameter)
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def ema_update(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Return the averaging rule for ``AveragedModel``: decay min(decay, (1 + k)/(10 + k)) at update k.
+
+    The ramp lets a short training leave its random start behind; a plain 0.9999 would keep it for 10,000 steps.
+    """
+
+    @torch.no_grad()
+    def update(averaged: Iterable[Tensor], current: Iterable[Tensor], count: Tensor | int) -> None:
+        k = float(count)
+        torch._foreach_lerp_(list(averaged), list(current), 1.0 - min(decay, (1.0 + k) / (10.0 + k)))
+
+    return update
+
+
+def refuse_nan(losses: Tensor, steps: list[int], pairs_of: Callable[[int], list[str]]) -> None:
+    """Stop when a loss is not finite.
+
+    Args:
+        losses: (steps, terms).
+        steps: the step of each row.
+        pairs_of: step ↦ ids of its batch.
+
+    Raises:
+        EmbedpriorError: naming the first such step and its pairs.
+    """
+    bad = (~losses.isfinite().all(dim=1)).nonzero().flatten()
+    if len(bad):
+        step = steps[int(bad[0])]
+        raise EmbedpriorError(
+            f"the loss at step {step} is not a number; nothing was saved after it. "
+            f"Its pairs: {', '.join(pairs_of(step))}. Next: look at these embeddings, or lower training.lr"
+        )
