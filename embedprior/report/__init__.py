@@ -1,0 +1,17 @@
+"""What was found, on one page: tables, figures, and what may not be concluded."""
+
+from __future__ import annotations
+
+from embedprior.report.content import EmbeddingView, EvidenceSection, Report
+from embedprior.report.markdown import results_table, summary_markdown
+from embedprior.report.page import render, write_report
+
+__all__ = [
+    "EmbeddingView",
+    "EvidenceSection",
+    "Report",
+    "render",
+    "results_table",
+    "summary_markdown",
+    "write_report",
+]

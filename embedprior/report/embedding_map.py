@@ -1,0 +1,135 @@
+"""Where generated CT embeddings lie among real ones: one t-SNE of CT, generated and radiograph embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from embedprior.errors import BadInput
+from embedprior.report.content import EmbeddingView
+from embedprior.report.figures import BLUE, GREEN, INK, VERMILION, png
+
+Floats = NDArray[np.float64]
+
+SPACES = (("CT", BLUE), ("generated from the X-ray", VERMILION), ("X-ray", GREEN))
+#: Barnes-Hut t-SNE takes seconds up to about this many cases a space.
+MOST_CASES = 500
+#: Below this, neighbourhoods mean nothing.
+FEWEST_CASES = 10
+
+
+def standardised(view: EmbeddingView) -> tuple[Floats, Floats, Floats]:
+    """Return (CT, generated, X-ray) embeddings, each space scaled to mean 0 and standard deviation 1 per dimension.
+
+    Generated embeddings lie in the CT space and take the CT's mean and standard deviation, so that a prior that
+    collapses or drifts stays visible.
+
+    Raises:
+        BadInput: case counts differ, or an embedding is not finite.
+    """
+    ct, generated, cxr = (np.asarray(x, dtype=np.float64) for x in (view.ct, view.generated, view.cxr))
+    counts = {"ct": len(ct), "generated": len(generated), "cxr": len(cxr), "labels": len(view.labels)}
+    if len(set(counts.values())) > 1:
+        raise BadInput(f"the embedding view needs the same cases in every space; got {counts}.")
+    if ct.shape[1:] != generated.shape[1:]:
+        raise BadInput(
+            f"generated embeddings {generated.shape[1:]} are not of the CT space {ct.shape[1:]}: dimensions must agree."
+        )
+    for name, values in (("ct", ct), ("generated", generated), ("cxr", cxr)):
+        if not np.isfinite(values).all():
+            raise BadInput(f"the {name} embeddings of the view hold NaN or infinite values.")
+    mean, scale = _scaler(ct)
+    own_mean, own_scale = _scaler(cxr)
+    return (ct - mean) / scale, (generated - mean) / scale, (cxr - own_mean) / own_scale
+
+
+def _scaler(values: Floats) -> tuple[Floats, Floats]:
+    spread = values.std(axis=0)
+    return values.mean(axis=0), np.where(spread > 0, spread, 1.0)
+
+
+def embedding_figure(view: EmbeddingView) -> tuple[bytes | None, str]:
+    """Return (PNG bytes, caption); None and the reason when there are too few cases.
+
+    Spaces of different width cannot share a map: the radiographs then get a panel of their own.
+
+    Raises:
+        BadInput: see :func:`standardised`.
+    """
+    ct, generated, cxr = standardised(view)
+    labels = np.asarray(view.labels, dtype=np.float64)
+    if len(ct) < FEWEST_CASES:
+        return None, f"No t-SNE: {len(ct)} held-out cases have all three embeddings, {FEWEST_CASES} are needed."
+    kept = np.arange(len(ct))
+    if len(ct) > MOST_CASES:
+        kept = np.sort(np.random.default_rng(view.seed).choice(len(ct), MOST_CASES, replace=False))
+    ct, generated, cxr, labels = ct[kept], generated[kept], cxr[kept], labels[kept]
+    joint = ct.shape[1] == cxr.shape[1]
+    groups = [[ct, generated, cxr]] if joint else [[ct, generated], [cxr]]
+    figure = Figure(figsize=(5.2, 5.4) if joint else (5.2, 9.2), layout="constrained")
+    panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
+    spaces = iter(SPACES)
+    for axes, arrays in zip(panels, groups, strict=True):
+        points = np.split(tsne(np.concatenate(arrays), view.seed), len(arrays))
+        for positions, (_, colour) in zip(points, spaces, strict=False):
+            _scatter(axes, positions, labels, colour)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_color("#c9cfd8")
+    figure.legend(
+        handles=_legend(view.label_name, labels), loc="outside lower left", ncols=2, fontsize=9, frameon=False
+    )
+    return png(figure), _caption(joint, len(kept), len(view.labels), view.seed)
+
+
+def tsne(values: Floats, seed: int) -> Floats:
+    """Return the (n, 2) t-SNE of (n, D) values: Euclidean, perplexity 30 or a third of the points, PCA start."""
+    from sklearn.decomposition import PCA  # slow to import
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(values) - 1) / 3)
+    components = min(50, *values.shape)
+    reduced = PCA(components, random_state=seed).fit_transform(values)
+    start = reduced[:, :2] if components > 1 else np.pad(reduced, ((0, 0), (0, 1)))
+    spread = start[:, 0].std()
+    start = start / (spread if spread > 0 else 1.0) * 1e-4
+    found = TSNE(2, perplexity=perplexity, init=start, random_state=seed, n_jobs=1).fit_transform(reduced)
+    return np.asarray(found, dtype=np.float64)
+
+
+def _scatter(axes: Any, positions: Floats, labels: Floats, colour: str) -> None:
+    kinds = ((labels == 0, "o", "none"), (labels == 1, "^", colour), (np.isnan(labels), "x", colour))
+    for member, marker, face in kinds:
+        if member.any():
+            edge = {"facecolors": face, "edgecolors": colour} if marker != "x" else {"color": colour}
+            axes.scatter(*positions[member].T, s=20, marker=marker, linewidths=0.9, alpha=0.75, **edge)
+
+
+def _legend(label_name: str, labels: Floats) -> list[Line2D]:
+    handles = [Line2D([], [], marker="s", linestyle="", color=colour, label=name) for name, colour in SPACES]
+    handles.append(Line2D([], [], marker="^", linestyle="", color=INK, label=label_name))
+    negative = f"not {label_name}"
+    handles.append(Line2D([], [], marker="o", linestyle="", color=INK, markerfacecolor="none", label=negative))
+    if np.isnan(labels).any():
+        handles.append(Line2D([], [], marker="x", linestyle="", color=INK, label="unknown"))
+    return handles
+
+
+def _caption(joint: bool, shown: int, total: int, seed: int) -> str:
+    cases = f"{shown} of {total} held-out cases" if shown < total else f"{total} held-out cases"
+    scaling = (
+        "Each space is standardised by its own mean and standard deviation per dimension; generated embeddings by "
+        "the CT's."
+    )
+    if joint:
+        return (
+            f"t-SNE of CT, generated and X-ray embeddings of {cases} (seed {seed}). {scaling} CT and generated share "
+            "a space; how far the X-ray cloud lies from them carries no meaning."
+        )
+    return (
+        f"t-SNE of {cases} (seed {seed}): above, CT and generated embeddings; below, X-ray embeddings, whose space has "
+        f"another number of dimensions. {scaling}"
+    )

@@ -1,0 +1,228 @@
+"""The report's figures as PNG bytes: ROC curves and the forest of differences.
+
+Drawn on white with the Okabe-Ito colours (Okabe & Ito 2008, readable with any colour vision), at a width that
+stays legible when a phone shows the page.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from embedprior.report import words
+from embedprior.report.rows import alpha_of, oracles
+
+Floats = NDArray[np.float64]
+
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, INK, MUTED = "#E69F00", "#56B4E9", "#1b2430", "#6b7686"
+PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
+DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5, 1, 1.5)), (0, (1, 1)))
+WIDTH_INCHES, DPI = 5.2, 170
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as PNG bytes without a time stamp."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def clean(axes: Axes) -> None:
+    """Leave only the two axes that are read."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.tick_params(colors=INK, labelsize=9)
+
+
+def held_out(predictions: pd.DataFrame, unit: str = "exam") -> pd.DataFrame:
+    """Return the rows a ROC curve is drawn from: split ``test``, known label, one row per case.
+
+    With ``unit="patient"`` a patient's scores are averaged and any positive exam makes the patient positive, as in
+    the evaluation.
+    """
+    if predictions.empty:
+        return predictions
+    rows = predictions
+    if "split" in rows.columns and bool((rows["split"] == "test").any()):
+        rows = rows[rows["split"] == "test"]
+    rows = rows[rows["label"].notna() & rows["score"].notna()]
+    if unit != "patient":
+        return rows
+    keys = [k for k in ("label_name", "resample", "fold", "seed", "method", "patient_id") if k in rows.columns]
+    return rows.groupby(keys, dropna=False, sort=False).agg({"label": "max", "score": "mean"}).reset_index()
+
+
+def roc_points(labels: Floats, scores: Floats) -> tuple[Floats, Floats]:
+    """Return (false positive rate, sensitivity) of one case list; ties are one slanted step."""
+    from sklearn.metrics import roc_curve  # slow to import
+
+    fpr, tpr, _ = roc_curve(labels, scores)
+    return np.asarray(fpr, dtype=np.float64), np.asarray(tpr, dtype=np.float64)
+
+
+def mean_roc(rows: pd.DataFrame) -> tuple[Floats, Floats] | None:
+    """Return one method's ROC curve, or None when no fold holds both classes.
+
+    Scores of different folds and seeds are never pooled: the curves are averaged at equal false positive rate,
+    weighted by positives x negatives, so that the area under the mean is the fold-stratified AUC.
+    """
+    keys = [k for k in ("resample", "fold", "seed") if k in rows.columns and rows[k].notna().any()]
+    groups = [group for _, group in rows.groupby(keys, dropna=False)] if keys else [rows]
+    curves, weights = [], []
+    for group in groups:
+        labels = group["label"].to_numpy(dtype=np.float64)
+        positives, negatives = float((labels == 1).sum()), float((labels == 0).sum())
+        if positives and negatives:
+            curves.append(roc_points(labels, group["score"].to_numpy(dtype=np.float64)))
+            weights.append(positives * negatives)
+    if not curves:
+        return None
+    if len(curves) == 1:
+        return curves[0]
+    # A step is vertical: each rate stands in the grid twice, once for the foot of the step and once for its head.
+    grid = np.unique(np.concatenate([fpr for fpr, _ in curves]))
+    feet, heads = zip(*(_at(grid, fpr, tpr) for fpr, tpr in curves), strict=True)
+    share = np.asarray(weights) / np.sum(weights)
+    both = np.stack([share @ np.stack(feet), share @ np.stack(heads)], axis=1)
+    return np.repeat(grid, 2), both.ravel()
+
+
+def _at(grid: Floats, fpr: Floats, tpr: Floats) -> tuple[Floats, Floats]:
+    """Return a curve's limits from the left and from the right; np.interp takes the last of equal rates."""
+    return np.interp(-grid, -fpr[::-1], tpr[::-1]), np.interp(grid, fpr, tpr)
+
+
+def style_of(methods: list[str], needs_ct: frozenset[str]) -> dict[str, dict[str, Any]]:
+    """Return line styles: a colour per deployable method, grey dashes for oracles."""
+    styles: dict[str, dict[str, Any]] = {}
+    deployable = [m for m in methods if m not in needs_ct]
+    for index, method in enumerate(deployable):
+        turn, colour = divmod(index, len(PALETTE))
+        styles[method] = {"color": PALETTE[colour], "linestyle": DASHES[turn % len(DASHES)], "linewidth": 1.8}
+    for index, method in enumerate(m for m in methods if m in needs_ct):
+        styles[method] = {"color": MUTED, "linestyle": (0, (5 - index % 3, 2)), "linewidth": 1.6}
+    return styles
+
+
+def roc_figure(evidence: Mapping[str, Any], predictions: pd.DataFrame, label: str | None = None) -> bytes | None:
+    """Return the ROC curves of every method, or None when none can be drawn.
+
+    The AUCs in the legend are the evaluated ones, never recomputed here.
+
+    Args:
+        evidence: the evaluation.
+        predictions: the held-out scores.
+        label: only this ``label_name``.
+    """
+    rows = held_out(predictions, str(evidence.get("unit", "exam")))
+    if rows.empty:
+        return None
+    if label is not None:
+        rows = rows[rows["label_name"] == label]
+    declared = [m for m in evidence.get("methods", ()) if label is None or m.get("label_name") == label]
+    aucs = {str(m["method"]): m.get("auc") for m in declared}
+    needs_ct = oracles(evidence)
+    styles = style_of(list(aucs), needs_ct)
+    curves = {m: mean_roc(rows[rows["method"] == m]) for m in aucs}
+    if not any(curve is not None for curve in curves.values()):
+        return None
+    ordered = [m for m in aucs if m not in needs_ct] + [m for m in aucs if m in needs_ct]
+    legend_inches = 0.2 * len(ordered) + 0.25
+    figure = Figure(figsize=(WIDTH_INCHES, WIDTH_INCHES - 0.3 + legend_inches), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#b9c0ca", linewidth=1, zorder=0)
+    for method in ordered:
+        curve, name = curves[method], method + (" (oracle: needs CT)" if method in needs_ct else "")
+        x, y = curve if curve is not None else (np.array([]), np.array([]))
+        axes.plot(x, y, label=f"{name}  {words.fixed(aucs[method])}", **styles[method])
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.set_xlabel("1 − specificity", fontsize=10, color=INK)
+    axes.set_ylabel("sensitivity", fontsize=10, color=INK)
+    clean(axes)
+    figure.legend(
+        loc="outside lower left", fontsize=9, frameon=False, title="AUC", title_fontsize=9, alignment="left",
+        labelspacing=0.3,
+    )  # fmt: skip
+    return png(figure)
+
+
+def forest_figure(evidence: Mapping[str, Any]) -> bytes | None:
+    """Return the differences of AUC with their intervals, grouped by what they are compared with.
+
+    Filled points are significant, hollow ones are not; a bracket marks the smallest detectable difference.
+    Comparisons with an oracle stand at the bottom in grey. None when there is nothing to draw.
+    """
+    comparisons, needs_ct, alpha = list(evidence.get("comparisons", ())), oracles(evidence), alpha_of(evidence)
+    if not any(words.number(c.get("delta")) is not None for c in comparisons):
+        return None
+    lines = list(_forest_lines(comparisons, needs_ct))
+    figure = Figure(figsize=(WIDTH_INCHES, 0.33 * len(lines) + 0.95), layout="constrained")
+    axes = figure.subplots()
+    limits = [
+        abs(v) for c in comparisons for k in ("delta", "ci_low", "ci_high", "min_detectable_delta")
+        if (v := words.number(c.get(k))) is not None
+    ]  # fmt: skip
+    reach = min(1.05, max(0.05, *limits) * 1.12)
+    axes.axvline(0, color=INK, linewidth=1)
+    for row, (_, comparison, is_oracle) in enumerate(lines):
+        if comparison is None:
+            continue
+        _forest_row(axes, row, comparison, alpha, MUTED if is_oracle else BLUE)
+    axes.set_yticks(range(len(lines)), [text for text, _, _ in lines])
+    for tick, (_, comparison, _) in zip(axes.get_yticklabels(), lines, strict=True):
+        tick.set_fontweight("bold" if comparison is None else "normal")
+    axes.set(ylim=(len(lines) - 0.5, -0.5), xlim=(-reach, reach))
+    axes.set_xlabel(f"← worse    Δ AUC ({words.percent(alpha)} CI)    better →", fontsize=10, color=INK)
+    clean(axes)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#e5e8ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return png(figure)
+
+
+def _forest_lines(
+    comparisons: list[Mapping[str, Any]], needs_ct: frozenset[str]
+) -> Iterator[tuple[str, Mapping[str, Any] | None, bool]]:
+    def group(c: Mapping[str, Any]) -> tuple[bool, str]:
+        return (str(c["a"]) in needs_ct or str(c["b"]) in needs_ct, str(c["b"]))
+
+    names = list(dict.fromkeys(map(group, comparisons)))
+    several_labels = len({c.get("label_name") for c in comparisons}) > 1
+    for is_oracle, reference in sorted(names, key=lambda name: name[0]):
+        yield f"{'oracle against' if is_oracle else 'against'} {reference}", None, is_oracle
+        for comparison in comparisons:
+            if group(comparison) == (is_oracle, reference):
+                suffix = f" · {comparison['label_name']}" if several_labels else ""
+                yield f"{comparison['a']}{suffix}", comparison, is_oracle
+
+
+def _forest_row(axes: Axes, row: int, comparison: Mapping[str, Any], alpha: float, colour: str) -> None:
+    delta, low, high = (words.number(comparison.get(k)) for k in ("delta", "ci_low", "ci_high"))
+    if delta is None:
+        axes.text(0.01, row, "not testable", va="center", fontsize=8, color=MUTED, style="italic")
+        return
+    detectable = words.number(comparison.get("min_detectable_delta"))
+    if detectable is not None:
+        for edge in (-detectable, detectable):
+            axes.plot([edge, edge], [row - 0.22, row + 0.22], color=ORANGE, linewidth=1.6)
+    if low is not None and high is not None:
+        axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
+    significant = words.state_of(comparison, alpha) in ("higher", "lower")
+    axes.plot(
+        [delta], [row], marker="o", markersize=6.5, color=colour, markerfacecolor=colour if significant else "white",
+        markeredgewidth=1.6,
+    )  # fmt: skip
+    if low is None or high is None:
+        axes.annotate(
+            "no interval", (delta, row), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8,
+            color=MUTED, style="italic",
+        )  # fmt: skip
