@@ -166,3 +166,31 @@ def named_sampler(name: SamplerName, steps: int) -> SamplerConfig:
     if name in ("ddpm_small", "ddpm_big"):
         return SamplerConfig(variance="small" if name == "ddpm_small" else "big", steps=steps)
     return SamplerConfig(variance="analytic" if name == "analytic" else "analytic_diag", steps=steps)
+
+
+class TrainPriorConfig(Config):
+    """What ``train_prior.py`` reads: where the pairs are, and how the prior is made.
+
+    Attributes:
+        condition_cache, target_cache: embedding caches of the radiographs (or DRRs) and of the CTs.
+        pairs, splits: CSV tables, see ``docs/formats.md``.
+        design: rows of the split table to use; may be left out when it has one design.
+        resample, fold: likewise.
+        source: what the conditions are; each source has its own scaler.
+        init_from: folder of a prior to start from (second stage).
+        out: folder of the training.
+        made_by: the command that makes the caches, named when they are missing.
+    """
+
+    condition_cache: str
+    target_cache: str
+    pairs: str
+    splits: str
+    out: str
+    design: str | None = None
+    resample: int = 0
+    fold: int = 0
+    source: Source = "cxr"
+    init_from: str | None = None
+    made_by: str = "embedprior embed"
+    prior: PriorConfig = PriorConfig()
