@@ -1,0 +1,68 @@
+"""Line integrals to a displayed radiograph: exposure, scatter, quantum noise, blur and tone, reproducible by seed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from .style import Appearance
+
+
+def to_radiograph(line_integrals: Tensor, appearance: Appearance, pitch_mm: float, seed: int = 0) -> Tensor:
+    """Displayed grey values in [0, 1], (P, H, W), of line integrals (P, H, W).
+
+    Primary exposure is exp(−L) (Beer and Lambert); scatter is the primary spread by a Gaussian, in the ratio
+    SF/(1 − SF); the detector counts Poisson(photons · pitch²) quanta, and the tone curve acts on the negative log of
+    the exposure.
+
+    Args:
+        line_integrals: from a renderer, dimensionless.
+        appearance: the making.
+        pitch_mm: detector pixel size.
+        seed: of the quantum noise; unused when the appearance draws none.
+    """
+    exposure = torch.exp(-line_integrals)
+    if appearance.scatter_fraction > 0:
+        ratio = appearance.scatter_fraction / (1 - appearance.scatter_fraction)
+        exposure = exposure + ratio * gaussian_blur(exposure, appearance.scatter_spread_mm / pitch_mm)
+    if appearance.blur_mm > 0:
+        exposure = gaussian_blur(exposure, appearance.blur_mm / pitch_mm)
+    quanta_floor = 1e-6
+    if appearance.photons_per_mm2 is not None:
+        per_pixel = appearance.photons_per_mm2 * pitch_mm**2
+        generator = torch.Generator(device=exposure.device).manual_seed(seed)
+        exposure = torch.poisson(exposure * per_pixel, generator=generator) / per_pixel
+        quanta_floor = 0.5 / per_pixel
+    return tone_curve(-torch.log(exposure.clamp_min(quanta_floor)), appearance)
+
+
+def tone_curve(attenuation: Tensor, appearance: Appearance) -> Tensor:
+    """Grey values in [0, 1] of negative log exposure, (P, H, W), each image by itself."""
+    if appearance.window is None:
+        low_share, high_share = appearance.exposure_quantiles
+        shares = torch.tensor([low_share, high_share], dtype=attenuation.dtype, device=attenuation.device)
+        rows, columns = (slice(side // 6, side - side // 6) for side in attenuation.shape[-2:])
+        low, high = torch.quantile(attenuation[:, rows, columns].flatten(1), shares, dim=1)[:, :, None, None]
+    else:
+        low, high = (torch.as_tensor(edge, dtype=attenuation.dtype) for edge in appearance.window)
+    grey: Tensor = ((attenuation - low) / (high - low).clamp_min(1e-6)).clamp(0, 1) ** appearance.gamma
+    if appearance.contrast > 0:
+        end = math.tanh(appearance.contrast / 2)
+        grey = 0.5 + torch.tanh(appearance.contrast * (grey - 0.5)) / (2 * end)
+    return 1 - grey if appearance.polarity == "bone_black" else grey
+
+
+def gaussian_blur(images: Tensor, sigma_px: float) -> Tensor:
+    """(P, H, W) blurred by a separable Gaussian cut off at 3 sigma; beyond the border the edge pixel goes on."""
+    if sigma_px <= 0:
+        return images
+    radius = max(1, min(math.ceil(3 * sigma_px), *(2 * side for side in images.shape[-2:])))
+    taps = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.exp(-0.5 * (taps / sigma_px) ** 2)
+    kernel = kernel / kernel.sum()
+    framed = pad(images[:, None], (radius, radius, radius, radius), mode="replicate")
+    across = conv2d(framed, kernel[None, None, None, :])
+    return conv2d(across, kernel[None, None, :, None])[:, 0]
