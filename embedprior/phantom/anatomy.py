@@ -15,6 +15,9 @@ from .space import Array, Grid, ellipsoid, inside
 LUNG_SHOULDER_Z = -5.0
 """Level (mm) above which the lungs taper to the apex."""
 
+SHOULDER_Z = 100.0
+"""Level (mm) above which the trunk narrows to the neck."""
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -119,7 +122,7 @@ def wall_distance(a: Anatomy, x: Array, y: Array, z: Array, layer: float) -> Arr
     """Signed distance to the surface lying `layer` mm inside the skin (first order)."""
     half_width = a.lung_x + a.lung_width + 15 + a.fat
     half_depth = a.lung_depth + 27 + 0.9 * a.fat
-    shoulder = np.clip((z - 100) / 40, 0, 1) ** 1.2
+    shoulder = np.clip((z - SHOULDER_Z) / 40, 0, 1) ** 1.2
     width = half_width * (1 - shoulder) + 60 * shoulder - layer
     depth = half_depth * (1 - shoulder) + 66 * shoulder - layer
     dy = y - 4 - 4 * shoulder

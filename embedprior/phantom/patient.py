@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .anatomy import (
+    SHOULDER_Z,
     Anatomy,
     as_attributes,
     diaphragm_height,
@@ -30,7 +31,7 @@ from .findings import (
     sample_lesion,
 )
 from .skeleton import back_of_spine, breastbone, collar_bones, ribs, shoulder_blades, vertebral_bodies
-from .space import Array, Grid, ellipsoid, fill, fill_air, inside, make_grid, mix, splat
+from .space import Array, Grid, ellipsoid, fill, fill_air, inside, make_grid, mix, sections, splat
 from .vessels import airways, great_vessels, lung_vessels
 
 AIR_HU, FAT_HU, MUSCLE_HU = -1000.0, -100.0, 50.0
@@ -134,9 +135,12 @@ def _affine(config: PhantomConfig) -> NDArray[np.float64]:
 def _body(a: Anatomy, grid: Grid) -> Array:
     """Wall, fat, belly and mediastinal fat, without lungs."""
     x, y, z = grid.x, grid.y, grid.z
-    hu = np.full(grid.shape, AIR_HU, np.float32)
-    skin = wall_distance(a, x, y, z, 0.0)
-    mix(hu, inside(skin, grid.edge), FAT_HU)
+    # below the shoulders the wall is the same at every level: one slice does for all
+    shoulders = int(np.searchsorted(z.ravel(), SHOULDER_Z))
+    skin = np.empty(grid.shape, np.float32)
+    skin[:shoulders] = wall_distance(a, x, y, z[:1], 0.0)
+    skin[shoulders:] = wall_distance(a, x, y, z[shoulders:], 0.0)
+    hu = AIR_HU + inside(skin, grid.edge) * np.float32(FAT_HU - AIR_HU)
     if a.breast > 0:
         for side in (-1, 1):
             size = a.breast * np.array([62.0, 46.0, 50.0])
@@ -148,17 +152,22 @@ def _body(a: Anatomy, grid: Grid) -> Array:
             breast = inside(ellipsoid(bx, by, hung, centre, size), grid.edge)
             mix(hu[box], breast * (hu[box] < FAT_HU - 1).astype(np.float32), -75.0)
     mix(hu, inside(skin + a.fat, grid.edge), MUSCLE_HU)
-    floor_right, floor_left = diaphragm_height(a, x, y, -1), diaphragm_height(a, x, y, 1)
-    belly = inside(np.maximum(z - np.where(x < 0, floor_right, floor_left) + 4, skin + a.fat + 16), grid.edge)
-    mix(hu, belly, np.where(x < 22, np.float32(95), np.float32(40)))
+    floors = diaphragm_height(a, x, y, -1), diaphragm_height(a, x, y, 1)
+    below = slice(0, int(np.searchsorted(z.ravel(), max(a.dome_left, a.dome_right) + grid.edge)))
+    under = z[below] - np.where(x < 0, *floors) + 4
+    belly = inside(np.maximum(under, skin[below] + (a.fat + 16)), grid.edge)
+    mix(hu[below], belly, np.where(x < 22, np.float32(95), np.float32(40)))
     gas = a.stomach_gas
     if gas > 4:
         bubble = np.array([52.0, -8.0, a.dome_left - gas - 7])
         box = grid.box(bubble - gas * 1.3, bubble + gas * 1.3)
         mix(hu[box], inside(ellipsoid(*grid.at(box), bubble, (1.3 * gas, gas, gas)), grid.edge), -950.0)
+    box = grid.box((-50, -a.lung_depth, a.recess), (50, a.lung_depth, a.apex + 4))
+    x, y, z = grid.at(box)
     middle = np.maximum(np.abs(x - spine_x(a, z)) - mediastinum_half_width(a, y, z), np.abs(y + 8) - a.lung_depth + 14)
-    between = inside(np.maximum(middle, np.maximum(np.maximum(floor_left, floor_right) + 4 - z, z - a.apex)), grid.edge)
-    mix(hu, between, -70.0)
+    floor = np.maximum(*floors)[:, box[1], box[2]]
+    between = np.maximum(middle, np.maximum(floor + 4 - z, z - a.apex))
+    mix(hu[box], inside(between, grid.edge), -70.0)
     return hu
 
 
@@ -182,13 +191,17 @@ def _organs(a: Anatomy, grid: Grid, hu: Array, lung: Array, rng: np.random.Gener
     heart = heart_distance(a, *grid.at(box))
     mix(hu[box], inside(heart, grid.edge), 60 + 0.35 * (a.blood_hu - 50))
     mix(hu[box], inside(heart + 10, grid.edge), a.blood_hu)
-    mix(hu, splat(grid, fill(great_vessels(a), step)), a.blood_hu)
+    blood = fill(sections(great_vessels(a)), step)
+    mix(hu, splat(grid, blood), a.blood_hu)
     mix(hu, splat(grid, fill(lung_vessels(a, rng), step)) * lung, a.blood_hu)
-    mix(hu, splat(grid, fill(airways(a), step)), AIR_HU)
+    mix(hu, splat(grid, fill(sections(airways(a)), step)), AIR_HU)
     bony, cartilage = ribs(a)
-    mix(hu, splat(grid, fill(cartilage, step)), 130.0)
     box, share, marrow = vertebral_bodies(a, grid)
     mix(hu[box], share, marrow)
     rims, plates = shoulder_blades(a, step)
-    mix(hu, splat(grid, fill([*back_of_spine(a), *breastbone(a)], step)), 320.0 * a.bone)
-    mix(hu, splat(grid, fill([*bony, *collar_bones(a), *rims], step), plates), 600.0 * a.bone)
+    mix(
+        hu,
+        splat(grid, fill(cartilage, step), fill(sections([*back_of_spine(a), *breastbone(a)]), step)),
+        300.0 * a.bone,
+    )
+    mix(hu, splat(grid, fill(bony, step), fill(sections([*collar_bones(a), *rims]), step), plates), 600.0 * a.bone)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .anatomy import Anatomy, dome_share, spine_x, spine_y
-from .space import Array, Cloud, Grid, Tube, inside
+from .space import Array, Cloud, Grid, Sections, Tube, inside
 
 VERTEBRA_MM = 25.0
 RIB_ANTERIOR_DROP = (30, 44, 56, 66, 74, 82, 90, 92, 88, 80, 50, 30)
@@ -13,50 +14,48 @@ RIB_BONY_DEGREES = (118, 126, 132, 134, 134, 132, 128, 122, 116, 108, 84, 62)
 """Ribs 1 to 12: how far the front end hangs below the back end (mm), and how far round the bone goes from the spine."""
 
 
-def vertebra_z(a: Anatomy, number: int) -> float:
+def vertebra_z(a: Anatomy, number: Array | int) -> Array:
     """Level of thoracic vertebra 1 to 12 (and beyond), from the lung's apex downwards."""
-    return a.apex + 4 - VERTEBRA_MM * (number - 1)
+    return np.asarray(a.apex + 4 - VERTEBRA_MM * (np.asarray(number) - 1.0))
 
 
-def rib_path(a: Anatomy, number: int, side: int) -> tuple[Array, int]:
-    """Centre line (K, 3) of rib 1 to 12 with its cartilage, and the number of leading points that are bone."""
-    bony = np.deg2rad(RIB_BONY_DEGREES[number - 1])
-    full = np.deg2rad(168) if number <= 7 else bony
-    angle = np.linspace(0, full, 48)
-    start = vertebra_z(a, number)
-    drop = RIB_ANTERIOR_DROP[number - 1] * a.rib_drop
-    z = start + 6 * np.sin(np.minimum(angle, 0.8) / 0.8 * np.pi) - drop * (angle / bony) ** 1.35
-    cartilage = angle > bony
-    z[cartilage] = z[~cartilage][-1] + 22 * (angle[cartilage] - bony) / max(full - bony, 1e-6)
-    up, breadth = dome_share(a, z.astype(np.float32))
+def rib_paths(a: Anatomy, side: int) -> tuple[Array, NDArray[np.bool_]]:
+    """Centre lines (12, 48, 3) of ribs 1 to 12 of one side with cartilage, and which sections (12, 47) are bone."""
+    number = np.arange(1.0, 13.0)
+    bony = np.deg2rad(np.array(RIB_BONY_DEGREES))[:, None]
+    full = np.where(number <= 7, np.deg2rad(168), bony[:, 0])[:, None]
+    angle = np.linspace(0, 1, 48) * full
+    start = vertebra_z(a, number)[:, None]
+    drop = np.array(RIB_ANTERIOR_DROP)[:, None] * a.rib_drop
+    beyond = np.clip(angle - bony, 0, None)
+    z = start + 6 * np.sin(np.minimum(angle, 0.8) / 0.8 * np.pi) - drop * (np.minimum(angle, bony) / bony) ** 1.35
+    z = z + 22 * beyond / np.maximum(full - bony, 1e-6)
+    up, breadth = dome_share(a, z)
     breadth = np.maximum(breadth, 0.42)
-    width = (
-        a.lung_x * (1 - 0.14 * np.minimum(up, 1) ** 2) + a.lung_width * breadth - a.lung_x * (1 - breadth) * 0.35 + 5
-    )
-    depth = a.lung_depth * breadth + 5
-    # exponent below 1 squares the ring off, as the lungs' outline is
-    across = np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** 0.85 * width
-    back = np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** 0.85 * depth + 16 * np.minimum(up, 1) ** 2
-    head_x = np.clip(across, 17, None)
+    up = np.minimum(up, 1)
+    width = a.lung_x * (1 - 0.14 * up**2) + a.lung_width * breadth - a.lung_x * (1 - breadth) * 0.35 + 5
+    # an exponent below 1 squares the ring off, as the lungs' outline is
+    across = np.abs(np.sin(angle)) ** 0.85 * width
+    back = np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** 0.85 * (a.lung_depth * breadth + 5) + 16 * up**2
     # near the spine the rib leaves from the vertebra, in front of the ring's own back
-    from_spine = np.clip((across - 17) / 40, 0, 1)
-    joint = spine_y(a, start).item() + 12
-    y = joint * (1 - from_spine) + back * from_spine
-    y = np.where(angle > np.pi / 2, back, y)
-    path = np.stack([side * head_x + spine_x(a, start).item(), y, z], axis=1)
-    return path, int((~cartilage).sum())
+    from_spine = np.where(angle > np.pi / 2, 1, np.clip((across - 17) / 40, 0, 1))
+    y = (spine_y(a, start) + 12) * (1 - from_spine) + back * from_spine
+    x = side * np.maximum(across, 17) + spine_x(a, start)
+    return np.stack([x, y, z], axis=2), angle[:, 1:] <= bony + 1e-9
 
 
-def ribs(a: Anatomy) -> tuple[list[Tube], list[Tube]]:
+def ribs(a: Anatomy) -> tuple[Sections, Sections]:
     """Bony ribs, and rib cartilage."""
-    bone, cartilage = [], []
-    for number in range(1, 13):
-        for side in (-1, 1):
-            path, bony = rib_path(a, number, side)
-            bone.append(Tube(path[:bony], 5.2 if number > 1 else 6.5, flatten=0.62))
-            if bony < len(path) - 2:
-                cartilage.append(Tube(path[bony - 1 :], 5.0, flatten=0.8))
-    return bone, cartilage
+    (right, bony_right), (left, bony_left) = rib_paths(a, -1), rib_paths(a, 1)
+    paths, bony = np.concatenate([right, left]), np.concatenate([bony_right, bony_left])
+    begins, ends = paths[:, :-1], paths[:, 1:]
+    height = np.broadcast_to(np.tile(np.where(np.arange(12) > 0, 5.2, 6.5), 2)[:, None], bony.shape)
+
+    def chosen(which: NDArray[np.bool_], flatten: float) -> Sections:
+        radius = height[which]
+        return Sections(begins[which], ends[which], radius, radius, np.full(len(radius), flatten))
+
+    return chosen(bony, 0.62), chosen(~bony, 0.8)
 
 
 def vertebral_bodies(a: Anatomy, grid: Grid) -> tuple[tuple[slice, slice, slice], Array, Array]:
@@ -79,7 +78,7 @@ def back_of_spine(a: Anatomy) -> list[Tube]:
     """Arches, spinous and transverse processes of every vertebra in reach."""
     parts = []
     for number in range(-1, 15):
-        z = vertebra_z(a, number)
+        z = vertebra_z(a, number).item()
         x, y = spine_x(a, z).item(), spine_y(a, z).item()
         for side in (-1, 1):
             pedicle = np.array([[x + side * 13, y + 10, z + 3], [x + side * 14, y + 22, z + 2], [x, y + 32, z - 4]])

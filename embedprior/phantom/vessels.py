@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .anatomy import Anatomy, heart_frame, lung_box, lung_distance, spine_x, spine_y
-from .space import Array, Tube
+from .space import Array, Sections, Tube
 
 TWIGS_PER_LUNG = 150
 TWIG_RADIUS_MM = 1.3
@@ -64,40 +64,43 @@ def points_in_lung(a: Anatomy, side: int, count: int, depth: float, rng: np.rand
     return points[lung_distance(a, x, y, z, side) < -depth][:count]
 
 
-def _grow(targets: Array, root: Array, rng: np.random.Generator) -> tuple[Array, list[int]]:
-    """Join each target, near ones first, to the closest part of the tree so far; returns nodes and their parents."""
-    capacity = 1 + len(targets) * 12
-    nodes, parents = np.empty((capacity, 3)), [-1]
-    from_root = np.zeros(capacity)
+def _grow(targets: Array, root: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Join each target, near ones first, to the closest part of the tree so far; returns nodes (N, 3), parents (N,)."""
+    most = 11
+    capacity = 1 + len(targets) * most
+    nodes, from_root, parents = np.empty((capacity, 3)), np.zeros(capacity), np.full(capacity, -1)
     nodes[0] = root
+    sway = rng.normal(0, 1.6, (len(targets), most, 3))
     size = 1
-    for target in targets[np.argsort(np.linalg.norm(targets - root, axis=1))]:
-        gap = np.sqrt(((nodes[:size] - target) ** 2).sum(axis=1))
+    for number, target in enumerate(targets[np.argsort(((targets - root) ** 2).sum(axis=1))]):
+        offset = nodes[:size] - target
+        gap = np.sqrt(np.einsum("ij,ij->i", offset, offset))
         parent = int(np.argmin(gap + 0.25 * from_root[:size]))
-        pieces = min(11, max(1, int(gap[parent] // 14)))
-        begin = nodes[parent].copy()
-        for piece in range(1, pieces + 1):
-            sway = rng.normal(0, 1.6, 3) if piece < pieces else 0.0
-            nodes[size] = begin + (target - begin) * piece / pieces + sway
-            from_root[size] = from_root[parent] + np.linalg.norm(nodes[size] - nodes[parent])
-            parents.append(parent)
-            parent = size
-            size += 1
-    return nodes[:size], parents
+        pieces = min(most, max(1, int(gap[parent] // 14)))
+        share = (np.arange(1, pieces + 1) / pieces)[:, None]
+        new = nodes[parent] - share * offset[parent]
+        new[:-1] += sway[number, : pieces - 1]
+        after = size + pieces
+        nodes[size:after] = new
+        from_root[size:after] = from_root[parent] + share[:, 0] * gap[parent]
+        parents[size] = parent
+        parents[size + 1 : after] = np.arange(size, after - 1)
+        size = after
+    return nodes[:size], parents[:size]
 
 
-def lung_vessels(a: Anatomy, rng: np.random.Generator) -> list[Tube]:
+def lung_vessels(a: Anatomy, rng: np.random.Generator) -> Sections:
     """Arteries and veins of both lungs together: thick at the hilum, tapering by Murray's law."""
-    tubes: list[Tube] = []
+    begins, ends, radii = [], [], []
     for side in (-1, 1):
         root = hilum(side)
         nodes, parents = _grow(points_in_lung(a, side, TWIGS_PER_LUNG, 4.0, rng), root, rng)
-        flow = np.zeros(len(nodes))
-        has_child = np.zeros(len(nodes), bool)
-        has_child[[p for p in parents if p >= 0]] = True
+        flow = np.ones(len(nodes))
+        flow[parents[1:]] = 0.0
         for node in range(len(nodes) - 1, 0, -1):
-            flow[node] += 0.0 if has_child[node] else 1.0
             flow[parents[node]] += flow[node]
-        radius = a.vessel_calibre * TWIG_RADIUS_MM * np.maximum(flow, 1) ** (1 / MURRAY_EXPONENT)
-        tubes += [Tube(np.stack([nodes[p], nodes[n]]), radius[n]) for n, p in enumerate(parents) if p >= 0]
-    return tubes
+        begins.append(nodes[parents[1:]])
+        ends.append(nodes[1:])
+        radii.append(a.vessel_calibre * TWIG_RADIUS_MM * flow[1:] ** (1 / MURRAY_EXPONENT))
+    radius = np.concatenate(radii)
+    return Sections(np.concatenate(begins), np.concatenate(ends), radius, radius, np.ones(len(radius)))
