@@ -166,11 +166,7 @@ def forest_figure(evidence: Mapping[str, Any]) -> bytes | None:
     lines = list(_forest_lines(comparisons, needs_ct))
     figure = Figure(figsize=(WIDTH_INCHES, 0.33 * len(lines) + 0.95), layout="constrained")
     axes = figure.subplots()
-    limits = [
-        abs(v) for c in comparisons for k in ("delta", "ci_low", "ci_high", "min_detectable_delta")
-        if (v := words.number(c.get(k))) is not None
-    ]  # fmt: skip
-    reach = min(1.05, max(0.05, *limits) * 1.12)
+    axes.set_xlim(*_reach(comparisons))
     axes.axvline(0, color=INK, linewidth=1)
     for row, (_, comparison, is_oracle) in enumerate(lines):
         if comparison is None:
@@ -179,7 +175,7 @@ def forest_figure(evidence: Mapping[str, Any]) -> bytes | None:
     axes.set_yticks(range(len(lines)), [text for text, _, _ in lines])
     for tick, (_, comparison, _) in zip(axes.get_yticklabels(), lines, strict=True):
         tick.set_fontweight("bold" if comparison is None else "normal")
-    axes.set(ylim=(len(lines) - 0.5, -0.5), xlim=(-reach, reach))
+    axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.set_xlabel(f"← worse    Δ AUC ({words.percent(alpha)} CI)    better →", fontsize=10, color=INK)
     clean(axes)
     axes.spines["left"].set_visible(False)
@@ -187,6 +183,15 @@ def forest_figure(evidence: Mapping[str, Any]) -> bytes | None:
     axes.grid(axis="x", color="#e5e8ec", linewidth=0.8)
     axes.set_axisbelow(True)
     return png(figure)
+
+
+def _reach(comparisons: list[Mapping[str, Any]]) -> tuple[float, float]:
+    ends = [words.number(c.get(k)) for c in comparisons for k in ("delta", "ci_low", "ci_high")]
+    sizes = [words.number(c.get("min_detectable_delta")) for c in comparisons]
+    known = [v for v in ends if v is not None] + [s * v for v in sizes if v is not None for s in (-1, 1)]
+    low, high = min(-0.05, *known), max(0.05, *known)
+    margin = 0.05 * (high - low)
+    return low - margin, high + margin
 
 
 def _forest_lines(

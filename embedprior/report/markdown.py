@@ -49,7 +49,7 @@ def _method_table(rows: list[MethodRow], heading: str, confidence: str) -> str:
     cells = [
         [
             row.method + (f" ({row.block})" if row.block else ""),
-            f"{row.auc} ({row.limits})" + (f" [{row.mark}]" if row.mark else ""),
+            row.auc + (f" [{row.mark}]" if row.mark else ""),
             row.patients,
             f"{row.positive} / {row.negative}",
             *([row.note] if with_note else []),

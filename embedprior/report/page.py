@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,7 @@ from embedprior.report.figures import forest_figure, roc_figure
 from embedprior.report.grid import Grid, grid, provenance
 from embedprior.report.markdown import RESEARCH_USE
 from embedprior.report.rows import DEPLOYABLE_HEADING, ORACLE_HEADING, ComparisonRow, Results, results
+from embedprior.report.words import number, unbroken
 from embedprior.runs import write_text
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -45,7 +46,7 @@ class Section:
     anchor: str
     heading: str
     intro: list[str]
-    unit: str
+    counted: str
     results: Results
     figures: list[Picture] = field(default_factory=list)
     no_figure: list[str] = field(default_factory=list)
@@ -114,6 +115,7 @@ def render(report: Report) -> str:
     environment = Environment(
         loader=PackageLoader("embedprior.report", "."), autoescape=True, undefined=StrictUndefined
     )
+    environment.filters["unbroken"] = unbroken
     return environment.get_template("report.html.j2").render(
         css=Markup(resources.files("embedprior.report").joinpath("report.css").read_text(encoding="utf-8")),
         report=report,
@@ -149,24 +151,31 @@ def _section(section: EvidenceSection, anchor: str) -> Section:
         anchor=anchor,
         heading=section.heading,
         intro=list(section.intro),
-        unit=str(evidence.get("unit", "case")),
+        counted="pos / neg" if evidence.get("unit", "patient") == "patient" else f"{evidence['unit']}s pos / neg",
         results=results(evidence, section.method_notes),
     )
+    if not _any_interval(evidence.get("methods", ())):
+        ready.no_figure.append("No figures: no AUC here has an interval, and curves alone would promise too much.")
+        return ready
     labels = list(dict.fromkeys(m.get("label_name") for m in evidence.get("methods", ())))
     for label in labels[:MOST_ROC_FIGURES]:
         _add_roc(ready, section, label if len(labels) > 1 else None)
     if len(labels) > MOST_ROC_FIGURES:
         ready.no_figure.append(f"ROC curves are drawn for the first {MOST_ROC_FIGURES} of {len(labels)} labels.")
     forest = forest_figure(evidence)
-    if forest is not None:
+    if forest is not None and _any_interval(evidence.get("comparisons", ())):
         caption = (
             "Differences of AUC. Filled points are significant, hollow ones are not; orange brackets mark the "
             "smallest detectable difference."
         )
         ready.figures.append(picture(forest, caption, " ".join(row.sentence for row in ready.comparison_rows)))
     elif evidence.get("comparisons"):
-        ready.no_figure.append("No figure of differences: no comparison is defined on these cases.")
+        ready.no_figure.append("No figure of differences: none has an interval on these cases.")
     return ready
+
+
+def _any_interval(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(number(row.get("ci_low")) is not None and number(row.get("ci_high")) is not None for row in rows)
 
 
 def _add_roc(ready: Section, section: EvidenceSection, label: str | None) -> None:

@@ -28,13 +28,12 @@ class Footnotes:
 
 @dataclass(frozen=True)
 class MethodRow:
-    """One method's texts; ``mark`` is its footnote's number or None."""
+    """One method's texts, ``auc`` with its interval; ``mark`` is its footnote's number or None."""
 
     method: str
     block: str
     note: str
     auc: str
-    limits: str
     detail: str
     patients: str
     positive: str
@@ -44,14 +43,13 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One comparison's texts; ``mark`` is its footnote's number or None."""
+    """One comparison's texts, ``delta`` with its interval; ``mark`` is its footnote's number or None."""
 
     a: str
     b: str
     state: words.State
     sentence: str
     delta: str
-    limits: str
     z: str
     p: str
     p_holm: str
@@ -136,9 +134,9 @@ def _detail(method: Mapping[str, Any]) -> str:
         parts.append(str(method["ci_method"]) if "bound" in method["ci_method"] else f"{method['ci_method']} CI")
     half = words.number((method.get("against_half") or {}).get("p"))
     if half is not None:
-        parts.append(f"against 0.5: {words.p_value(half)}")
+        parts.append(f"against 0.5 {words.p_value(half)}")
     parts += [
-        f"{words.count(method[key])} {noun}"
+        f"{words.count(method[key])}\u00a0{noun}"
         for key, noun in (("n_folds", "folds"), ("n_seeds", "seeds"))
         if (words.number(method.get(key)) or 0) > 1
     ]
@@ -154,8 +152,7 @@ def _method_row(
         method=name,
         block=", ".join(_block(method)) if show_block else "",
         note=notes.get(name, ""),
-        auc=words.fixed(method.get("auc")),
-        limits=words.interval(method.get("ci_low"), method.get("ci_high")),
+        auc=words.estimate(words.fixed(method.get("auc")), words.interval(method.get("ci_low"), method.get("ci_high"))),
         detail=_detail(method),
         patients=words.count(method.get("n_patients")),
         positive=words.count(method.get("n_pos")),
@@ -177,14 +174,14 @@ def _comparison_row(
     # Paired tests are only made on identical case lists, so a's support is the comparison's.
     counts = comparison if words.number(comparison.get("n_patients")) is not None else support.get((a, block), {})
     cases = words.support(counts)
+    limits = words.interval(comparison.get("ci_low"), comparison.get("ci_high"), sign=True)
     sentence = words.comparison_sentence(comparison, alpha, cases)
     return ComparisonRow(
         a=a,
         b=b,
         state=words.state_of(comparison, alpha),
         sentence=f"{', '.join(block)}: {sentence}" if show_block else sentence,
-        delta=words.signed(comparison.get("delta")),
-        limits=words.interval(comparison.get("ci_low"), comparison.get("ci_high"), sign=True),
+        delta=words.estimate(words.signed(comparison.get("delta")), limits),
         z=words.fixed(comparison.get("z"), 2),
         p=words.bare_p(comparison.get("p"), alpha),
         p_holm=words.bare_p(comparison.get("p_holm"), alpha),

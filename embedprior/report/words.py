@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -74,6 +75,16 @@ def interval(low: Any, high: Any, *, sign: bool = False) -> str:
     return f"{signed(low)} to {signed(high)}" if sign else f"{fixed(low)}–{fixed(high)}"
 
 
+def estimate(value: str, limits: str) -> str:
+    """Return ``0.812 (0.760–0.855)``, or a single en dash when the estimate itself is undefined."""
+    return value if value == UNDEFINED else f"{value} ({limits})"
+
+
+def unbroken(text: str) -> str:
+    """Return ``text`` with the spaces inside figures (``p = .013``, ``95 % CI``) made non-breaking."""
+    return re.sub(r" (?=[=<>≥%] ?)|(?<=[=<>≥]) |(?<=%) (?=CI)|(?<=Holm) (?=p)", "\u00a0", text)
+
+
 def support(row: Mapping[str, Any]) -> str:
     """Return ``253 patients, 101 pos / 152 neg`` from ``n_patients, n_pos, n_neg``; an en dash for what is unknown."""
     patients, pos, neg = (count(row.get(name)) for name in ("n_patients", "n_pos", "n_neg"))
@@ -121,6 +132,9 @@ def comparison_sentence(comparison: Mapping[str, Any], alpha: float = 0.05, case
     test = f"{name} {p_digits(p, alpha)}" if p is not None else ""
     if name == "p":
         test += " (not adjusted: outside the declared family)"
+    raw = number(comparison.get("p"))
+    if name != "p" and state == "not significant" and raw is not None and raw <= alpha:
+        test += f" ({p_value(raw, alpha)} before adjustment)"
     limits = interval(comparison.get("ci_low"), comparison.get("ci_high"), sign=True)
     figures = f"Δ = {signed(comparison['delta'])}, {percent(alpha)} CI {limits}, {test}"
     if state != "not significant":

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from embedprior.errors import BadInput
+from embedprior.evidence import evaluate_predictions
+from embedprior.report import EmbeddingView, EvidenceSection, Report, render, write_report
+
+
+def test_one_file_is_written_and_nothing_else(report: Report, tmp_path: Path) -> None:
+    path = write_report(tmp_path / "run", report)
+    assert path == tmp_path / "run" / "report.html"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_answer_stands_before_the_tables_figures_and_provenance(report: Report, read_page) -> None:
+    full = replace(report, flow=pd.DataFrame({"step": ["paired"]}), caveats=["One site."], run={"version": "9.8.7"})
+    text = read_page(render(full)).text
+    places = [
+        text.index(part)
+        for part in ("The prior gains", "0.781 (0.731–0.831)", "ROC curves on", "paired", "One site.", "9.8.7")
+    ]
+    assert places == sorted(places)
+
+
+def test_oracle_rows_stand_in_their_own_group(report: Report, read_page) -> None:
+    assert read_page(render(report)).groups == {
+        "needs the X-ray only": ["cxr_only", "prior", "direct_head", "broken"],
+        "needs CT at inference (oracle)": ["ct_only"],
+    }
+
+
+def test_comparisons_with_an_oracle_come_after_the_others_under_their_own_heading(report: Report, read_page) -> None:
+    text = read_page(render(report)).text
+    heading = text.index("Comparisons with a row that needs CT at inference (oracle)")
+    assert text.index("ct_only is higher than cxr_only") > heading
+    assert text.index("prior is higher than cxr_only") < heading
+
+
+def test_an_undefined_auc_is_a_dash_whose_reason_is_a_footnote(report: Report, read_page) -> None:
+    page = read_page(render(report))
+    note = next(a["id"] for tag, a in page.elements if tag == "li" and (a.get("id") or "").endswith("-note-1"))
+    assert [a["href"] for _, a in page.elements if a.get("href") == f"#{note}"]
+    assert page.text.count("AUC undefined: only positives (7)") == 2
+    assert "None" not in page.text
+    assert "nan" not in page.text.lower().split()
+
+
+def test_every_row_has_its_patients_positives_and_negatives(report: Report, read_page) -> None:
+    text = read_page(render(report)).text
+    assert text.count("253 101 / 152") == 5
+    assert text.count("253 patients, 101 pos / 152 neg.") == 4
+
+
+def test_a_note_stands_beside_its_row(report: Report, read_page) -> None:
+    assert "prior mean of 50 samples 0.822" in read_page(render(report)).text
+
+
+def test_no_text_becomes_markup(hostile: Report, read_page) -> None:
+    page = read_page(render(hostile))
+    assert not any(tag == "script" for tag, _ in page.elements)
+    assert page.text.count("<script>alert('1')</script>|&amp;`x`") >= 12
+
+
+def test_nothing_is_loaded_from_anywhere(report: Report, read_page) -> None:
+    page = read_page(render(report))
+    addresses = [a[key] or "" for _, a in page.elements for key in ("src", "href", "srcset", "action") if key in a]
+    assert addresses
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in addresses)
+    assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "embed", "base"}
+    anchors = {a["id"] for _, a in page.elements if "id" in a}
+    assert {address[1:] for address in addresses if address.startswith("#")} <= anchors
+    source = render(report)
+    assert "url(" not in source
+    assert "@import" not in source
+    assert "http:" not in source
+    assert "https:" not in source
+
+
+def test_every_image_decodes_shows_something_and_is_described(report: Report, read_page) -> None:
+    rng = np.random.default_rng(0)
+    view = EmbeddingView(*(rng.normal(size=(30, 6)) for _ in range(3)), labels=np.repeat([0.0, 1.0], 15))
+    images = [a for tag, a in read_page(render(replace(report, embeddings=view))).elements if tag == "img"]
+    assert len(images) == 3
+    for image in images:
+        picture = Image.open(io.BytesIO(base64.b64decode((image["src"] or "").split(",", 1)[1])))
+        assert picture.size == (int(image["width"] or 0), int(image["height"] or 0))
+        assert np.asarray(picture.convert("L")).std() > 5
+        assert image["alt"]
+
+
+def test_methods_without_any_interval_get_no_figure(report: Report, evidence: dict, read_page) -> None:
+    bare = evidence | {"methods": [m | {"ci_low": None, "ci_high": None} for m in evidence["methods"]]}
+    page = read_page(render(replace(report, evidence=[replace(report.evidence[0], evidence=bare)])))
+    assert not any(tag == "img" for tag, _ in page.elements)
+    assert "no AUC here has an interval" in page.text
+
+
+def test_a_picture_that_is_no_png_is_refused_before_anything_is_written(report: Report, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="a phantom"):
+        write_report(tmp_path / "run", replace(report, pictures=[("a phantom", b"GIF89a")]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_skipped_items_are_listed_with_their_reason(report: Report, read_page) -> None:
+    failed = pd.DataFrame({"exam_id": ["e7"], "reason": ["truncated file"]})
+    assert "e7 truncated file" in read_page(render(replace(report, failures=failed))).text
+    assert "Nothing was skipped." in read_page(render(report)).text
+
+
+def test_research_use_only_is_said(report: Report, read_page) -> None:
+    assert "Research use only" in read_page(render(report)).text
+
+
+def test_an_empty_report_is_still_a_page(read_page) -> None:
+    assert "No finding was recorded." in read_page(render(Report("t", "q", [], []))).text
+
+
+def test_what_the_evaluation_returns_can_be_shown(predictions: pd.DataFrame, read_page) -> None:
+    found = evaluate_predictions(predictions, "cxr_only", oracles=["ct_only"])
+    page = read_page(render(Report("t", "q", ["a"], [EvidenceSection("h", found, predictions)])))
+    assert page.groups["needs CT at inference (oracle)"] == ["ct_only"]
+    auc = next(m["auc"] for m in found["methods"] if m["method"] == "prior")
+    assert f"prior {auc:.3f} (" in page.text
+    assert "60 patients, 30 pos / 30 neg" in page.text
+
+
+def test_labels_are_told_apart_when_there_are_several(predictions: pd.DataFrame, read_page) -> None:
+    both = pd.concat([predictions.assign(label_name=name) for name in ("oedema", "effusion")])
+    found = evaluate_predictions(both, "cxr_only", oracles=["ct_only"])
+    page = read_page(render(Report("t", "q", ["a"], [EvidenceSection("h", found, both)])))
+    assert "prior · oedema" in page.text
+    assert "effusion: prior" in page.text
+    assert "ROC curves on the held-out cases for effusion" in page.text
