@@ -15,9 +15,11 @@ from embedprior.prior.model import Prior
 from embedprior.prior.training import train_prior
 from embedprior.prior.config import PriorConfig, SamplerName, Source
 from embedprior.runs import artifact, hash_array, hash_of, seed_for
-from embedprior.students.base import Cases, FitData, Fitted, Head, Stage
+from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage
 
 CODE_TAG = "prior-1"
+SET_ASIDE = 0.2
+"""Share of the training patients that measure the variance and choose the step when no validation case is given."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,8 @@ class PriorMethod:
         config = config.model_copy(
             update={"training": config.training.model_copy(update={"seed": seed_for(seed, "prior") % 2**31})}
         )
-        train = _arrays(stage.train)
-        # With no validation pair the budget is fixed, and the variance table is that of the training pairs.
-        val = _arrays(stage.val) if len(stage.val) else train
+        stage = stage if len(stage.val) else _set_aside(stage.train, seed)
+        train, val = _arrays(stage.train), _arrays(stage.val)
         inputs = {"train": _digest(train), "val": _digest(val), "init": before.name if before else "none"}
 
         def build(work: Path) -> None:
@@ -125,6 +126,16 @@ class ShuffledPriorMethod(PriorMethod):
     def pairs_of(self, stage: Stage, seed: int) -> Stage:
         """Return the pairs with CT embeddings permuted."""
         return Stage(_shuffled(stage.train, seed, "train"), _shuffled(stage.val, seed, "val"))
+
+
+def _set_aside(cases: Cases, seed: int) -> Stage:
+    patients = sorted(set(cases.patient_ids))
+    if len(patients) < 2:
+        raise CannotFit("a prior needs training pairs of at least two patients: one for its variance table")
+    rng = np.random.default_rng(seed_for(seed, "patients set aside"))
+    aside = set(rng.permutation(patients)[: max(1, round(SET_ASIDE * len(patients)))])
+    is_aside = np.array([patient in aside for patient in cases.patient_ids])
+    return Stage(cases.take(np.flatnonzero(~is_aside)), cases.take(np.flatnonzero(is_aside)))
 
 
 def _shuffled(cases: Cases, seed: int, part: str) -> Cases:

@@ -1,0 +1,38 @@
+# Every target makes its own .venv when there is none, and reuses it afterwards.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+JOBS ?= 2
+
+.PHONY: venv demo test test-all lint bench clean
+
+venv: $(READY)
+
+# PyTorch comes as torchvision's own requirement, so that the two always match.
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/embedprior demo --out runs/demo
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n $(JOBS) --dist worksteal
+
+test-all: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python tools/mutants.py
+
+bench: $(READY)
+	set -e; for script in tools/bench/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:
+	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache

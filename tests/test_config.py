@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from embedprior.config import Config, config_folder, load_config, parse_config
+from embedprior.errors import BadInput
+
+
+class Inner(Config):
+    learning_rate: float = 1e-3
+    steps: int = 10
+
+
+class Outer(Config):
+    name: str = "x"
+    train: Inner = Inner()
+
+
+def test_unknown_key_names_its_place_and_the_nearest_match() -> None:
+    with pytest.raises(BadInput, match=r"unknown key 'train\.learning_rat'.*Did you mean 'learning_rate'\?"):
+        parse_config(Outer, {"train": {"learning_rat": 1}}, "file.yaml")
+
+
+def test_wrong_type_says_what_was_given() -> None:
+    with pytest.raises(BadInput, match=r"'train\.steps'.*'many'"):
+        parse_config(Outer, {"train": {"steps": "many"}}, "file.yaml")
+
+
+def test_overrides_replace_what_the_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"name": "file", "train": {"steps": 3}}))
+    loaded = load_config(Outer, str(path), "demo", {"train.steps": 7})
+    assert (loaded.name, loaded.train.steps, loaded.train.learning_rate) == ("file", 7, 1e-3)
+
+
+def test_unknown_name_lists_the_shipped_ones() -> None:
+    with pytest.raises(BadInput, match=r"default.*Did you mean 'default'\?"):
+        load_config(Outer, "defalt", "demo")
+
+
+def test_broken_yaml_and_a_list_are_refused(tmp_path: Path) -> None:
+    broken, listed = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    broken.write_text("a: [1")
+    listed.write_text("- 1")
+    with pytest.raises(BadInput, match="not valid YAML"):
+        load_config(Outer, str(broken), "demo")
+    with pytest.raises(BadInput, match="expected a mapping"):
+        load_config(Outer, str(listed), "demo")
+
+
+def test_shipped_configurations_are_found_in_the_checkout() -> None:
+    assert (config_folder("demo") / "default.yaml").is_file()

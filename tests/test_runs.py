@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedprior.errors import BadInput
+from embedprior.runs import Run, artifact, artifacts_root, hash_array, hash_of, read_json, seed_for, write_json
+
+
+def test_artifact_is_built_once_and_reused(tmp_path: Path) -> None:
+    calls = []
+
+    def build(work: Path) -> None:
+        calls.append(work)
+        (work / "x.txt").write_text("made")
+
+    first = artifact("thing", {"in": "a"}, {"k": 1}, "thing-1", build, tmp_path)
+    again = artifact("thing", {"in": "a"}, {"k": 1}, "thing-1", build, tmp_path)
+    assert (first.reused, again.reused, len(calls)) == (False, True, 1)
+    assert (again.path / "x.txt").read_text() == "made"
+
+
+@pytest.mark.parametrize("change", [{"inputs": {"in": "b"}}, {"config": {"k": 2}}, {"code_tag": "thing-2"}, {"kind": "other"}])
+def test_artifact_of_anything_else_gets_its_own_folder(tmp_path: Path, change: dict[str, object]) -> None:
+    given: dict[str, object] = {"kind": "thing", "inputs": {"in": "a"}, "config": {"k": 1}, "code_tag": "thing-1"}
+    make = lambda **kw: artifact(**kw, build=lambda work: None, root=tmp_path)  # noqa: E731
+    assert make(**given).path != make(**(given | change)).path
+
+
+def test_failed_build_leaves_nothing_behind(tmp_path: Path) -> None:
+    def build(work: Path) -> None:
+        (work / "half.txt").write_text("half")
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        artifact("thing", {}, {}, "thing-1", build, tmp_path)
+    assert list((tmp_path / "thing").iterdir()) == []
+
+
+def test_artifacts_root_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EMBEDPRIOR_HOME", raising=False)
+    assert artifacts_root(tmp_path) == tmp_path / "artifacts"
+    monkeypatch.setenv("EMBEDPRIOR_HOME", str(tmp_path / "home"))
+    assert artifacts_root(tmp_path) == tmp_path / "home" / "artifacts"
+
+
+def test_hash_does_not_depend_on_key_order_and_refuses_nan() -> None:
+    assert hash_of({"a": 1, "b": (2, 3)}) == hash_of({"b": [2, 3], "a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        hash_of({"a": float("nan")})
+
+
+def test_hash_array_is_sha256_of_the_numbers_in_c_order() -> None:
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert hash_array(np.asfortranarray(array)) == hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def test_streams_are_reproducible_and_differ_by_purpose() -> None:
+    assert seed_for(1, "a", 2) == seed_for(1, "a", 2)
+    assert len({seed_for(1, "a"), seed_for(1, "b"), seed_for(2, "a"), seed_for(1, "a", 0)}) == 4
+    assert 0 <= seed_for(0, "x") < 2**63
+
+
+def test_json_refuses_nan_and_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"x": float("nan")})
+    assert read_json(path) == {"x": 1}
+    with pytest.raises(BadInput, match="does not exist"):
+        read_json(tmp_path / "b.json")
+
+
+def test_run_writes_its_record_and_the_failures(tmp_path: Path) -> None:
+    run = Run(tmp_path, "demo", {"k": 1}, 3, {"data": "abc"})
+    run.stage("first", n=2)
+    run.finish("# done\n", [{"exam_id": "e1", "stage": "embed", "reason": "cut short"}])
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["status"], record["seed"], record["failures"]) == ("done", 3, 1)
+    assert "torch" in record["versions"]
+    assert "cut short" in (tmp_path / "failures.csv").read_text()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["stage"] == "first"
