@@ -15,7 +15,8 @@ from embedprior.report.figures import BLUE, GREEN, INK, VERMILION, png
 
 Floats = NDArray[np.float64]
 
-SPACES = (("CT", BLUE), ("generated from the X-ray", VERMILION), ("X-ray", GREEN))
+#: Name, colour, marker area: a CT stays visible under the generated embedding that hits it.
+SPACES = (("CT", BLUE, 42), ("generated from the X-ray", VERMILION, 16), ("X-ray", GREEN, 20))
 #: Barnes-Hut t-SNE takes seconds up to about this many cases a space.
 MOST_CASES = 500
 #: Below this, neighbourhoods mean nothing.
@@ -75,8 +76,8 @@ def embedding_figure(view: EmbeddingView) -> tuple[bytes | None, str]:
     spaces = iter(SPACES)
     for axes, arrays in zip(panels, groups, strict=True):
         points = np.split(tsne(np.concatenate(arrays), view.seed), len(arrays))
-        for positions, (_, colour) in zip(points, spaces, strict=False):
-            _scatter(axes, positions, labels, colour)
+        for positions, (_, colour, size) in zip(points, spaces, strict=False):
+            _scatter(axes, positions, labels, colour, size)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_color("#c9cfd8")
     figure.legend(
@@ -100,16 +101,16 @@ def tsne(values: Floats, seed: int) -> Floats:
     return np.asarray(found, dtype=np.float64)
 
 
-def _scatter(axes: Any, positions: Floats, labels: Floats, colour: str) -> None:
+def _scatter(axes: Any, positions: Floats, labels: Floats, colour: str, size: int) -> None:
     kinds = ((labels == 0, "o", "none"), (labels == 1, "^", colour), (np.isnan(labels), "x", colour))
     for member, marker, face in kinds:
         if member.any():
             edge = {"facecolors": face, "edgecolors": colour} if marker != "x" else {"color": colour}
-            axes.scatter(*positions[member].T, s=20, marker=marker, linewidths=0.9, alpha=0.75, **edge)
+            axes.scatter(*positions[member].T, s=size, marker=marker, linewidths=0.9, alpha=0.75, **edge)
 
 
 def _legend(label_name: str, labels: Floats) -> list[Line2D]:
-    handles = [Line2D([], [], marker="s", linestyle="", color=colour, label=name) for name, colour in SPACES]
+    handles = [Line2D([], [], marker="s", linestyle="", color=colour, label=name) for name, colour, _ in SPACES]
     handles.append(Line2D([], [], marker="^", linestyle="", color=INK, label=label_name))
     negative = f"not {label_name}"
     handles.append(Line2D([], [], marker="o", linestyle="", color=INK, markerfacecolor="none", label=negative))

@@ -131,10 +131,11 @@ def roc_figure(evidence: Mapping[str, Any], predictions: pd.DataFrame, label: st
     aucs = {str(m["method"]): m.get("auc") for m in declared}
     needs_ct = oracles(evidence)
     styles = style_of(list(aucs), needs_ct)
-    curves = {m: mean_roc(rows[rows["method"] == m]) for m in aucs}
+    scored = set(rows["method"])
+    curves = {m: mean_roc(rows[rows["method"] == m]) for m in aucs if m in scored}
     if not any(curve is not None for curve in curves.values()):
         return None
-    ordered = [m for m in aucs if m not in needs_ct] + [m for m in aucs if m in needs_ct]
+    ordered = [m for m in curves if m not in needs_ct] + [m for m in curves if m in needs_ct]
     legend_inches = 0.2 * len(ordered) + 0.25
     figure = Figure(figsize=(WIDTH_INCHES, WIDTH_INCHES - 0.3 + legend_inches), layout="constrained")
     axes = figure.subplots()

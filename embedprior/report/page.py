@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from embedprior.errors import BadInput
 from embedprior.report.content import EvidenceSection, Report
+from embedprior.report.curves import draw_curves
 from embedprior.report.embedding_map import embedding_figure
 from embedprior.report.figures import forest_figure, roc_figure
 from embedprior.report.grid import Grid, grid, provenance
@@ -50,6 +51,7 @@ class Section:
     results: Results
     figures: list[Picture] = field(default_factory=list)
     no_figure: list[str] = field(default_factory=list)
+    curves: list[Picture] = field(default_factory=list)
 
     @property
     def comparison_rows(self) -> list[ComparisonRow]:
@@ -150,14 +152,15 @@ def _section(section: EvidenceSection, anchor: str) -> Section:
     ready = Section(
         anchor=anchor,
         heading=section.heading,
-        intro=list(section.intro),
+        intro=[*section.intro, *(f"Mind: {text}." for text in evidence.get("warnings", ()))],
         counted="pos / neg" if evidence.get("unit", "patient") == "patient" else f"{evidence['unit']}s pos / neg",
         results=results(evidence, section.method_notes),
     )
     if not _any_interval(evidence.get("methods", ())):
         ready.no_figure.append("No figures: no AUC here has an interval, and curves alone would promise too much.")
         return ready
-    labels = list(dict.fromkeys(m.get("label_name") for m in evidence.get("methods", ())))
+    labels = list(section.predictions["label_name"].unique()) if "label_name" in section.predictions else []
+    labels = labels or [None]
     for label in labels[:MOST_ROC_FIGURES]:
         _add_roc(ready, section, label if len(labels) > 1 else None)
     if len(labels) > MOST_ROC_FIGURES:
@@ -171,6 +174,13 @@ def _section(section: EvidenceSection, anchor: str) -> Section:
         ready.figures.append(picture(forest, caption, " ".join(row.sentence for row in ready.comparison_rows)))
     elif evidence.get("comparisons"):
         ready.no_figure.append("No figure of differences: none has an interval on these cases.")
+    if "patient_label" in evidence and not section.predictions.empty:
+        drawn = draw_curves(section.predictions, evidence)
+        ready.curves.extend(
+            picture(data, name.removesuffix(".png").replace("_", " ").replace("-", ", ").capitalize())
+            for name, data in drawn.items()
+            if not name.startswith("roc")
+        )
     return ready
 
 

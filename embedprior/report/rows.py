@@ -137,7 +137,7 @@ def _detail(method: Mapping[str, Any]) -> str:
         parts.append(f"against 0.5 {words.p_value(half)}")
     parts += [
         f"{words.count(method[key])}\u00a0{noun}"
-        for key, noun in (("n_folds", "folds"), ("n_seeds", "seeds"))
+        for key, noun in (("n_folds", "folds"), ("n_seeds", "seeds"), ("n_resamples", "resamples (mean counts)"))
         if (words.number(method.get(key)) or 0) > 1
     ]
     return " · ".join(parts)

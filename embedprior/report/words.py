@@ -93,9 +93,11 @@ def support(row: Mapping[str, Any]) -> str:
 
 
 def count(value: Any) -> str:
-    """Return a whole number, or an en dash."""
+    """Return a count; one decimal for a mean of counts, an en dash when undefined."""
     known = number(value)
-    return UNDEFINED if known is None else f"{known:,.0f}".replace(",", "\u202f")
+    if known is None:
+        return UNDEFINED
+    return f"{known:,.{0 if known.is_integer() else 1}f}".replace(",", "\u202f")
 
 
 def deciding_p(comparison: Mapping[str, Any]) -> tuple[str, float | None]:

@@ -140,3 +140,17 @@ def test_labels_are_told_apart_when_there_are_several(predictions: pd.DataFrame,
     assert "prior · oedema" in page.text
     assert "effusion: prior" in page.text
     assert "ROC curves on the held-out cases for effusion" in page.text
+
+
+def test_what_the_evaluation_warns_of_is_said_above_its_table(report: Report, evidence: dict, read_page) -> None:
+    warned = evidence | {"warnings": ["3 cases with an unknown label were left out"]}
+    text = read_page(render(replace(report, evidence=[replace(report.evidence[0], evidence=warned)]))).text
+    assert text.index("3 cases with an unknown label") < text.index("0.781 (0.731–0.831)")
+
+
+def test_counts_averaged_over_resamples_are_not_shown_as_counts(report: Report, evidence: dict, read_page) -> None:
+    rows = [m | {"n_patients": 6.875, "n_pos": 5.875, "n_neg": 1.0, "n_resamples": 8} for m in evidence["methods"]]
+    text = read_page(
+        render(replace(report, evidence=[replace(report.evidence[0], evidence=evidence | {"methods": rows})]))
+    ).text
+    assert "8 resamples (mean counts) 6.9 5.9 / 1" in text
