@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from embedprior.evidence.coding import n_distinct, renumber
 from embedprior.evidence.errors import EvidenceError
 
 Floats = NDArray[np.float64]
@@ -164,7 +165,7 @@ def _one_stratum(positive: Bools, matrix: Floats, patient: Ints | None) -> Delon
     k = len(matrix)
     m = int(np.count_nonzero(positive))
     n = positive.size - m
-    n_units = positive.size if patient is None else np.unique(patient).size
+    n_units = positive.size if patient is None else n_distinct(patient)
     undefined = np.full((k, k), np.nan)
     if m == 0 or n == 0:
         present = "no cases" if m + n == 0 else f"only {'negatives' if m == 0 else 'positives'} ({m + n})"
@@ -182,8 +183,8 @@ def _one_stratum(positive: Bools, matrix: Floats, patient: Ints | None) -> Delon
         both = from_positives + from_negatives
         return Delong(auc, both, from_positives, from_negatives, m, n, n_units, min(m, n), None)
     size = int(patient.max()) + 1
-    with_positive = np.unique(patient[positive]).size
-    with_negative = np.unique(patient[~positive]).size
+    with_positive = n_distinct(patient[positive])
+    with_negative = n_distinct(patient[~positive])
     pairs = min(with_positive, with_negative)
     if pairs < 2:
         reason = _too_few(with_positive, with_negative, "patient")
@@ -244,4 +245,6 @@ def _codes(values: ArrayLike, n: int, name: str) -> Ints:
     array = np.asarray(values)
     if array.shape != (n,):
         raise EvidenceError(f"{name} have shape {array.shape}, but there are {n} labels.")
+    if array.dtype.kind == "i" and array.size and array.min() >= 0 and array.max() < 100 * n:
+        return renumber(array)[1]
     return np.asarray(np.unique(array, return_inverse=True)[1], dtype=np.int64)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from embedprior.evidence.coding import n_distinct
 from embedprior.evidence.errors import EvidenceError
 from embedprior.evidence.intervals import CiMethod, omnibus
+from embedprior.evidence.multilabel import MICRO_WARNING, macro, micro_pool
 from embedprior.evidence.multiplicity import holm
+from embedprior.evidence.over_resamples import (
+    mean_rows,
+    ranks,
+    resample_rows,
+    resampled_comparison,
+    training_size,
+)
+from embedprior.evidence.panel import Settings, metric_panels
 from embedprior.evidence.predictions import (
     Block,
     PatientLabel,
@@ -29,8 +40,12 @@ from embedprior.evidence.rows import (
     value,
     verdict,
 )
+from embedprior.evidence.subgroups import subgroup_rows
+from embedprior.evidence.thresholds import validation_scores
 
 SCHEMA_VERSION = 1
+ENSEMBLE = " (seed ensemble)"
+NO_PANEL: dict[str, Any] = {"metrics": {}, "operating_point": None, "reliability": None, "decision_curve": None}
 
 
 def evaluate_predictions(
@@ -46,6 +61,14 @@ def evaluate_predictions(
     alpha: float = 0.05,
     relevant_delta: float = 0.05,
     margin: float | None = None,
+    threshold: float | None = None,
+    at_specificity: float = 0.9,
+    at_sensitivity: float = 0.95,
+    train_size: float | None = None,
+    subgroups: Sequence[str] = (),
+    micro: bool = False,
+    seed_ensemble: bool = False,
+    bootstrap_seed: int = 0,
 ) -> dict[str, Any]:
     """Evaluate the test rows of a long predictions table.
 
@@ -66,6 +89,16 @@ def evaluate_predictions(
         relevant_delta: the smallest difference worth claiming; separates "not supported" from "not
             testable".
         margin: also test non-inferiority against this margin.
+        threshold: declared operating point ("positive" = score >= threshold). Without it, Youden's point of the
+            ``val`` rows of the same method, seed and fold; without those, threshold metrics are undefined.
+        at_specificity, at_sensitivity: also report sensitivity where validation specificity reaches the first,
+            and specificity where validation sensitivity reaches the second.
+        train_size: training cases per resample, for the Nadeau-Bengio correction (default: counted from
+            ``train`` rows).
+        subgroups: columns to describe the AUC within.
+        micro: with several labels, also pool all (case, label) pairs; adds a warning.
+        seed_ensemble: also score the mean over seeds of each method, as a row of its own.
+        bootstrap_seed: seed of the bootstrap streams.
 
     Returns:
         Plain JSON values, described by ``evidence.schema.json``: None wherever a number is undefined, with a
@@ -74,36 +107,40 @@ def evaluate_predictions(
     Raises:
         EvidenceError: the table or the names cannot be used; rows are named.
     """
-    _check_options(alpha, relevant_delta, bootstrap)
+    _check_options(alpha, relevant_delta, bootstrap, at_specificity, at_sensitivity)
     check_columns(frame)
     rules = Rules(alpha, ci, relevant_delta, margin)
     test_rows = select_split(frame, "test")
     if test_rows.empty:
         raise EvidenceError("no row has split 'test': nothing to evaluate.")
     blocks = blocks_of(test_rows, unit, patient_label)
+    if seed_ensemble:
+        blocks = [with_seed_ensembles(b) for b in blocks]
     methods = list(dict.fromkeys(m for b in blocks for m in b.methods))
     pairs = _family(methods, reference, family, oracles)
+    ensembles = [m for m in methods if m.endswith(ENSEMBLE)]
+    if family is None:
+        pairs = [p for p in pairs if p[0] not in ensembles]
     for block in blocks:
         lacking = [m for m in methods if m not in block.methods]
         if lacking:
             raise EvidenceError(
                 f"{', '.join(lacking)} has no scores for {_where(block)}: every method needs every case."
             )
-    joints = [joint_aucs(b, clustered=unit == "exam" and b.repeats_patients) for b in blocks]
-    n_labels = len({b.label_name for b in blocks})
-    family_size = len(pairs) * n_labels
-    exploratory = [(m, reference) for m in methods if m != reference and (m, reference) not in pairs]
-    rows, comparisons = [], []
-    for block, joint in zip(blocks, joints, strict=True):
-        rows += [method_row(block, joint, m, m in oracles, rules) for m in methods]
-        for pair in [*pairs, *exploratory]:
-            row = comparison_row(block, joint, *pair, rules, family_size)
-            row["in_family"] = pair in pairs
-            comparisons.append(row)
-    _adjust(comparisons, rules)
+    settings = Settings(
+        bootstrap, bootstrap_seed, alpha, threshold, at_specificity, at_sensitivity,
+        validation_scores(select_split(frame, "val"), unit, patient_label),
+    )  # fmt: skip
+    plan = _Plan(methods, reference, pairs, tuple(oracles), rules, settings, unit == "exam", micro)
+    resampled = len({b.resample for b in blocks}) > 1
+    found = (
+        _over_resamples(plan, blocks, training_size(frame, train_size, unit)) if resampled else _one_split(plan, blocks)
+    )
+    _adjust(found.comparisons, rules)
     return {
         "schema_version": SCHEMA_VERSION,
         "unit": unit,
+        "patient_label": patient_label,
         "reference": reference,
         "family": [list(pair) for pair in pairs],
         "family_declared": family is not None,
@@ -111,21 +148,128 @@ def evaluate_predictions(
         "alpha": alpha,
         "relevant_delta": relevant_delta,
         "margin": margin,
-        "n_patients": int(np.unique(np.concatenate([b.patients for b in blocks])).size),
+        "bootstrap": bootstrap,
+        "n_patients": n_distinct(np.concatenate([b.patients for b in blocks])),
         "n_unknown_labels": sum(b.n_unknown for b in blocks),
-        "methods": rows,
-        "comparisons": comparisons,
-        "omnibus": [
-            _omnibus_row(b, j, [m for m in methods if m not in oracles]) for b, j in zip(blocks, joints, strict=True)
-        ],
+        "warnings": _warnings(plan, blocks, family is not None),
+        "methods": found.methods,
+        "comparisons": found.comparisons,
+        "omnibus": found.omnibus,
+        "resamples": found.resamples,
+        "subgroups": subgroup_rows(test_rows, subgroups, unit, patient_label, oracles, rules),
     }
 
 
-def _check_options(alpha: float, relevant_delta: float, bootstrap: int) -> None:
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be compared, and how."""
+
+    methods: list[str]
+    reference: str
+    pairs: list[tuple[str, str]]
+    oracles: tuple[str, ...]
+    rules: Rules
+    settings: Settings
+    by_exam: bool
+    micro: bool
+
+    @property
+    def ranked(self) -> list[str]:
+        """Methods that compete: no oracles, no seed ensembles (their members already do)."""
+        return [m for m in self.methods if m not in self.oracles and not m.endswith(ENSEMBLE)]
+
+    @property
+    def all_pairs(self) -> list[tuple[str, str]]:
+        """The family, then every other method against the reference."""
+        rest = [(m, self.reference) for m in self.methods if m != self.reference]
+        return [*self.pairs, *(p for p in rest if p not in self.pairs)]
+
+
+@dataclass(frozen=True)
+class _Found:
+    methods: list[dict[str, Any]]
+    comparisons: list[dict[str, Any]]
+    omnibus: list[dict[str, Any]]
+    resamples: dict[str, Any] | None
+
+
+def _one_split(plan: _Plan, blocks: list[Block]) -> _Found:
+    joints = [joint_aucs(b, clustered=plan.by_exam and b.repeats_patients) for b in blocks]
+    pooled = []
+    if len(blocks) > 1:
+        pooled = [macro(blocks, joints), *([micro_pool(blocks)] if plan.micro else [])]
+    sections = [*zip(blocks, joints, strict=True), *pooled]
+    n_tests = len(plan.pairs) * len(sections)
+    rows, comparisons = [], []
+    for i, (block, joint) in enumerate(sections):
+        panels = metric_panels(block, plan.methods, plan.settings) if i < len(blocks) else None
+        for m in plan.methods:
+            extra = panels[m] if panels else dict(NO_PANEL)
+            rows.append({**method_row(block, joint, m, m in plan.oracles, plan.rules), **extra})
+        for pair in plan.all_pairs:
+            row = comparison_row(block, joint, *pair, plan.rules, n_tests)
+            comparisons.append({**row, "in_family": pair in plan.pairs})
+    return _Found(rows, comparisons, [_omnibus_row(b, j, plan.ranked) for b, j in sections], None)
+
+
+def _over_resamples(plan: _Plan, blocks: list[Block], train_size: float | None) -> _Found:
+    labels = list(dict.fromkeys(b.label_name for b in blocks))
+    rows: list[dict[str, Any]] = []
+    means, comparisons, stability = [], [], []
+    for label in labels:
+        mine = [b for b in blocks if b.label_name == label]
+        joints = [joint_aucs(b, clustered=plan.by_exam and b.repeats_patients) for b in mine]
+        table = resample_rows(mine, joints, plan.methods, plan.oracles, plan.rules, plan.settings)
+        rows += table
+        means += mean_rows(table, plan.methods, train_size, plan.rules)
+        stability.append(ranks(table, plan.ranked))
+        for pair in plan.all_pairs:
+            row = resampled_comparison(table, *pair, train_size, plan.rules, len(plan.pairs) * len(labels))
+            comparisons.append({**row, "in_family": pair in plan.pairs})
+    return _Found(means, comparisons, [], {"train_size": train_size, "rows": rows, "rank_stability": stability})
+
+
+def with_seed_ensembles(block: Block) -> Block:
+    """Add, for every method with several seeds, a row of its mean score over seeds under its own name."""
+    several = [m for m in block.methods if len(block.seeds[m]) > 1]
+    names = [m + ENSEMBLE for m in several]
+    return replace(
+        block,
+        methods=(*block.methods, *names),
+        seeds={**block.seeds, **dict.fromkeys(names, ("ensemble",))},
+        scores={
+            **block.scores,
+            **{n: block.scores[m].mean(axis=0, keepdims=True) for n, m in zip(names, several, strict=True)},
+        },
+    )
+
+
+def _warnings(plan: _Plan, blocks: list[Block], declared: bool) -> list[str]:
+    found = []
+    if not declared:
+        found.append(
+            f"no family was declared: every method that is no oracle is compared with {plan.reference} "
+            f"({len(plan.pairs)} comparisons)"
+        )
+    found += [f"{m} needs CT at inference and is in the family" for m in plan.oracles if m in dict(plan.pairs)]
+    unknown = sum(b.n_unknown for b in blocks)
+    if unknown:
+        found.append(f"{unknown} cases with an unknown label were left out")
+    if plan.micro and len({b.label_name for b in blocks}) > 1:
+        found.append(MICRO_WARNING)
+    return found
+
+
+def _check_options(
+    alpha: float, relevant_delta: float, bootstrap: int, at_specificity: float, at_sensitivity: float
+) -> None:
     if not 0 < alpha < 0.5:
         raise EvidenceError(f"alpha must be in (0, 0.5), e.g. 0.05; got {alpha}.")
     if not 0 < relevant_delta < 0.5:
         raise EvidenceError(f"relevant_delta must be in (0, 0.5), e.g. 0.05; got {relevant_delta}.")
+    for name, given in (("at_specificity", at_specificity), ("at_sensitivity", at_sensitivity)):
+        if not 0 < given < 1:
+            raise EvidenceError(f"{name} must be in (0, 1), e.g. 0.9; got {given}.")
     if bootstrap < 0:
         raise EvidenceError(f"bootstrap counts replicates and cannot be negative; got {bootstrap}.")
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from embedprior.evidence.coding import first_rows, n_distinct, renumber
 from embedprior.evidence.delong import Bools, Floats, Ints
 from embedprior.evidence.errors import EvidenceError, nearest
 
@@ -49,10 +51,10 @@ class Block:
     scores: dict[str, Floats]
     n_unknown: int
 
-    @property
+    @cached_property
     def n_patients(self) -> int:
         """Patients behind the cases."""
-        return int(np.unique(self.patients).size)
+        return n_distinct(self.patients)
 
     @property
     def repeats_patients(self) -> bool:
@@ -108,7 +110,7 @@ def blocks_of(frame: pd.DataFrame, unit: Unit, patient_label: PatientLabel | Non
     table = _coded(frame)
     outer = table.label_name * (table.resample.max(initial=0) + 1) + table.resample
     found = []
-    for key in np.unique(outer):
+    for key in renumber(outer)[0]:
         rows = np.flatnonzero(outer == key)
         block = _block(frame, table, rows)
         found.append(_by_patient(block, patient_label) if unit == "patient" else block)
@@ -138,11 +140,11 @@ def _coded(frame: pd.DataFrame) -> _Coded:
             codes[column] = np.zeros(len(frame), dtype=np.int64)
             names[column] = np.array([None], dtype=object)
             continue
-        code, values = pd.factorize(frame[column])
+        code, values = _factorize(frame[column].to_numpy(dtype=object))
         if (code < 0).any():
             raise EvidenceError(f"column {column!r} is empty in {_rows(frame[code < 0])}.")
-        codes[column] = np.asarray(code, dtype=np.int64)
-        names[column] = np.asarray([str(v) for v in values], dtype=object)
+        codes[column] = code
+        names[column] = values
     label = _numbers(frame, "label")
     bad = ~np.isnan(label) & (label != 0) & (label != 1)
     if bad.any():
@@ -161,6 +163,26 @@ def _coded(frame: pd.DataFrame) -> _Coded:
     )  # fmt: skip
 
 
+def _factorize(values: NDArray[np.object_]) -> tuple[Ints, NDArray[np.object_]]:
+    """Return codes and distinct values; -1 for missing.
+
+    Tables usually repeat one list of ids for every method: then hashing the first list is enough.
+    """
+    again = np.flatnonzero(values == values[0])
+    period = int(again[1]) if again.size > 1 else values.size
+    repeats, rest = divmod(values.size, period)
+    if repeats > 1 and rest == 0 and (values.reshape(repeats, period) == values[:period]).all():
+        code, found = pd.factorize(values[:period])
+        code = np.tile(code, repeats)
+    else:
+        code, found = pd.factorize(values)
+    return code.astype(np.int64, copy=False), np.asarray(found, dtype=object)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
 def _numbers(frame: pd.DataFrame, column: str) -> Floats:
     given = frame[column]
     if given.dtype.kind in "bif":
@@ -174,11 +196,9 @@ def _numbers(frame: pd.DataFrame, column: str) -> Floats:
 
 
 def _block(frame: pd.DataFrame, table: _Coded, rows: Ints) -> Block:
-    exam_codes, exam = np.unique(table.exam[rows], return_inverse=True)
+    exam_codes, exam = renumber(table.exam[rows])
     n = exam_codes.size
-    cell_codes, cell = np.unique(
-        table.method[rows] * (table.seed.max(initial=0) + 1) + table.seed[rows], return_inverse=True
-    )
+    cell_codes, cell = renumber(table.method[rows] * (table.seed.max(initial=0) + 1) + table.seed[rows])
     cells = [divmod(int(c), int(table.seed.max(initial=0)) + 1) for c in cell_codes]
     key = cell * n + exam
     count = np.bincount(key, minlength=len(cells) * n)
@@ -188,8 +208,7 @@ def _block(frame: pd.DataFrame, table: _Coded, rows: Ints) -> Block:
             f"{int((count > 1).sum())} exams are scored twice by one method: {_rows(frame.iloc[twice])}. "
             "Tell repeated evaluations apart with a seed or resample column."
         )
-    first = np.empty(n, dtype=np.int64)
-    first[exam[::-1]] = rows[::-1]
+    first = rows[first_rows(exam, n)]
     _agree(frame, rows, table.label, first[exam], "label")
     _agree(frame, rows, table.patient, first[exam], "patient_id")
     _agree(frame, rows, table.fold, first[exam], "fold")
@@ -203,14 +222,14 @@ def _block(frame: pd.DataFrame, table: _Coded, rows: Ints) -> Block:
     for i, (method, _) in enumerate(cells):
         by_method.setdefault(method, []).append(i)
     method_names = table.names["method"]
-    fold_codes, fold = np.unique(table.fold[first][known], return_inverse=True)
+    fold_codes, fold = renumber(table.fold[first][known])
     return Block(
-        label_name=table.names["label_name"][table.label_name[rows[0]]],
-        resample=table.names["resample"][table.resample[rows[0]]],
+        label_name=_text(table.names["label_name"][table.label_name[rows[0]]]),
+        resample=_text(table.names["resample"][table.resample[rows[0]]]),
         case_ids=table.names["exam_id"][exam_codes][known],
         patients=table.patient[first][known],
         labels=table.label[first][known] == 1,
-        folds=fold.astype(np.int64) if fold_codes.size > 1 else None,
+        folds=fold if fold_codes.size > 1 else None,
         fold_names=tuple(str(table.names["fold"][c]) for c in fold_codes),
         methods=tuple(str(method_names[m]) for m in by_method),
         seeds={
@@ -223,10 +242,11 @@ def _block(frame: pd.DataFrame, table: _Coded, rows: Ints) -> Block:
 
 
 def _by_patient(block: Block, patient_label: PatientLabel | None) -> Block:
-    patients, first, code = np.unique(block.patients, return_index=True, return_inverse=True)
-    if patients.size == block.patients.size:
+    if not block.repeats_patients:
         return block
+    patients, code = renumber(block.patients)
     n = patients.size
+    first = first_rows(code, n)
     size = np.bincount(code, minlength=n)
     positives = np.bincount(code, weights=block.labels, minlength=n)
     mixed = (positives > 0) & (positives < size)

@@ -1,0 +1,198 @@
+"""Metrics beside the AUC as functions of patient weights.
+
+Each ``Metric`` maps weights (B, P) over patients to values (B, R) over seeds: all-ones weights give the estimate,
+multinomial weights the bootstrap. Undefined values are NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from embedprior.evidence.coding import renumber
+from embedprior.evidence.delong import Bools, Floats, Ints
+from embedprior.evidence.predictions import Block
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: ``values`` of weights (B, P) is (B, R); ``low`` and ``high`` are its range.
+
+    ``successes`` and ``trials`` (R,) are given for plain proportions, whose interval is Wilson's when cases are
+    independent; ``undefined`` says what NaN means; ``fitted`` (R,) is the estimate where it cost an own fit.
+    """
+
+    name: str
+    values: Callable[[Floats], Floats]
+    low: float
+    high: float
+    undefined: str
+    successes: Floats | None = None
+    trials: Floats | None = None
+    fitted: Floats | None = None
+
+    def estimate(self, n_patients: int) -> Floats:
+        """Return the (R,) values on the cases as they are."""
+        return self.values(np.ones((1, n_patients)))[0] if self.fitted is None else self.fitted
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What a metric needs of a block: labels (N,), scores (R, N), patient positions (N,) in 0..P-1, folds (N,)."""
+
+    labels: Bools
+    scores: Floats
+    patient: Ints
+    n_patients: int
+    folds: Ints | None
+
+    def per_patient(self, features: Floats) -> Floats:
+        """Sum (R, N) case values within patients: (R, P)."""
+        if self.n_patients == self.labels.size:
+            summed = np.empty_like(features)
+            summed[:, self.patient] = features
+            return summed
+        return np.stack([np.bincount(self.patient, weights=row, minlength=self.n_patients) for row in features])
+
+
+def cases_of(block: Block, method: str) -> Cases:
+    """Return the cases of one method with patients numbered from 0."""
+    patients, position = renumber(block.patients)
+    return Cases(block.labels, block.scores[method], position, patients.size, block.folds)
+
+
+def ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Divide, giving NaN where the denominator is 0."""
+    empty = denominator == 0
+    quotient: Floats = np.where(empty, np.nan, numerator / np.where(empty, 1.0, denominator))
+    return quotient
+
+
+def threshold_metrics(cases: Cases, thresholds: Floats) -> list[Metric]:
+    """Confusion-matrix metrics at thresholds (R, N); "positive" is score >= threshold.
+
+    Macro-F1 is the mean of both classes' F1. MCC, PPV and NPV are undefined, not 0, when a margin is empty.
+    """
+    called, truth = cases.scores >= thresholds, cases.labels[None, :]
+    cells = np.stack(
+        [
+            cases.per_patient(x.astype(np.float64))
+            for x in (truth & called, ~truth & called, ~truth & ~called, truth & ~called)
+        ],
+        axis=-1,
+    )
+    total = cells.sum(axis=1)
+
+    def counts(weights: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        c = np.einsum("bp,rpc->brc", weights, cells, optimize=True)
+        return c[..., 0], c[..., 1], c[..., 2], c[..., 3]
+
+    def metric(name: str, of: Callable[[Floats, Floats, Floats, Floats], Floats], why: str, low: float = 0.0) -> Metric:
+        return Metric(name, lambda w: of(*counts(w)), low, 1.0, why)
+
+    def proportion(name: str, top: Sequence[int], bottom: Sequence[int], why: str) -> Metric:
+        def values(weights: Floats) -> Floats:
+            c = counts(weights)
+            return ratio(_add(c, top), _add(c, bottom))
+
+        return Metric(name, values, 0.0, 1.0, why, total[:, list(top)].sum(axis=1), total[:, list(bottom)].sum(axis=1))
+
+    return [
+        proportion("sensitivity", [0], [0, 3], "no positive cases"),
+        proportion("specificity", [2], [2, 1], "no negative cases"),
+        proportion("ppv", [0], [0, 1], "no case is called positive"),
+        proportion("npv", [2], [2, 3], "no case is called negative"),
+        proportion("accuracy", [0, 2], [0, 1, 2, 3], "no cases"),
+        metric("balanced_accuracy", _balanced_accuracy, "a class is missing"),
+        metric("macro_f1", _macro_f1, "a class is missing"),
+        metric("mcc", _mcc, "a row or column of the confusion matrix is empty", low=-1.0),
+    ]
+
+
+def _add(counts: tuple[Floats, ...], which: Sequence[int]) -> Floats:
+    total = counts[which[0]]
+    for i in which[1:]:
+        total = total + counts[i]
+    return total
+
+
+def _balanced_accuracy(tp: Floats, fp: Floats, tn: Floats, fn: Floats) -> Floats:
+    return 0.5 * (ratio(tp, tp + fn) + ratio(tn, tn + fp))
+
+
+def _macro_f1(tp: Floats, fp: Floats, tn: Floats, fn: Floats) -> Floats:
+    both = 0.5 * (ratio(2 * tp, 2 * tp + fp + fn) + ratio(2 * tn, 2 * tn + fp + fn))
+    one_class: Bools = (tp + fn == 0) | (tn + fp == 0)
+    result: Floats = np.where(one_class, np.nan, both)
+    return result
+
+
+def _mcc(tp: Floats, fp: Floats, tn: Floats, fn: Floats) -> Floats:
+    margins = np.sqrt(tp + fp) * np.sqrt(tp + fn) * np.sqrt(tn + fp) * np.sqrt(tn + fn)
+    return ratio(tp * tn - fp * fn, margins)
+
+
+def average_precision(cases: Cases) -> Metric:
+    """PR-AUC as average precision, sum over thresholds of (recall gain) x precision; ties share a threshold.
+
+    Over folds: each fold's average precision, weighted by its positives, as scores of different folds are not on
+    one scale.
+    """
+    fold = np.zeros(cases.labels.size, dtype=np.int64) if cases.folds is None else cases.folds
+    plans = []
+    for row in cases.scores:
+        for f in range(int(fold.max(initial=0)) + 1):
+            inside = np.flatnonzero(fold == f)
+            order = inside[np.argsort(-row[inside], kind="stable")]
+            ends = np.append(np.flatnonzero(np.diff(row[order])), order.size - 1)
+            plans.append((cases.patient[order], cases.labels[order].astype(np.float64), ends))
+    n_folds = int(fold.max(initial=0)) + 1
+
+    def values(weights: Floats) -> Floats:
+        per_seed = []
+        for r in range(len(cases.scores)):
+            total = np.zeros(len(weights))
+            positives = np.zeros(len(weights))
+            for patient, label, ends in plans[r * n_folds : (r + 1) * n_folds]:
+                drawn = weights[:, patient]
+                called = np.cumsum(drawn, axis=1)[:, ends]
+                hits = np.cumsum(drawn * label, axis=1)[:, ends]
+                gain = np.diff(hits, axis=1, prepend=0.0)
+                total += (gain * np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)).sum(axis=1)
+                positives += hits[:, -1]
+            per_seed.append(ratio(total, positives))
+        return np.stack(per_seed, axis=1)
+
+    return Metric("pr_auc", values, 0.0, 1.0, "no positive cases")
+
+
+def roc_auc(cases: Cases) -> Metric:
+    """Fold-stratified AUC of weighted cases by one sort: the bootstrap counterpart of DeLong."""
+    fold = np.zeros(cases.labels.size, dtype=np.int64) if cases.folds is None else cases.folds
+    n_folds = int(fold.max(initial=0)) + 1
+    plans = []
+    for row in cases.scores:
+        for f in range(n_folds):
+            inside = np.flatnonzero(fold == f)
+            order = inside[np.argsort(row[inside], kind="stable")]
+            ends = np.append(np.flatnonzero(np.diff(row[order])), order.size - 1)
+            plans.append((cases.patient[order], cases.labels[order], ends))
+
+    def values(weights: Floats) -> Floats:
+        per_seed = []
+        for r in range(len(cases.scores)):
+            won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+            for patient, label, ends in plans[r * n_folds : (r + 1) * n_folds]:
+                drawn = weights[:, patient]
+                up_to_pos = np.cumsum(drawn * label, axis=1)[:, ends]
+                up_to_neg = np.cumsum(drawn * ~label, axis=1)[:, ends]
+                pos = np.diff(up_to_pos, axis=1, prepend=0.0)
+                neg = np.diff(up_to_neg, axis=1, prepend=0.0)
+                won += (pos * (up_to_neg - 0.5 * neg)).sum(axis=1)
+                pairs += up_to_pos[:, -1] * up_to_neg[:, -1]
+            per_seed.append(ratio(won, pairs))
+        return np.stack(per_seed, axis=1)
+
+    return Metric("roc_auc", values, 0.0, 1.0, "a class is missing")

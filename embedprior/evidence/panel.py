@@ -1,0 +1,193 @@
+"""Every metric beside the AUC for the methods of one block, each with an interval or the reason it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from embedprior.evidence import calibration
+from embedprior.evidence.bootstrap import interval, patient_strata, replicate_values, stream, weights
+from embedprior.evidence.delong import Bools, Floats
+from embedprior.evidence.intervals import ZERO_VARIANCE, Interval, quantile
+from embedprior.evidence.metrics import Cases, Metric, average_precision, cases_of, roc_auc, threshold_metrics
+from embedprior.evidence.predictions import Block
+from embedprior.evidence.rows import value
+from embedprior.evidence.thresholds import YOUDEN, Key, Rule, cut
+
+THRESHOLD_NAMES = (
+    "sensitivity",
+    "specificity",
+    "ppv",
+    "npv",
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "mcc",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Bootstrap size and seed, error rate, declared threshold, fixed operating points, validation scores."""
+
+    bootstrap: int
+    seed: int
+    alpha: float
+    threshold: float | None
+    at_specificity: float
+    at_sensitivity: float
+    validation: dict[Key, tuple[Bools, Floats]]
+
+
+@dataclass
+class _Entry:
+    """A metric on its way to a JSON value."""
+
+    name: str
+    metric: Metric | None
+    reason: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    wald_se: Floats | None = None
+
+
+def metric_panels(block: Block, methods: Sequence[str], settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return per method its ``metrics``, ``operating_point``, ``reliability`` and ``decision_curve``.
+
+    Wilson for proportions and a closed form for Brier score, slope and intercept where one seed was trained (the
+    proportions also need one case per patient); elsewhere the patient bootstrap, or None and why.
+    """
+    cases = {m: cases_of(block, m) for m in methods}
+    entries = {m: _entries(block, m, cases[m], settings) for m in methods}
+    flat = [(m, e) for m in methods for e in entries[m] if e.metric is not None]
+    estimates = [e.metric.estimate(cases[m].n_patients) for m, e in flat if e.metric is not None]
+    drawn: dict[int, Floats] = {}
+    if settings.bootstrap:
+        need = [
+            i for i, (m, e) in enumerate(flat) if not np.isnan(estimates[i]).any() and not _has_closed_form(e, cases[m])
+        ]
+        first = cases[methods[0]]
+        strata = patient_strata(block.labels, first.patient, first.n_patients)
+        generator = stream(settings.seed, "metrics", str(block.label_name), str(block.resample))
+        chunks = weights(strata, settings.bootstrap, generator)
+        metrics = [e.metric for i in need if (e := flat[i][1]).metric is not None]
+        drawn = dict(zip(need, replicate_values(metrics, chunks), strict=True))
+    panels: dict[str, dict[str, Any]] = {}
+    for m in methods:
+        chosen, reason = cut(block, m, YOUDEN, settings.validation, settings.threshold)
+        panels[m] = {"metrics": {e.name: _missing(e) for e in entries[m]}}
+        panels[m]["operating_point"] = {
+            "source": chosen.source if chosen else None,
+            "thresholds": [value(t) for t in chosen.values] if chosen else None,
+            "reason": reason,
+        }
+        refused = calibration.refusal(cases[m].scores)
+        panels[m]["reliability"] = None if refused else calibration.reliability(cases[m])
+        panels[m]["decision_curve"] = None if refused else calibration.decision_curve(cases[m])
+    for i, (m, e) in enumerate(flat):
+        found = _interval(e, cases[m], estimates[i], drawn.get(i), settings)
+        panels[m]["metrics"][e.name] = {
+            "value": value(found.estimate), "se": value(found.se), "ci_low": value(found.low),
+            "ci_high": value(found.high), "ci_method": found.method, "reason": found.reason, **e.extra,
+        }  # fmt: skip
+    return panels
+
+
+def point_metrics(block: Block, method: str, settings: Settings) -> dict[str, float | None]:
+    """Return the metrics of one method as bare values (for one resample among many)."""
+    cases = cases_of(block, method)
+    found: dict[str, float | None] = {}
+    for entry in _entries(block, method, cases, settings):
+        found[entry.name] = (
+            None if entry.metric is None else value(float(entry.metric.estimate(cases.n_patients).mean()))
+        )
+    return found
+
+
+def _entries(block: Block, method: str, cases: Cases, settings: Settings) -> list[_Entry]:
+    prevalence = float(block.labels.mean()) if block.labels.size else np.nan
+    found = [_Entry("pr_auc", average_precision(cases), extra={"prevalence": value(prevalence)})]
+    if settings.bootstrap:
+        found.append(_Entry("roc_auc_bootstrap", roc_auc(cases)))
+    found += _operating_point(block, method, cases, settings)
+    found += _fixed(block, method, cases, settings, "specificity", settings.at_specificity)
+    found += _fixed(block, method, cases, settings, "sensitivity", settings.at_sensitivity)
+    refused = calibration.refusal(cases.scores)
+    names = ("brier", f"ece_{calibration.ECE_BINS}_bins", "calibration_slope", "calibration_intercept")
+    if refused or not block.labels.size:
+        return found + [_Entry(name, None, refused or "no cases") for name in names]
+    found.append(_Entry(names[0], calibration.brier(cases)))
+    found.append(
+        _Entry(names[1], calibration.ece(cases), extra={"bins": calibration.ECE_BINS, "binning": "equal width"})
+    )
+    fitted, errors, reason = calibration.logistic_recalibration(cases)
+    if errors is None:
+        return found + [_Entry(name, None, reason) for name in names[2:]]
+    return found + [_Entry(f.name, f, wald_se=se) for f, se in zip(fitted, errors, strict=True)]
+
+
+def _operating_point(block: Block, method: str, cases: Cases, settings: Settings) -> list[_Entry]:
+    chosen, reason = cut(block, method, YOUDEN, settings.validation, settings.threshold)
+    if chosen is None:
+        return [_Entry(name, None, reason) for name in THRESHOLD_NAMES]
+    return [_Entry(metric.name, metric) for metric in threshold_metrics(cases, chosen.per_case)]
+
+
+def _fixed(block: Block, method: str, cases: Cases, settings: Settings, held: str, target: float) -> list[_Entry]:
+    """Sensitivity where validation specificity reaches ``target``, or the reverse, and what the held one came to."""
+    other = "sensitivity" if held == "specificity" else "specificity"
+    name = f"{other}_at_{held}_{target:g}"
+    chosen, reason = cut(block, method, Rule(held, target), settings.validation, None)
+    if chosen is None:
+        return [_Entry(name, None, reason)]
+    by_name = {metric.name: metric for metric in threshold_metrics(cases, chosen.per_case)}
+    achieved = float(by_name[held].estimate(cases.n_patients).mean())
+    extra = {
+        "threshold": [value(t) for t in chosen.values], "threshold_source": chosen.source,
+        f"{held}_on_these_cases": value(achieved),
+    }  # fmt: skip
+    return [_Entry(name, by_name[other], extra=extra)]
+
+
+def _missing(entry: _Entry) -> dict[str, Any]:
+    return {"value": None, "se": None, "ci_low": None, "ci_high": None, "ci_method": None, "reason": entry.reason}
+
+
+def _independent(cases: Cases) -> bool:
+    return cases.n_patients == cases.labels.size
+
+
+def _has_closed_form(entry: _Entry, cases: Cases) -> bool:
+    if len(cases.scores) > 1 or entry.metric is None:
+        return False
+    wilson = entry.metric.successes is not None and _independent(cases)
+    return wilson or entry.wald_se is not None or entry.name == "brier"
+
+
+def _interval(entry: _Entry, cases: Cases, estimates: Floats, drawn: Floats | None, settings: Settings) -> Interval:
+    assert entry.metric is not None
+    metric, alpha = entry.metric, settings.alpha
+    mean = float(estimates.mean())
+    if np.isnan(mean):
+        return Interval(np.nan, np.nan, np.nan, np.nan, None, metric.undefined)
+    if not _has_closed_form(entry, cases):
+        if drawn is None:
+            return Interval(mean, np.nan, np.nan, np.nan, None, "no interval: the bootstrap is off")
+        return interval(estimates, drawn, metric.low, metric.high, alpha)
+    if metric.successes is not None and metric.trials is not None:
+        low, high = calibration.wilson(float(metric.successes[0]), float(metric.trials[0]), alpha)
+        return Interval(mean, np.nan, low, high, "wilson")
+    se = _brier_se(cases, mean) if entry.wald_se is None else float(entry.wald_se[0])
+    if not se**2 > ZERO_VARIANCE:
+        return Interval(mean, np.nan, np.nan, np.nan, None, "no variance")
+    half = quantile(1 - alpha / 2) * se
+    return Interval(mean, se, max(metric.low, mean - half), min(metric.high, mean + half), "wald")
+
+
+def _brier_se(cases: Cases, mean: float) -> float:
+    deviations = cases.per_patient((cases.scores - cases.labels) ** 2 - mean)[0]
+    if deviations.size < 2:
+        return np.nan
+    return float(np.sqrt(deviations.size / (deviations.size - 1) * (deviations**2).sum()) / cases.labels.size)
