@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         "--family",
         type=Path,
         metavar="FILE",
-        help="declared comparisons for Holm: CSV with columns a,b or JSON pairs (default: every method against the reference)",
+        help="declared comparisons for Holm: CSV a,b or JSON pairs (default: every method against the reference)",
     )
     p.add_argument(
         "--oracle",

@@ -1,0 +1,368 @@
+"""The whole evaluation: what it says, what it leaves undefined with a reason, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pandas as pd
+import pytest
+
+from embedprior.evidence import EvidenceError, delong, evaluate_predictions
+from embedprior.evidence.hypotheses import judge, status
+from embedprior.evidence.rows import Rules, verdict
+
+
+def table(
+    methods: dict[str, float], n: int = 120, *, seed: int = 0, exams: int = 1, seeds: int = 1, prevalence: float = 0.4
+) -> pd.DataFrame:
+    """Long predictions: exam-level scores in (0, 1), label per patient, one row per exam, method and seed."""
+    rng = np.random.default_rng(seed)
+    patient = np.repeat(np.arange(n), exams)
+    label = (np.arange(n) < round(prevalence * n)).astype(int)[patient]
+    parts = []
+    for name, shift in methods.items():
+        trait = rng.normal(size=n)[patient]
+        for s in range(seeds):
+            raw = trait + 0.5 * rng.normal(size=patient.size) + shift * label
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "exam_id": [f"e{i}" for i in range(patient.size)],
+                        "patient_id": [f"p{i}" for i in patient],
+                        "label": label,
+                        "method": name,
+                        "score": 1 / (1 + np.exp(-raw)),
+                        "seed": s,
+                    }
+                )
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
+def schema() -> dict[str, Any]:
+    text = resources.files("embedprior.evidence").joinpath("evidence.schema.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def check(evidence: dict[str, Any]) -> dict[str, Any]:
+    """Every evaluation of this file is plain JSON and fits the schema."""
+    json.dumps(evidence, allow_nan=False)
+    jsonschema.Draft202012Validator(schema()).validate(evidence)
+    return evidence
+
+
+def by_method(evidence: dict[str, Any], label: str | None = None) -> dict[str, dict[str, Any]]:
+    return {r["method"]: r for r in evidence["methods"] if r["label_name"] == label}
+
+
+def test_one_split_equals_delong_and_holm_by_hand() -> None:
+    frame = table({"ref": 0.5, "a": 1.5, "b": 0.6})
+    evidence = check(evaluate_predictions(frame, "ref"))
+    scores = np.stack([frame[frame.method == m].score for m in ("ref", "a", "b")])
+    joint = delong(frame[frame.method == "ref"].label, scores)
+    rows = by_method(evidence)
+    for i, m in enumerate(("ref", "a", "b")):
+        assert rows[m]["auc"] == pytest.approx(joint.auc[i])
+        assert rows[m]["se"] == pytest.approx(np.sqrt(joint.covariance[i, i]))
+        assert (rows[m]["n_pos"], rows[m]["n_neg"], rows[m]["n_patients"]) == (48, 72, 120)
+    first, second = evidence["comparisons"]
+    assert (first["a"], first["b"]) == ("a", "ref")
+    assert first["delta"] == pytest.approx(joint.auc[1] - joint.auc[0])
+    low, high = sorted([first["p"], second["p"]])
+    assert sorted([first["p_holm"], second["p_holm"]]) == pytest.approx([2 * low, max(high, 2 * low)])
+    assert first["min_detectable_delta"] == pytest.approx((1.959964 + 0.841621) * first["se"], rel=1e-5)
+
+
+def test_only_test_rows_are_scored_and_thresholds_come_from_validation() -> None:
+    test = table({"ref": 0.8, "a": 1.2})
+    val = table({"ref": 0.8, "a": 1.2}, seed=9).assign(split="val")
+    without = check(evaluate_predictions(test, "ref"))
+    evidence = check(evaluate_predictions(pd.concat([test.assign(split="test"), val]), "ref"))
+    assert by_method(evidence)["a"]["auc"] == by_method(without)["a"]["auc"]
+    assert by_method(without)["a"]["metrics"]["sensitivity"]["value"] is None
+    assert "no validation rows" in by_method(without)["a"]["metrics"]["sensitivity"]["reason"]
+    mine = val[val.method == "a"]
+    gain = {
+        t: ((mine.score >= t) & (mine.label == 1)).sum() / (mine.label == 1).sum()
+        + ((mine.score < t) & (mine.label == 0)).sum() / (mine.label == 0).sum()
+        for t in mine.score
+    }
+    threshold = max(gain, key=lambda t: gain[t])
+    cases = test[test.method == "a"]
+    expected = ((cases.score >= threshold) & (cases.label == 1)).sum() / (cases.label == 1).sum()
+    row = by_method(evidence)["a"]
+    assert row["operating_point"]["thresholds"] == [pytest.approx(threshold)]
+    assert row["metrics"]["sensitivity"]["value"] == pytest.approx(expected)
+    assert row["metrics"]["sensitivity"]["ci_method"] == "wilson"
+
+
+def test_a_declared_threshold_is_used_as_it_is() -> None:
+    frame = table({"ref": 0.8, "a": 1.2})
+    evidence = check(evaluate_predictions(frame, "ref", threshold=0.5))
+    row, cases = by_method(evidence)["a"], frame[frame.method == "a"]
+    assert row["operating_point"] == {"source": "declared", "thresholds": [0.5], "reason": None}
+    assert row["metrics"]["accuracy"]["value"] == pytest.approx(((cases.score >= 0.5) == (cases.label == 1)).mean())
+
+
+def test_folds_are_stratified_and_never_pooled() -> None:
+    frame = table({"ref": 0.8, "a": 1.2})
+    frame["fold"] = frame.exam_id.str[1:].astype(int) % 4
+    shifted = frame.assign(score=frame.score + frame.fold)
+    a, b = (by_method(check(evaluate_predictions(f, "ref")))["a"] for f in (frame, shifted))
+    assert a["auc"] == pytest.approx(b["auc"])
+    assert a["n_folds"] == 4
+    parts, weights = [], []
+    for f in range(4):
+        part = frame[(frame.method == "a") & (frame.fold == f)]
+        parts.append(float(delong(part.label, part.score).auc[0]))
+        weights.append((part.label == 1).sum() * (part.label == 0).sum())
+    assert a["auc"] == pytest.approx(np.average(parts, weights=weights))
+
+
+def test_several_seeds_average_aucs_and_the_ensemble_is_its_own_row() -> None:
+    frame = table({"ref": 0.5, "a": 1.0}, seeds=3)
+    rows = by_method(check(evaluate_predictions(frame, "ref", seed_ensemble=True)))
+    per_seed = [float(delong(p.label, p.score).auc[0]) for _, p in frame[frame.method == "a"].groupby("seed")]
+    assert rows["a"]["auc"] == pytest.approx(np.mean(per_seed))
+    assert rows["a"]["auc_per_seed"] == pytest.approx(per_seed)
+    mean = frame[frame.method == "a"].groupby("exam_id", sort=False).agg({"label": "first", "score": "mean"})
+    assert rows["a (seed ensemble)"]["auc"] == pytest.approx(float(delong(mean.label, mean.score).auc[0]))
+    assert rows["a"]["df"] is not None
+
+
+def test_one_seed_of_a_deterministic_reference_is_compared_with_every_seed() -> None:
+    frame = table({"ref": 0.5, "a": 1.0}, seeds=3)
+    frame = frame[(frame.method == "a") | (frame.seed == 0)]
+    (row,) = check(evaluate_predictions(frame, "ref"))["comparisons"]
+    assert row["p"] is not None
+    assert "3 seeds" in row["test"]
+
+
+def test_methods_trained_with_other_seeds_are_not_compared() -> None:
+    frame = table({"ref": 0.5, "a": 1.0}, seeds=2)
+    frame.loc[frame.method == "a", "seed"] += 5
+    (row,) = check(evaluate_predictions(frame, "ref"))["comparisons"]
+    assert row["p"] is None
+    assert "same seeds" in row["reason"]
+    assert row["verdict"] == "not testable at this size"
+
+
+def test_exam_unit_clusters_the_variance_and_patient_unit_averages() -> None:
+    frame = table({"ref": 0.6, "a": 1.0}, n=60, exams=4)
+    exam = by_method(check(evaluate_predictions(frame, "ref", unit="exam")))["a"]
+    cases = frame[frame.method == "a"]
+    naive = np.sqrt(delong(cases.label, cases.score).covariance[0, 0])
+    assert exam["se"] > 1.3 * naive
+    assert (exam["n_cases"], exam["n_patients"]) == (240, 60)
+    patient = by_method(check(evaluate_predictions(frame, "ref", unit="patient")))["a"]
+    mean = cases.groupby("patient_id").agg({"label": "first", "score": "mean"})
+    assert patient["auc"] == pytest.approx(float(delong(mean.label, mean.score).auc[0]))
+    assert patient["n_cases"] == 60
+
+
+def test_conflicting_labels_of_a_patient_need_a_declared_rule() -> None:
+    frame = table({"ref": 0.6, "a": 1.0}, n=40, exams=2)
+    frame.loc[frame.exam_id.isin(["e1", "e60"]), "label"] = [0, 1] * 2
+    with pytest.raises(EvidenceError, match=r"different labels.*e0.*e1"):
+        evaluate_predictions(frame, "ref")
+    most = by_method(evaluate_predictions(frame, "ref", patient_label="max"))["a"]
+    index = by_method(evaluate_predictions(frame, "ref", patient_label="index"))["a"]
+    assert (most["n_pos"], index["n_pos"]) == (17, 17 if frame[frame.exam_id == "e60"].label.iloc[0] else 16)
+
+
+def test_oracles_are_shown_but_not_in_the_family() -> None:
+    evidence = check(evaluate_predictions(table({"ref": 0.5, "a": 1.0, "ct": 2.0}), "ref", oracles=["ct"]))
+    assert evidence["family"] == [["a", "ref"]]
+    row = next(r for r in evidence["comparisons"] if r["a"] == "ct")
+    assert (row["in_family"], row["p_holm"], row["verdict"]) == (False, None, "exploratory")
+    assert evidence["omnibus"][0]["methods"] == ["ref", "a"]
+
+
+def test_declared_family_is_adjusted_alone() -> None:
+    frame = table({"ref": 0.5, "a": 1.0, "b": 0.7})
+    evidence = check(evaluate_predictions(frame, "ref", family=[("a", "b")]))
+    first = evidence["comparisons"][0]
+    assert (first["a"], first["b"], first["p_holm"]) == ("a", "b", first["p"])
+    assert [r["p_holm"] for r in evidence["comparisons"][1:]] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [([("a", "reff")], "Did you mean 'ref'"), ([("a", "a")], "itself"), ([("a", "ref"), ("ref", "a")], "twice")],
+)
+def test_impossible_families_are_refused(family: list[tuple[str, str]], words: str) -> None:
+    with pytest.raises(EvidenceError, match=words):
+        evaluate_predictions(table({"ref": 0.5, "a": 1.0}), "ref", family=family)
+
+
+@pytest.mark.parametrize(
+    ("keep", "words", "has_auc"),
+    [([1] * 9, "only positives", False), ([1] + [0] * 8, "at least 2", True), ([1] * 3 + [0] * 6, None, True)],
+)
+def test_degenerate_cohorts_give_null_and_the_reason(keep: list[int], words: str | None, has_auc: bool) -> None:
+    frame = table({"ref": 0.5, "a": 1.0}, n=9)
+    frame["label"] = keep * 2
+    row = by_method(check(evaluate_predictions(frame, "ref", bootstrap=50)))["a"]
+    assert (row["auc"] is not None) == has_auc
+    if words:
+        assert (row["ci_low"], row["se"], words in row["reason"]) == (None, None, True)
+
+
+def test_perfect_and_identical_methods() -> None:
+    frame = table({"ref": 0.5})
+    perfect = frame.assign(method="perfect", score=frame.label.astype(float))
+    same = frame.assign(method="same")
+    evidence = check(evaluate_predictions(pd.concat([frame, perfect, same]), "ref", bootstrap=50))
+    row = by_method(evidence)["perfect"]
+    assert (row["auc"], row["ci_high"], row["ci_low"]) == (1.0, 1.0, pytest.approx(0.05 ** (1 / 48)))
+    assert "exactly 1" in row["reason"]
+    twin = next(r for r in evidence["comparisons"] if r["a"] == "same")
+    assert (twin["delta"], twin["p"], twin["verdict"]) == (0.0, 1.0, "not supported")
+    assert twin["min_detectable_delta"] is None
+
+
+def test_scores_that_are_no_probabilities_have_no_calibration() -> None:
+    frame = table({"ref": 0.5, "a": 1.0})
+    frame["score"] = frame.score * 10 - 3
+    row = by_method(check(evaluate_predictions(frame, "ref")))["a"]
+    for name in ("brier", "calibration_slope", "ece_10_bins"):
+        assert row["metrics"][name]["value"] is None
+        assert "[0, 1]" in row["metrics"][name]["reason"]
+    assert row["reliability"] is None
+
+
+def test_unknown_labels_are_left_out_and_counted() -> None:
+    frame = table({"ref": 0.5, "a": 1.0})
+    frame["label"] = frame.label.astype(float)
+    frame.loc[frame.exam_id.isin(["e3", "e100", "e101"]), "label"] = np.nan
+    evidence = check(evaluate_predictions(frame, "ref"))
+    assert evidence["n_unknown_labels"] == 3
+    assert (by_method(evidence)["a"]["n_pos"], by_method(evidence)["a"]["n_neg"]) == (47, 70)
+
+
+def two_labels() -> pd.DataFrame:
+    frame = table({"ref": 0.6, "a": 1.2})
+    shifted = frame.assign(label_name="effusion", label=1 - frame.label, score=1 - frame.score)
+    return pd.concat([frame.assign(label_name="embolism"), shifted], ignore_index=True)
+
+
+def test_macro_of_a_label_and_its_mirror_is_the_label_itself() -> None:
+    """Swapping label and score leaves the AUC as it is, so the macro mean has the AUC and the variance of one label."""
+    evidence = check(evaluate_predictions(two_labels(), "ref", micro=True))
+    one, macro = by_method(evidence, "embolism")["a"], by_method(evidence, "macro")["a"]
+    assert macro["auc"] == pytest.approx(one["auc"])
+    assert macro["se"] == pytest.approx(one["se"], rel=0.02)
+    assert any("micro" in w for w in evidence["warnings"])
+    assert by_method(evidence, "micro")["a"]["auc"] is not None
+    assert evidence["comparisons"][0]["min_detectable_delta_holm"] > evidence["comparisons"][0]["min_detectable_delta"]
+
+
+def test_macro_of_a_label_without_positives_is_undefined_with_the_label_named() -> None:
+    frame = two_labels()
+    frame.loc[frame.label_name == "effusion", "label"] = 0
+    macro = by_method(check(evaluate_predictions(frame, "ref")), "macro")["a"]
+    assert macro["auc"] is None
+    assert "effusion" in macro["reason"]
+
+
+def resamples(j: int = 6) -> pd.DataFrame:
+    return pd.concat(
+        [table({"ref": 0.4, "a": 1.4}, 40, seed=r).assign(resample=r) for r in range(j)], ignore_index=True
+    )
+
+
+def test_resamples_use_the_corrected_test_and_need_the_training_size() -> None:
+    frame = resamples()
+    without = check(evaluate_predictions(frame, "ref"))["comparisons"][0]
+    assert without["p"] is None
+    assert "train_size" in without["reason"]
+    evidence = check(evaluate_predictions(frame, "ref", train_size=160))
+    (row,) = evidence["comparisons"]
+    d = []
+    for _, part in frame.groupby("resample"):
+        aucs = {m: float(delong(p.label, p.score).auc[0]) for m, p in part.groupby("method")}
+        d.append(aucs["a"] - aucs["ref"])
+    se = np.sqrt((1 / 6 + 40 / 160) * np.var(d, ddof=1))
+    assert row["delta"] == pytest.approx(np.mean(d))
+    assert row["z"] == pytest.approx(np.mean(d) / se)
+    assert row["per_resample"] == pytest.approx(d)
+    assert evidence["resamples"]["rank_stability"][0]["n_resamples"] == 6
+    assert len(evidence["resamples"]["rows"]) == 12
+
+
+def test_training_size_is_counted_from_train_rows() -> None:
+    frame = resamples().assign(split="test")
+    train = pd.concat([table({"ref": 0.4}, 100, seed=r).assign(resample=r, split="train") for r in range(6)])
+    evidence = check(evaluate_predictions(pd.concat([frame, train]), "ref"))
+    assert evidence["resamples"]["train_size"] == 100
+
+
+def test_a_resample_with_one_class_is_left_out_and_said() -> None:
+    frame = resamples()
+    frame.loc[frame["resample"] == 2, "label"] = 1
+    evidence = check(evaluate_predictions(frame, "ref", train_size=160))
+    assert by_method(evidence)["a"]["n_resamples_defined"] == 5
+    assert "1 of 6" in by_method(evidence)["a"]["reason"]
+
+
+def test_subgroups_are_described_with_bands_for_age() -> None:
+    frame = table({"ref": 0.5, "a": 1.0})
+    number = frame.exam_id.str[1:].astype(int)
+    frame["view"] = np.where(number % 3 == 0, "AP", "PA")
+    frame["age"] = np.where(number % 2 == 0, 35.0, 61.0)
+    evidence = check(evaluate_predictions(frame, "ref", subgroups=["view", "age"]))
+    found = {(r["column"], r["subgroup"], r["method"]): r for r in evidence["subgroups"]}
+    part = frame[(frame.view == "AP") & (frame.method == "a")]
+    assert found["view", "AP", "a"]["auc"] == pytest.approx(float(delong(part.label, part.score).auc[0]))
+    assert {k[1] for k in found if k[0] == "age"} == {"<40", "60-79"}
+    with pytest.raises(EvidenceError, match="Did you mean 'view'"):
+        evaluate_predictions(frame, "ref", subgroups=["vieww"])
+
+
+def test_bootstrap_gives_intervals_and_repeats_exactly() -> None:
+    frame = table({"ref": 0.5, "a": 1.0}, n=60)
+    first, second = (evaluate_predictions(frame, "ref", bootstrap=200, threshold=0.5) for _ in range(2))
+    assert first == check(second)
+    row = by_method(first)["a"]
+    for name in ("pr_auc", "balanced_accuracy", "macro_f1", "ece_10_bins"):
+        entry = row["metrics"][name]
+        assert entry["ci_low"] < entry["value"] < entry["ci_high"] or name == "ece_10_bins"
+    assert row["metrics"]["roc_auc_bootstrap"]["se"] == pytest.approx(row["se"], rel=0.25)
+    off = by_method(evaluate_predictions(frame, "ref"))["a"]["metrics"]["pr_auc"]
+    assert (off["ci_low"], off["reason"]) == (None, "no interval: the bootstrap is off")
+
+
+RULES = Rules(alpha=0.05, ci="logit", relevant_delta=0.05, margin=None)
+
+
+@pytest.mark.parametrize(
+    ("p", "delta", "high", "detectable", "expected"),
+    [
+        (0.01, 0.1, 0.2, 0.1, "supported"),
+        (0.01, -0.1, 0.0, 0.1, "not supported"),
+        (0.30, 0.02, 0.12, 0.14, "not testable at this size"),
+        (0.30, 0.01, 0.04, 0.14, "not supported"),
+        (0.30, 0.01, 0.06, 0.04, "not supported"),
+        (None, None, None, None, "not testable at this size"),
+    ],
+)
+def test_verdicts(
+    p: float | None, delta: float | None, high: float | None, detectable: float | None, expected: str
+) -> None:
+    row = {"p_holm": p, "delta": delta, "ci_high": high, "min_detectable_delta": detectable}
+    assert verdict(row, RULES) == expected
+
+
+def test_hypotheses_supported_on_the_fixed_split_only_are_tentative() -> None:
+    strong, weak = table({"ref": 0.2, "a": 2.0}), table({"ref": 0.5, "a": 0.5}, n=20, seed=3)
+    fixed, resampled = (evaluate_predictions(f, "ref") for f in (strong, weak))
+    (row,) = judge([{"name": "H1", "a": "a", "b": "ref"}], fixed, resampled)
+    assert (row["fixed"], row["status"]) == ("supported", "tentative on fixed split only")
+    assert status("not supported", "supported") == "supported"
+    assert status("supported", None) == "supported"
+    with pytest.raises(EvidenceError, match="H9"):
+        judge([{"name": "H9", "a": "x", "b": "ref"}], fixed, None)
