@@ -31,7 +31,7 @@ def mean_roc(blocks: Sequence[Block], method: str) -> tuple[Floats, Floats] | No
     both classes.
     """
     grid = np.linspace(0, 1, GRID)
-    return _average(blocks, method, grid, lambda y, s: np.interp(grid, *_upper(*roc_points(y, s))), roc_points)
+    return _average(blocks, method, grid, lambda y, s: _sensitivity_at(grid, *roc_points(y, s)), roc_points)
 
 
 def mean_pr(blocks: Sequence[Block], method: str) -> tuple[Floats, Floats] | None:
@@ -73,10 +73,14 @@ def _average(
     return grid, np.average(np.stack(curves), axis=0, weights=weights)
 
 
-def _upper(fpr: Floats, tpr: Floats) -> tuple[Floats, Floats]:
-    """Keep the highest sensitivity at each false positive rate, which interpolation needs to be single-valued."""
-    last = np.append(np.diff(fpr) > 0, True)
-    return fpr[last], tpr[last]
+def _sensitivity_at(grid: Floats, fpr: Floats, tpr: Floats) -> Floats:
+    """Read a ROC polygon at given false positive rates; on a vertical edge, its upper end."""
+    here = np.searchsorted(fpr, grid, side="right") - 1
+    after = np.minimum(here + 1, fpr.size - 1)
+    run = fpr[after] - fpr[here]
+    share = np.divide(grid - fpr[here], run, out=np.zeros_like(grid), where=run > 0)
+    result: Floats = tpr[here] + share * (tpr[after] - tpr[here])
+    return result
 
 
 def _sweep(labels: Bools, scores: Floats) -> tuple[Floats, Floats, Floats]:

@@ -116,6 +116,7 @@ def _figure(
     ]
     axes.set_xlabel(x)
     axes.set_ylabel(y)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     clean(axes)
     axes.legend(frameon=False, fontsize=8)
     return figure if any(drawn) else None

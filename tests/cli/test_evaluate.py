@@ -1,0 +1,104 @@
+"""``embedprior evaluate`` and ``embedprior power`` as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from embedprior.cli import main
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    label = (np.arange(60) % 2 == 0).astype(int)
+    parts = [
+        pd.DataFrame(
+            {
+                "exam_id": [f"e{i}" for i in range(60)],
+                "patient_id": [f"p{i}" for i in range(60)],
+                "label": label,
+                "method": m,
+                "score": 1 / (1 + np.exp(-(rng.normal(size=60) + shift * label))),
+            }
+        )
+        for m, shift in (("cxr_only", 0.6), ("prior", 1.6), ("ct", 2.0))
+    ]
+    path = tmp_path / "predictions.csv"
+    pd.concat(parts).to_csv(path, index=False)
+    return path
+
+
+def test_evaluate_writes_evidence_tables_and_figures(predictions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["evaluate", str(predictions), "--reference", "cxr_only", "--oracle", "ct", "--bootstrap", "50"]
+    assert main([*words, "--out", str(out)]) == 0
+    evidence = json.loads((out / "evidence.json").read_text(encoding="utf-8"))
+    assert evidence["family"] == [["prior", "cxr_only"]]
+    assert evidence["comparisons"][0]["p_holm"] is not None
+    for name in ("table.md", "table.tex", "roc.png", "precision_recall.png", "calibration.png", "decision.png"):
+        assert (out / name).stat().st_size > 0
+    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "new"), [(5, None, "nan"), (9, None, "much"), (12, "label", "3"), (30, "exam", "e1")]
+)
+def test_one_bad_row_is_exit_2_names_the_row_and_writes_nothing(
+    predictions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: int, old: str | None, new: str
+) -> None:
+    rows = predictions.read_text(encoding="utf-8").splitlines()
+    cells = rows[line - 1].split(",")
+    cells[{"exam": 0, "label": 2, None: 4}[old]] = new
+    rows[line - 1] = ",".join(cells)
+    predictions.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    out = tmp_path / "out"
+    assert main(["evaluate", str(predictions), "--reference", "cxr_only", "--out", str(out)]) == 2
+    assert f"line {line}" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_missing_cases_and_unknown_names_are_exit_2(
+    predictions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["evaluate", str(predictions), "--reference", "cxronly", *out]) == 2
+    assert "Did you mean 'cxr_only'" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "no.csv"), *out]) == 2
+    rows = predictions.read_text(encoding="utf-8").splitlines()
+    predictions.write_text("\n".join(rows[:-1]) + "\n", encoding="utf-8")
+    assert main(["evaluate", str(predictions), *out]) == 2
+    assert "'e59'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_wide_table_gives_the_same_evidence(predictions: Path, tmp_path: Path) -> None:
+    long = pd.read_csv(predictions)
+    wide = long.pivot(index=["patient_id", "label"], columns="method", values="score").reset_index()
+    wide.to_csv(tmp_path / "wide.csv", index=False)
+    found = []
+    for path, flags in ((predictions, []), (tmp_path / "wide.csv", ["--wide"])):
+        out = tmp_path / f"out{len(found)}"
+        options = ["--reference", "cxr_only", "--no-bootstrap", "--no-figures", *flags, "--out", str(out)]
+        assert main(["evaluate", str(path), *options]) == 0
+        rows = json.loads((out / "evidence.json").read_text(encoding="utf-8"))["methods"]
+        found.append({r["method"]: r["auc"] for r in rows})
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_power_prints_the_detectable_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["power", "--pos", "23", "--neg", "63", "--auc", ".8", "--corr", ".5", "--comparisons", "9"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "0.167" in text
+    assert "0.216" in text
+    assert main([*words, "--delta", ".1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["min_detectable_delta"] == pytest.approx(0.167, abs=0.001)
+    assert found["patients_needed"]["pos"] > 23
+    assert main(["power", "--pos", "23", "--neg", "63", "--auc", "1.2"]) == 2
+    assert "auc" in capsys.readouterr().err

@@ -1,0 +1,128 @@
+"""Curves, tables and files made from an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as sk
+
+from embedprior.evidence import EvidenceError, evaluate_predictions
+from embedprior.evidence.curves import mean_pr, mean_roc, pr_points, roc_points
+from embedprior.evidence.predictions import blocks_of
+from embedprior.evidence.reading import from_wide, read_family, read_predictions
+from embedprior.evidence.tables import latex, markdown
+from embedprior.report.curves import draw_curves
+
+
+def frame(folds: int = 1, seeds: int = 1) -> pd.DataFrame:
+    rng = np.random.default_rng(2)
+    label = (np.arange(90) % 3 == 0).astype(int)
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "exam_id": [f"e{i}" for i in range(90)],
+                    "patient_id": [f"p{i}" for i in range(90)],
+                    "label": label,
+                    "method": m,
+                    "score": np.round(1 / (1 + np.exp(-(rng.normal(size=90) + shift * label))), 2),
+                    "fold": np.arange(90) // 3 % folds,
+                    "seed": s,
+                }
+            )
+            for m, shift in (("ref", 0.7), ("a_b", 1.4))
+            for s in range(seeds)
+        ],
+        ignore_index=True,
+    )
+
+
+def test_roc_and_pr_points_equal_scikit_learn() -> None:
+    (block,) = blocks_of(frame(), "patient")
+    scores = block.scores["a_b"][0]
+    fpr, tpr, _ = sk.roc_curve(block.labels, scores, drop_intermediate=False)
+    np.testing.assert_allclose(roc_points(block.labels, scores), [fpr, tpr])
+    precision, recall, _ = sk.precision_recall_curve(block.labels, scores)
+    np.testing.assert_allclose(pr_points(block.labels, scores), [recall[-2::-1], precision[-2::-1]])
+
+
+def test_area_under_the_averaged_roc_is_the_fold_stratified_auc() -> None:
+    table = frame(folds=3, seeds=2)
+    blocks = blocks_of(table, "patient")
+    points = mean_roc(blocks, "a_b")
+    assert points is not None
+    rows = {r["method"]: r for r in evaluate_predictions(table, "ref")["methods"]}
+    assert np.trapezoid(points[1], points[0]) == pytest.approx(rows["a_b"]["auc"], abs=0.004)
+    pr = mean_pr(blocks, "a_b")
+    assert pr is not None
+    assert pr[1].max() <= 1
+
+
+def test_tables_show_intervals_reasons_and_escape_names() -> None:
+    evidence = evaluate_predictions(frame(), "ref", oracles=["a_b"])
+    text, tex = markdown(evidence), latex(evidence)
+    row = next(r for r in evidence["methods"] if r["method"] == "ref")
+    shown = f"{row['auc']:.3f} ({row['ci_low']:.3f} to {row['ci_high']:.3f})"
+    assert shown in text
+    assert shown in tex
+    assert "oracle" in text
+    assert "no interval: the bootstrap is off" in text
+    assert r"a\_b" in tex
+    assert "a_b >" not in tex
+
+
+def test_figures_are_drawn_unless_undefined() -> None:
+    table = frame()
+    drawn = draw_curves(table, evaluate_predictions(table, "ref"))
+    assert set(drawn) == {"roc.png", "precision_recall.png", "calibration.png", "decision.png"}
+    assert all(data.startswith(b"\x89PNG") for data in drawn.values())
+    logits = table.assign(score=table.score * 8 - 4)
+    assert set(draw_curves(logits, evaluate_predictions(logits, "ref"))) == {"roc.png", "precision_recall.png"}
+    one_class = table.assign(label=1)
+    assert "roc.png" not in draw_curves(one_class, evaluate_predictions(one_class, "ref"))
+
+
+def test_wide_tables_become_long() -> None:
+    wide = pd.DataFrame(
+        {"patient_id": ["p1", "p2"], "label": [0, 1], "sex": ["f", "m"], "x": [0.1, 0.2], "y": [0.3, 0.4]}
+    )
+    long = from_wide(wide)
+    assert sorted(zip(long.exam_id, long.method, long.score, strict=True)) == [
+        ("p1", "x", 0.1),
+        ("p1", "y", 0.3),
+        ("p2", "x", 0.2),
+        ("p2", "y", 0.4),
+    ]
+    with pytest.raises(EvidenceError, match="listed twice"):
+        from_wide(wide.assign(patient_id="p1"))
+    with pytest.raises(EvidenceError, match="no method column"):
+        from_wide(wide[["patient_id", "label"]])
+    with pytest.raises(EvidenceError, match="Did you mean 'labels'"):
+        from_wide(wide.rename(columns={"label": "labels"}))
+
+
+def test_csv_ids_stay_text_and_lines_are_numbered_from_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("exam_id,patient_id,label,method,score\n007,01,1,m,0.5\n008,02,0,m,0.25\n", encoding="utf-8")
+    table = read_predictions(path)
+    assert table["exam_id"].tolist() == ["007", "008"]
+    assert table.index.tolist() == [2, 3]
+    with pytest.raises(EvidenceError, match="does not exist"):
+        read_predictions(tmp_path / "none.csv")
+    (tmp_path / "empty.csv").write_text("", encoding="utf-8")
+    with pytest.raises(EvidenceError, match="not a CSV"):
+        read_predictions(tmp_path / "empty.csv")
+
+
+def test_families_are_read_from_csv_and_json(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text("a,b\nx,y\n", encoding="utf-8")
+    (tmp_path / "f.json").write_text('[["x", "y"]]', encoding="utf-8")
+    (tmp_path / "bad.json").write_text('["x"]', encoding="utf-8")
+    (tmp_path / "bad.csv").write_text("a,c\nx,y\n", encoding="utf-8")
+    assert read_family(tmp_path / "f.csv") == read_family(tmp_path / "f.json") == [("x", "y")]
+    for name, words in (("bad.json", "list of pairs"), ("bad.csv", "columns a,b"), ("none.csv", "does not exist")):
+        with pytest.raises(EvidenceError, match=words):
+            read_family(tmp_path / name)
