@@ -98,7 +98,8 @@ def effusion_share(effusion: Effusion, a: Anatomy, grid: Grid) -> tuple[Box, Arr
     from_wall = -lung_distance(a, x, y, np.asarray(z * 0, np.float32), effusion.side)
     climb = (10 + 0.5 * effusion.rise_mm) * np.exp(-np.clip(from_wall, 0, None) / 12)
     behind = 0.15 * np.clip(y, -60, 60)
-    return box, inside(z - (a.recess + effusion.rise_mm + climb + behind), grid.edge)
+    own_lung = lung_distance(a, x, y, z, effusion.side) < grid.edge
+    return box, own_lung * inside(z - (a.recess + effusion.rise_mm + climb + behind), grid.edge)
 
 
 def add_distractors(

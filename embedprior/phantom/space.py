@@ -154,7 +154,7 @@ def _unit(vectors: Array) -> Array:
 
 
 def fill(parts: Sections, step: float) -> Cloud:
-    """Fill tube sections with points `step` mm apart along them and 1.4 steps across: (N, 3) positions and (N,) volumes in mm³."""
+    """Points (N, 3) `step` mm apart along tube sections and 1.4 steps across, and their volumes (N,) in mm³."""
     begins, ends, near, far, flatten = parts.begins, parts.ends, parts.near, parts.far, parts.flatten
     # sections of like size are filled together; rounding the count of points up to a power of two keeps groups few
     crowd = np.maximum(1.0, np.pi * flatten * np.maximum(near, far) ** 2 / (2 * step**2))
