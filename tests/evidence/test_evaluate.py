@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -366,3 +367,13 @@ def test_hypotheses_supported_on_the_fixed_split_only_are_tentative() -> None:
     assert status("supported", None) == "supported"
     with pytest.raises(EvidenceError, match="H9"):
         judge([{"name": "H9", "a": "x", "b": "ref"}], fixed, None)
+
+
+def test_every_field_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "evidence.md").read_text(encoding="utf-8")
+    one = evaluate_predictions(table({"ref": 0.5, "a": 1.0}), "ref", bootstrap=20, threshold=0.5, margin=0.05)
+    many = evaluate_predictions(resamples(), "ref", train_size=160)
+    names = set(one) | set(one["methods"][0]) | set(one["methods"][0]["metrics"]) | set(one["comparisons"][0])
+    names |= set(many["comparisons"][0]) | set(many["resamples"])
+    names -= {"schema_version", "method", "label_name", "a", "b"}
+    assert not {n for n in names if f"`{n}`" not in text and f"`{n}[]`" not in text}
