@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +100,15 @@ def main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     from embedprior.errors import BadInput
     from embedprior.evidence.evaluate import evaluate_predictions
-    from embedprior.evidence.predictions import check_columns
+    from embedprior.evidence.predictions import held_out_blocks
     from embedprior.evidence.reading import read_family, read_predictions
 
     if options.out.exists() and not options.out.is_dir():
         raise BadInput(f"--out {options.out} is a file; give a folder.")
     frame = read_predictions(options.predictions, wide=options.wide, not_methods=tuple(options.subgroup))
-    check_columns(frame)
+    blocks = held_out_blocks(frame, options.unit, options.patient_label)
     family = None if options.family is None else read_family(options.family)
-    reference = options.reference or _first_method(frame, options.oracle)
+    reference = options.reference or _first_method(blocks[0].methods, options.oracle)
     evidence = evaluate_predictions(
         frame,
         reference,
@@ -125,23 +126,24 @@ def main(argv: list[str]) -> int:
         micro=options.micro,
         seed_ensemble=options.seed_ensemble,
         bootstrap_seed=options.seed,
+        blocks=blocks,
     )
     if options.reference is None:
         evidence["warnings"].append(f"no --reference was given: {reference}, the first method of the table, was taken")
-    _write(options, frame, evidence)
+    _write(options, blocks, evidence)
     return 0
 
 
-def _first_method(frame: Any, oracles: list[str]) -> str:
+def _first_method(methods: Sequence[str], oracles: Sequence[str]) -> str:
     from embedprior.evidence.errors import EvidenceError
 
-    for method in frame["method"].dropna().unique():
-        if str(method) not in oracles:
-            return str(method)
+    for method in methods:
+        if method not in oracles:
+            return method
     raise EvidenceError("every method is an oracle: name one as --reference.")
 
 
-def _write(options: argparse.Namespace, frame: Any, evidence: dict[str, Any]) -> None:
+def _write(options: argparse.Namespace, blocks: Any, evidence: dict[str, Any]) -> None:
     from embedprior.evidence.tables import latex, markdown
     from embedprior.runs import Run, hash_file, write_json, write_text
 
@@ -149,7 +151,7 @@ def _write(options: argparse.Namespace, frame: Any, evidence: dict[str, Any]) ->
     if not options.no_figures:
         from embedprior.report.curves import draw_curves
 
-        figures = draw_curves(frame, evidence)
+        figures = draw_curves(blocks, evidence)
     config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     run = Run(options.out, "evaluate", config, options.seed, {"predictions": hash_file(options.predictions)})
     write_json(options.out / "evidence.json", evidence)
@@ -157,7 +159,7 @@ def _write(options: argparse.Namespace, frame: Any, evidence: dict[str, Any]) ->
     text = markdown(evidence)
     write_text(options.out / "table.md", text)
     for name, data in figures.items():
-        (options.out / name.replace("/", "_")).write_bytes(data)
+        (options.out / name).write_bytes(data)
     run.finish(text, [])
     print(text)
     print(f"written to {options.out}: evidence.json, table.md, table.tex" + "".join(f", {f}" for f in figures))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,67 +11,76 @@ from embedprior.evidence.delong import Bools, Floats
 from embedprior.evidence.predictions import Block
 
 GRID = 401
+Curve = tuple[Floats, Floats]
 
 
-def roc_points(labels: Bools, scores: Floats) -> tuple[Floats, Floats]:
-    """Return (false positive rate, sensitivity) at every distinct threshold, from (0, 0) to (1, 1)."""
-    hits, false, _ = _sweep(labels, scores)
-    return np.append(0.0, false / (~labels).sum()), np.append(0.0, hits / labels.sum())
+@dataclass(frozen=True)
+class Sweep:
+    """True and false positives at every distinct threshold from the highest score down, and the class totals."""
+
+    hits: Floats
+    false: Floats
+    n_pos: int
+    n_neg: int
+
+    def roc(self) -> Curve:
+        """Return (false positive rate, sensitivity) from (0, 0) to (1, 1)."""
+        return np.append(0.0, self.false / self.n_neg), np.append(0.0, self.hits / self.n_pos)
+
+    def precision_recall(self) -> Curve:
+        """Return (recall, precision)."""
+        return self.hits / self.n_pos, self.hits / (self.hits + self.false)
 
 
-def pr_points(labels: Bools, scores: Floats) -> tuple[Floats, Floats]:
-    """Return (recall, precision) at every distinct threshold, from the highest score down."""
-    hits, false, _ = _sweep(labels, scores)
-    return hits / labels.sum(), hits / (hits + false)
+def sweep(labels: Bools, scores: Floats) -> Sweep:
+    """Sort once and count both classes at every distinct threshold."""
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    ends = np.append(np.flatnonzero(np.diff(ranked)), ranked.size - 1)
+    hits = np.cumsum(labels[order])[ends].astype(np.float64)
+    n_pos = int(np.count_nonzero(labels))
+    return Sweep(hits, ends + 1 - hits, n_pos, labels.size - n_pos)
 
 
-def mean_roc(blocks: Sequence[Block], method: str) -> tuple[Floats, Floats] | None:
-    """Return the ROC curve of a method; over folds, seeds and resamples the vertical average.
+def sweeps_of(blocks: Sequence[Block], method: str) -> list[Sweep]:
+    """Return one sweep per resample, seed and fold that holds both classes."""
+    found = []
+    for block in blocks:
+        fold = np.zeros(block.labels.size, dtype=np.int64) if block.folds is None else block.folds
+        for f in range(int(fold.max(initial=0)) + 1):
+            inside = fold == f
+            labels = block.labels[inside]
+            if labels.any() and not labels.all():
+                found += [sweep(labels, scores[inside]) for scores in block.scores[method]]
+    return found
 
-    Folds weigh as in the fold-stratified AUC, so the area under the average is that AUC. None when no fold holds
-    both classes.
+
+def mean_roc(sweeps: Sequence[Sweep]) -> Curve | None:
+    """Return the ROC curve, several averaged vertically; None without any.
+
+    Folds weigh as in the fold-stratified AUC, so the area under the average is that AUC.
     """
     grid = np.linspace(0, 1, GRID)
-    return _average(blocks, method, grid, lambda y, s: _sensitivity_at(grid, *roc_points(y, s)), roc_points)
+    if len(sweeps) == 1 and sweeps[0].hits.size <= 10 * GRID:
+        return sweeps[0].roc()
+    return _average(sweeps, grid, [_sensitivity_at(grid, *s.roc()) for s in sweeps])
 
 
-def mean_pr(blocks: Sequence[Block], method: str) -> tuple[Floats, Floats] | None:
-    """Return the precision-recall curve of a method; over folds, seeds and resamples the average at equal recall.
+def mean_pr(sweeps: Sequence[Sweep]) -> Curve | None:
+    """Return the precision-recall curve, several averaged at equal recall; None without any.
 
     Between thresholds the precision of the next higher recall is taken, as average precision does.
     """
     grid = np.linspace(0, 1, GRID)
-
-    def at_grid(labels: Bools, scores: Floats) -> Floats:
-        recall, precision = pr_points(labels, scores)
-        return precision[np.minimum(np.searchsorted(recall, grid - 1e-12), recall.size - 1)]
-
-    return _average(blocks, method, grid, at_grid, pr_points)
+    if len(sweeps) == 1 and sweeps[0].hits.size <= 10 * GRID:
+        return sweeps[0].precision_recall()
+    return _average(sweeps, grid, [_precision_at(grid, *s.precision_recall()) for s in sweeps])
 
 
-def _average(
-    blocks: Sequence[Block],
-    method: str,
-    grid: Floats,
-    at_grid: Callable[[Bools, Floats], Floats],
-    exact: Callable[[Bools, Floats], tuple[Floats, Floats]],
-) -> tuple[Floats, Floats] | None:
-    weights, parts = [], []
-    for block in blocks:
-        for scores in block.scores[method]:
-            fold = np.zeros(block.labels.size, dtype=np.int64) if block.folds is None else block.folds
-            for f in range(int(fold.max(initial=0)) + 1):
-                labels = block.labels[fold == f]
-                positives = int(labels.sum())
-                if 0 < positives < labels.size:
-                    parts.append((labels, scores[fold == f]))
-                    weights.append(positives * (labels.size - positives))
-    if not parts:
+def _average(sweeps: Sequence[Sweep], grid: Floats, curves: list[Floats]) -> Curve | None:
+    if not curves:
         return None
-    if len(parts) == 1 and parts[0][0].size <= 10 * GRID:
-        return exact(*parts[0])
-    curves = [at_grid(*part) for part in parts]
-    return grid, np.average(np.stack(curves), axis=0, weights=weights)
+    return grid, np.average(np.stack(curves), axis=0, weights=[s.n_pos * s.n_neg for s in sweeps])
 
 
 def _sensitivity_at(grid: Floats, fpr: Floats, tpr: Floats) -> Floats:
@@ -83,9 +93,6 @@ def _sensitivity_at(grid: Floats, fpr: Floats, tpr: Floats) -> Floats:
     return result
 
 
-def _sweep(labels: Bools, scores: Floats) -> tuple[Floats, Floats, Floats]:
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    ends = np.append(np.flatnonzero(np.diff(ranked)), ranked.size - 1)
-    hits = np.cumsum(labels[order])[ends].astype(np.float64)
-    return hits, ends + 1 - hits, ranked[ends]
+def _precision_at(grid: Floats, recall: Floats, precision: Floats) -> Floats:
+    read: Floats = precision[np.minimum(np.searchsorted(recall, grid - 1e-12), recall.size - 1)]
+    return read

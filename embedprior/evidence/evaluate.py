@@ -26,9 +26,8 @@ from embedprior.evidence.predictions import (
     Block,
     PatientLabel,
     Unit,
-    blocks_of,
-    check_columns,
     check_names,
+    held_out_blocks,
     select_split,
 )
 from embedprior.evidence.rows import (
@@ -69,6 +68,7 @@ def evaluate_predictions(
     micro: bool = False,
     seed_ensemble: bool = False,
     bootstrap_seed: int = 0,
+    blocks: Sequence[Block] | None = None,
 ) -> dict[str, Any]:
     """Evaluate the test rows of a long predictions table.
 
@@ -99,6 +99,7 @@ def evaluate_predictions(
         micro: with several labels, also pool all (case, label) pairs; adds a warning.
         seed_ensemble: also score the mean over seeds of each method, as a row of its own.
         bootstrap_seed: seed of the bootstrap streams.
+        blocks: ``held_out_blocks`` of the same frame, unit and patient_label, when the caller has them already.
 
     Returns:
         Plain JSON values, described by ``evidence.schema.json``: None wherever a number is undefined, with a
@@ -108,12 +109,8 @@ def evaluate_predictions(
         EvidenceError: the table or the names cannot be used; rows are named.
     """
     _check_options(alpha, relevant_delta, bootstrap, at_specificity, at_sensitivity)
-    check_columns(frame)
     rules = Rules(alpha, ci, relevant_delta, margin)
-    test_rows = select_split(frame, "test")
-    if test_rows.empty:
-        raise EvidenceError("no row has split 'test': nothing to evaluate.")
-    blocks = blocks_of(test_rows, unit, patient_label)
+    blocks = held_out_blocks(frame, unit, patient_label) if blocks is None else list(blocks)
     if seed_ensemble:
         blocks = [with_seed_ensembles(b) for b in blocks]
     methods = list(dict.fromkeys(m for b in blocks for m in b.methods))
@@ -156,7 +153,7 @@ def evaluate_predictions(
         "comparisons": found.comparisons,
         "omnibus": found.omnibus,
         "resamples": found.resamples,
-        "subgroups": subgroup_rows(test_rows, subgroups, unit, patient_label, oracles, rules),
+        "subgroups": subgroup_rows(select_split(frame, "test"), subgroups, unit, patient_label, oracles, rules),
     }
 
 

@@ -117,6 +117,19 @@ def blocks_of(frame: pd.DataFrame, unit: Unit, patient_label: PatientLabel | Non
     return found
 
 
+def held_out_blocks(frame: pd.DataFrame, unit: Unit, patient_label: PatientLabel | None = None) -> list[Block]:
+    """Return the blocks of the test rows; see ``blocks_of``.
+
+    Raises:
+        EvidenceError: as ``blocks_of``, or no row is a test row.
+    """
+    check_columns(frame)
+    rows = select_split(frame, "test")
+    if rows.empty:
+        raise EvidenceError("no row has split 'test': nothing to evaluate.")
+    return blocks_of(rows, unit, patient_label)
+
+
 @dataclass(frozen=True)
 class _Coded:
     exam: Ints
@@ -140,7 +153,7 @@ def _coded(frame: pd.DataFrame) -> _Coded:
             codes[column] = np.zeros(len(frame), dtype=np.int64)
             names[column] = np.array([None], dtype=object)
             continue
-        code, values = _factorize(frame[column].to_numpy(dtype=object))
+        code, values = _factorize(frame[column])
         if (code < 0).any():
             raise EvidenceError(f"column {column!r} is empty in {_rows(frame[code < 0])}.")
         codes[column] = code
@@ -163,20 +176,21 @@ def _coded(frame: pd.DataFrame) -> _Coded:
     )  # fmt: skip
 
 
-def _factorize(values: NDArray[np.object_]) -> tuple[Ints, NDArray[np.object_]]:
+def _factorize(column: pd.Series) -> tuple[Ints, NDArray[np.object_]]:
     """Return codes and distinct values; -1 for missing.
 
     Tables usually repeat one list of ids for every method: then hashing the first list is enough.
     """
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        code, found = pd.factorize(column)
+        return code.astype(np.int64, copy=False), np.asarray(found, dtype=object)
+    values = column.to_numpy(dtype=object)
     again = np.flatnonzero(values == values[0])
     period = int(again[1]) if again.size > 1 else values.size
     repeats, rest = divmod(values.size, period)
-    if repeats > 1 and rest == 0 and (values.reshape(repeats, period) == values[:period]).all():
-        code, found = pd.factorize(values[:period])
-        code = np.tile(code, repeats)
-    else:
-        code, found = pd.factorize(values)
-    return code.astype(np.int64, copy=False), np.asarray(found, dtype=object)
+    periodic = repeats > 1 and rest == 0 and bool((values.reshape(repeats, period) == values[:period]).all())
+    code, distinct = pd.factorize(values[:period] if periodic else values)
+    return np.tile(code.astype(np.int64, copy=False), repeats if periodic else 1), np.asarray(distinct, dtype=object)
 
 
 def _text(value: object) -> str | None:

@@ -4,61 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from embedprior.evidence.curves import mean_pr, mean_roc
-from embedprior.evidence.predictions import Block, blocks_of, select_split
+from embedprior.evidence.curves import mean_pr, mean_roc, sweeps_of
+from embedprior.evidence.predictions import Block, held_out_blocks
 from embedprior.report.figures import DASHES, MUTED, PALETTE, clean, png
 
 Draw = Callable[[Axes, str, dict[str, Any]], bool]
 
 
-def draw_curves(predictions: pd.DataFrame, evidence: Mapping[str, Any]) -> dict[str, bytes]:
+def draw_curves(predictions: pd.DataFrame | Sequence[Block], evidence: Mapping[str, Any]) -> dict[str, bytes]:
     """Draw the curves of every method, one set per label.
 
     Args:
-        predictions: the long table that was evaluated.
-        evidence: what ``evaluate_predictions`` made of it.
+        predictions: the long table that was evaluated, or its ``held_out_blocks``.
+        evidence: what ``evaluate_predictions`` made of them.
 
     Returns:
         ``{file name: PNG}``: ``roc``, ``precision_recall``, ``calibration`` and ``decision`` (with ``-LABEL`` where
         there are several labels). A figure without a defined curve, such as the calibration of scores that are no
         probabilities, is left out. Several seeds, folds and resamples are averaged; oracles are grey.
     """
-    blocks = blocks_of(select_split(predictions, "test"), evidence["unit"], evidence["patient_label"])
+    blocks = predictions
+    if isinstance(blocks, pd.DataFrame):
+        blocks = held_out_blocks(blocks, evidence["unit"], evidence["patient_label"])
     labels = list(dict.fromkeys(b.label_name for b in blocks))
     drawn: dict[str, bytes] = {}
     for label in labels:
         mine = [b for b in blocks if b.label_name == label]
         rows = [r for r in evidence["methods"] if r["label_name"] == label and r["method"] in mine[0].methods]
-        suffix = f"-{label}" if len(labels) > 1 else ""
+        suffix = f"-{label}".replace("/", "_") if len(labels) > 1 else ""
         for name, figure in _figures(mine, rows).items():
             if figure is not None:
                 drawn[f"{name}{suffix}.png"] = png(figure)
     return drawn
 
 
-def write_curves(predictions: pd.DataFrame, evidence: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write ``draw_curves`` into an existing folder and return the paths."""
-    paths = []
-    for name, data in draw_curves(predictions, evidence).items():
-        path = folder / name.replace("/", "_")
-        path.write_bytes(data)
-        paths.append(path)
-    return paths
-
-
 def _figures(blocks: Sequence[Block], rows: Sequence[Mapping[str, Any]]) -> dict[str, Figure | None]:
     by_name = {r["method"]: r for r in rows}
+    sweeps = {m: sweeps_of(blocks, m) for m in by_name}
     prevalence = sum(b.labels.sum() for b in blocks) / max(sum(b.labels.size for b in blocks), 1)
 
     def roc(axes: Axes, method: str, style: dict[str, Any]) -> bool:
-        points = mean_roc(blocks, method)
+        points = mean_roc(sweeps[method])
         auc = by_name[method]["auc"]
         if points is None or auc is None:
             return False
@@ -66,7 +58,7 @@ def _figures(blocks: Sequence[Block], rows: Sequence[Mapping[str, Any]]) -> dict
         return True
 
     def pr(axes: Axes, method: str, style: dict[str, Any]) -> bool:
-        points = mean_pr(blocks, method)
+        points = mean_pr(sweeps[method])
         if points is None:
             return False
         axes.plot(*points, drawstyle="steps-pre", label=method, **style)

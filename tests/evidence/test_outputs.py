@@ -10,8 +10,8 @@ import pytest
 from sklearn import metrics as sk
 
 from embedprior.evidence import EvidenceError, evaluate_predictions
-from embedprior.evidence.curves import mean_pr, mean_roc, pr_points, roc_points
-from embedprior.evidence.predictions import blocks_of
+from embedprior.evidence.curves import mean_pr, mean_roc, sweep, sweeps_of
+from embedprior.evidence.predictions import blocks_of, held_out_blocks
 from embedprior.evidence.reading import from_wide, read_family, read_predictions
 from embedprior.evidence.tables import latex, markdown
 from embedprior.report.curves import draw_curves
@@ -44,19 +44,19 @@ def test_roc_and_pr_points_equal_scikit_learn() -> None:
     (block,) = blocks_of(frame(), "patient")
     scores = block.scores["a_b"][0]
     fpr, tpr, _ = sk.roc_curve(block.labels, scores, drop_intermediate=False)
-    np.testing.assert_allclose(roc_points(block.labels, scores), [fpr, tpr])
+    np.testing.assert_allclose(sweep(block.labels, scores).roc(), [fpr, tpr])
     precision, recall, _ = sk.precision_recall_curve(block.labels, scores)
-    np.testing.assert_allclose(pr_points(block.labels, scores), [recall[-2::-1], precision[-2::-1]])
+    np.testing.assert_allclose(sweep(block.labels, scores).precision_recall(), [recall[-2::-1], precision[-2::-1]])
 
 
 def test_area_under_the_averaged_roc_is_the_fold_stratified_auc() -> None:
     table = frame(folds=3, seeds=2)
     blocks = blocks_of(table, "patient")
-    points = mean_roc(blocks, "a_b")
+    points = mean_roc(sweeps_of(blocks, "a_b"))
     assert points is not None
     rows = {r["method"]: r for r in evaluate_predictions(table, "ref")["methods"]}
     assert np.trapezoid(points[1], points[0]) == pytest.approx(rows["a_b"]["auc"], abs=0.004)
-    pr = mean_pr(blocks, "a_b")
+    pr = mean_pr(sweeps_of(blocks, "a_b"))
     assert pr is not None
     assert pr[1].max() <= 1
 
@@ -74,15 +74,22 @@ def test_tables_show_intervals_reasons_and_escape_names() -> None:
     assert "a_b >" not in tex
 
 
+def figures(table: pd.DataFrame) -> dict[str, bytes]:
+    evidence = evaluate_predictions(table, "ref")
+    drawn = draw_curves(table, evidence)
+    assert drawn == draw_curves(held_out_blocks(table, "patient"), evidence)
+    return drawn
+
+
 def test_figures_are_drawn_unless_undefined() -> None:
     table = frame()
-    drawn = draw_curves(table, evaluate_predictions(table, "ref"))
+    drawn = figures(table)
     assert set(drawn) == {"roc.png", "precision_recall.png", "calibration.png", "decision.png"}
     assert all(data.startswith(b"\x89PNG") for data in drawn.values())
     logits = table.assign(score=table.score * 8 - 4)
-    assert set(draw_curves(logits, evaluate_predictions(logits, "ref"))) == {"roc.png", "precision_recall.png"}
+    assert set(figures(logits)) == {"roc.png", "precision_recall.png"}
     one_class = table.assign(label=1)
-    assert "roc.png" not in draw_curves(one_class, evaluate_predictions(one_class, "ref"))
+    assert "roc.png" not in figures(one_class)
 
 
 def test_wide_tables_become_long() -> None:
