@@ -140,7 +140,7 @@ class SamplerConfig(Config):
 
     family: Literal["ddpm", "ddim", "dpm_solver"] = "ddpm"
     variance: Literal["small", "big", "analytic", "analytic_diag"] = "analytic"
-    trajectory: Literal["even", "optimal"] = "even"
+    trajectory: Literal["even", "log_snr", "optimal"] = "even"
     eta: float = Field(default=0.0, ge=0.0, le=1.0)
     steps: int = Field(default=64, gt=0)
 
@@ -162,7 +162,7 @@ def named_sampler(name: SamplerName, steps: int) -> SamplerConfig:
     if name == "ddim":
         return SamplerConfig(family="ddim", variance="small", steps=steps)
     if name == "dpm_solver":
-        return SamplerConfig(family="dpm_solver", variance="small", steps=steps)
+        return SamplerConfig(family="dpm_solver", variance="small", trajectory="log_snr", steps=steps)
     if name in ("ddpm_small", "ddpm_big"):
         return SamplerConfig(variance="small" if name == "ddpm_small" else "big", steps=steps)
     return SamplerConfig(variance="analytic" if name == "analytic" else "analytic_diag", steps=steps)

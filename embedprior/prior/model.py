@@ -19,7 +19,7 @@ from embedprior.prior.config import PriorConfig, SamplerConfig, SamplerName, Sou
 from embedprior.prior.diffusion import Schedule, make_schedule, to_x0
 from embedprior.prior.network import Prefix, PriorNetwork
 from embedprior.prior.noise import ONE_STEP, SAMPLING, KeyedNoise, keyed_normal
-from embedprior.prior.sampling import even_trajectory, optimal_trajectory, plan, run
+from embedprior.prior.sampling import even_trajectory, log_snr_trajectory, optimal_trajectory, plan, run
 from embedprior.prior.scaling import Standardiser
 from embedprior.prior.variance import VarianceTable
 from embedprior.runs import read_json, write_json
@@ -94,6 +94,8 @@ class Prior:
         schedule = self.schedule
         if settings.trajectory == "optimal":
             trajectory = optimal_trajectory(schedule, self._require_table().scalar(schedule), settings.steps)
+        elif settings.trajectory == "log_snr":
+            trajectory = log_snr_trajectory(schedule, settings.steps)
         else:
             trajectory = even_trajectory(schedule.timesteps, settings.steps)
         reverse = plan(schedule, settings, trajectory, None if table is None else lambda n: table.at(schedule, n))
@@ -268,7 +270,7 @@ class Prior:
         return self.variance
 
     def _table_for(self, settings: SamplerConfig, guidance: float) -> VarianceTable | None:
-        if settings.trajectory == "even" and not settings.variance.startswith("analytic"):
+        if settings.trajectory != "optimal" and not settings.variance.startswith("analytic"):
             return None
         table = self._require_table()
         if table.guidance != guidance:

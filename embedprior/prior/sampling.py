@@ -52,6 +52,27 @@ def even_trajectory(timesteps: int, steps: int) -> list[int]:
     return [round(1 + k * (timesteps - 1) / (steps - 1)) for k in range(steps)]
 
 
+def log_snr_trajectory(schedule: Schedule, steps: int) -> list[int]:
+    """Return ``steps`` distinct timesteps from 1 to N, as evenly spaced in log-SNR as whole timesteps allow.
+
+    Multi-step solvers extrapolate over the ratio of neighbouring log-SNR steps, so these should be alike.
+
+    Raises:
+        BadInput: more steps than timesteps.
+    """
+    even = even_trajectory(schedule.timesteps, steps)
+    if steps < 3:
+        return even
+    level = -np.log(schedule.snr[1:])
+    wanted = np.interp(np.linspace(level[0], level[-1], steps), level, np.arange(1, schedule.timesteps + 1))
+    nodes = np.round(wanted).astype(int)
+    # Where whole timesteps are too coarse, neighbours would coincide: push them apart, inwards from both ends.
+    rank = np.arange(steps)
+    nodes = np.maximum.accumulate(nodes - rank) + rank
+    nodes = np.minimum.accumulate((np.minimum(nodes, schedule.timesteps) - rank)[::-1])[::-1] + rank
+    return [int(node) for node in nodes]
+
+
 def optimal_trajectory(schedule: Schedule, variance: Vector, steps: int) -> list[int]:
     """Return the ``steps`` timesteps, 1 and N among them, with the least sum of log(1 - b · Gamma_r / bbar_r).
 

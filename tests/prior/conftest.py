@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from embedprior.prior.config import NetworkConfig, PriorConfig, ProcessConfig, TrainingConfig
+from embedprior.prior.data import PairArrays
+
+torch.set_num_threads(1)
+
+
+def make_pairs(count: int, first: int, seed: int = 0, condition_dim: int = 5, dim: int = 6) -> PairArrays:
+    """Pairs whose target is a noisy linear map of the condition."""
+    rng = np.random.default_rng([seed, first])
+    weights = np.random.default_rng(99).standard_normal((condition_dim, dim))
+    condition = rng.standard_normal((count, condition_dim))
+    target = 3.0 + 2.0 * (condition @ weights + 0.5 * rng.standard_normal((count, dim)))
+    ids = [f"pair-{first + i}" for i in range(count)]
+    return PairArrays(condition.astype(np.float32), target.astype(np.float32), ids, "cxr")
+
+
+def small_config(**training: object) -> PriorConfig:
+    """A network of a few thousand parameters, a few steps."""
+    settings = {
+        "steps": 20, "batch": 8, "lr": 1e-3, "warmup": 2, "validate_every": 10, "validation_bins": 4,
+        "checkpoint_every": 10, "variance_nodes": 8, "variance_draws": 2, "ema": 0.99, **training,
+    }  # fmt: skip
+    return PriorConfig(
+        network=NetworkConfig(preset="tiny", dim=16, depth=2, heads=2, head_dim=8, inner=16),
+        process=ProcessConfig(timesteps=50),
+        training=TrainingConfig.model_validate(settings),
+    )
+
+
+@pytest.fixture
+def pairs() -> tuple[PairArrays, PairArrays]:
+    return make_pairs(40, 0), make_pairs(16, 1000)

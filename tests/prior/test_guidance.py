@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from embedprior.prior.config import PriorConfig, ProcessConfig
+from embedprior.prior.model import Prior, new_network
+from embedprior.prior.scaling import Standardiser
+
+from .conftest import small_config
+
+
+def prior_with(process: ProcessConfig) -> Prior:
+    torch.manual_seed(0)
+    config: PriorConfig = small_config().model_copy(update={"process": process})
+    network = new_network(config, 5, 6, 1).eval()
+    torch.nn.init.normal_(network.out.weight, std=0.3)
+    one = Standardiser(np.zeros(6), np.ones(6))
+    return Prior(config, network, one, {"cxr": Standardiser(np.zeros(5), np.ones(5))}, None)
+
+
+@pytest.mark.parametrize("null", ["keep", "both"])
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
+def test_guidance_is_null_plus_weight_times_the_difference(null: str, weight: float) -> None:
+    prior = prior_with(ProcessConfig(timesteps=50, null=null))  # type: ignore[arg-type]
+    tokens, x, n = torch.randn(3, 1, 5), torch.randn(6, 6), 20
+    clock, yes = torch.full((6,), n), torch.ones(6, dtype=torch.bool)
+    with torch.no_grad():
+        repeated = tokens.repeat_interleave(2, dim=0)
+        conditional = prior.network(x, clock, repeated)
+        base = prior.network(x, clock, repeated, None, yes, yes if null == "both" else None)
+    expected = base + weight * (conditional - base)
+    torch.testing.assert_close(prior.denoiser(tokens, None, 2, weight)(x, n), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_released_null_branch_depends_on_the_timestep_alone() -> None:
+    prior = prior_with(ProcessConfig(timesteps=50, null="both"))
+    null = [prior.denoiser(torch.randn(2, 1, 5), None, 1, 0.0)(torch.randn(2, 6), 20) for _ in range(2)]
+    torch.testing.assert_close(null[0], null[1])
+    torch.testing.assert_close(null[0][0], null[0][1])
+
+
+def test_guidance_of_the_velocity_is_guidance_of_x0() -> None:
+    prior = prior_with(ProcessConfig(timesteps=50, prediction="v"))
+    tokens, x = torch.randn(3, 1, 5), torch.randn(3, 6)
+    conditional, null, guided = (prior.denoiser(tokens, None, 1, w)(x, 30) for w in (1.0, 0.0, 3.0))
+    torch.testing.assert_close(guided, null + 3.0 * (conditional - null), rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_without_a_trained_null_branch_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs a trained null branch"):
+        ProcessConfig(guidance=2.0, condition_dropout=0.0)

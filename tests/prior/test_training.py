@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from embedprior.errors import BadInput, EmbedpriorError
+from embedprior.prior.config import NetworkConfig, PriorConfig, ProcessConfig, TrainingConfig
+from embedprior.prior.data import PairArrays
+from embedprior.prior.model import Prior
+from embedprior.prior.noise import batch_at
+from embedprior.prior.training import train_prior
+
+from .conftest import make_pairs, small_config
+
+Pairs = tuple[PairArrays, PairArrays]
+
+
+def train(pairs: Pairs, config: PriorConfig, out: Path, **extra: object) -> Prior:
+    return train_prior(*pairs, config, out, show_progress=False, **extra)  # type: ignore[arg-type]
+
+
+def weights(prior: Prior) -> dict[str, torch.Tensor]:
+    return dict(prior.network.state_dict())
+
+
+def same(a: Prior, b: Prior) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
+
+
+def lines(out: Path, event: str) -> list[dict[str, float]]:
+    every = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in every if line["event"] == event]
+
+
+def test_a_stopped_and_resumed_training_is_bit_for_bit_the_uninterrupted_one(pairs: Pairs, tmp_path: Path) -> None:
+    config = small_config()
+    whole = train(pairs, config, tmp_path / "whole")
+    train(pairs, config, tmp_path / "parts", stop_after=7)
+    train(pairs, config, tmp_path / "parts", stop_after=13)
+    resumed = train(pairs, config, tmp_path / "parts")
+    assert same(whole, resumed)
+    for file in ("resume-20.safetensors", "prior.safetensors"):
+        a, b = load_file(tmp_path / "whole" / file), load_file(tmp_path / "parts" / file)
+        assert a.keys() == b.keys()
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert lines(tmp_path / "whole", "validation") == lines(tmp_path / "parts", "validation")
+
+
+def test_killed_before_its_first_checkpoint_it_starts_again(pairs: Pairs, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"event": "train", "step": 5}\n{"event": "tra')
+    train(pairs, small_config(), tmp_path)
+    assert [line["step"] for line in lines(tmp_path, "train")] == [10, 20]
+
+
+def test_saved_prior_samples_the_same_after_loading(pairs: Pairs, tmp_path: Path) -> None:
+    made = train(pairs, small_config(), tmp_path)
+    loaded = Prior.load(tmp_path)
+    condition = pairs[1].condition
+    for sampler in ("analytic", "analytic_diag", "ddpm_small", "ddpm_big", "ddim", "dpm_solver"):
+        drawn = made.sample(condition, samples=2, sampler=sampler, steps=5)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(drawn, loaded.sample(condition, samples=2, sampler=sampler, steps=5))  # type: ignore[arg-type]
+        assert drawn.shape == (16, 2, 6)
+    np.testing.assert_array_equal(made.one_step(condition), loaded.one_step(condition))
+
+
+def test_a_case_has_the_same_samples_whatever_stands_beside_it(pairs: Pairs, tmp_path: Path) -> None:
+    prior = train(pairs, small_config(), tmp_path)
+    condition = pairs[1].condition
+    together = prior.sample(condition, samples=3, steps=4)
+    np.testing.assert_allclose(prior.sample(condition[:5], samples=3, steps=4), together[:5], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(prior.sample(condition, samples=2, steps=4), together[:, :2], rtol=1e-5, atol=1e-5)
+    assert np.abs(together[:, 0] - together[:, 1]).min() > 0
+    assert np.abs(together - prior.sample(condition, samples=3, steps=4, seed=1)).min() > 0
+
+
+def test_training_learns_the_regression(tmp_path: Path) -> None:
+    pairs = make_pairs(400, 0), make_pairs(100, 1000)
+    test = make_pairs(200, 5000)
+    prior = train(pairs, small_config(steps=400, batch=64, lr=3e-3, validate_every=100, ema=0.95), tmp_path)
+    noise_floor, without = 1.0, test.target.var()
+    error = float(((prior.one_step(test.condition) - test.target) ** 2).mean())
+    assert error < noise_floor + 0.15 * (without - noise_floor)
+    mean = prior.sample(test.condition, samples=16, steps=16).mean(axis=1)
+    assert float(((mean - test.target) ** 2).mean()) < noise_floor + 0.25 * (without - noise_floor)
+
+
+def test_the_averaged_weights_of_the_best_validation_are_kept(pairs: Pairs, tmp_path: Path) -> None:
+    prior = train(pairs, small_config(lr=0.03, steps=60), tmp_path)
+    losses = [line["val/loss"] for line in lines(tmp_path, "validation")]
+    assert len(losses) == 6
+    best = 10 * (1 + int(np.argmin(losses)))
+    stored = load_file(tmp_path / "resume-60.safetensors")
+    assert json.loads((tmp_path / "resume.json").read_text())["best_step"] == best
+    at_best = train(pairs, small_config(lr=0.03, steps=60), tmp_path / "again", stop_after=best)
+    again = load_file(tmp_path / "again" / f"resume-{best}.safetensors")
+    for name, value in weights(prior).items():
+        np.testing.assert_array_equal(value.numpy(), again[f"ema.module.{name}"])
+    assert same(prior, at_best)
+    assert any(not np.array_equal(stored[f"network.{n}"], stored[f"ema.module.{n}"]) for n in weights(prior))
+
+
+def test_early_stopping_ends_after_patience_validations_without_a_better_one(pairs: Pairs, tmp_path: Path) -> None:
+    train(pairs, small_config(lr=0.1, steps=2000, patience=2), tmp_path)
+    seen = lines(tmp_path, "validation")
+    assert len(seen) < 100
+    assert [bool(line["best"]) for line in seen[-3:]] == [True, False, False]
+
+
+def test_a_loss_that_is_not_a_number_stops_and_names_its_pairs(pairs: Pairs, tmp_path: Path) -> None:
+    with pytest.raises(EmbedpriorError, match=r"the loss at step \d is not a number") as caught:
+        train(pairs, small_config(lr=1e30), tmp_path)
+    step = int(str(caught.value).split("step ")[1].split()[0])
+    assert step > 0
+    named = str(caught.value).split("Its pairs: ")[1].split(". Next")[0].split(", ")
+    assert named == [pairs[0].ids[i] for i in batch_at(0, step, 8, 40)]
+    assert not (tmp_path / "prior.json").exists()
+
+
+def test_second_stage_keeps_the_target_scaler_and_fits_its_own_condition_scaler(pairs: Pairs, tmp_path: Path) -> None:
+    drr = tuple(replace(part, source="drr", condition=part.condition * 5 + 1) for part in pairs)
+    first = train(drr, small_config(), tmp_path / "first")  # type: ignore[arg-type]
+    shifted = tuple(replace(part, target=part.target + 7) for part in pairs)
+    second = train(shifted, small_config(lr=1e-6), tmp_path / "second", init_from=tmp_path / "first")  # type: ignore[arg-type]
+    np.testing.assert_array_equal(second.target_scaler.mean, first.target_scaler.mean)
+    assert sorted(second.condition_scalers) == ["cxr", "drr"]
+    np.testing.assert_allclose(second.condition_scalers["cxr"].mean, pairs[0].condition.mean(axis=0), atol=1e-5)
+    np.testing.assert_array_equal(second.condition_scalers["drr"].mean, first.condition_scalers["drr"].mean)
+    for name, value in weights(second).items():
+        torch.testing.assert_close(value, weights(first)[name], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"condition_dim": 4}, "condition dimension: '4' here, '5' in the prior"),
+        ({"dim": 8}, "target dimension: '8' here, '6' in the prior"),
+    ],
+)
+def test_second_stage_refuses_other_dimensions(
+    pairs: Pairs, tmp_path: Path, change: dict[str, int], message: str
+) -> None:
+    train(pairs, small_config(), tmp_path / "first")
+    other = make_pairs(20, 0, **change), make_pairs(8, 500, **change)
+    with pytest.raises(BadInput, match=message):
+        train(other, small_config(), tmp_path / "second", init_from=tmp_path / "first")
+    assert not (tmp_path / "second").exists()
+
+
+def test_second_stage_refuses_another_encoder_network_or_process(pairs: Pairs, tmp_path: Path) -> None:
+    keyed: Pairs = replace(pairs[0], encoders=("cxr-a", "ct-a")), replace(pairs[1], encoders=("cxr-a", "ct-a"))
+    train(keyed, small_config(), tmp_path / "first")
+    other: Pairs = replace(pairs[0], encoders=("cxr-a", "ct-b")), replace(pairs[1], encoders=("cxr-a", "ct-b"))
+    config = small_config()
+    cases = [
+        (other, config, "target encoder: 'ct-b' here, 'ct-a'"),
+        (keyed, config.model_copy(update={"network": NetworkConfig(preset="tiny")}), "network size"),
+        (keyed, config.model_copy(update={"process": ProcessConfig(timesteps=60)}), "timesteps: '60' here, '50'"),
+    ]
+    for given, settings, message in cases:
+        with pytest.raises(BadInput, match=message):
+            train(given, settings, tmp_path / "second", init_from=tmp_path / "first")
+
+
+def test_a_folder_of_another_training_is_refused(pairs: Pairs, tmp_path: Path) -> None:
+    train(pairs, small_config(), tmp_path, stop_after=5)
+    with pytest.raises(BadInput, match="other data or settings"):
+        train(pairs, small_config(lr=2e-3), tmp_path)
+    shuffled = replace(pairs[0], target=pairs[0].target[::-1])
+    with pytest.raises(BadInput, match="other data or settings"):
+        train((shuffled, pairs[1]), small_config(), tmp_path)
+
+
+def test_pairs_that_can_not_be_learned_from_are_refused(pairs: Pairs, tmp_path: Path) -> None:
+    train_part, val = pairs
+    nan = train_part.target.copy()
+    nan[2, 1] = np.nan
+    cases = [
+        (replace(train_part, target=nan), val, "pair-2.*not finite"),
+        (replace(train_part, ids=train_part.ids[:-1]), val, "39 ids, but condition has 40 rows"),
+        (train_part, train_part, "in training and in validation"),
+        (train_part, replace(val, source="drr"), "source: 'cxr' in training, 'drr' in validation"),
+    ]
+    for first, second, message in cases:
+        with pytest.raises(BadInput, match=message):
+            train((first, second), small_config(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_sampling_refuses_what_it_can_not_do(pairs: Pairs, tmp_path: Path) -> None:
+    prior = train(pairs, small_config(), tmp_path)
+    condition = pairs[1].condition
+    with pytest.raises(BadInput, match=r"Allowed: \(N, 5\)"):
+        prior.sample(condition[:, :4], steps=5)
+    with pytest.raises(BadInput, match=r"unknown condition source 'drr'\. Allowed: cxr"):
+        prior.sample(condition, source="drr", steps=5)
+    with pytest.raises(BadInput, match="51 sampling steps"):
+        prior.sample(condition, steps=51)
+    with pytest.raises(BadInput, match=r"guidance 2\.0 voids the variance table"):
+        prior.sample(condition, steps=5, guidance=2.0)
+    assert np.isfinite(prior.sample(condition, steps=5, guidance=2.0, sampler="ddpm_small")).all()
+    with pytest.raises(BadInput, match="holds no trained prior"):
+        Prior.load(tmp_path / "nowhere")
+
+
+def test_checkpoints_hold_no_pickle(pairs: Pairs, tmp_path: Path) -> None:
+    train(pairs, small_config(), tmp_path)
+    assert {file.suffix for file in tmp_path.iterdir()} == {".safetensors", ".json", ".jsonl"}
+
+
+def test_several_condition_tokens_with_padding_train_and_sample(tmp_path: Path) -> None:
+    def with_views(part: PairArrays) -> PairArrays:
+        views = np.stack([part.condition, part.condition[:, ::-1], part.condition * 0], axis=1)
+        mask = np.ones(views.shape[:2], dtype=bool)
+        mask[::2, 2] = False
+        return replace(part, condition=np.ascontiguousarray(views), condition_mask=mask)
+
+    pairs = with_views(make_pairs(40, 0)), with_views(make_pairs(16, 1000))
+    prior = train(pairs, small_config(), tmp_path)
+    val = pairs[1]
+    assert val.condition_mask is not None
+    drawn = prior.sample(val.condition, 2, steps=4, condition_mask=val.condition_mask)
+    junk = val.condition.copy()
+    junk[~val.condition_mask] = 50.0
+    again = prior.sample(junk, 2, steps=4, condition_mask=val.condition_mask)
+    np.testing.assert_allclose(again, drawn, atol=1e-5)
+
+
+def test_variance_table_is_the_held_out_error_of_the_kept_weights(pairs: Pairs, tmp_path: Path) -> None:
+    config = small_config(variance_draws=200, steps=100, lr=5e-3)
+    prior = train(pairs, config, tmp_path)
+    assert prior.variance is not None
+    schedule, val = prior.schedule, pairs[1]
+    rng = np.random.default_rng(5)
+    x0 = prior.target_scaler.forward(val.target)
+    for row in (0, 4, 7):
+        n = int(prior.variance.nodes[row])
+        clean = torch.from_numpy(np.repeat(x0, 400, axis=0))
+        noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
+        x = np.sqrt(schedule.alpha_bar[n]) * clean + np.sqrt(1 - schedule.alpha_bar[n]) * noise
+        tokens = torch.from_numpy(prior.condition_scaler("cxr").forward(np.repeat(val.tokens, 400, axis=0)))
+        with torch.no_grad():
+            predicted = prior.network(x.float(), torch.full((len(x),), n), tokens)
+        error = ((predicted - clean) ** 2).double().mean(dim=0).numpy()
+        np.testing.assert_allclose(prior.variance.error[row], error, rtol=0.1)
+
+
+def test_training_config_refuses_settings_that_would_do_nothing() -> None:
+    with pytest.raises(ValueError, match="nothing would be learned"):
+        PriorConfig.model_validate({"objective": {"l2": 0.0}})
+    with pytest.raises(ValueError, match="extra"):
+        TrainingConfig.model_validate({"learning_rate": 1e-3})
