@@ -58,7 +58,7 @@ def sample_lesion(config: PhantomConfig, a: Anatomy, rng: np.random.Generator) -
     radius = float(rng.uniform(low, high))
     hu = float(rng.uniform(*LESION_HU))
     lobes = tuple((float(p[0]), float(p[1]), float(p[2])) for p in rng.normal(0, 1, (3, 3)))
-    points = np.concatenate([points_in_lung(a, side, 160, 0.45 * radius, rng) for side in (-1, 1)])
+    points = np.concatenate([points_in_lung(a, side, 160, 0.5 * radius, rng) for side in (-1, 1)])
     zones = hidden_zones(a, points)
     fitting = [i for i, zone in enumerate(zones) if (zone != "open") == hide] or list(range(len(points)))
     chosen = fitting[int(rng.integers(len(fitting)))]

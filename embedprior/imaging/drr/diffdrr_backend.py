@@ -7,6 +7,7 @@ the two renderers share nothing but the volume and the numbers of the geometry.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def render_siddon(
 
     patch_size: side of the square of rays traced at once; None traces the whole image, as DiffDRR does by default.
     """
-    return _render("siddon", mu_volume, affine, geometry, poses, isocentre, patch_size)
+    return prepare("siddon", mu_volume, affine, geometry, poses, isocentre, patch_size)()
 
 
 def render_trilinear(
@@ -46,7 +47,7 @@ def render_trilinear(
     samples: int = 500,
 ) -> Tensor:
     """Trilinear readings at equal steps along each ray, (P, H, W); see `planesweep.render`."""
-    return _render("trilinear", mu_volume, affine, geometry, poses, isocentre, patch_size, n_points=samples)
+    return prepare("trilinear", mu_volume, affine, geometry, poses, isocentre, patch_size, n_points=samples)()
 
 
 def base_view(view: str) -> str:
@@ -82,16 +83,17 @@ def resolve_isocentre(
     return np.asarray(torch.as_tensor(isocentre).detach().cpu().numpy(), dtype=np.float64)
 
 
-def _render(
+def prepare(
     kind: str,
     mu_volume: Tensor,
     affine: np.ndarray | Tensor,
     geometry: Geometry,
-    poses: Poses | None,
-    isocentre: np.ndarray | Tensor | None,
-    patch_size: int | None,
+    poses: Poses | None = None,
+    isocentre: np.ndarray | Tensor | None = None,
+    patch_size: int | None = None,
     **renderer_options: Any,
-) -> Tensor:
+) -> Callable[[], Tensor]:
+    """Set DiffDRR's "siddon" or "trilinear" module up; the returned function renders, so the two can be timed apart."""
     drr = require_extra("diffdrr.drr", "drr")
     data = require_extra("diffdrr.data", "drr")
     transforms = require_extra("diffdrr.pose", "drr")
@@ -99,7 +101,7 @@ def _render(
     poses = straight() if poses is None else poses
     centre = resolve_isocentre(mu_volume, affine, isocentre)
     by_index = mu_volume.permute(2, 1, 0)[None].float().contiguous()
-    # the reader turns HU into its own density and fails on a volume without soft tissue: give it zeros, then set ours
+    # the reader derives a density of its own, and fails on a volume without soft tissue: give it zeros, then set ours
     image = torchio.ScalarImage(tensor=torch.zeros_like(by_index), affine=centred_ras(affine, centre))
     subject = data.read(image, orientation=base_view(geometry.view), center_volume=False)
     subject.density.set_data(by_index)
@@ -113,5 +115,8 @@ def _render(
         patch_size=patch_size,
     ).to(mu_volume.device)
     motions = pose_in_ras(geometry, poses, centre).float().to(mu_volume.device)
-    images = [module(transforms.RigidTransform(motion), **renderer_options)[0, 0] for motion in motions]
-    return torch.stack(images)
+
+    def render() -> Tensor:
+        return torch.stack([module(transforms.RigidTransform(one), **renderer_options)[0, 0] for one in motions])
+
+    return render

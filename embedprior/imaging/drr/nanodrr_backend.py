@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,6 +27,19 @@ def render(
 
     rays_at_once: rays traced together on a CPU; None traces the whole image, as nanodrr does by default.
     """
+    return prepare(mu_volume, affine, geometry, poses, isocentre, samples, rays_at_once)()
+
+
+def prepare(
+    mu_volume: Tensor,
+    affine: np.ndarray | Tensor,
+    geometry: Geometry,
+    poses: Poses | None = None,
+    isocentre: np.ndarray | Tensor | None = None,
+    samples: int = 500,
+    rays_at_once: int | None = None,
+) -> Callable[[], Tensor]:
+    """Set nanodrr's subject and cameras up; the returned function renders, so the two can be timed apart."""
     data = require_extra("nanodrr.data", "drr")
     camera = require_extra("nanodrr.camera", "drr")
     engine = require_extra("nanodrr.drr", "drr")
@@ -42,15 +57,17 @@ def render(
     height, width, pitch = geometry.height, geometry.width, geometry.pitch
     pixels = camera.make_k_inv(geometry.source_to_detector, pitch, pitch, 0.0, 0.0, height, width).float().to(device)
     distance = torch.tensor([geometry.source_to_detector], device=device)
-    rows_at_once = height if rays_at_once is None or device.type != "cpu" else max(1, rays_at_once // width)
-    images = []
-    for stand in stands:
-        strips = []
-        for top in range(0, height, rows_at_once):
-            strip = min(rows_at_once, height - top)
-            # moving the strip's first row to the top of the image: pixel (u, v) of the strip is (u, v + top)
-            shifted = pixels.clone()
-            shifted[:, :, 2] += shifted[:, :, 1] * top
-            strips.append(engine.render(subject, shifted, stand[None], distance, strip, width, n_samples=samples)[0, 0])
-        images.append(torch.cat(strips))
-    return torch.stack(images)
+    strip_rows = height if rays_at_once is None or device.type != "cpu" else max(1, rays_at_once // width)
+
+    def strip(stand: Tensor, top: int) -> Tensor:
+        # moving the strip's first row to the top of the image: pixel (u, v) of the strip is (u, v + top)
+        shifted = pixels.clone()
+        shifted[:, :, 2] += shifted[:, :, 1] * top
+        rows = min(strip_rows, height - top)
+        image: Tensor = engine.render(subject, shifted, stand[None], distance, rows, width, n_samples=samples)
+        return image[0, 0]
+
+    def render() -> Tensor:
+        return torch.stack([torch.cat([strip(one, top) for top in range(0, height, strip_rows)]) for one in stands])
+
+    return render

@@ -20,8 +20,8 @@ from embedprior.errors import BadInput
 from .geometry import Geometry, Poses, straight, volume_centre
 
 PLANES_PER_BLOCK = 16
-ROWS_PER_BLOCK = 64
-"""A block's sampling grid (16 planes x 64 rows) stays in a CPU's second-level cache; a GPU takes whole images."""
+PIXELS_PER_BLOCK = 8192
+"""A block's sampling grid (16 planes, 8192 pixels: 1 MiB) stays in a CPU's second-level cache; a GPU takes it all."""
 
 
 def rotation(angles_deg: Tensor) -> Tensor:
@@ -76,7 +76,8 @@ def _sweep(
     direction = torch.einsum("ij,jhw->ihw", to_voxel, ray)
     index_axes = affine[:3, :3] / affine[:3, :3].norm(dim=0)
     axis = int((index_axes.T @ camera[:, 2]).abs().argmax())
-    first, second = (b for b in range(3) if b != axis)
+    # the in-plane axis that is contiguous in memory comes last, so that neighbouring rays read neighbouring voxels
+    first, second = (b for b in (2, 1, 0) if b != axis)
     if not bool((direction[axis].sign() == direction[axis, 0, 0].sign()).all()) or bool((direction[axis] == 0).any()):
         raise BadInput("Some rays run along the voxel planes they should cross; narrow the field or turn the volume.")
 
@@ -95,8 +96,8 @@ def _project(planes: Tensor, sweep: _Sweep, whole: bool) -> Tensor:
     start = (2 * sweep.start.flip(0).permute(1, 2, 0) + 1) / size - 1
     slope = 2 * sweep.slope.flip(0).permute(1, 2, 0) / size
     offsets = torch.arange(count, dtype=planes.dtype, device=planes.device) - sweep.middle
-    height = start.shape[0]
-    row_step, plane_step = (height, count) if whole else (ROWS_PER_BLOCK, PLANES_PER_BLOCK)
+    height, width = start.shape[:2]
+    row_step, plane_step = (height, count) if whole else (max(1, PIXELS_PER_BLOCK // width), PLANES_PER_BLOCK)
     strips = []
     for top in range(0, height, row_step):
         strip_start, strip_slope = start[top : top + row_step], slope[top : top + row_step]
@@ -143,11 +144,10 @@ def render(
     if isocentre is None:
         isocentre = volume_centre(tuple(mu_volume.shape), matrix.detach().cpu().numpy())
     centre = torch.as_tensor(isocentre, dtype=torch.float64, device=device)
-    by_index = mu_volume.permute(2, 1, 0)
-    shape_xyz = (by_index.shape[0], by_index.shape[1], by_index.shape[2])
+    depth, rows, columns = mu_volume.shape
     images = []
     for camera in camera_to_world(geometry, poses, centre):
-        sweep = _sweep(geometry, camera, matrix, shape_xyz, mu_volume.dtype)
-        planes = by_index.movedim(sweep.axis, 0)
+        sweep = _sweep(geometry, camera, matrix, (columns, rows, depth), mu_volume.dtype)
+        planes = mu_volume.movedim(2 - sweep.axis, 0)
         images.append(_project(planes, sweep, whole=device.type != "cpu") * sweep.step_mm)
     return torch.stack(images)

@@ -1,0 +1,132 @@
+"""How fast, how lean and how alike: the plane sweep against DiffDRR and nanodrr, one thread each, same volume and run.
+
+Each peer's set-up is left out of its time. Seconds are CPU seconds of this process, least of the repeats, so that
+other work on the machine disturbs the ratios little. Exits 1 when a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from embedprior.imaging.drr import chest_geometry, hu_to_mu, jittered
+from embedprior.imaging.drr import diffdrr_backend as diffdrr
+from embedprior.imaging.drr import nanodrr_backend as nanodrr
+from embedprior.imaging.drr.planesweep import render
+from embedprior.phantom import PhantomConfig, virtual_patient
+
+SIDE_MM = 336.0
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """Least CPU seconds of the repeats."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def extra_mib(work: Callable[[], object]) -> float:
+    """Peak resident memory of the work above what was resident before it (Linux: heap trimmed, peak mark reset)."""
+
+    def status(field: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    resident = status("VmRSS")
+    work()
+    return status("VmHWM") - resident
+
+
+def ncc(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Normalised cross-correlation of two images."""
+    a, b = (image.double().flatten() - image.double().mean() for image in (a, b))
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def measure(side: int, size: int, peers: dict[str, float | None], repeats: int) -> list[dict[str, object]]:
+    """Rows of one volume side and image size; `peers` maps a peer's name to the ratio it must reach, if any."""
+    spacing = SIDE_MM / side
+    patient = virtual_patient(PhantomConfig(shape=(side,) * 3, spacing_mm=(spacing,) * 3), 20_000, 0)
+    mu = hu_to_mu(torch.from_numpy(patient.volume.astype(np.float32)))
+    geometry = chest_geometry("PA", size)
+    where = f"{side}^3 to {size}^2"
+    rows: list[dict[str, object]] = []
+
+    def hold(name: str, value: float, unit: str, least: float | None = None, most: float | None = None) -> None:
+        met = (least is None or value >= least) and (most is None or value <= most)
+        rows.append(
+            {"case": where, "name": name, "value": value, "unit": unit, "least": least, "most": most, "met": met}
+        )
+        bar = f"bar >= {least:g}" if least is not None else f"bar <= {most:g}" if most is not None else ""
+        print(f"{where:<14} {name:<60} {value:10.6g} {unit:<6} {bar:<14} {'' if met else 'MISSED'}", flush=True)
+
+    extra = extra_mib(lambda: render(mu, patient.affine, geometry))
+    own = render(mu, patient.affine, geometry)[0]
+    base = seconds(lambda: render(mu, patient.affine, geometry), repeats)
+    hold("plane sweep", base, "s")
+    hold("  peak memory beyond the volume", extra, "MiB", most=100)
+    hold("  over reading the volume once", base / seconds(mu.sum, repeats), "x")
+    poses = jittered(8, 10.0, 20.0, seed=1)
+    each = seconds(lambda: render(mu, patient.affine, geometry, poses), 1) / len(poses)
+    hold("  time per pose of 8 over one pose", each / base, "x", most=1.5)
+    setups: dict[str, Callable[[], Callable[[], torch.Tensor]]] = {
+        "DiffDRR Siddon": lambda: diffdrr.prepare("siddon", mu, patient.affine, geometry),
+        "DiffDRR Siddon, patch_size=32": lambda: diffdrr.prepare("siddon", mu, patient.affine, geometry, patch_size=32),
+        "DiffDRR trilinear, 500 samples": lambda: diffdrr.prepare(
+            "trilinear", mu, patient.affine, geometry, n_points=500
+        ),
+        "nanodrr, 500 samples": lambda: nanodrr.prepare(mu, patient.affine, geometry),
+        "nanodrr, 250 samples, 4096 rays at once": lambda: nanodrr.prepare(
+            mu, patient.affine, geometry, samples=250, rays_at_once=4096
+        ),
+    }
+    for name, least in peers.items():
+        work = setups[name]()
+        extra = extra_mib(work)
+        theirs = work()[0]
+        hold(f"{name}, time over plane sweep's", seconds(work, max(1, repeats // 3)) / base, "x", least=least)
+        hold("  its peak memory beyond the volume", extra, "MiB")
+        hold("  likeness (NCC)", ncc(own, theirs), "", least=0.9995 if "Siddon" in name else 0.9999)
+        hold("  ratio of means, off 1", abs(float(own.mean() / theirs.mean()) - 1), "", most=1e-3)
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="256^3 to 224^2 only, without the slowest peers")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    everything: dict[str, float | None] = {
+        "DiffDRR Siddon": 50.0,
+        "DiffDRR Siddon, patch_size=32": None,
+        "DiffDRR trilinear, 500 samples": None,
+        "nanodrr, 500 samples": None,
+        "nanodrr, 250 samples, 4096 rays at once": 5.0,
+    }
+    with torch.inference_mode():
+        rows = measure(256, 224, everything, 3 if args.quick else 9)
+        if not args.quick:
+            rows += measure(256, 512, everything, 3)
+    if args.json:
+        args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1))
+    missed = [row for row in rows if not row["met"]]
+    print(f"{len(rows) - len(missed)} of {len(rows)} rows within their bars.")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
