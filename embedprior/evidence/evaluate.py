@@ -249,12 +249,24 @@ def _warnings(plan: _Plan, blocks: list[Block], declared: bool) -> list[str]:
             f"({len(plan.pairs)} comparisons)"
         )
     found += [f"{m} needs CT at inference and is in the family" for m in plan.oracles if m in dict(plan.pairs)]
+    one_class = sum(_one_class_folds(b) for b in blocks)
+    if one_class:
+        found.append(f"{one_class} folds hold one class only: their cases form no pairs and no part of the AUC")
     unknown = sum(b.n_unknown for b in blocks)
     if unknown:
         found.append(f"{unknown} cases with an unknown label were left out")
     if plan.micro and len({b.label_name for b in blocks}) > 1:
-        found.append(MICRO_WARNING)
+        over_resamples = len({b.resample for b in blocks}) > 1
+        found.append("no micro average: it is not defined over resamples" if over_resamples else MICRO_WARNING)
     return found
+
+
+def _one_class_folds(block: Block) -> int:
+    if block.folds is None:
+        return 0
+    sizes = np.bincount(block.folds)
+    positives = np.bincount(block.folds, weights=block.labels)
+    return int(((positives == 0) | (positives == sizes)).sum())
 
 
 def _check_options(

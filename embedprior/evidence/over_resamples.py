@@ -56,7 +56,7 @@ def mean_rows(
     for m in methods:
         mine = [r for r in rows if r["method"] == m]
         aucs = _column(mine, "auc")
-        test = _corrected(aucs, mine, train_size, rules)
+        test = _corrected(aucs, mine, train_size, rules, zero_is_equal=False)
         lost = f"AUC undefined in {np.isnan(aucs).sum()} of {aucs.size} resamples" if np.isnan(aucs).any() else None
         reasons = [r for r in (lost, test.reason) if r]
         found.append(
@@ -93,7 +93,7 @@ def resampled_comparison(
     """Return AUC a - AUC b over resamples, each resample being one paired difference."""
     first, second = ([r for r in rows if r["method"] == m] for m in (a, b))
     differences = _column(first, "auc") - _column(second, "auc")
-    test = _corrected(differences, first, train_size, rules)
+    test = _corrected(differences, first, train_size, rules, zero_is_equal=True)
     row = comparison(a, b, first[0]["label_name"], test, TEST, rules, family_size, np.nan)
     row["per_resample"] = [value(d) for d in differences]
     row["n_resamples_defined"] = int((~np.isnan(differences)).sum())
@@ -106,13 +106,15 @@ def ranks(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str, A
     return {"label_name": rows[0]["label_name"], **rank_stability(values, methods)}
 
 
-def _corrected(values: Floats, rows: Sequence[dict[str, Any]], train_size: float | None, rules: Rules) -> Test:
+def _corrected(
+    values: Floats, rows: Sequence[dict[str, Any]], train_size: float | None, rules: Rules, *, zero_is_equal: bool
+) -> Test:
     defined = values[~np.isnan(values)]
     if train_size is None:
         mean = float(defined.mean()) if defined.size else np.nan
         return Test(mean, np.nan, np.nan, np.nan, np.nan, np.nan, np.nan, NO_RATIO)
     ratio = float(np.mean([r["n_cases"] for r in rows])) / train_size
-    return nadeau_bengio(defined, ratio, alpha=rules.alpha)
+    return nadeau_bengio(defined, ratio, alpha=rules.alpha, zero_is_equal=zero_is_equal)
 
 
 def _column(rows: Sequence[dict[str, Any]], name: str) -> Floats:

@@ -83,7 +83,7 @@ def metric_panels(block: Block, methods: Sequence[str], settings: Settings) -> d
             "thresholds": [value(t) for t in chosen.values] if chosen else None,
             "reason": reason,
         }
-        refused = calibration.refusal(cases[m].scores)
+        refused = calibration.refusal(cases[m].scores) or not block.labels.size
         panels[m]["reliability"] = None if refused else calibration.reliability(cases[m])
         panels[m]["decision_curve"] = None if refused else calibration.decision_curve(cases[m])
     for i, (m, e) in enumerate(flat):
@@ -107,7 +107,10 @@ def point_metrics(block: Block, method: str, settings: Settings) -> dict[str, fl
 
 
 def _entries(block: Block, method: str, cases: Cases, settings: Settings) -> list[_Entry]:
-    prevalence = float(block.labels.mean()) if block.labels.size else np.nan
+    names = ("brier", f"ece_{calibration.ECE_BINS}_bins", "calibration_slope", "calibration_intercept")
+    if not block.labels.size:
+        return [_Entry(name, None, "no case has a known label") for name in ("pr_auc", *THRESHOLD_NAMES, *names)]
+    prevalence = float(block.labels.mean())
     found = [_Entry("pr_auc", average_precision(cases), extra={"prevalence": value(prevalence)})]
     if settings.bootstrap:
         found.append(_Entry("roc_auc_bootstrap", roc_auc(cases)))
@@ -115,9 +118,8 @@ def _entries(block: Block, method: str, cases: Cases, settings: Settings) -> lis
     found += _fixed(block, method, cases, settings, "specificity", settings.at_specificity)
     found += _fixed(block, method, cases, settings, "sensitivity", settings.at_sensitivity)
     refused = calibration.refusal(cases.scores)
-    names = ("brier", f"ece_{calibration.ECE_BINS}_bins", "calibration_slope", "calibration_intercept")
-    if refused or not block.labels.size:
-        return found + [_Entry(name, None, refused or "no cases") for name in names]
+    if refused:
+        return found + [_Entry(name, None, refused) for name in names]
     found.append(_Entry(names[0], calibration.brier(cases)))
     found.append(
         _Entry(names[1], calibration.ece(cases), extra={"bins": calibration.ECE_BINS, "binning": "equal width"})

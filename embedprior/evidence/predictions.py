@@ -244,7 +244,7 @@ def _block(frame: pd.DataFrame, table: _Coded, rows: Ints) -> Block:
         patients=table.patient[first][known],
         labels=table.label[first][known] == 1,
         folds=fold if fold_codes.size > 1 else None,
-        fold_names=tuple(str(table.names["fold"][c]) for c in fold_codes),
+        fold_names=tuple(str(table.names["fold"][c]) for c in fold_codes) or ("no known label",),
         methods=tuple(str(method_names[m]) for m in by_method),
         seeds={
             str(method_names[m]): tuple(str(table.names["seed"][cells[i][1]]) for i in at)

@@ -13,12 +13,16 @@ from embedprior.evidence.errors import EvidenceError
 from embedprior.evidence.intervals import ZERO_VARIANCE, Test, quantile, two_sided_p
 
 
-def nadeau_bengio(differences: Floats, test_train_ratio: float, *, alpha: float = 0.05) -> Test:
+def nadeau_bengio(
+    differences: Floats, test_train_ratio: float, *, alpha: float = 0.05, zero_is_equal: bool = True
+) -> Test:
     """Corrected resampled t test (Nadeau & Bengio, Machine Learning 2003).
 
     Args:
         differences: (J,) difference of each resample (or a metric itself, to get its interval).
         test_train_ratio: test cases / training cases.
+        zero_is_equal: differences that are all 0 mean equal methods (p = 1). Switch off for a metric itself,
+            which may be 0 everywhere without being known to be.
 
     Returns:
         Mean with variance (1/J + ratio) s^2 and t on J - 1 df: the second term pays for resamples sharing
@@ -32,7 +36,7 @@ def nadeau_bengio(differences: Floats, test_train_ratio: float, *, alpha: float 
         return Test(mean, np.nan, np.nan, np.nan, np.nan, np.nan, np.nan, f"{j} resample(s): no variance")
     spread = float(differences.var(ddof=1))
     if spread <= ZERO_VARIANCE:
-        if not np.any(differences):
+        if zero_is_equal and not np.any(differences):
             return Test(0.0, 0.0, 0.0, 0.0, 0.0, j - 1, 1.0, "no resample shows a difference")
         return Test(mean, np.nan, np.nan, np.nan, np.nan, j - 1, np.nan, "no variance over resamples")
     se = float(np.sqrt((1 / j + test_train_ratio) * spread))

@@ -377,3 +377,38 @@ def test_every_field_is_documented() -> None:
     names |= set(many["comparisons"][0]) | set(many["resamples"])
     names -= {"schema_version", "method", "label_name", "a", "b"}
     assert not {n for n in names if f"`{n}`" not in text and f"`{n}[]`" not in text}
+
+
+def test_one_method_alone_has_an_interval_and_no_comparison() -> None:
+    evidence = check(evaluate_predictions(table({"ref": 1.0}), "ref", bootstrap=20))
+    assert evidence["comparisons"] == []
+    assert evidence["methods"][0]["ci_low"] is not None
+    assert evidence["omnibus"][0]["p"] is None
+
+
+def test_constant_scores_have_no_interval() -> None:
+    row = check(evaluate_predictions(table({"ref": 1.0}).assign(score=0.5), "ref", bootstrap=20))["methods"][0]
+    assert (row["auc"], row["ci_low"]) == (0.5, None)
+    assert "do not vary" in row["reason"]
+
+
+def test_a_label_nobody_knows_is_undefined_everywhere() -> None:
+    row = check(evaluate_predictions(table({"ref": 1.0}).assign(label=np.nan), "ref", bootstrap=20))["methods"][0]
+    assert row["auc"] is None
+    assert {m["value"] for m in row["metrics"].values()} == {None}
+
+
+def test_folds_of_one_class_form_no_pairs_and_are_said() -> None:
+    frame = table({"ref": 1.0})
+    frame["fold"] = np.where(frame.label == 1, np.arange(120) % 2, np.arange(120) % 2 * 2)
+    evidence = check(evaluate_predictions(frame, "ref"))
+    inside = frame[frame.fold == 0]
+    assert evidence["methods"][0]["auc"] == pytest.approx(float(delong(inside.label, inside.score).auc[0]))
+    assert any("2 folds hold one class" in w for w in evidence["warnings"])
+
+
+def test_an_auc_of_zero_in_every_resample_is_not_certain() -> None:
+    frame = resamples(3)
+    frame["score"] = 1.0 - frame.label
+    row = check(evaluate_predictions(frame, "ref", train_size=160))["methods"][0]
+    assert (row["auc"], row["ci_low"], row["ci_high"]) == (0.0, None, None)
