@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from embedprior.evidence.delong import Delong, Floats
 from embedprior.evidence.errors import EvidenceError
@@ -49,13 +49,17 @@ class Test:
 
 def quantile(probability: float, df: float = np.inf) -> float:
     """Return the standard normal quantile, or Student's for finite ``df``."""
-    return float(stats.norm.ppf(probability) if np.isinf(df) else stats.t.ppf(probability, df))
+    return float(special.ndtri(probability) if np.isinf(df) else special.stdtrit(df, probability))
 
 
 def two_sided_p(statistic: float, df: float = np.inf) -> float:
     """Return the two-sided p value of a normal (``df`` infinite) or t statistic."""
-    tail = stats.norm.sf(abs(statistic)) if np.isinf(df) else stats.t.sf(abs(statistic), df)
-    return float(2 * tail)
+    return 2 * upper_tail(abs(statistic), df)
+
+
+def upper_tail(statistic: float, df: float = np.inf) -> float:
+    """Return the chance of a larger normal (``df`` infinite) or t statistic."""
+    return float(special.ndtr(-statistic) if np.isinf(df) else special.stdtr(df, -statistic))
 
 
 def auc_interval(
@@ -185,7 +189,7 @@ def non_inferiority(delta: float, se: float, margin: float, df: float = np.inf) 
     if not se > 0:
         return np.nan, np.nan
     z = (delta + margin) / se
-    return z, float(stats.norm.sf(z) if np.isinf(df) else stats.t.sf(z, df))
+    return z, upper_tail(z, df)
 
 
 def omnibus(auc: Floats, covariance: Floats) -> tuple[float, int, float, str | None]:
@@ -208,4 +212,4 @@ def omnibus(auc: Floats, covariance: Floats) -> tuple[float, int, float, str | N
     if df == 0:
         return 0.0, 0, 1.0, "all models rank the cases identically"
     chi2 = float(((vectors[:, kept].T @ delta) ** 2 / values[kept]).sum())
-    return chi2, df, float(stats.chi2.sf(chi2, df)), None
+    return chi2, df, float(special.chdtrc(df, chi2)), None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from embedprior.evidence.errors import EvidenceError
+from embedprior.evidence.intervals import quantile
 
 #: Beyond this the answer "patients needed" is of no use to anyone.
 MOST_PATIENTS = 100_000_000
@@ -18,9 +18,7 @@ def detectable(se: float, *, alpha: float = 0.05, power: float = 0.8, df: float 
 
     Normal quantiles; Student's for finite ``df`` (several seeds or resamples).
     """
-    if np.isinf(df):
-        return float((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)) * se)
-    return float((stats.t.ppf(1 - alpha / 2, df) + stats.t.ppf(power, df)) * se)
+    return (quantile(1 - alpha / 2, df) + quantile(power, df)) * se
 
 
 def hanley_mcneil_se(auc: float, n_pos: float, n_neg: float) -> float:

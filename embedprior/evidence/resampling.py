@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from embedprior.evidence.delong import Floats
 from embedprior.evidence.errors import EvidenceError
@@ -54,6 +53,8 @@ def rank_stability(values: Floats, methods: Sequence[str]) -> dict[str, Any]:
         Per method its mean rank (1 = best, ties shared) and the share of resamples it is (jointly) best in; the
         mean Kendall tau-b over pairs of resamples (None when fewer than 2 resamples or 2 methods, or all tied).
     """
+    from scipy import stats  # a second to import, needed for resamples only
+
     complete = values[~np.isnan(values).any(axis=1)]
     if not len(complete):
         return {"n_resamples": 0, "mean_kendall_tau": None, "methods": [], "reason": "no resample scores every method"}
