@@ -90,7 +90,9 @@ def _exams(rows: pd.DataFrame) -> pd.DataFrame:
 def image_source(rows: pd.DataFrame) -> pd.Series:
     """Return where each picture was published (Eurorad, Radiopaedia, Hannover, other), from doi, url, location."""
     have = [name for name in SOURCE_COLUMNS if name in rows.columns]
-    text = rows[have].astype(object).fillna("").astype(str).agg(" ".join, axis=1).str.lower() if have else pd.Series("", rows.index)
+    text = pd.Series("", rows.index)
+    for name in have:
+        text = text + " " + rows[name].astype(object).fillna("").astype(str).str.lower()
     found = pd.Series("other", rows.index)
     for name in SOURCES:
         found[text.str.contains(name.lower(), regex=False)] = name
@@ -115,7 +117,8 @@ def pair_nearest(exams: pd.DataFrame, label: str) -> pd.DataFrame:
             continue
         ct = ct_of[xray["patient_id"]]
         difference = ct["offset_days"] - xray["offset_days"]
-        order = ct.assign(difference=difference, far=difference.abs().fillna(0), view=ct["view"].astype(object).fillna(""))
+        view = ct["view"].astype(object).fillna("").astype(str)
+        order = ct.assign(difference=difference, far=difference.abs().fillna(0), view=view)
         best = order.sort_values(["far", "view", "exam_id"]).iloc[0].to_dict()
         own, other = float(xray[column]), float(best[column])
         pairs.append(

@@ -1,0 +1,241 @@
+"""What a study's report says, and the files a study leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from embedprior.cohort import flow_table
+from embedprior.report import EvidenceSection, Report, summary_markdown, write_report
+from embedprior.report.words import comparison_sentence
+from embedprior.runs import Run, read_json, write_json
+from embedprior.study.config import SOURCE_ONLY, Design, StudyConfig
+from embedprior.study.pilot import (
+    all_evidence,
+    hypothesis_table,
+    label_conflicts,
+    method_notes,
+    source_by_label,
+    within_source,
+)
+from embedprior.study.prepare import Prepared
+from embedprior.study.run import StudyResult
+from embedprior.tables import PREDICTION_REQUIRED, write_table
+
+SUPPORT_COLUMNS = {
+    "resample": "resample",
+    "fold": "fold",
+    "held_out_patients_pos": "held-out patients +",
+    "held_out_patients_neg": "held-out patients −",
+    "held_out_images_pos": "held-out images +",
+    "held_out_images_neg": "held-out images −",
+    "held_out_images_ct_disagrees": "of these, CT label differs",
+    "train_images_pos": "training images +",
+    "train_images_neg": "training images −",
+    "val_images_pos": "checkpoint images +",
+    "val_images_neg": "checkpoint images −",
+    "teacher_ct_pos": "teacher CT +",
+    "teacher_ct_neg": "teacher CT −",
+}
+
+
+@dataclass(frozen=True)
+class Story:
+    """The report's content, and the evidence behind it."""
+
+    report: Report
+    evidence: dict[str, Any]
+
+
+def tell(config: StudyConfig, prepared: Prepared, result: StudyResult) -> Story:
+    """Return what the study found, in words and tables."""
+    oracles = [name for name, needs in result.needs_ct.items() if needs]
+    evidence = all_evidence(config, result.predictions, result.support, oracles, result.unfitted)
+    hypotheses = hypothesis_table(config.hypotheses, evidence)
+    sections, tables, lead = [], [], []
+    if len(hypotheses):
+        tables.append(("Declared hypotheses", hypotheses, "Declared in the configuration, before any score was seen."))
+    for design in config.designs:
+        targets = result.targets[design.name]
+        rows = result.predictions[result.predictions["design"] == design.name]
+        notes = method_notes(design, targets, result.uses_ct)
+        drawn = rows if rows["resample"].nunique() == 1 else rows.iloc[:0]
+        heading = design.question or design.name
+        intro = _intro(design, targets, evidence[design.name], design.name in prepared.given)
+        sections.append(EvidenceSection(heading, evidence[design.name], drawn, notes, intro))
+        inside = _inside_sources(design, targets, rows)
+        lead += _findings(design, evidence[design.name], targets, inside)
+        tables += _design_tables(design, targets, rows, result.support, evidence[design.name], inside)
+    if len(prepared.duplicates):
+        tables.append(("Shared pictures", _duplicate_table(prepared.duplicates), _duplicate_note(config, prepared)))
+    report = Report(
+        title=config.title,
+        question="; ".join(d.question for d in config.designs if d.question),
+        lead=lead,
+        evidence=sections,
+        flow=flow_table(result.cohort.flow),
+        tables=tables,
+        caveats=[*_caveats(config, result), *config.caveats],
+        failures=pd.DataFrame(failure_records(result)),
+    )
+    return Story(report, {"schema_version": 1, "designs": evidence, "hypotheses": hypotheses.to_dict("records")})
+
+
+def write_tables(out: Path, prepared: Prepared, result: StudyResult) -> None:
+    """Write the cohort's tables and the predictions: what any evaluation can start from again."""
+    folder = out / "cohort"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(result.cohort.exams, folder / "exams.csv")
+    write_table(result.cohort.pairs, folder / "pairs.csv")
+    write_table(prepared.splits, folder / "splits.csv")
+    write_table(flow_table(result.cohort.flow), folder / "flow.csv")
+    write_table(prepared.duplicates, folder / "duplicates.csv")
+    write_table(result.support, out / "support.csv")
+    write_table(result.predictions[[*PREDICTION_REQUIRED, "resample", "design"]], out / "predictions.csv")
+
+
+def write_story(out: Path, result: StudyResult, story: Story, run: Run) -> str:
+    """Write evidence, summary and report; return the summary."""
+    write_json(out / "evidence.json", story.evidence)
+    run.finish("", failure_records(result))
+    report = replace(story.report, run=read_json(out / "run.json"))
+    summary = summary_markdown(report)
+    (out / "summary.md").write_text(summary, encoding="utf-8")
+    write_report(out, report)
+    return summary
+
+
+def failure_records(result: StudyResult) -> list[dict[str, str]]:
+    """Return what was skipped: images that can't be read, then methods that could not be fitted."""
+    return [{k: f[k] for k in ("exam_id", "stage", "reason")} for f in [*result.failures, *result.unfitted]]
+
+
+def _intro(design: Design, targets: pd.DataFrame, evidence: Mapping[str, Any], given: bool) -> list[str]:
+    images, patients = len(targets), targets["patient_id"].nunique()
+    positive = int((targets["label"] == 1).sum())
+    how = {
+        "resamples": f"{design.resamples} patient-level resamples; every method scores the same held-out cases",
+        "kfold": f"{design.folds} folds, no group of patients in two of them, stratified by label",
+        "fixed": "one fixed split",
+    }[design.split]
+    chosen = "the next fold chooses the checkpoint" if design.validation else "fixed training budget, nothing chosen"
+    if given:
+        how, chosen = "splits as given by the user", "the patients marked val, if any, choose the checkpoint"
+    sentences = [
+        f"{images} X-rays of {patients} patients, {positive} positive and {images - positive} negative.",
+        f"{how[0].upper()}{how[1:]}; {chosen}.",
+    ]
+    disagree = targets[(targets["label"] == 0) & (targets["ct_label"] == 1)]
+    if len(disagree):
+        share = "All" if len(disagree) == images - positive else f"{len(disagree)} of the"
+        sentences.append(
+            f"{share} {images - positive} negative pairs are positive on their own CT: where CT is right about the "
+            "patient, it contradicts the label that these rows are scored against."
+        )
+    reasons = {m["reason"] for m in evidence["methods"]}
+    if any(m.get("auc_per_resample") for m in evidence["methods"]) and len(reasons) == 1 and None not in reasons:
+        sentences.append(f"Each AUC is a mean over the resamples and has no interval: {reasons.pop()}.")
+    return sentences
+
+
+def _inside_sources(design: Design, targets: pd.DataFrame, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    if design.cases != "cxr" or rows["resample"].nunique() > 1 or targets["source"].nunique() < 2:
+        return {}
+    sources = dict(zip(targets["exam_id"], targets["source"], strict=True))
+    pictured = [m for m in design.methods if m != SOURCE_ONLY and m in set(rows["method"])]
+    found = {m: within_source(rows, m, sources) for m in pictured}
+    return {m: table for m, table in found.items() if not table.empty}
+
+
+def _findings(
+    design: Design, evidence: Mapping[str, Any], targets: pd.DataFrame, inside: Mapping[str, pd.DataFrame]
+) -> list[str]:
+    declared = [c for c in evidence["comparisons"] if c["in_family"]]
+    if declared and all(c["p"] is None for c in declared):
+        why = declared[0]["reason"]
+        found = [f"{design.name}: none of the {len(declared)} declared comparisons can be tested: {why}."]
+    else:
+        found = [f"{design.name}: {comparison_sentence(c, evidence['alpha'])}" for c in declared]
+    for method, table in inside.items():
+        aucs = ", ".join(f"{r['AUC']:.2f} ({r['source']})" for r in table.to_dict("records") if pd.notna(r["AUC"]))
+        found.append(
+            f"{design.name}: inside one source, where telling sources apart is no help, {method} has AUC {aucs}."
+        )
+    negative = targets[targets["label"] == 0]
+    on_ct = int((negative["ct_label"] == 1).sum())
+    if on_ct:
+        share = f"all {on_ct}" if on_ct == len(negative) else f"{on_ct} of {len(negative)}"
+        found.append(
+            f"{design.name}: {share} negative pairs are positive on CT, so no row that uses CT shows what CT is worth."
+        )
+    return found
+
+
+def _design_tables(
+    design: Design, targets: pd.DataFrame, rows: pd.DataFrame, support: pd.DataFrame, evidence: Mapping[str, Any],
+    inside: Mapping[str, pd.DataFrame],
+) -> list[tuple[str, pd.DataFrame, str]]:  # fmt: skip
+    own = support[support["design"] == design.name].dropna(axis=1, how="all")
+    shown = [c for c in SUPPORT_COLUMNS if c in own.columns]
+    shown = [c for c in shown if c not in ("resample", "fold") or own[c].nunique() > 1]
+    optional = ("val_images_pos", "val_images_neg", "held_out_images_ct_disagrees")
+    shown = [c for c in shown if c not in optional or own[c].any()]
+    tables = [(f"Support: {design.name}", own[shown].rename(columns=SUPPORT_COLUMNS), _support_note(design, own))]
+    per = {m["method"]: m["auc_per_resample"] for m in evidence["methods"] if m.get("auc_per_resample")}
+    if per:
+        frame = pd.DataFrame(per).T.rename_axis("method").reset_index()
+        frame.columns = pd.Index(["method", *(f"k = {k}" for k in sorted(rows["resample"].unique()))])
+        note = "With so few held-out patients these are points, not estimates."
+        tables.append((f"AUC in each resample: {design.name}", frame, note))
+    if design.cases == "cxr" and (targets["source"] != "").any():
+        note = "Where a source is nearly all of one label, telling sources apart looks like telling patients apart."
+        tables.append((f"Source confounds label: {design.name}", source_by_label(targets), note))
+    for method, table in inside.items():
+        note = "Compares only X-rays of one source and one fold, so telling sources apart can't help. Exploratory."
+        tables.append((f"{method} inside one source", table, note))
+    return tables
+
+
+def _support_note(design: Design, own: pd.DataFrame) -> str:
+    fewest = int(own[["held_out_patients_pos", "held_out_patients_neg"]].min().min())
+    if fewest >= 2:
+        return ""
+    return f"With {fewest} held-out patient of a class in a round, an AUC of that round has no confidence interval."
+
+
+def _duplicate_table(duplicates: pd.DataFrame) -> pd.DataFrame:
+    columns = {"patient_a": "patient", "exam_a": "image", "patient_b": "other patient", "exam_b": "other image"}
+    return duplicates.rename(columns=columns)[[*columns.values(), "hash_distance", "correlation"]]
+
+
+def _duplicate_note(config: StudyConfig, prepared: Prepared) -> str:
+    across = int((~prepared.duplicates["same_patient"].astype(bool)).sum())
+    done = "these patients are one group and never on two sides of a split" if config.duplicates == "join" else (
+        "they were left as they are: these patients may be on two sides of a split"
+    )
+    return f"{across} of {len(prepared.duplicates)} lie under two patient ids; {done}."
+
+
+def _caveats(config: StudyConfig, result: StudyResult) -> list[str]:
+    caveats = []
+    both = label_conflicts(result.cohort.exams, config.label)
+    if both:
+        xrays = label_conflicts(result.cohort.of("CXR"), config.label)
+        caveats.append(
+            f"The label belongs to the image: {both} patients carry both labels, {xrays} of them on X-rays alone."
+        )
+    for design in config.designs:
+        targets = result.targets[design.name]
+        if design.cases == "paired":
+            known, pairs = int(result.cohort.pairs["offset_days"].notna().sum()), len(result.cohort.pairs)
+            caveats.append(f"{design.name}: days between X-ray and CT are known for {known} of {pairs} pairs.")
+        elif targets["source"].nunique() > 1:
+            caveats.append(
+                f"{design.name}: the source of a picture confounds its label, so an AUC here is not evidence that a "
+                "model reads the lungs."
+            )
+    return caveats
