@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -176,6 +177,20 @@ def progress(items: Iterable[T], desc: str, total: int | None = None) -> Iterato
 
     interval = 0.1 if sys.stderr.isatty() else 15.0
     yield from tqdm(items, desc=desc, total=total, mininterval=interval, maxinterval=2 * interval, leave=True)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Fit on one thread: these networks are so small that threads cost more than they save, and far more on a
+    busy machine; and sums in one order give the same scores on every number of cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class MetricsLog:

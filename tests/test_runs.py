@@ -24,7 +24,9 @@ def test_artifact_is_built_once_and_reused(tmp_path: Path) -> None:
     assert (again.path / "x.txt").read_text() == "made"
 
 
-@pytest.mark.parametrize("change", [{"inputs": {"in": "b"}}, {"config": {"k": 2}}, {"code_tag": "thing-2"}, {"kind": "other"}])
+@pytest.mark.parametrize(
+    "change", [{"inputs": {"in": "b"}}, {"config": {"k": 2}}, {"code_tag": "thing-2"}, {"kind": "other"}]
+)
 def test_artifact_of_anything_else_gets_its_own_folder(tmp_path: Path, change: dict[str, object]) -> None:
     given: dict[str, object] = {"kind": "thing", "inputs": {"in": "a"}, "config": {"k": 1}, "code_tag": "thing-1"}
     make = lambda **kw: artifact(**kw, build=lambda work: None, root=tmp_path)  # noqa: E731

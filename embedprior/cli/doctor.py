@@ -113,8 +113,8 @@ def _folder(out: Path) -> list[Finding]:
     fix = "" if enough else f"free {FREE_GIB} GiB, or give a folder on another disk with --out"
     findings.append(Finding(PASS if enough else WARN, f"{free:.0f} GiB free there", fix))
     home = os.environ.get("EMBEDPRIOR_HOME")
-    where = f"artifacts go to {home}/artifacts" if home else "artifacts go beside the results (EMBEDPRIOR_HOME is not set)"
-    findings.append(Finding(PASS, where))
+    where = f"to {home}/artifacts" if home else "beside the results (EMBEDPRIOR_HOME is not set)"
+    findings.append(Finding(PASS, f"artifacts go {where}"))
     return findings
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from embedprior.config import Config
@@ -37,10 +39,15 @@ class CtEncoderConfig(CnnConfig):
     Attributes:
         window: HU that become black and white.
         slab: slices of which the maximum is taken.
+        slabs_per_patient: slabs without lesion that each training CT gives, beside those with.
+        slices: as in ``CnnConfig``.
     """
 
     window: tuple[float, float] = (-1000.0, 400.0)
     slab: int = Field(2, ge=1)
+    slabs_per_patient: int = Field(4, ge=1)
+    slices: Literal["mean", "mean and max"] = "mean and max"
+    dim: int = Field(32, ge=1)
 
 
 class PriorStages(Config):
@@ -61,13 +68,20 @@ class PriorStages(Config):
     steps: int = Field(64, ge=2)
 
 
+class CxrEncoderConfig(CnnConfig):
+    """Radiograph encoder: where something is matters, so the grid is finer."""
+
+    grid: int = Field(6, ge=1)
+    dropout: float = Field(0.5, ge=0, lt=1)
+
+
 class DemoConfig(Config):
     """Everything that decides the demo's numbers, beside the seed."""
 
     cohort: CohortConfig = CohortConfig()
     phantom: PhantomConfig = PhantomConfig()
     ct_encoder: CtEncoderConfig = CtEncoderConfig()
-    cxr_encoder: CnnConfig = CnnConfig()
+    cxr_encoder: CxrEncoderConfig = CxrEncoderConfig()
     teacher: FitConfig = FitConfig()
     student: FitConfig = FitConfig()
     prior: PriorStages = PriorStages()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from embedprior.cache import EmbeddingCache, build_cache
 from embedprior.demo.config import DemoConfig
 from embedprior.demo.population import CODE_TAG as PHANTOM_TAG
 from embedprior.demo.population import LABEL, PATIENTS, PICTURES, VOLUMES, Population, describe, generate, parts
-from embedprior.encoders.registry import create_encoder
 from embedprior.encoders.config import CnnConfig
+from embedprior.encoders.registry import create_encoder
 from embedprior.encoders.small_cnn import (
     ct_profile,
     ct_slabs,
@@ -26,7 +26,17 @@ from embedprior.encoders.small_cnn import (
     save_small_cnn,
     train_small_cnn,
 )
-from embedprior.runs import MetricsLog, Run, artifact, artifacts_root, hash_array, hash_file, seed_for, write_json
+from embedprior.runs import (
+    MetricsLog,
+    Run,
+    artifact,
+    artifacts_root,
+    hash_array,
+    hash_file,
+    one_thread,
+    seed_for,
+    write_json,
+)
 from embedprior.students.base import Cases, FitData, Method, Stage
 from embedprior.students.prior_method import PriorStudent
 from embedprior.students.registry import create_method
@@ -38,7 +48,7 @@ Rows = NDArray[np.intp]
 Labels = NDArray[np.float64]
 Pictures = NDArray[np.uint8]
 
-ENCODER_TAG, TEACHER_TAG = "small-cnn-1", "teacher-1"
+ENCODER_TAG, TEACHER_TAG = "small-cnn-2", "teacher-1"
 METHODS = ("ct-only", "cxr-only", "hinton-kd", "ridge-head", "direct-head", "prior-shuffled", "prior")
 ORACLES = ("ct-only",)
 REFERENCE = "cxr-only"
@@ -120,15 +130,18 @@ def cases_of(spine: Spine, stage: str, part: str) -> Cases:
 def fit_data(config: DemoConfig, spine: Spine, seed: int, root: Path) -> FitData:
     """Return the training stages and the teacher head of one repetition."""
     stages = tuple(Stage(cases_of(spine, s, "train"), cases_of(spine, s, "val")) for s in ("drr", "cxr"))
-    train = [np.concatenate([s.train.paired_ct() for s in stages]), np.concatenate([s.train.ct_label for s in stages])]
-    val = [np.concatenate([s.val.paired_ct() for s in stages]), np.concatenate([s.val.ct_label for s in stages])]
+    train, val = _ct_of([s.train for s in stages]), _ct_of([s.val for s in stages])
 
     def build(work: Path) -> None:
-        train_head(*train, *val, config.teacher, seed).save(work)
+        train_head(train[0], train[1], val[0], val[1], config.teacher, seed).save(work)
 
     inputs = {"embeddings": hash_array(train[0]), "labels": hash_array(train[1]), "val": hash_array(val[0])}
     made = artifact("teacher", inputs, {"head": config.teacher, "seed": seed}, TEACHER_TAG, build, root)
     return FitData(stages, TeacherHead.load(made.path))
+
+
+def _ct_of(cases: Sequence[Cases]) -> tuple[NDArray[np.float32], Labels]:
+    return np.concatenate([c.paired_ct() for c in cases]), np.concatenate([c.ct_label for c in cases])
 
 
 def methods_of(config: DemoConfig, root: Path, names: Sequence[str] = METHODS) -> list[Method]:
@@ -162,10 +175,11 @@ def run_demo(config: DemoConfig, seed: int, out: Path, workers: int) -> int:
     root, tables, failures, generated = artifacts_root(out), [], list(spine.failures), None
     for repetition in range(config.fits):
         fit_seed = seed_for(seed, "fit", repetition) % 2**31
-        data = fit_data(config, spine, fit_seed, root)
-        table, failed, fitted = score_fold(
-            methods_of(config, root), data, scored, fit_seed, desc=f"fit {repetition + 1} of {config.fits}"
-        )
+        with one_thread():
+            data = fit_data(config, spine, fit_seed, root)
+            table, failed, fitted = score_fold(
+                methods_of(config, root), data, scored, fit_seed, desc=f"fit {repetition + 1} of {config.fits}"
+            )
         tables.append(table)
         failures += failed
         student = fitted.get("prior")
@@ -189,42 +203,59 @@ def run_demo(config: DemoConfig, seed: int, out: Path, workers: int) -> int:
 def _train_ct_encoder(config: DemoConfig, seed: int, population: Population, work: Path) -> None:
     settings = config.ct_encoder
     volumes = np.load(population.root / VOLUMES, mmap_mode="r")
+    patients = pd.read_csv(population.root / PATIENTS).to_dict("records")
+    rng = np.random.default_rng(seed_for(seed, "slabs"))
 
-    def read(rows: Rows) -> Pictures:
-        return np.stack([ct_slabs(volumes[i], settings.window, settings.slab) for i in rows])
+    def read(rows: Rows) -> tuple[Pictures, Labels]:
+        pictures, labels = [], []
+        for index in rows:
+            slabs = ct_slabs(volumes[index], settings.window, settings.slab)
+            ill = slab_labels(patients[index], len(slabs), settings.slab)
+            with_lesion = np.flatnonzero(ill)
+            others = rng.choice(np.flatnonzero(~ill), settings.slabs_per_patient, replace=False)
+            chosen = np.concatenate([with_lesion, others])
+            pictures.append(slabs[chosen])
+            labels.append(ill[chosen].astype(np.float64))
+        return np.concatenate(pictures), np.concatenate(labels)
 
     profile = ct_profile(settings.window, settings.slab)
-    _train_encoder(_training_rows(config, population, ("drr", "cxr")), read, settings, seed, profile, "CT encoder", work)
+    _train_encoder(config, population, ("drr", "cxr"), read, settings, seed, profile, "CT encoder", work)
 
 
 def _train_cxr_encoder(config: DemoConfig, seed: int, population: Population, work: Path) -> None:
     pictures = np.load(population.root / PICTURES, mmap_mode="r")
+    label = pd.read_csv(population.root / PATIENTS)["label"].to_numpy(dtype=np.float64)
 
-    def read(rows: Rows) -> Pictures:
-        return np.stack([radiograph_picture(pictures[i] / np.float32(255)) for i in rows])
+    def read(rows: Rows) -> tuple[Pictures, Labels]:
+        return np.concatenate([radiograph_picture(pictures[i] / np.float32(255)) for i in rows]), label[rows]
 
     size = config.cohort.radiograph_size
-    rows = _training_rows(config, population, ("cxr",))
-    _train_encoder(rows, read, config.cxr_encoder, seed, radiograph_profile((size, size)), "X-ray encoder", work)
-
-
-def _training_rows(config: DemoConfig, population: Population, stages: tuple[str, ...]) -> dict[str, tuple[Rows, Labels]]:
-    label = population.exams.drop_duplicates("patient_id")[LABEL_PREFIX + LABEL].to_numpy(dtype=np.float64)
-    members = parts(config.cohort)
-    rows = {p: np.array([i for i, (s, q) in enumerate(members) if s in stages and q == p]) for p in ("train", "val")}
-    return {part: (index, label[index]) for part, index in rows.items()}
+    profile = radiograph_profile((size, size))
+    _train_encoder(config, population, ("cxr",), read, config.cxr_encoder, seed, profile, "X-ray encoder", work)
 
 
 def _train_encoder(
-    rows: dict[str, tuple[Rows, Labels]], read: Callable[[Rows], Pictures], settings: CnnConfig, seed: int,
-    profile: dict[str, Any], desc: str, work: Path,
+    config: DemoConfig, population: Population, stages: tuple[str, ...],
+    read: Callable[[Rows], tuple[Pictures, Labels]], settings: CnnConfig, seed: int, profile: dict[str, Any],
+    desc: str, work: Path,
 ) -> None:  # fmt: skip
-    (train, train_label), (val, val_label) = rows["train"], rows["val"]
-    network, history = train_small_cnn(read(train), train_label, read(val), val_label, settings, seed, f"train {desc}")
+    members = parts(config.cohort)
+    train, val = (
+        read(np.array([i for i, (stage, part) in enumerate(members) if stage in stages and part == wanted]))
+        for wanted in ("train", "val")
+    )
+    network, history = train_small_cnn(*train, *val, settings, seed, f"train {desc}")
     save_small_cnn(network, CnnConfig(**settings.model_dump(include=set(CnnConfig.model_fields))), profile, work)
     log = MetricsLog(work / "metrics.jsonl")
     for epoch in history:
         log.write(**epoch)
+
+
+def slab_labels(patient: Mapping[Hashable, Any], count: int, slab: int) -> NDArray[np.bool_]:
+    """Return which of a CT's slabs hold the lesion, as public CT sets label slices."""
+    first, last = int(patient["lesion_first"]), int(patient["lesion_last"])
+    start = np.arange(count) * slab
+    return np.asarray((first >= 0) & (start <= last) & (start + slab - 1 >= first))
 
 
 def _stage(run: Run | None, name: str, **fields: Any) -> None:

@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from embedprior.demo.config import CohortConfig, DemoConfig
+from embedprior.phantom import VirtualPatient
 from embedprior.phantom.config import PhantomConfig
 from embedprior.runs import progress, seed_for
 from embedprior.tables import check_exams, check_pairs, check_splits
 
-CODE_TAG = "phantoms-1"
+CODE_TAG = "phantoms-2"
 LABEL = "lesion"
 VOLUMES, PICTURES, PATIENTS = "volumes.npy", "radiographs.npy", "patients.csv"
 CHUNK = 20
@@ -73,15 +74,14 @@ def generate(config: DemoConfig, seed: int, workers: int, out: Path) -> None:
         ]
         for job in progress(as_completed(jobs), f"virtual patients (by {CHUNK})", total=len(jobs)):
             rows += job.result()
-    pd.DataFrame(sorted(rows, key=lambda row: int(row["index"]))).to_csv(out / PATIENTS, index=False)
+    pd.DataFrame(rows).sort_values("index").to_csv(out / PATIENTS, index=False)
 
 
 def describe(config: DemoConfig, root: Path) -> Population:
     """Return the tables of a generated population."""
     patients = pd.read_csv(root / PATIENTS)
     exams, pairs, splits = [], [], []
-    for (stage, part), row in zip(parts(config.cohort), patients.itertuples(), strict=True):
-        index, label = int(str(row.index)), int(str(row.label))
+    for index, ((stage, part), label) in enumerate(zip(parts(config.cohort), patients["label"], strict=True)):
         patient, modality = f"v{index:05d}", stage.upper()
         common = {"patient_id": patient, "offset_days": 0.0, "source": "phantom", f"label:{LABEL}": label}
         ct, picture = f"{patient}-ct", f"{patient}-{stage}"
@@ -128,6 +128,16 @@ def _flow(cohort: CohortConfig, exams: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def lesion_slices(patient: VirtualPatient) -> tuple[int, int]:
+    """Return the first and last slice that holds at least half the lesion's width; (-1, -1) without a lesion."""
+    if patient.lesion is None or patient.lesion_centre_mm is None:
+        return -1, -1
+    spacing = patient.spacing_mm[0]
+    centre = patient.lesion_centre_mm[2] / spacing + (len(patient.volume) - 1) / 2
+    reach = 0.866 * patient.lesion.radius_mm / spacing
+    return max(round(centre - reach), 0), min(round(centre + reach), len(patient.volume) - 1)
+
+
 def default_workers() -> int:
     """Return the number of processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -139,8 +149,10 @@ def _create(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
 
 def _one_thread() -> None:
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 def _generate_chunk(
@@ -155,7 +167,13 @@ def _generate_chunk(
         patient = virtual_patient(phantom, seed, index)
         volumes[index] = patient.volume
         pictures[index] = radiograph(patient, style, size, seed)
-        rows.append({"index": index, "label": patient.label, "secondary_sign": int(patient.secondary_sign)})
+        first, last = lesion_slices(patient)
+        rows.append(
+            {
+                "index": index, "label": patient.label, "secondary_sign": int(patient.secondary_sign),
+                "lesion_first": first, "lesion_last": last,
+            }
+        )  # fmt: skip
     volumes.flush()
     pictures.flush()
     return rows

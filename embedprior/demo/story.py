@@ -81,8 +81,8 @@ def tell(
         embeddings=embeddings,
         caveats=[
             "Virtual patients are drawn, not scanned: nothing here says how any method does on real images.",
-            f"The lesion's prevalence among the held-out is {prevalence:.2f}; by design half of the lesions' patients and "
-            "few others carry an effusion, a sign both CT and radiographs show.",
+            f"Prevalence among the held-out is {prevalence:.2f}. By design most patients with a lesion and few "
+            "others carry an effusion, a sign both CT and radiographs show.",
             "Encoders are trained on the training patients and frozen; the X-ray encoder never sees a CT or a DRR.",
             "Intervals take the trained encoders as given: another training sample would move them further.",
         ],

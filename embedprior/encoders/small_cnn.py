@@ -1,6 +1,7 @@
 """Small convolutional encoders, trained on the training fold and then frozen (phase A of the PE paper).
 
-One network serves both: a CT is a stack of slices whose features are averaged, a radiograph a stack of one.
+One network serves both, trained on labelled pictures: slices of a CT with the slice's own label (as public CT sets
+give it), or whole radiographs. A CT's embedding pools the features of its slices; a radiograph is a stack of one.
 """
 
 from __future__ import annotations
@@ -25,55 +26,64 @@ WEIGHTS, SETTINGS = "encoder.safetensors", "encoder.json"
 
 
 class SmallCnn(nn.Module):
-    """Strided convolutions → mean over the picture ‖ maximum over it → mean over slices → embedding → logit."""
+    """Strided convolutions → average over a grid ‖ maximum over the picture → features → logit."""
 
     def __init__(self, config: CnnConfig) -> None:
         super().__init__()
+        self.config = config
         layers: list[nn.Module] = []
         width = 1
         for channels in config.channels:
             layers.append(nn.Conv2d(width, channels, 3, stride=2, padding=1, bias=False))
             layers += [nn.BatchNorm2d(channels), nn.ReLU()]
             width = channels
-        self.features = nn.Sequential(*layers)
-        self.project = nn.Linear(2 * width, config.dim)
+        self.convolutions = nn.Sequential(*layers)
+        self.average = nn.AdaptiveAvgPool2d(config.grid)
+        self.project = nn.Linear(width * (config.grid**2 + 1), config.dim)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.dim, 1)
 
-    def embed(self, pictures: Float[Tensor, "exams slices height width"]) -> Float[Tensor, "exams dim"]:
-        """Return one embedding an exam."""
-        exams, slices = pictures.shape[:2]
-        maps = self.features(pictures.flatten(0, 1)[:, None])
-        pooled = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
-        out: Tensor = self.project(pooled.unflatten(0, (exams, slices)).mean(1))
+    def features(self, pictures: Float[Tensor, "pictures height width"]) -> Float[Tensor, "pictures dim"]:
+        """Return the features of each picture."""
+        maps = self.convolutions(pictures[:, None])
+        pooled = torch.cat([self.average(maps).flatten(1), maps.amax((2, 3))], dim=1)
+        out: Tensor = self.project(self.dropout(pooled))
         return out
 
-    def forward(self, pictures: Float[Tensor, "exams slices height width"]) -> Float[Tensor, " exams"]:
-        """Return one logit an exam (training only)."""
-        out: Tensor = self.head(self.dropout(torch.relu(self.embed(pictures))))[:, 0]
+    def embed(self, stacks: Float[Tensor, "exams slices height width"]) -> Float[Tensor, "exams dim"]:
+        """Return one embedding an exam: the features pooled over its slices."""
+        exams, slices = stacks.shape[:2]
+        each = self.features(stacks.flatten(0, 1)).unflatten(0, (exams, slices))
+        if self.config.slices == "mean":
+            return torch.mean(each, 1)
+        return torch.cat([each.mean(1), each.amax(1)], dim=1)
+
+    def forward(self, pictures: Float[Tensor, "pictures height width"]) -> Float[Tensor, " pictures"]:
+        """Return one logit a picture (training only)."""
+        out: Tensor = self.head(self.dropout(torch.relu(self.features(pictures))))[:, 0]
         return out
 
 
-def normalise(pictures: UInt8[np.ndarray, "exams slices height width"]) -> Float[Tensor, "exams slices height width"]:
+def normalise(pictures: UInt8[np.ndarray, ...]) -> Float[Tensor, ...]:
     """Return pixels as float in about [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pictures)).float().div_(127.5).sub_(1.0)
 
 
 def train_small_cnn(
-    pictures: UInt8[np.ndarray, "exams slices height width"],
-    labels: Float[np.ndarray, " exams"],
-    val_pictures: UInt8[np.ndarray, "others slices height width"],
+    pictures: UInt8[np.ndarray, "pictures height width"],
+    labels: Float[np.ndarray, " pictures"],
+    val_pictures: UInt8[np.ndarray, "others height width"],
     val_labels: Float[np.ndarray, " others"],
     config: CnnConfig,
     seed: int,
     desc: str,
 ) -> tuple[SmallCnn, list[dict[str, float]]]:
-    """Train on labelled exams; return the network of the best validation epoch, and the loss of each epoch.
+    """Train on labelled pictures; return the network of the best validation epoch, and the loss of each epoch.
 
     Args:
-        pictures: training exams.
+        pictures: that are learned from.
         labels: 1 or 0.
-        val_pictures: exams that choose the epoch.
+        val_pictures: that choose the epoch.
         val_labels: their labels.
         config: network and budget.
         seed: of weights, batches, shifts and dropout.
@@ -128,12 +138,12 @@ class _SmallCnnEncoder:
         self.spec = EncoderSpec(
             name=self.name,
             modality=self.modality,
-            dim=config.dim,
+            dim=config.embedding_dim,
             source=f"local:{weights.name}",
             weights_sha256=hash_file(weights / WEIGHTS),
             licence="Apache-2.0",
             profile=self.profile,
-            pooling="mean and maximum over the picture, mean over slices",
+            pooling=f"{config.slices} over slices",
         )
 
     def embed(self, batch: UInt8[np.ndarray, "exams slices height width"]) -> Float[np.ndarray, "exams dim"]:
@@ -213,12 +223,12 @@ def _shift(pictures: Tensor, largest: int) -> Tensor:
     if largest == 0:
         return pictures
     rows, columns = (int(v) for v in torch.randint(-largest, largest + 1, (2,)))
-    return torch.roll(pictures, (rows, columns), dims=(2, 3))
+    return torch.roll(pictures, (rows, columns), dims=(1, 2))
 
 
 @torch.inference_mode()
 def _validation_loss(
-    network: SmallCnn, pictures: UInt8[np.ndarray, "exams slices height width"], labels: Float[np.ndarray, " exams"],
+    network: SmallCnn, pictures: UInt8[np.ndarray, "pictures height width"], labels: Float[np.ndarray, " pictures"],
     batch_size: int,
 ) -> float:  # fmt: skip
     network.eval()

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
+from embedprior.prior.config import PriorConfig, SamplerName, Source
 from embedprior.prior.data import PairArrays
 from embedprior.prior.model import Prior
 from embedprior.prior.training import train_prior
-from embedprior.prior.config import PriorConfig, SamplerName, Source
 from embedprior.runs import artifact, hash_array, hash_of, seed_for
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage
 

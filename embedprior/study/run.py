@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from embedprior.cohort.base import Cohort
 from embedprior.encoders.base import Encoder
 from embedprior.encoders.registry import create_encoder
 from embedprior.errors import BadInput, EmbedpriorError
-from embedprior.runs import artifacts_root, seed_for
+from embedprior.runs import artifacts_root, one_thread, seed_for
 from embedprior.students.base import Cases, FitData, Head, Method, Stage
 from embedprior.students.registry import create_method
 from embedprior.study.config import SOURCE_ONLY, Design, StudyConfig
@@ -137,20 +136,6 @@ def run_study(
         needs_ct={name: m.needs_ct for name, m in methods.items()},
         uses_ct={name: m.uses_ct for name, m in methods.items()},
     )  # fmt: skip
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Fit on one thread: these networks are so small that threads cost more than they save, and far more on a
-    busy machine; and sums in one order give the same scores on every number of cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _needed_exams(config: StudyConfig, prepared: Prepared) -> pd.DataFrame:

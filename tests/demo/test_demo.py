@@ -11,9 +11,9 @@ import pytest
 
 from embedprior.cli import main
 from embedprior.config import load_config
-from embedprior.demo.config import DemoConfig
-from embedprior.demo.population import describe, generate
+from embedprior.demo.config import CohortConfig, DemoConfig
 from embedprior.demo.pipeline import FAMILY, METHODS
+from embedprior.demo.population import describe, generate
 from embedprior.tables import PREDICTION_REQUIRED
 
 
@@ -70,7 +70,7 @@ def test_same_seed_gives_the_same_predictions_whatever_the_workers(demo: Path, t
 def test_another_seed_is_another_population(tmp_path: Path) -> None:
     config = load_config(DemoConfig, "quick", "demo")
     small = config.model_copy(
-        update={"cohort": config.cohort.model_copy(update={"pretrain_train": 2, "pretrain_val": 2, "train": 2, "val": 2, "test": 4})}
+        update={"cohort": CohortConfig(pretrain_train=2, pretrain_val=2, train=2, val=2, test=4, radiograph_size=48)}
     )
     for seed in (1, 2):
         (tmp_path / str(seed)).mkdir()

@@ -19,17 +19,17 @@ from embedprior.encoders.small_cnn import (
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
 
-SMALL = CnnConfig(channels=(4, 8), dim=5, epochs=6, batch_size=8, shift=1)
+SMALL = CnnConfig(channels=(4, 8), dim=5, epochs=8, batch_size=8, shift=1, dropout=0.1)
 
 
 def squares(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Noise, with a bright square where the label is 1."""
     rng = np.random.default_rng(seed)
-    pictures = rng.integers(0, 60, (count, 1, 16, 16), dtype=np.uint8)
+    pictures = rng.integers(0, 60, (count, 16, 16), dtype=np.uint8)
     labels = rng.integers(0, 2, count).astype(float)
     for i in np.flatnonzero(labels):
         row, column = rng.integers(2, 10, 2)
-        pictures[i, 0, row : row + 4, column : column + 4] = 220
+        pictures[i, row : row + 4, column : column + 4] = 220
     return pictures, labels
 
 
@@ -67,8 +67,8 @@ def test_saved_encoder_embeds_as_the_trained_network_does(tmp_path: Path) -> Non
     network, _ = train_small_cnn(train, label, train, label, SMALL, 7, "test")
     save_small_cnn(network, SMALL, radiograph_profile((16, 16)), tmp_path)
     encoder = create_encoder("radiograph-cnn", weights=tmp_path)
-    expected = network.embed(torch.tensor(train[:3]).float() / 127.5 - 1).numpy()
-    np.testing.assert_allclose(encoder.embed(train[:3]), expected, atol=1e-6)
+    expected = network.features(torch.tensor(train[:3]).float() / 127.5 - 1).numpy()
+    np.testing.assert_allclose(encoder.embed(train[:3, None]), expected, atol=1e-6)
     assert encoder.spec.dim == 5
     np.save(tmp_path / "x.npy", np.zeros((1, 8, 8), np.uint8))
     with pytest.raises(UnreadableExam, match="size"):
@@ -77,13 +77,17 @@ def test_saved_encoder_embeds_as_the_trained_network_does(tmp_path: Path) -> Non
 
 def test_slice_encoder_reads_volumes(tmp_path: Path) -> None:
     train, label = squares(16, 1)
-    network, _ = train_small_cnn(train, label, train, label, SMALL, 7, "test")
-    save_small_cnn(network, SMALL, ct_profile((-1000, 400), 2), tmp_path)
+    both = SMALL.model_copy(update={"slices": "mean and max"})
+    network, _ = train_small_cnn(train, label, train, label, both, 7, "test")
+    save_small_cnn(network, both, ct_profile((-1000, 400), 2), tmp_path)
     volumes = np.random.default_rng(0).integers(-1000, 400, (2, 6, 16, 16)).astype(np.int16)
     np.save(tmp_path / "v.npy", volumes)
     encoder = create_encoder("slice-cnn", weights=tmp_path)
     batch = np.stack([encoder.read(tmp_path, f"v.npy#{i}") for i in range(2)])
     assert batch.shape == (2, 3, 16, 16)
+    each = network.features(torch.tensor(batch[0]).float() / 127.5 - 1).numpy()
+    np.testing.assert_allclose(encoder.embed(batch)[0], np.concatenate([each.mean(0), each.max(0)]), atol=1e-5)
+    assert encoder.spec.dim == 10
     alone = np.concatenate([encoder.embed(batch[:1]), encoder.embed(batch[1:])])
     np.testing.assert_allclose(encoder.embed(batch), alone, atol=1e-6)
 

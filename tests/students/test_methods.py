@@ -17,8 +17,8 @@ from sklearn.metrics import roc_auc_score
 
 from embedprior.students.base import CannotFit, Cases, CtNotAvailable, FitData, Stage
 from embedprior.students.distil import distillation_loss
-from embedprior.students.regression import LinearMap, RidgeHead
 from embedprior.students.registry import METHODS, create_method
+from embedprior.students.regression import LinearMap, RidgeHead
 from embedprior.teachers.config import FitConfig
 from embedprior.teachers.head import train_head
 
