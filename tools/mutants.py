@@ -87,6 +87,48 @@ MUTANTS = (
         "    work = final",
         "tests/test_runs.py",
     ),
+    Mutant(
+        "EMA weights unused",
+        "embedprior/prior/training.py",
+        "multi_avg_fn=ema_update(self._settings.ema)",
+        "multi_avg_fn=ema_update(0.0)",
+        "tests/prior/test_training.py",
+    ),
+    Mutant(
+        "BCE term detached from the network",
+        "embedprior/prior/objectives.py",
+        "self._bce(predicted, batch)",
+        "self._bce(predicted.detach(), batch)",
+        "tests/prior/test_objectives.py",
+    ),
+    Mutant(
+        "CT scaler refitted when fine-tuning",
+        "embedprior/prior/setup.py",
+        "config, start.network, start.target_scaler,",
+        "config, start.network, Standardiser.fit(train.target),",
+        "tests/prior/test_training.py",
+    ),
+    Mutant(
+        "DRR flipped left to right",
+        "embedprior/imaging/drr/geometry.py",
+        "\"PA\": ((1, 0, 0), (0, 0, -1), (0, -1, 0)),",
+        "\"PA\": ((-1, 0, 0), (0, 0, -1), (0, -1, 0)),",
+        "tests/imaging/drr/test_planesweep.py",
+    ),
+    Mutant(
+        "several exams of a patient taken as independent",
+        "embedprior/evidence/delong.py",
+        "patient = None if clusters is None else _codes(clusters, positive.size, \"clusters\")",
+        "patient = None",
+        "tests/evidence/test_delong.py",
+    ),
+    Mutant(
+        "negatives drawn before positives",
+        "embedprior/cohort/splits.py",
+        "for value in (1, 0)]",
+        "for value in (0, 1)]",
+        "tests/cohort/test_splits.py",
+    ),
 )
 
 

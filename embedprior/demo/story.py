@@ -30,6 +30,8 @@ NOTES = {
     "prior-shuffled": "the prior trained on pairs shuffled between patients, in both stages: should know nothing",
     "prior": "mean over samples of the CT head's probability; no radiograph label used",
 }
+CONTROL = "prior-shuffled"
+TOLD = ("ct-only", "prior")
 QUESTION = (
     "On virtual patients with a lesion that CT shows plainly and a radiograph only in part: does CT, used only in "
     "training, improve a model that sees the radiograph alone?"
@@ -94,13 +96,13 @@ def tell(
 def _lead(evidence: Mapping[str, Any]) -> list[str]:
     declared = [tuple(pair) for pair in evidence["family"]]
     by_pair = {(c["a"], c["b"]): c for c in evidence["comparisons"]}
-    against = [pair for pair in declared if pair[1] == evidence["reference"]]
+    against = [pair for pair in declared if pair[1] == evidence["reference"] and pair[0] != CONTROL]
     better = [a for a, b in against if _significantly_better(by_pair[a, b], evidence["alpha"])]
     first = (
-        f"{len(better)} of {len(against)} deployable methods trained with CT score above "
-        f"{evidence['reference']} at the family-wise 5 % level: {', '.join(better) or 'none'}."
+        f"{len(better)} of {len(against)} methods that use CT in training alone score above {evidence['reference']} at "
+        f"the family-wise 5 % level{': ' + ', '.join(better) if better else ''}."
     )
-    told = [pair for pair in (("prior", evidence["reference"]), ("prior", "direct-head")) if pair in by_pair]
+    told = [pair for pair in (("ct-only", evidence["reference"]), *declared) if pair in by_pair and pair[0] in TOLD]
     return [first, *[comparison_sentence(by_pair[pair], evidence["alpha"]) for pair in told]]
 
 

@@ -73,7 +73,7 @@ class PairArrays:
             if len(bad):
                 raise BadInput(
                     f"{name} pair '{self.ids[bad[0]]}': its {what} embedding holds a number that is not finite "
-                    f"({len(bad)} such rows). Next: embedprior cache verify"
+                    f"({len(bad)} such rows). Next: embed these exams again"
                 )
 
     def _per_row(self) -> dict[str, NDArray[np.generic]]:

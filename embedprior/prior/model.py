@@ -291,7 +291,7 @@ class Prior:
                 f"with C up to {most}, as in training."
             )
         if not np.isfinite(tokens).all():
-            raise BadInput("condition embeddings hold a number that is not finite. Next: embedprior cache verify")
+            raise BadInput("condition embeddings hold a number that is not finite. Next: embed these exams again")
         scaled = torch.from_numpy(self.condition_scaler(source).forward(tokens))
         scaled = scaled.to(self.device, self.network.query.dtype)
         return scaled, None if mask is None else torch.from_numpy(mask).to(self.device)

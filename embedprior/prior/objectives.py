@@ -60,7 +60,7 @@ class Objective:
     ) -> None:
         if config.bce > 0 and head is None:
             raise BadInput(
-                f"objective.bce is {config.bce}, but no teacher head was given. Next: embedprior train teacher, "
+                f"objective.bce is {config.bce}, but no teacher head was given. Next: give train_prior a head, "
                 "or set objective.bce to 0"
             )
         if config.bce > 0 and config.bce_target == "labels" and known == 0.0:

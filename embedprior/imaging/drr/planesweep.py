@@ -98,17 +98,17 @@ def _project(planes: Tensor, sweep: _Sweep, whole: bool) -> Tensor:
     offsets = torch.arange(count, dtype=planes.dtype, device=planes.device) - sweep.middle
     height, width = start.shape[:2]
     row_step, plane_step = (height, count) if whole else (max(1, PIXELS_PER_BLOCK // width), PLANES_PER_BLOCK)
-    strips = []
-    for top in range(0, height, row_step):
-        strip_start, strip_slope = start[top : top + row_step], slope[top : top + row_step]
-        total = torch.zeros(strip_start.shape[:2], dtype=planes.dtype, device=planes.device)
-        for near in range(0, count, plane_step):
-            block = planes[near : near + plane_step]
-            grid = torch.addcmul(strip_start, offsets[near : near + plane_step, None, None, None], strip_slope)
-            read = grid_sample(block[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-            total = total + read.sum(dim=(0, 1))
-        strips.append(total)
-    return torch.cat(strips)
+    strips = [slice(top, top + row_step) for top in range(0, height, row_step)]
+    totals = [torch.zeros_like(start[strip, :, 0]) for strip in strips]
+    for near in range(0, count, plane_step):
+        # rows of a strided plane lie a power of two apart and crowd one another out of the cache: copy them together
+        block = planes[near : near + plane_step, None].contiguous()
+        depth = offsets[near : near + plane_step, None, None, None]
+        for number, strip in enumerate(strips):
+            grid = torch.addcmul(start[strip], depth, slope[strip])
+            read = grid_sample(block, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+            totals[number] = totals[number] + read.sum(dim=(0, 1))
+    return torch.cat(totals)
 
 
 def render(
