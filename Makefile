@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: venv demo test test-all lint bench clean
+DATA ?= ../shared/data/covid_chestxray
+
+.PHONY: venv demo study mutants test test-all lint bench clean
 
 venv: $(READY)
 
@@ -19,6 +21,9 @@ $(READY): pyproject.toml
 demo: $(READY)
 	$(BIN)/embedprior demo --out runs/demo
 
+study: $(READY)
+	$(BIN)/embedprior study run --config covid_pilot --data $(DATA) --out runs/covid
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -29,6 +34,9 @@ test: lint
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
+	$(MAKE) mutants
+
+mutants: $(READY)
 	$(BIN)/python tools/mutants.py
 
 bench: $(READY)
