@@ -20,8 +20,8 @@ from embedprior.errors import BadInput
 from .geometry import Geometry, Poses, straight, volume_centre
 
 PLANES_PER_BLOCK = 16
-PIXELS_PER_BLOCK = 8192
-"""A block's sampling grid (16 planes, 8192 pixels: 1 MiB) stays in a CPU's second-level cache; a GPU takes it all."""
+PIXELS_PER_BLOCK = 2048
+"""A block's sampling grid (16 planes, 2048 pixels: 256 KiB) stays in a CPU's second-level cache; a GPU takes it all."""
 
 
 def rotation(angles_deg: Tensor) -> Tensor:
@@ -101,8 +101,7 @@ def _project(planes: Tensor, sweep: _Sweep, whole: bool) -> Tensor:
     strips = [slice(top, top + row_step) for top in range(0, height, row_step)]
     totals = [torch.zeros_like(start[strip, :, 0]) for strip in strips]
     for near in range(0, count, plane_step):
-        # rows of a strided plane lie a power of two apart and crowd one another out of the cache: copy them together
-        block = planes[near : near + plane_step, None].contiguous()
+        block = planes[near : near + plane_step, None]
         depth = offsets[near : near + plane_step, None, None, None]
         for number, strip in enumerate(strips):
             grid = torch.addcmul(start[strip], depth, slope[strip])
