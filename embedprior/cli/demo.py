@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
     settings, common = parse(
         DemoConfig, "demo", argv, "embedprior demo", HELP, "default",
         out=(Path, Path("runs/demo"), "folder of the results"),
-        seed=(int, 0, "of everything random"),
+        seed=(int, 2026, "of everything random"),
         workers=(int, 0, "processes that draw the virtual patients; 0 = one a core"),
     )  # fmt: skip
     from embedprior.demo.pipeline import run_demo

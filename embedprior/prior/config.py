@@ -63,6 +63,9 @@ class ProcessConfig(Config):
     timesteps: int = Field(default=1000, ge=2)
     prediction: Prediction = "x0"
     condition_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    # Training only: standard deviation of Gaussian noise on the standardised condition (conditioning augmentation,
+    # Ho et al. 2022, JMLR 23(47)). With a few hundred pairs it keeps the network from learning them by heart.
+    condition_noise: float = Field(default=0.0, ge=0.0)
     # "keep": the null branch still sees the noised target (2x cost). "both": it sees neither, as released.
     null: Literal["keep", "both"] = "keep"
     guidance: float = 1.0

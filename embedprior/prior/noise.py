@@ -38,27 +38,37 @@ class StepDraws:
         timestep: (B,) uniform on 1..N.
         drop: (B, 2) uniform on [0, 1): condition and noised-target dropout.
         noise: (B, D) standard normal, float32.
+        condition: (B, *condition_shape) standard normal, float32; None when it was not asked for.
     """
 
     timestep: NDArray[np.int64]
     drop: NDArray[np.float64]
     noise: NDArray[np.float32]
+    condition: NDArray[np.float32] | None = None
 
 
 def training_draws(
-    source: KeyedNoise, step: int, examples: NDArray[np.int64], dim: int, timesteps: int
+    source: KeyedNoise,
+    step: int,
+    examples: NDArray[np.int64],
+    dim: int,
+    timesteps: int,
+    condition_shape: tuple[int, ...] | None = None,
 ) -> StepDraws:
     """Return the draws of these examples at this step; each depends on (seed, step, example) alone."""
     timestep = np.empty(len(examples), dtype=np.int64)
     drop = np.empty((len(examples), 2))
     noise = np.empty((len(examples), dim), dtype=np.float32)
+    condition = None if condition_shape is None else np.empty((len(examples), *condition_shape), dtype=np.float32)
     for row, example in enumerate(examples):
         generator = source.at(step, int(example))
         uniform = generator.random(3)
         timestep[row] = 1 + int(uniform[0] * timesteps)
         drop[row] = uniform[1:]
         generator.standard_normal(dtype=np.float32, out=noise[row])
-    return StepDraws(timestep, drop, noise)
+        if condition is not None:
+            generator.standard_normal(dtype=np.float32, out=condition[row])
+    return StepDraws(timestep, drop, noise, condition)
 
 
 def keyed_normal(source: KeyedNoise, step: int, examples: Iterable[int], shape: tuple[int, ...]) -> NDArray[np.float32]:

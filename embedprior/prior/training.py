@@ -155,7 +155,10 @@ class _Training:
         world, rank = self._accelerator.num_processes, self._accelerator.process_index
         share = settings.batch // world
         mine = batch_at(settings.seed, step, settings.batch, len(self._ids))[rank * share : (rank + 1) * share]
-        draws = training_draws(self._noise, step, mine, self._data.target.shape[1], process.timesteps)
+        condition_shape = tuple(self._data.condition.shape[1:]) if process.condition_noise > 0 else None
+        draws = training_draws(
+            self._noise, step, mine, self._data.target.shape[1], process.timesteps, condition_shape
+        )
         device = self._accelerator.device
         rows = torch.from_numpy(mine).to(device)
         noise, n = torch.from_numpy(draws.noise).to(device), torch.from_numpy(draws.timestep).to(device)
@@ -164,9 +167,12 @@ class _Training:
         drop = torch.from_numpy(draws.drop < process.condition_dropout).to(device)
         for group in self._optimiser.param_groups:
             group["lr"] = settings.lr * min(1.0, (step + 1) / max(settings.warmup, 1))
+        condition = self._data.condition[rows]
+        if draws.condition is not None:
+            condition = condition + process.condition_noise * torch.from_numpy(draws.condition).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             visible = None if self._data.visible is None else self._data.visible[rows]
-            output = self._model(batch.x, n, self._data.condition[rows], visible, drop[:, 0], drop[:, 1])
+            output = self._model(batch.x, n, condition, visible, drop[:, 0], drop[:, 1])
         named = self._objective.losses(output.float(), batch)
         self._wrapped_optimiser.zero_grad()
         self._accelerator.backward(torch.stack(list(named.values())).sum())

@@ -28,7 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the demo")
     parser.add_argument("--config", default="default", help="of configs/demo")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--repetitions", type=int, default=12)
     parser.add_argument("--quick", action="store_true", help="three repetitions")
     parser.add_argument("--json", type=Path)
