@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +107,12 @@ def main(argv: list[str]) -> int:
 
     if options.out.exists() and not options.out.is_dir():
         raise BadInput(f"--out {options.out} is a file; give a folder.")
+    # Hashing, and importing the drawing library, run beside the sorting: neither needs the other.
+    pool = ThreadPoolExecutor(2)
+    digest = pool.submit(_digest, options.predictions)
     frame = read_predictions(options.predictions, wide=options.wide, not_methods=tuple(options.subgroup))
+    if not options.no_figures:
+        pool.submit(importlib.import_module, "embedprior.report.curves")
     blocks = held_out_blocks(frame, options.unit, options.patient_label)
     family = None if options.family is None else read_family(options.family)
     reference = options.reference or _first_method(blocks[0].methods, options.oracle)
@@ -130,7 +137,7 @@ def main(argv: list[str]) -> int:
     )
     if options.reference is None:
         evidence["warnings"].append(f"no --reference was given: {reference}, the first method of the table, was taken")
-    _write(options, blocks, evidence)
+    _write(options, blocks, evidence, digest.result())
     return 0
 
 
@@ -143,9 +150,15 @@ def _first_method(methods: Sequence[str], oracles: Sequence[str]) -> str:
     raise EvidenceError("every method is an oracle: name one as --reference.")
 
 
-def _write(options: argparse.Namespace, blocks: Any, evidence: dict[str, Any]) -> None:
+def _digest(path: Path) -> str:
+    from embedprior.runs import hash_file
+
+    return hash_file(path) if path.is_file() else ""
+
+
+def _write(options: argparse.Namespace, blocks: Any, evidence: dict[str, Any], digest: str) -> None:
     from embedprior.evidence.tables import latex, markdown
-    from embedprior.runs import Run, hash_file, write_json, write_text
+    from embedprior.runs import Run, write_json, write_text
 
     figures = {}
     if not options.no_figures:
@@ -153,7 +166,7 @@ def _write(options: argparse.Namespace, blocks: Any, evidence: dict[str, Any]) -
 
         figures = draw_curves(blocks, evidence)
     config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
-    run = Run(options.out, "evaluate", config, options.seed, {"predictions": hash_file(options.predictions)})
+    run = Run(options.out, "evaluate", config, options.seed, {"predictions": digest})
     write_json(options.out / "evidence.json", evidence)
     write_text(options.out / "table.tex", latex(evidence))
     text = markdown(evidence)

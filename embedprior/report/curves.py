@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from typing import Any
 
@@ -46,7 +47,8 @@ def draw_curves(predictions: pd.DataFrame | Sequence[Block], evidence: Mapping[s
 
 def _figures(blocks: Sequence[Block], rows: Sequence[Mapping[str, Any]]) -> dict[str, Figure | None]:
     by_name = {r["method"]: r for r in rows}
-    sweeps = {m: sweeps_of(blocks, m) for m in by_name}
+    with ThreadPoolExecutor() as pool:
+        sweeps = dict(zip(by_name, pool.map(lambda m: sweeps_of(blocks, m), by_name), strict=True))
     prevalence = sum(b.labels.sum() for b in blocks) / max(sum(b.labels.size for b in blocks), 1)
 
     def roc(axes: Axes, method: str, style: dict[str, Any]) -> bool:
