@@ -56,14 +56,24 @@ def sweeps_of(blocks: Sequence[Block], method: str) -> list[Sweep]:
 
 
 def mean_roc(sweeps: Sequence[Sweep]) -> Curve | None:
-    """Return the ROC curve, several averaged vertically; None without any.
+    """Return the ROC curve, several averaged at equal false positive rate; None without any.
 
-    Folds weigh as in the fold-stratified AUC, so the area under the average is that AUC.
+    Folds weigh as in the fold-stratified AUC, so the area under the average is that AUC: exactly, or to the width
+    of a grid of 401 rates where the curves have thousands of steps.
     """
-    grid = np.linspace(0, 1, GRID)
-    if len(sweeps) == 1 and sweeps[0].hits.size <= 10 * GRID:
-        return sweeps[0].roc()
-    return _average(sweeps, grid, [_sensitivity_at(grid, *s.roc()) for s in sweeps])
+    curves = [s.roc() for s in sweeps]
+    if not curves:
+        return None
+    if len(curves) == 1 and curves[0][0].size <= 10 * GRID:
+        return curves[0]
+    exact = sum(fpr.size for fpr, _ in curves) <= 10 * GRID
+    grid = np.unique(np.concatenate([fpr for fpr, _ in curves])) if exact else np.linspace(0, 1, GRID)
+    share = _shares(sweeps)
+    # A step is vertical: each rate stands in the grid twice, once for the foot of the step and once for its head.
+    # np.interp takes the last of equal rates, so the feet are read from the other side.
+    feet = share @ np.stack([np.interp(-grid, -fpr[::-1], tpr[::-1]) for fpr, tpr in curves])
+    heads = share @ np.stack([np.interp(grid, fpr, tpr) for fpr, tpr in curves])
+    return np.repeat(grid, 2), np.stack([feet, heads], axis=1).ravel()
 
 
 def mean_pr(sweeps: Sequence[Sweep]) -> Curve | None:
@@ -80,17 +90,12 @@ def mean_pr(sweeps: Sequence[Sweep]) -> Curve | None:
 def _average(sweeps: Sequence[Sweep], grid: Floats, curves: list[Floats]) -> Curve | None:
     if not curves:
         return None
-    return grid, np.average(np.stack(curves), axis=0, weights=[s.n_pos * s.n_neg for s in sweeps])
+    return grid, _shares(sweeps) @ np.stack(curves)
 
 
-def _sensitivity_at(grid: Floats, fpr: Floats, tpr: Floats) -> Floats:
-    """Read a ROC polygon at given false positive rates; on a vertical edge, its upper end."""
-    here = np.searchsorted(fpr, grid, side="right") - 1
-    after = np.minimum(here + 1, fpr.size - 1)
-    run = fpr[after] - fpr[here]
-    share = np.divide(grid - fpr[here], run, out=np.zeros_like(grid), where=run > 0)
-    result: Floats = tpr[here] + share * (tpr[after] - tpr[here])
-    return result
+def _shares(sweeps: Sequence[Sweep]) -> Floats:
+    weights = np.array([s.n_pos * s.n_neg for s in sweeps], dtype=np.float64)
+    return np.asarray(weights / weights.sum())
 
 
 def _precision_at(grid: Floats, recall: Floats, precision: Floats) -> Floats:

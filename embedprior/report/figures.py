@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from embedprior.evidence import curves
+from embedprior.evidence.curves import sweep
 from embedprior.report import words
 from embedprior.report.rows import alpha_of, oracles
 
@@ -60,14 +62,6 @@ def held_out(predictions: pd.DataFrame, unit: str = "exam") -> pd.DataFrame:
     return rows.groupby(keys, dropna=False, sort=False).agg({"label": "max", "score": "mean"}).reset_index()
 
 
-def roc_points(labels: Floats, scores: Floats) -> tuple[Floats, Floats]:
-    """Return (false positive rate, sensitivity) of one case list; ties are one slanted step."""
-    from sklearn.metrics import roc_curve  # slow to import
-
-    fpr, tpr, _ = roc_curve(labels, scores)
-    return np.asarray(fpr, dtype=np.float64), np.asarray(tpr, dtype=np.float64)
-
-
 def mean_roc(rows: pd.DataFrame) -> tuple[Floats, Floats] | None:
     """Return one method's ROC curve, or None when no fold holds both classes.
 
@@ -76,28 +70,12 @@ def mean_roc(rows: pd.DataFrame) -> tuple[Floats, Floats] | None:
     """
     keys = [k for k in ("resample", "fold", "seed") if k in rows.columns and rows[k].notna().any()]
     groups = [group for _, group in rows.groupby(keys, dropna=False)] if keys else [rows]
-    curves, weights = [], []
+    sweeps = []
     for group in groups:
-        labels = group["label"].to_numpy(dtype=np.float64)
-        positives, negatives = float((labels == 1).sum()), float((labels == 0).sum())
-        if positives and negatives:
-            curves.append(roc_points(labels, group["score"].to_numpy(dtype=np.float64)))
-            weights.append(positives * negatives)
-    if not curves:
-        return None
-    if len(curves) == 1:
-        return curves[0]
-    # A step is vertical: each rate stands in the grid twice, once for the foot of the step and once for its head.
-    grid = np.unique(np.concatenate([fpr for fpr, _ in curves]))
-    feet, heads = zip(*(_at(grid, fpr, tpr) for fpr, tpr in curves), strict=True)
-    share = np.asarray(weights) / np.sum(weights)
-    both = np.stack([share @ np.stack(feet), share @ np.stack(heads)], axis=1)
-    return np.repeat(grid, 2), both.ravel()
-
-
-def _at(grid: Floats, fpr: Floats, tpr: Floats) -> tuple[Floats, Floats]:
-    """Return a curve's limits from the left and from the right; np.interp takes the last of equal rates."""
-    return np.interp(-grid, -fpr[::-1], tpr[::-1]), np.interp(grid, fpr, tpr)
+        positive = group["label"].to_numpy(dtype=np.float64) == 1
+        if positive.any() and not positive.all():
+            sweeps.append(sweep(positive, group["score"].to_numpy(dtype=np.float64)))
+    return curves.mean_roc(sweeps)
 
 
 def style_of(methods: list[str], needs_ct: frozenset[str]) -> dict[str, dict[str, Any]]:
