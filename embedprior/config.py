@@ -59,11 +59,6 @@ def parse_config(model: type[C], data: dict[str, Any], where: str) -> C:
         raise BadInput(f"{where}: {'; '.join(parts)}") from error
 
 
-def dump_config(config: Config) -> dict[str, Any]:
-    """Return the resolved settings as plain JSON types."""
-    return config.model_dump(mode="json")
-
-
 def _find(name_or_path: str, folder: str) -> Path:
     shipped = config_folder(folder)
     named = shipped / f"{name_or_path}.yaml"

@@ -26,11 +26,7 @@ class BadInput(EmbedpriorError):
     exit_code = 2
 
 
-class EmbedpriorWarning(UserWarning):
-    """Something a reviewer would want to know although the run goes on."""
-
-
-DONE, FAILED, BAD_INPUT, NEEDS_ATTENTION = 0, 1, 2, 3
+DONE, NEEDS_ATTENTION = 0, 3
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:

@@ -59,7 +59,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except ValueError as error:
-        if type(error).__name__ != "EvidenceError":
+        from embedprior.evidence.errors import EvidenceError
+
+        if not isinstance(error, EvidenceError):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -26,13 +26,13 @@ from embedprior.encoders.small_cnn import (
     save_small_cnn,
     train_small_cnn,
 )
+from embedprior.errors import DONE, NEEDS_ATTENTION
 from embedprior.runs import (
     MetricsLog,
     Run,
     artifact,
     artifacts_root,
     hash_array,
-    hash_file,
     one_thread,
     seed_for,
     write_json,
@@ -194,10 +194,10 @@ def run_demo(config: DemoConfig, seed: int, out: Path, workers: int) -> int:
     write_json(out / "evidence.json", evidence)
     report = tell(config, seed, spine, evidence, predictions, scored["test"], generated, failures, out)
     write_report(out, report)
-    inputs = {name: hash_file(spine.population.root / name) for name in (PATIENTS, VOLUMES, PICTURES)}
-    run.finish(summary_markdown(report), failures, outputs={"ct": spine.ct.path, "cxr": spine.cxr.path}, data=inputs)
+    outputs = {"phantoms": spine.population.root, "ct": spine.ct.path, "cxr": spine.cxr.path}
+    run.finish(summary_markdown(report), failures, outputs=outputs)
     print(f"\n{summary_markdown(report)}\nreport: {out / 'report.html'}  ({run.seconds:.0f} s)", file=sys.stdout)
-    return 3 if failures else 0
+    return NEEDS_ATTENTION if failures else DONE
 
 
 def _train_ct_encoder(config: DemoConfig, seed: int, population: Population, work: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from embedprior.evidence.delong import Bools, Delong, Floats, Ints, delong
+from embedprior.evidence.delong import Delong, Floats, Ints, delong
 from embedprior.evidence.intervals import (
     CiMethod,
     Test,
@@ -213,9 +213,3 @@ def _correlation(joint: Joint, a: str, b: str) -> float:
     block = c[np.ix_(joint.at[a], joint.at[b])]
     scale = np.outer(spread[joint.at[a]], spread[joint.at[b]])
     return float((block / scale).mean()) if (scale > 0).all() else np.nan
-
-
-def positives_and_negatives(labels: Bools) -> tuple[int, int]:
-    """Return the number of positive and negative cases."""
-    positives = int(np.count_nonzero(labels))
-    return positives, labels.size - positives

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from embedprior.prior.config import PriorConfig
 from embedprior.prior.data import PairArrays
 from embedprior.prior.model import DESCRIPTION, WEIGHTS, Prior, new_network
 from embedprior.prior.scaling import Standardiser
-from embedprior.runs import hash_file, hash_of, seed_for
+from embedprior.runs import hash_array, hash_file, hash_of, seed_for
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def fingerprint(train: PairArrays, val: PairArrays, config: PriorConfig, init_fr
     parts: dict[str, Any] = {"config": config}
     for name, pairs in (("train", train), ("val", val)):
         arrays = [pairs.condition, pairs.target, pairs.condition_mask, pairs.labels]
-        hashes = ["" if a is None else hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest() for a in arrays]
+        hashes = ["" if a is None else hash_array(a) for a in arrays]
         parts[name] = [*hashes, list(pairs.ids), pairs.source, *pairs.encoders]
     if init_from is not None:
         parts["init_from"] = [hash_file(init_from / WEIGHTS), hash_file(init_from / DESCRIPTION)]

@@ -45,11 +45,6 @@ class Geometry:
         if min(self.height, self.width) < 1 or self.pitch <= 0:
             raise BadInput(f"Detector of {self.height} x {self.width} pixels of {self.pitch} mm has no area.")
 
-    @property
-    def magnification(self) -> float:
-        """Size on the detector over size at the isocentre."""
-        return self.source_to_detector / self.source_to_isocentre
-
     def axes(self) -> np.ndarray:
         """3 x 3, columns are the world directions of image column, image row and beam (float64)."""
         return np.array(VIEWS[self.view], dtype=np.float64).T
