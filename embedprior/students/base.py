@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from embedprior.errors import EmbedpriorError
+
+_OPTIONAL = ("ct", "tokens", "pixels", "ct_mirrored")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Cases:
         ct: embedding of the paired CT; None once it has been stripped.
         ct_label: label of the paired CT itself, where it has one of its own (NaN = unknown).
         source: what ``cxr`` was made from, ``"cxr"`` or ``"drr"``.
+        tokens: patch tokens of the radiograph, for students that read tokens; NaN rows are padding.
+        pixels: the radiograph itself (a ``pixels-128`` cache), for students that read pixels.
+        ct_mirrored: embedding of the CT flipped left to right, for pixel students that flip; goes with the CT.
     """
 
     exam_ids: Sequence[str]
@@ -37,25 +42,31 @@ class Cases:
     ct: Float[np.ndarray, "cases ct_dim"] | None
     ct_label: Float[np.ndarray, " cases"]
     source: str = "cxr"
+    tokens: Float[np.ndarray, "cases tokens token_dim"] | None = None
+    pixels: UInt8[np.ndarray, "cases height width"] | None = None
+    ct_mirrored: Float[np.ndarray, "cases ct_dim"] | None = None
 
     def __len__(self) -> int:
         return len(self.exam_ids)
 
     def without_ct(self) -> Cases:
         """Return the same cases with nothing of CT in them."""
-        return replace(self, ct=None, ct_label=np.full(len(self), np.nan))
+        return replace(self, ct=None, ct_label=np.full(len(self), np.nan), ct_mirrored=None)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Cases:
         """Return some of the cases, in the order given."""
         index = np.asarray(rows, dtype=int)
+        optional: dict[str, Any] = {
+            name: None if (array := getattr(self, name)) is None else array[index] for name in _OPTIONAL
+        }
         return replace(
             self,
             exam_ids=[self.exam_ids[i] for i in index],
             patient_ids=[self.patient_ids[i] for i in index],
             label=self.label[index],
             cxr=self.cxr[index],
-            ct=None if self.ct is None else self.ct[index],
             ct_label=self.ct_label[index],
+            **optional,
         )
 
     @property
