@@ -1,0 +1,107 @@
+"""Are these numbers Hounsfield units? Conversion to int16, padding, and the checks that catch a wrong rescale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int16
+
+from embedprior.imaging.findings import Finding
+from embedprior.imaging.volume import AIR_HU
+
+LOWEST, HIGHEST = -32768, 32767
+SAMPLES = 2_000_000
+LUNG_OR_AIR = (-1020, -300)
+SOFT_TISSUE = (-200, 250)
+LEAST_SHARE = 0.005
+LEAST_TISSUE = 0.03
+METAL_HU = 4000
+"""Bars of the plausibility check. On the 17 real volumes the smallest shares seen are in docs/imaging.md."""
+
+
+def to_int16(values: np.ndarray[Any, Any]) -> tuple[Int16[np.ndarray, "*shape"], list[Finding]]:
+    """Return values as int16 HU, rounded and clipped where needed, nothing below −1024, and what was done.
+
+    int16 input is not copied unless it is read-only.
+    """
+    findings = []
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values)
+        if not finite.all():
+            findings.append(Finding("hu-range", f"{int((~finite).sum())} voxels are not finite numbers"))
+            values = np.where(finite, values, AIR_HU)
+        whole = np.rint(values)
+        if not np.array_equal(whole, values):
+            findings.append(Finding("fractional-hu", f"by up to {float(np.abs(whole - values).max()):.2g} HU"))
+        values = whole
+    if values.dtype != np.int16:
+        high = int(values.max())
+        if high > HIGHEST:
+            findings.append(Finding("hu-clipped", f"up to {high:.6g}; int16 ends at {HIGHEST}"))
+        values = np.clip(values, LOWEST, HIGHEST).astype(np.int16)
+    elif not values.flags.writeable:
+        values = values.copy()
+    findings += floor_at_air(values)
+    return values, findings
+
+
+def floor_at_air(hu: Int16[np.ndarray, "*shape"]) -> list[Finding]:
+    """Set values below −1024 HU, which no tissue and no gas has, to −1024 in place, and report the lowest."""
+    lowest = int(hu.min())
+    if lowest >= AIR_HU:
+        return []
+    share = float((hu < AIR_HU).mean())
+    np.maximum(hu, AIR_HU, out=hu)
+    return [Finding("below-air", f"{share:.1%} of the voxels, down to {lowest} HU, are now {AIR_HU}")]
+
+
+def audit_hu(hu: Int16[np.ndarray, "z y x"]) -> list[Finding]:
+    """Return findings when the values can't be a chest CT in Hounsfield units.
+
+    Looks at about two million voxels on a regular grid: whether there is lung or air, whether there is soft tissue
+    near 0, and whether the top of the range is metal or a wrong scale. Voxels at −1024 exactly (padding) count for
+    neither.
+    """
+    stride = max(1, int(round((hu.size / SAMPLES) ** (1 / 3))))
+    sample = hu[::stride, ::stride, ::stride].ravel()
+    low, high = int(sample.min()), int(sample.max())
+    seen = f"values from {low} to {high}"
+    if low == high:
+        return [Finding("hu-range", f"every voxel is {low}")]
+    air = _share(sample, *LUNG_OR_AIR)
+    tissue = _share(sample, *SOFT_TISSUE)
+    top = float(np.percentile(sample, 99.9))
+    if air < LEAST_SHARE:
+        return [
+            Finding(
+                "hu-range",
+                f"{seen}, {air:.1%} of them lung or air ({LUNG_OR_AIR[0]} to {LUNG_OR_AIR[1]} HU): not a chest CT in HU; "
+                "perhaps the rescale intercept was never applied",
+            )
+        ]
+    if tissue < LEAST_TISSUE:
+        return [
+            Finding(
+                "hu-range",
+                f"{seen}, {tissue:.1%} of them soft tissue ({SOFT_TISSUE[0]} to {SOFT_TISSUE[1]} HU): not a chest CT in "
+                "HU; perhaps the rescale was applied twice",
+            )
+        ]
+    if top >= METAL_HU:
+        return [Finding("hu-range", f"{seen}; one voxel in a thousand is above {METAL_HU} HU: wrong scale")]
+    return _audit_air(sample)
+
+
+def _audit_air(sample: Int16[np.ndarray, " n"]) -> list[Finding]:
+    gas = sample[(sample > AIR_HU) & (sample < -850)]
+    if gas.size < 100:
+        return []
+    typical = int(np.bincount(gas.astype(np.int64) - AIR_HU).argmax()) + AIR_HU
+    if typical > -930 and float((sample == AIR_HU).mean()) < 0.01:
+        return [Finding("hu-offset", f"the most frequent value of air is {typical} HU, expected about -1000")]
+    return []
+
+
+def _share(sample: Int16[np.ndarray, " n"], low: int, high: int) -> float:
+    return float(((sample >= low) & (sample <= high)).mean())

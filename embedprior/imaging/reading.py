@@ -1,0 +1,162 @@
+"""Read a CT volume of any supported format, and audit its values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int16
+
+from embedprior.imaging.files import UnreadableExam
+from embedprior.imaging.findings import Finding, UnusableExam, worst
+from embedprior.imaging.hounsfield import audit_hu, to_int16
+from embedprior.imaging.volume import Triple, Volume
+
+IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+MAX_VOXELS = 2**31
+"""4 GiB of int16: more than any chest CT; a damaged header that asks for more is refused before memory is taken."""
+DEFLATE_LIMIT = 1032
+"""No deflated file grows by more than this (zlib's documentation), so a header that claims more is damaged."""
+FINEST_MM, COARSEST_MM = 0.1, 12.0
+
+
+def read(path: Path, series: str) -> tuple[Volume, list[Finding]]:
+    """Return the volume and its findings; see ``volume.read_volume``."""
+    name = path.name.lower()
+    if path.is_dir() or name.endswith(".zip") or name.endswith(".dcm"):
+        from embedprior.imaging.dicom_series import read_series
+
+        volume, findings = read_series(path, series)
+    elif not path.is_file():
+        raise UnreadableExam(f"{path.name}: no such file or folder")
+    elif name.endswith(".npz"):
+        volume, findings = _read_npz(path)
+    elif name.endswith(IMAGE_SUFFIXES):
+        volume, findings = _read_image(path)
+    else:
+        raise UnreadableExam(
+            f"{path.name}: not a volume by its name. Allowed: a DICOM folder, .zip, .dcm, .npz, {', '.join(IMAGE_SUFFIXES)}"
+        )
+    findings += audit_geometry(volume)
+    findings += audit_hu(volume.hu)
+    if worst(findings) == "error":
+        raise UnusableExam(path.name, findings)
+    from embedprior.imaging.lungs import audit_lungs
+
+    findings += audit_lungs(volume)
+    return volume, findings
+
+
+def audit_geometry(volume: Volume) -> list[Finding]:
+    """Return findings about spacing and orientation."""
+    findings = []
+    if min(volume.spacing_mm) < FINEST_MM or max(volume.spacing_mm) > COARSEST_MM:
+        spacing = " x ".join(f"{s:g}" for s in volume.spacing_mm)
+        findings.append(
+            Finding("spacing-implausible", f"voxels of {spacing} mm; allowed: {FINEST_MM:g} to {COARSEST_MM:g} mm")
+        )
+    if volume.orientation != "LPS":
+        findings.append(Finding("reoriented", f"stored as {volume.orientation}"))
+    off = float(np.degrees(np.arccos(np.clip(np.abs(volume.direction).max(axis=0).min(), -1, 1))))
+    if off > 0.5:
+        findings.append(Finding("oblique", f"axes turned by {off:.1f}° against the patient's"))
+    return findings
+
+
+def _read_image(path: Path) -> tuple[Volume, list[Finding]]:
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    with quiet_itk():
+        try:
+            reader.ReadImageInformation()
+            size, components = reader.GetSize(), reader.GetNumberOfComponents()
+            _refuse_size(path, size, components)
+            keys = reader.GetMetaDataKeys()
+            codes = [reader.GetMetaData(k) for k in ("qform_code", "sform_code") if k in keys]
+            if len(size) == 4:
+                reader.SetExtractSize([*size[:3], 0])
+            image = reader.Execute()
+        except (RuntimeError, MemoryError) as error:
+            # ITK's own text holds the folder and header fields, so only its kind is passed on
+            if "orthonormal" in str(error):
+                found = Finding(
+                    "gantry-tilt",
+                    "the affine is sheared. Next: straighten the volume first (dcm2niix writes a file ending in _Tilt_1)",
+                )
+                raise UnusableExam(path.name, [found]) from None
+            raise UnreadableExam(f"{path.name}: damaged, or not the format its name says") from None
+    findings = []
+    if codes and not any(code.strip() not in ("0", "") and not code.startswith("NIFTI_XFORM_UNK") for code in codes):
+        message = "qform_code and sform_code are 0, so left and right are not known. Next: convert the DICOM again"
+        raise UnusableExam(path.name, [Finding("no-geometry", message)])
+    hu, more = to_int16(sitk.GetArrayFromImage(image))
+    x, y, z = image.GetSpacing()
+    left, back, up = image.GetOrigin()
+    direction = np.array(image.GetDirection(), dtype=np.float64).reshape(3, 3)
+    return Volume(hu, (x, y, z), (left, back, up), direction), [*findings, *more]
+
+
+def _refuse_size(path: Path, size: tuple[int, ...], components: int) -> None:
+    if components != 1 or len(size) not in (3, 4) or (len(size) == 4 and size[3] != 1):
+        shape = " x ".join(map(str, size))
+        raise UnreadableExam(f"{path.name}: a {shape} image of {components} components; expected one 3D volume")
+    claimed = float(np.prod([float(s) for s in size]))
+    if claimed > MAX_VOXELS or claimed > path.stat().st_size * DEFLATE_LIMIT and not path.name.endswith("hd"):
+        raise UnreadableExam(f"{path.name}: the header claims {claimed:.3g} voxels, more than the file can hold")
+
+
+def _read_npz(path: Path) -> tuple[Volume, list[Finding]]:
+    import zipfile
+
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            missing = [key for key in ("hu", "spacing_mm") if key not in stored.files]
+            if missing:
+                keys = ", ".join(sorted(stored.files)[:8])
+                raise UnreadableExam(
+                    f"{path.name}: no array '{missing[0]}'; it has {keys}. Expected hu (z, y, x) and spacing_mm (x, y, z)"
+                )
+            values = stored["hu"]
+            spacing = _three(stored["spacing_mm"])
+            origin = _three(stored["origin_mm"]) if "origin_mm" in stored.files else (0.0, 0.0, 0.0)
+            direction = stored["direction"].astype(np.float64) if "direction" in stored.files else np.eye(3)
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, MemoryError, NotImplementedError) as error:
+        raise UnreadableExam(f"{path.name}: damaged, or not an .npz of numbers ({type(error).__name__})") from None
+    if values.ndim != 3 or values.dtype.kind not in "iuf" or 0 in values.shape:
+        raise UnreadableExam(f"{path.name}: 'hu' is {values.dtype} {values.shape}; expected numbers (z, y, x)")
+    hu, findings = to_int16(values)
+    return Volume(hu, spacing, origin, direction), findings
+
+
+def _three(values: np.ndarray[Any, Any]) -> Triple:
+    x, y, z = (float(v) for v in np.asarray(values).ravel())
+    return x, y, z
+
+
+@contextmanager
+def quiet_itk() -> Iterator[None]:
+    """Keep ITK's warnings, which may hold header text, off standard error."""
+    import SimpleITK as sitk
+
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
+
+
+def write_npz(volume: Volume, path: Path) -> None:
+    """Write a volume as ``.npz`` that ``read_volume`` reads back exactly; ids stay out of it."""
+    arrays: dict[str, Int16[np.ndarray, "z y x"] | np.ndarray[Any, Any]] = {
+        "hu": volume.hu,
+        "spacing_mm": np.array(volume.spacing_mm),
+        "origin_mm": np.array(volume.origin_mm),
+        "direction": volume.direction,
+    }
+    np.savez(path, allow_pickle=False, **arrays)

@@ -1,0 +1,180 @@
+"""One type for every CT volume: Hounsfield units in int16, with the millimetres they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int16
+
+from embedprior.errors import BadInput
+from embedprior.imaging.files import UnreadableExam
+from embedprior.imaging.findings import Finding
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+AIR_HU = -1024
+"""The value that stands for air, padding and everything outside the scan: the lowest a 12-bit CT stores."""
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A CT volume. Index order is (z, y, x), as SimpleITK and numpy have it; world millimetres are DICOM's LPS.
+
+    ``spacing_mm``, ``origin_mm`` and the columns of ``direction`` are in (x, y, z) order, as SimpleITK and DICOM
+    write them. With the identity as direction, index x grows to the patient's left, y to the back, z to the head.
+
+    Attributes:
+        hu: Hounsfield units, (slices, rows, columns), never below −1024.
+        spacing_mm: voxel size along index x, y and z.
+        origin_mm: LPS position of the centre of voxel ``hu[0, 0, 0]``.
+        direction: 3 × 3; columns are the LPS directions of growing index x, y and z.
+        patient_id: of the header, or empty. For joining tables in memory: never print or write it.
+        series_id: of the header, or empty; the same care.
+    """
+
+    hu: Int16[np.ndarray, "z y x"] = field(repr=False)
+    spacing_mm: Triple
+    origin_mm: Triple = (0.0, 0.0, 0.0)
+    direction: Float[np.ndarray, "3 3"] = field(default_factory=lambda: np.eye(3))
+    patient_id: str = field(default="", repr=False)
+    series_id: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        if self.hu.ndim != 3 or self.hu.dtype != np.int16 or 0 in self.hu.shape:
+            raise BadInput(
+                f"a Volume holds int16 Hounsfield units of shape (z, y, x); got {self.hu.dtype} {self.hu.shape}."
+            )
+        if len(self.spacing_mm) != 3 or not all(np.isfinite(s) and s > 0 for s in self.spacing_mm):
+            raise BadInput(f"spacing must be three positive numbers of mm; got {self.spacing_mm}.")
+        turn = np.asarray(self.direction, dtype=np.float64)
+        # float32 headers leave rounding of a few 1e-4 in the cosines
+        if turn.shape != (3, 3) or not np.allclose(turn.T @ turn, np.eye(3), atol=2e-3):
+            raise BadInput("the direction must be a 3 x 3 matrix of perpendicular unit columns.")
+        object.__setattr__(self, "direction", turn)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along z, y and x."""
+        z, y, x = self.hu.shape
+        return z, y, x
+
+    @property
+    def size_mm(self) -> Triple:
+        """Extent along index x, y and z, outer edge to outer edge."""
+        z, y, x = self.shape
+        return x * self.spacing_mm[0], y * self.spacing_mm[1], z * self.spacing_mm[2]
+
+    @property
+    def affine(self) -> Float[np.ndarray, "4 4"]:
+        """Map of voxel index (x, y, z, 1) to LPS millimetres."""
+        matrix = np.eye(4)
+        matrix[:3, :3] = self.direction * np.asarray(self.spacing_mm)
+        matrix[:3, 3] = self.origin_mm
+        return matrix
+
+    @property
+    def orientation(self) -> str:
+        """Where index x, y and z grow to, such as ``"LPS"`` (left, posterior, superior)."""
+        return orientation_code(self.direction)
+
+    def with_hu(self, hu: Int16[np.ndarray, "z y x"]) -> Volume:
+        """Return the same grid with other values."""
+        if hu.shape != self.hu.shape:
+            raise BadInput(f"with_hu() was given shape {hu.shape}; the grid has {self.hu.shape}.")
+        return replace(self, hu=hu)
+
+    def crop(self, box: tuple[slice, slice, slice]) -> Volume:
+        """Return the voxels of slices (z, y, x) as a view, with the origin moved along.
+
+        Raises:
+            BadInput: a slice has a step, or the box is empty.
+        """
+        found = [part.indices(count) for part, count in zip(box, self.shape, strict=True)]
+        if any(step != 1 or start >= stop for start, stop, step in found):
+            raise BadInput(f"the box {box} is empty or has a step; the volume has shape {self.shape}.")
+        z, y, x = (start for start, _, _ in found)
+        origin = (self.affine @ np.array([x, y, z, 1.0]))[:3]
+        return replace(self, hu=self.hu[box], origin_mm=_triple(origin))
+
+
+def orientation_code(direction: Float[np.ndarray, "3 3"]) -> str:
+    """Return the letters (L/R, P/A, S/I) that the three columns of a direction matrix point to most."""
+    letters = []
+    for column in np.asarray(direction).T:
+        axis = int(np.abs(column).argmax())
+        letters.append("RAI"[axis] if column[axis] < 0 else "LPS"[axis])
+    return "".join(letters)
+
+
+def to_sitk(volume: Volume) -> sitk.Image:
+    """Return the volume as a SimpleITK image (int16; copies the voxels)."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.hu))
+    image.SetSpacing(volume.spacing_mm)
+    image.SetOrigin(volume.origin_mm)
+    image.SetDirection(volume.direction.ravel().tolist())
+    return image
+
+
+def from_sitk(image: sitk.Image, patient_id: str = "", series_id: str = "") -> Volume:
+    """Return a 3D int16 SimpleITK image in Hounsfield units as a volume (copies the voxels).
+
+    Raises:
+        BadInput: not a 3D int16 image.
+    """
+    import SimpleITK as sitk
+
+    return Volume(
+        hu=sitk.GetArrayFromImage(image),
+        spacing_mm=_triple(image.GetSpacing()),
+        origin_mm=_triple(image.GetOrigin()),
+        direction=np.array(image.GetDirection(), dtype=np.float64).reshape(3, 3),
+        patient_id=patient_id,
+        series_id=series_id,
+    )
+
+
+def read_volume(path: Path | str, series: str = "only") -> tuple[Volume, list[Finding]]:
+    """Read a CT volume and audit it.
+
+    Args:
+        path: a DICOM folder or zip, NIfTI (``.nii``, ``.nii.gz``), NRRD, MetaImage (``.mha``, ``.mhd``), or ``.npz``
+            with ``hu`` (z, y, x) and ``spacing_mm`` (x, y, z), optionally ``origin_mm`` and ``direction``.
+        series: which series of a folder that holds several: ``"only"`` (one, or an error), ``"most-slices"``, or the
+            short id that the error message lists.
+
+    Returns:
+        The volume as stored (see ``Volume``; ``profiles.prepare`` reorients and resamples), and what the audit found.
+
+    Raises:
+        UnreadableExam: damaged, or not a volume.
+        UnusableExam: read, but with a finding of severity ``error``; it carries all findings.
+        BadInput: an unknown rule or series.
+    """
+    from embedprior.imaging.reading import read
+
+    return read(Path(path), series)
+
+
+def _triple(values: Any) -> Triple:
+    x, y, z = (float(v) for v in values)
+    return x, y, z
+
+
+__all__ = [
+    "AIR_HU",
+    "Triple",
+    "UnreadableExam",
+    "Volume",
+    "from_sitk",
+    "orientation_code",
+    "read_volume",
+    "to_sitk",
+]
