@@ -14,7 +14,7 @@ from pathlib import Path
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 REQUIRED = (
-    "accelerate", "einops", "matplotlib", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors",
+    "accelerate", "einops", "matplotlib", "numpy", "pandas", "pillow", "pydantic", "pydicom", "pyyaml", "safetensors",
     "scikit-learn", "scipy", "SimpleITK", "torch", "tqdm", "tyro",
 )  # fmt: skip
 EXTRAS = {
