@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from embedprior.errors import EmbedpriorError
 from embedprior.runs import seed_for
 from embedprior.teachers.config import FitConfig
 
@@ -90,27 +91,76 @@ def fit(
         seed: of batches and dropout.
     """
     inputs, val_inputs = tensor(train), tensor(val)
+
+    def look() -> float:
+        return float(val_loss(network(val_inputs), torch.arange(len(val_inputs))))
+
+    def batch_loss(rows: Tensor) -> Tensor:
+        return loss(network(inputs[rows]), rows)
+
+    descend(network, batch_loss, len(inputs), look if len(val_inputs) else None, config, seed)
+    return network
+
+
+def descend(
+    network: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    count: int,
+    look: Callable[[], float] | None,
+    config: FitConfig,
+    seed: int,
+    weights: Tensor | None = None,
+) -> list[dict[str, float]]:
+    """Minimise ``loss`` by AdamW; the network ends as it was at its lowest validation loss, in evaluation mode.
+
+    Args:
+        network: changed in place.
+        loss: row numbers of the training cases → scalar.
+        count: training cases.
+        look: the validation loss; None keeps the last step.
+        config: budget.
+        seed: of batches and dropout.
+        weights: (count,) how often a case is drawn; None draws all alike.
+
+    Returns:
+        One record (``step``, ``val_loss``) for every look.
+
+    Raises:
+        EmbedpriorError: the validation loss was never a number.
+    """
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     order = torch.Generator().manual_seed(seed_for(seed, "batches"))
     best_loss, best = float("inf"), copy.deepcopy(network.state_dict())
+    size, looks = min(config.batch_size, count), []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "dropout"))
         for step in range(1, config.steps + 1):
             network.train()
-            rows = torch.randint(len(inputs), (min(config.batch_size, len(inputs)),), generator=order)
-            value = loss(network(inputs[rows]), rows)
+            if weights is None:
+                rows = torch.randint(count, (size,), generator=order)
+            else:
+                rows = torch.multinomial(weights, size, replacement=True, generator=order)
+            value = loss(rows)
             optimiser.zero_grad()
             value.backward()
             optimiser.step()
-            if len(val_inputs) and step % config.check_every == 0:
+            if look is not None and step % config.check_every == 0:
                 network.eval()
                 with torch.no_grad():
-                    now = float(val_loss(network(val_inputs), torch.arange(len(val_inputs))))
+                    now = look()
+                looks.append({"step": step, "val_loss": now})
                 if now < best_loss:
                     best_loss, best = now, copy.deepcopy(network.state_dict())
-    if len(val_inputs):
+    if looks and best_loss == float("inf"):
+        raise EmbedpriorError(
+            "the validation loss was never a number. Next: look for numbers that are not finite among the inputs, "
+            "or lower lr"
+        )
+    # A budget shorter than the first look has chosen nothing: its last step is kept.
+    if looks:
         network.load_state_dict(best)
-    return network.eval()
+    network.eval()
+    return looks
 
 
 def predict(network: Mlp, inputs: Float[np.ndarray, "cases inputs"]) -> Float[np.ndarray, "cases outputs"]:

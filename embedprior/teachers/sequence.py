@@ -1,0 +1,100 @@
+"""The sequence model of a CT teacher: an exam's tokens, in order and of any number, become one embedding.
+
+Recurrent layers over slice features with a pool on top are what INSPECT's image pipeline uses for pulmonary embolism
+(Huang et al. 2023); its max pool sees the zero padding, this one does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+
+from embedprior.runs import seed_for
+from embedprior.teachers.config import SequenceConfig
+
+Tokens = Float[np.ndarray, "tokens inputs"]
+
+
+class SequenceModel(nn.Module):
+    """Standardise → dropout → bidirectional recurrent layers → pool over the real tokens → dropout → linear.
+
+    Mean and spread of the tokens are those of the training exams, and are part of the weights.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, inputs: int, config: SequenceConfig) -> None:
+        super().__init__()
+        self.pool, self.max_tokens = config.pool, config.max_tokens
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(inputs))
+        cell = {"gru": nn.GRU, "lstm": nn.LSTM}[config.cell]
+        self.recurrent = cell(inputs, config.hidden, config.layers, batch_first=True, bidirectional=True)
+        width = 2 * config.hidden
+        self.attention = nn.Linear(width, 1) if "attention" in config.pool else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.out = nn.Linear(2 * width if config.pool == "attention and max" else width, config.dim)
+
+    def fit_scale(self, exams: Sequence[Tokens]) -> None:
+        """Take mean and spread from the tokens of the training exams; a constant dimension keeps spread 1."""
+        count = sum(len(exam) for exam in exams)
+        mean = sum(exam.sum(0, dtype=np.float64) for exam in exams) / count
+        spread = np.sqrt(sum(((exam - mean) ** 2).sum(0) for exam in exams) / count)
+        self.mean.copy_(torch.from_numpy(mean))
+        self.scale.copy_(torch.from_numpy(np.where(spread > 1e-6, spread, 1.0)))
+
+    def forward(
+        self, tokens: Float[Tensor, "exams longest inputs"], lengths: Int[Tensor, " exams"]
+    ) -> Float[Tensor, "exams dim"]:
+        """Return the embeddings; what lies past an exam's length is never read."""
+        scaled = self.dropout((tokens - self.mean) / self.scale)
+        packed = pack_padded_sequence(scaled, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        outputs, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
+        real = (torch.arange(outputs.shape[1], device=tokens.device) < lengths.to(tokens.device)[:, None])[..., None]
+        pooled: list[Tensor] = []
+        if self.attention is not None:
+            share = self.attention(outputs).masked_fill(~real, -torch.inf).softmax(dim=1)
+            pooled.append((share * outputs).sum(dim=1))
+        if "max" in self.pool:
+            pooled.append(outputs.masked_fill(~real, -torch.inf).amax(dim=1))
+        if self.pool == "mean":
+            pooled.append((outputs * real).sum(dim=1) / real.sum(dim=1))
+        embedding: Tensor = self.out(self.dropout(torch.cat(pooled, dim=1)))
+        return embedding
+
+
+def centre_crop(exam: Tokens, most: int) -> Tokens:
+    """Return at most ``most`` neighbouring tokens around the middle."""
+    start = max(0, (len(exam) - most) // 2)
+    return exam[start : start + most]
+
+
+def pad(exams: Sequence[Tokens], most: int) -> tuple[Float[Tensor, "exams longest inputs"], Int[Tensor, " exams"]]:
+    """Return the exams, cropped and padded to one length, and how many tokens of each are real."""
+    cropped = [torch.from_numpy(np.array(centre_crop(exam, most), dtype=np.float32)) for exam in exams]
+    return pad_sequence(cropped, batch_first=True), torch.tensor([len(exam) for exam in cropped])
+
+
+def new_sequence(exams: Sequence[Tokens], config: SequenceConfig, seed: int) -> SequenceModel:
+    """Return an untrained model whose scale is that of these exams' tokens."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "initial weights", "sequence"))
+        model = SequenceModel(exams[0].shape[1], config)
+    model.fit_scale(exams)
+    return model
+
+
+@torch.no_grad()
+def embed(model: SequenceModel, exams: Sequence[Tokens], batch: int = 64) -> Float[np.ndarray, "exams dim"]:
+    """Return the embeddings of these exams, without dropout."""
+    model.eval()
+    parts = [
+        model(*pad(exams[start : start + batch], model.max_tokens)).numpy() for start in range(0, len(exams), batch)
+    ]
+    return np.concatenate(parts) if parts else np.empty((0, model.out.out_features), np.float32)

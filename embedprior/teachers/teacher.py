@@ -1,0 +1,135 @@
+"""A CT teacher on disk: the frozen head, the sequence model where it has one, and whose exams it has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from embedprior.config import parse_config
+from embedprior.errors import BadInput
+from embedprior.runs import hash_file, read_json, write_json
+from embedprior.teachers.config import SequenceConfig
+from embedprior.teachers.head import WEIGHTS as HEAD_WEIGHTS
+from embedprior.teachers.head import TeacherHead
+from embedprior.teachers.sequence import SequenceModel, Tokens, embed
+
+FORMAT = 1
+DESCRIPTION, SEQUENCE_WEIGHTS, SEQUENCE_SETTINGS = "teacher.json", "sequence.safetensors", "sequence.json"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen CT classifier.
+
+    Attributes:
+        head: embedding → logit; the matching layer for generated embeddings.
+        sequence: tokens → embedding; None when the embeddings come from an encoder.
+        sequence_config: of ``sequence``.
+        label: what it was trained for.
+        cache: hash of the key of the cache it was trained on.
+        patients: part (``train``, ``val``) → ids of the patients it has seen.
+    """
+
+    head: TeacherHead
+    label: str
+    cache: str
+    patients: dict[str, list[str]]
+    sequence: SequenceModel | None = None
+    sequence_config: SequenceConfig | None = None
+
+    def embed(self, exams: Sequence[Tokens]) -> Float[np.ndarray, "exams dim"]:
+        """Return the CT embeddings of these exams' tokens.
+
+        Raises:
+            BadInput: it is a head alone, or the tokens are not as wide as those it was trained on.
+        """
+        if self.sequence is None:
+            raise BadInput("this teacher is a head alone: it makes no embeddings. Allowed: kind 'sequence'.")
+        width = self.sequence.mean.numel()
+        for exam in exams:
+            if exam.ndim != 2 or exam.shape[1] != width or not len(exam):
+                raise BadInput(f"tokens of shape {exam.shape}. Allowed: (1 or more, {width}), as in training.")
+        return embed(self.sequence, exams)
+
+    def refuse_seen(self, patients: Iterable[str], part: str) -> None:
+        """Check that none of these patients took part in the teacher's training or in its checkpoint choice.
+
+        Raises:
+            BadInput: some did; they are counted and the first is named.
+        """
+        seen = {patient for ids in self.patients.values() for patient in ids}
+        both = sorted(seen & set(patients))
+        if both:
+            raise BadInput(
+                f"the teacher was trained on {len(both)} patients of part '{part}' (such as '{both[0]}'). "
+                "Next: train it on the training part of this split (embedprior train teacher)"
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors), settings (JSON), then ``teacher.json``, which marks completion."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.head.save(folder)
+        if self.sequence is not None:
+            state = {name: value.contiguous() for name, value in self.sequence.state_dict().items()}
+            save_file(state, folder / SEQUENCE_WEIGHTS)
+            settings = {"inputs": self.sequence.mean.numel(), "config": self.sequence_config}
+            write_json(folder / SEQUENCE_SETTINGS, settings)
+        description = {
+            "format": FORMAT,
+            "kind": "head" if self.sequence is None else "sequence",
+            "label": self.label,
+            "cache": self.cache,
+            "patients": {part: sorted(ids) for part, ids in self.patients.items()},
+        }
+        write_json(folder / DESCRIPTION, description)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Teacher:
+        """Return the teacher saved in ``folder``; reads safetensors and JSON only, executes nothing.
+
+        Raises:
+            BadInput: no teacher there, a damaged one, or one of another format.
+        """
+        folder = Path(folder)
+        if not (folder / DESCRIPTION).is_file():
+            raise BadInput(f"{folder} holds no teacher ({DESCRIPTION} is missing). Next: embedprior train teacher")
+        description = read_json(folder / DESCRIPTION)
+        if description.get("format") != FORMAT:
+            raise BadInput(f"{folder}: teacher format {description.get('format')}. Allowed: {FORMAT}.")
+        sequence = config = None
+        try:
+            head = TeacherHead.load(folder)
+            if description["kind"] == "sequence":
+                settings = read_json(folder / SEQUENCE_SETTINGS)
+                config = parse_config(SequenceConfig, settings["config"], str(folder / SEQUENCE_SETTINGS))
+                sequence = SequenceModel(int(settings["inputs"]), config)
+                sequence.load_state_dict(load_file(folder / SEQUENCE_WEIGHTS))
+                sequence.eval().requires_grad_(False)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise BadInput(f"the teacher in {folder} is damaged: {str(error)[:200]}. Next: train it again") from error
+        return cls(head, description["label"], description["cache"], description["patients"], sequence, config)
+
+
+def load_head(folder: Path | str) -> TeacherHead:
+    """Return the frozen head in ``folder``: of a trained teacher, or a head saved alone.
+
+    Raises:
+        BadInput: there is none.
+    """
+    folder = Path(folder)
+    if (folder / DESCRIPTION).is_file():
+        return Teacher.load(folder).head
+    if not (folder / HEAD_WEIGHTS).is_file():
+        raise BadInput(f"{folder} holds no CT head ({HEAD_WEIGHTS} is missing). Next: embedprior train teacher")
+    return TeacherHead.load(folder)
+
+
+def weights_hash(folder: Path, kind: str) -> str:
+    """Return the sha256 of the weights that make what ``kind`` yields: ``"head"`` or ``"sequence"``."""
+    return hash_file(folder / {"head": HEAD_WEIGHTS, "sequence": SEQUENCE_WEIGHTS}[kind])
