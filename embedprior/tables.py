@@ -134,6 +134,33 @@ def check_splits(splits: pd.DataFrame, where: str, patients: Iterable[str] | Non
     return splits.reset_index(drop=True)
 
 
+def fold_parts(splits: pd.DataFrame, design: str | None, resample: int, fold: int, where: str) -> pd.Series:
+    """Return the part of every patient (index ``patient_id``) in one fold of a checked split table.
+
+    Args:
+        splits: the split table.
+        design: may be left out (None) when the table has one.
+        resample, fold: numbers.
+        where: the table, for messages.
+
+    Raises:
+        BadInput: the table has no such design, resample or fold.
+    """
+    designs = sorted(str(name) for name in splits["design"].unique())
+    if design is None and len(designs) == 1:
+        design = designs[0]
+    if design not in designs:
+        hint = "" if design is None else nearest(design, designs)
+        raise BadInput(f"{where}: design '{design}'. Allowed: {', '.join(designs)}.{hint}")
+    rows = splits[splits["design"].astype(str) == design]
+    for column, wanted in (("resample", resample), ("fold", fold)):
+        allowed = sorted(int(value) for value in rows[column].unique())
+        if wanted not in allowed:
+            raise BadInput(f"{where}: {column} {wanted}. Allowed: {', '.join(map(str, allowed))}.")
+        rows = rows[rows[column] == wanted]
+    return rows.set_index("patient_id")["part"]
+
+
 def write_table(frame: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV, atomically, with floats in full precision."""
     write_text(path, frame.to_csv(index=False, float_format="%.10g"))
