@@ -63,7 +63,7 @@ def audit_hu(hu: Int16[np.ndarray, "z y x"]) -> list[Finding]:
     near 0, and whether the top of the range is metal or a wrong scale. Voxels at −1024 exactly (padding) count for
     neither.
     """
-    stride = max(1, int(round((hu.size / SAMPLES) ** (1 / 3))))
+    stride = max(1, round((hu.size / SAMPLES) ** (1 / 3)))
     sample = hu[::stride, ::stride, ::stride].ravel()
     low, high = int(sample.min()), int(sample.max())
     seen = f"values from {low} to {high}"
@@ -72,22 +72,12 @@ def audit_hu(hu: Int16[np.ndarray, "z y x"]) -> list[Finding]:
     air = _share(sample, *LUNG_OR_AIR)
     tissue = _share(sample, *SOFT_TISSUE)
     top = float(np.percentile(sample, 99.9))
+    air_text = f"{seen}, {air:.1%} of them lung or air ({LUNG_OR_AIR[0]} to {LUNG_OR_AIR[1]} HU)"
     if air < LEAST_SHARE:
-        return [
-            Finding(
-                "hu-range",
-                f"{seen}, {air:.1%} of them lung or air ({LUNG_OR_AIR[0]} to {LUNG_OR_AIR[1]} HU): not a chest CT in HU; "
-                "perhaps the rescale intercept was never applied",
-            )
-        ]
+        return [Finding("hu-range", f"{air_text}: not a chest CT in HU; perhaps the rescale was never applied")]
     if tissue < LEAST_TISSUE:
-        return [
-            Finding(
-                "hu-range",
-                f"{seen}, {tissue:.1%} of them soft tissue ({SOFT_TISSUE[0]} to {SOFT_TISSUE[1]} HU): not a chest CT in "
-                "HU; perhaps the rescale was applied twice",
-            )
-        ]
+        tissue_text = f"{seen}, {tissue:.1%} of them soft tissue ({SOFT_TISSUE[0]} to {SOFT_TISSUE[1]} HU)"
+        return [Finding("hu-range", f"{tissue_text}: not a chest CT in HU; perhaps the rescale was applied twice")]
     if top >= METAL_HU:
         return [Finding("hu-range", f"{seen}; one voxel in a thousand is above {METAL_HU} HU: wrong scale")]
     return _audit_air(sample)

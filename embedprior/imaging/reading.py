@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from jaxtyping import Int16
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import Finding, UnusableExam, worst
 from embedprior.imaging.hounsfield import audit_hu, to_int16
+from embedprior.imaging.quiet import quiet_itk
 from embedprior.imaging.volume import Triple, Volume
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -26,7 +25,7 @@ FINEST_MM, COARSEST_MM = 0.1, 12.0
 def read(path: Path, series: str) -> tuple[Volume, list[Finding]]:
     """Return the volume and its findings; see ``volume.read_volume``."""
     name = path.name.lower()
-    if path.is_dir() or name.endswith(".zip") or name.endswith(".dcm"):
+    if path.is_dir() or name.endswith((".zip", ".dcm")):
         from embedprior.imaging.dicom_series import read_series
 
         volume, findings = read_series(path, series)
@@ -38,7 +37,7 @@ def read(path: Path, series: str) -> tuple[Volume, list[Finding]]:
         volume, findings = _read_image(path)
     else:
         raise UnreadableExam(
-            f"{path.name}: not a volume by its name. Allowed: a DICOM folder, .zip, .dcm, .npz, {', '.join(IMAGE_SUFFIXES)}"
+            f"{path.name}: not a volume by its name. Allowed: a DICOM folder or .zip, .npz, {', '.join(IMAGE_SUFFIXES)}"
         )
     findings += audit_geometry(volume)
     findings += audit_hu(volume.hu)
@@ -84,21 +83,17 @@ def _read_image(path: Path) -> tuple[Volume, list[Finding]]:
         except (RuntimeError, MemoryError) as error:
             # ITK's own text holds the folder and header fields, so only its kind is passed on
             if "orthonormal" in str(error):
-                found = Finding(
-                    "gantry-tilt",
-                    "the affine is sheared. Next: straighten the volume first (dcm2niix writes a file ending in _Tilt_1)",
-                )
-                raise UnusableExam(path.name, [found]) from None
+                message = "the affine is sheared. Next: straighten it first (dcm2niix writes a file ending in _Tilt_1)"
+                raise UnusableExam(path.name, [Finding("gantry-tilt", message)]) from None
             raise UnreadableExam(f"{path.name}: damaged, or not the format its name says") from None
-    findings = []
     if codes and not any(code.strip() not in ("0", "") and not code.startswith("NIFTI_XFORM_UNK") for code in codes):
         message = "qform_code and sform_code are 0, so left and right are not known. Next: convert the DICOM again"
         raise UnusableExam(path.name, [Finding("no-geometry", message)])
-    hu, more = to_int16(sitk.GetArrayFromImage(image))
+    hu, findings = to_int16(sitk.GetArrayFromImage(image))
     x, y, z = image.GetSpacing()
     left, back, up = image.GetOrigin()
     direction = np.array(image.GetDirection(), dtype=np.float64).reshape(3, 3)
-    return Volume(hu, (x, y, z), (left, back, up), direction), [*findings, *more]
+    return Volume(hu, (x, y, z), (left, back, up), direction), findings
 
 
 def _refuse_size(path: Path, size: tuple[int, ...], components: int) -> None:
@@ -106,7 +101,8 @@ def _refuse_size(path: Path, size: tuple[int, ...], components: int) -> None:
         shape = " x ".join(map(str, size))
         raise UnreadableExam(f"{path.name}: a {shape} image of {components} components; expected one 3D volume")
     claimed = float(np.prod([float(s) for s in size]))
-    if claimed > MAX_VOXELS or claimed > path.stat().st_size * DEFLATE_LIMIT and not path.name.endswith("hd"):
+    inside = path.suffix not in (".mhd", ".nhdr")
+    if claimed > MAX_VOXELS or (inside and claimed > path.stat().st_size * DEFLATE_LIMIT):
         raise UnreadableExam(f"{path.name}: the header claims {claimed:.3g} voxels, more than the file can hold")
 
 
@@ -117,10 +113,9 @@ def _read_npz(path: Path) -> tuple[Volume, list[Finding]]:
         with np.load(path, allow_pickle=False) as stored:
             missing = [key for key in ("hu", "spacing_mm") if key not in stored.files]
             if missing:
+                wanted = "Expected hu (z, y, x) and spacing_mm (x, y, z)"
                 keys = ", ".join(sorted(stored.files)[:8])
-                raise UnreadableExam(
-                    f"{path.name}: no array '{missing[0]}'; it has {keys}. Expected hu (z, y, x) and spacing_mm (x, y, z)"
-                )
+                raise UnreadableExam(f"{path.name}: no array '{missing[0]}'; it has {keys}. {wanted}")
             values = stored["hu"]
             spacing = _three(stored["spacing_mm"])
             origin = _three(stored["origin_mm"]) if "origin_mm" in stored.files else (0.0, 0.0, 0.0)
@@ -136,19 +131,6 @@ def _read_npz(path: Path) -> tuple[Volume, list[Finding]]:
 def _three(values: np.ndarray[Any, Any]) -> Triple:
     x, y, z = (float(v) for v in np.asarray(values).ravel())
     return x, y, z
-
-
-@contextmanager
-def quiet_itk() -> Iterator[None]:
-    """Keep ITK's warnings, which may hold header text, off standard error."""
-    import SimpleITK as sitk
-
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
 def write_npz(volume: Volume, path: Path) -> None:

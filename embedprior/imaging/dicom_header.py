@@ -1,0 +1,222 @@
+"""The few header fields of a DICOM image that matter here, read without letting anything else through."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from embedprior.imaging.files import UnreadableExam
+
+MAX_FILE_BYTES = 2**31
+MODALITIES = ("CR", "CT", "DX", "IO", "MG", "MR", "NM", "OT", "PT", "RF", "RTDOSE", "RTSTRUCT", "SEG", "SR", "US", "XA")
+
+
+@dataclass(frozen=True)
+class Header:
+    """One DICOM image. Ids serve joining only; nothing here is printed but numbers and known codes.
+
+    Attributes:
+        name: of the file within its folder or zip.
+        orientation: the six cosines of ImageOrientationPatient, or None.
+        position: ImagePositionPatient in mm, or None.
+        spacing_yx: PixelSpacing (between rows, between columns) in mm, or None.
+        slope, intercept: rescale to HU, or None where the header has none.
+        padding: lowest and highest stored value of PixelPaddingValue and PixelPaddingRangeLimit, or None.
+    """
+
+    name: str
+    series_uid: str
+    patient_id: str
+    modality: str
+    localizer: bool
+    rows: int
+    columns: int
+    frames: int
+    samples: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    photometric: str
+    orientation: tuple[float, ...] | None
+    position: tuple[float, ...] | None
+    spacing_yx: tuple[float, ...] | None
+    slope: float | None
+    intercept: float | None
+    padding: tuple[int, int] | None
+    transfer_syntax: str
+
+    @property
+    def series(self) -> str:
+        """Eight characters that stand for the series: UIDs name the hospital, so they are not shown."""
+        return short_id(self.series_uid)
+
+
+def short_id(uid: str) -> str:
+    """Return the first eight hexadecimal digits of the sha256 of an identifier."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:8]
+
+
+class DicomFiles:
+    """The files of a folder (with its subfolders), of a zip, or one file; opened one at a time.
+
+    Raises:
+        UnreadableExam: not a zip, or an encrypted or damaged one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._zip: zipfile.ZipFile | None = None
+        if path.is_dir():
+            found = (p for p in path.rglob("*") if p.is_file())
+            self.names = sorted(p.relative_to(path).as_posix() for p in found if not _hidden(p.name))
+        elif path.name.lower().endswith(".zip"):
+            try:
+                self._zip = zipfile.ZipFile(path)
+                members = [m for m in self._zip.infolist() if not m.is_dir()]
+            except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
+                raise UnreadableExam(f"{path.name}: not a zip, or damaged") from None
+            if any(m.flag_bits & 1 for m in members):
+                raise UnreadableExam(f"{path.name}: the zip has a password. Next: unpack it to a folder")
+            if any(m.file_size > MAX_FILE_BYTES for m in members):
+                raise UnreadableExam(f"{path.name}: a file in the zip is larger than {MAX_FILE_BYTES / 2**30:.0f} GiB")
+            self.names = sorted(m.filename for m in members if not _hidden(Path(m.filename).name))
+        else:
+            self.names = [path.name]
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open one file for reading."""
+        if self._zip is not None:
+            return self._zip.open(name)
+        return (self._path / name if self._path.is_dir() else self._path).open("rb")
+
+    def on_disk(self, name: str) -> Path | None:
+        """Return the path of a file that lies in a folder, None for a member of a zip."""
+        if self._zip is not None:
+            return None
+        return self._path / name if self._path.is_dir() else self._path
+
+    def __enter__(self) -> DicomFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._zip is not None:
+            self._zip.close()
+
+
+def read_header(files: DicomFiles, name: str) -> Header | None:
+    """Return the header of one file, None when it is no DICOM image.
+
+    Raises:
+        UnreadableExam: DICOM, but its header can't be decoded.
+    """
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        with files.open(name) as handle, quiet_pydicom():
+            data = read_dataset(handle, pixels=False)
+            if not data.get("Rows") or not data.get("Columns"):
+                return None
+            return parse_header(data, name)
+    except (InvalidDicomError, EOFError):
+        return None
+    # pydicom raises whatever a damaged value leads to (ValueError, TypeError, NotImplementedError, struct.error …)
+    # with the value in its text, which may be a name
+    except Exception as error:
+        raise UnreadableExam(f"{Path(name).name}: header can't be decoded ({type(error).__name__})") from None
+
+
+def read_dataset(handle: IO[bytes], pixels: bool) -> Any:
+    """Return pydicom's dataset of an open file."""
+    import pydicom
+
+    return pydicom.dcmread(handle, stop_before_pixels=not pixels)
+
+
+def parse_header(data: Any, name: str) -> Header:
+    """Return the fields of a pydicom dataset; raises what pydicom raises."""
+    bits, stored = int(data.get("BitsAllocated", 16)), int(data.get("BitsStored", data.get("BitsAllocated", 16)))
+    signed = int(data.get("PixelRepresentation", 0)) == 1
+    kind = [str(part).upper() for part in _several(data.get("ImageType"))]
+    return Header(
+        name=name,
+        series_uid=str(data.get("SeriesInstanceUID", "")),
+        patient_id=str(data.get("PatientID", "") or ""),
+        modality=str(data.get("Modality", "")).upper(),
+        localizer="LOCALIZER" in kind,
+        rows=int(data.Rows),
+        columns=int(data.Columns),
+        frames=int(data.get("NumberOfFrames", 1) or 1),
+        samples=int(data.get("SamplesPerPixel", 1)),
+        bits_allocated=bits,
+        bits_stored=stored,
+        high_bit=int(data.get("HighBit", stored - 1)),
+        signed=signed,
+        photometric=str(data.get("PhotometricInterpretation", "MONOCHROME2")),
+        orientation=_numbers(data.get("ImageOrientationPatient"), 6),
+        position=_numbers(data.get("ImagePositionPatient"), 3),
+        spacing_yx=_numbers(data.get("PixelSpacing"), 2),
+        slope=_number(data.get("RescaleSlope")),
+        intercept=_number(data.get("RescaleIntercept")),
+        padding=_padding(data, signed, bits),
+        transfer_syntax=str(data.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2")),
+    )
+
+
+def known_modality(header: Header) -> str:
+    """Return the modality when it is a code of the standard, else ``"unknown"``: the field may hold anything."""
+    return header.modality if header.modality in MODALITIES else "unknown"
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Keep pydicom's warnings, which quote header values, off standard error and out of logs."""
+    logger = logging.getLogger("pydicom")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
+
+
+def _padding(data: Any, signed: bool, bits: int) -> tuple[int, int] | None:
+    first = data.get("PixelPaddingValue")
+    if first is None:
+        return None
+    last = data.get("PixelPaddingRangeLimit", first)
+    # writers store a negative padding value as unsigned, or the reverse
+    ends = [(int(v) + 2**bits) % 2**bits if not signed else (int(v) + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
+            for v in (first, first if last is None else last)]  # fmt: skip
+    return min(ends), max(ends)
+
+
+def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
+    parts = tuple(float(v) for v in _several(value))
+    return parts if len(parts) == count and all(abs(v) < 1e6 for v in parts) else None
+
+
+def _number(value: Any) -> float | None:
+    if value is None or value == "":
+        return None
+    number = float(value)
+    return number if abs(number) < 1e9 else None
+
+
+def _several(value: Any) -> list[Any]:
+    if value is None or value == "":
+        return []
+    return [value] if isinstance(value, (str, int, float)) else list(value)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name.upper() in ("DICOMDIR", "THUMBS.DB")

@@ -1,0 +1,151 @@
+"""Stored DICOM values → Hounsfield units, the rescale applied exactly once.
+
+Uncompressed pixels are a view of the file's bytes; compressed ones go through SimpleITK's GDCM (JPEG, JPEG lossless,
+JPEG-LS, JPEG 2000, RLE), and what GDCM can't decode through pydicom's plugins, when one is installed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int16
+
+from embedprior.imaging.dicom_header import DicomFiles, Header, quiet_pydicom, read_dataset
+from embedprior.imaging.files import UnreadableExam
+from embedprior.imaging.hounsfield import HIGHEST, LOWEST
+from embedprior.imaging.quiet import quiet_itk
+
+NATIVE = {
+    "1.2.840.10008.1.2": "<",
+    "1.2.840.10008.1.2.1": "<",
+    "1.2.840.10008.1.2.1.99": "<",
+    "1.2.840.10008.1.2.2": ">",
+}
+"""Uncompressed transfer syntaxes and their byte order (DICOM PS3.5 annex A); .99 is deflated as a whole."""
+LOSSY = {
+    "1.2.840.10008.1.2.4.50",
+    "1.2.840.10008.1.2.4.51",
+    "1.2.840.10008.1.2.4.81",
+    "1.2.840.10008.1.2.4.91",
+    "1.2.840.10008.1.2.4.203",
+}
+"""Syntaxes that may have lost detail: JPEG baseline and extended, near-lossless JPEG-LS, JPEG 2000, HTJ2K."""
+NEXT = (
+    "Next: pip install pylibjpeg pylibjpeg-openjpeg (MIT), or convert the files to an uncompressed syntax "
+    "(gdcmconv --raw, dcmdjpeg)"
+)
+
+
+def syntax_name(header: Header) -> str:
+    """Return the standard's name of the transfer syntax, or ``"private"``."""
+    from pydicom.uid import UID
+
+    syntax = UID(header.transfer_syntax)
+    return str(syntax.name) if syntax.is_transfer_syntax and not syntax.is_private else "private"
+
+
+def slice_hu(files: DicomFiles, header: Header) -> Int16[np.ndarray, "rows columns"]:
+    """Return one slice in HU, rounded and clipped to int16.
+
+    Raises:
+        UnreadableExam: truncated, or a compression that nothing installed can decode.
+    """
+    if header.transfer_syntax in NATIVE:
+        return rescaled(stored_values(files, header), header.slope, header.intercept)
+    return _compressed_hu(files, header)
+
+
+def pixel_bytes(files: DicomFiles, name: str) -> bytes:
+    """Return the raw PixelData of one file.
+
+    Raises:
+        UnreadableExam: there is none, or it can't be read.
+    """
+    try:
+        with files.open(name) as handle, quiet_pydicom():
+            return bytes(read_dataset(handle, pixels=True).PixelData)
+    # as in read_header: whatever a damaged file leads to
+    except Exception as error:
+        raise UnreadableExam(f"{Path(name).name}: pixels can't be read ({type(error).__name__})") from None
+
+
+def stored_values(files: DicomFiles, header: Header) -> np.ndarray[Any, Any]:
+    """Return the stored integers of an uncompressed one-frame, one-sample image, (rows, columns).
+
+    Unused high bits, where old scanners kept overlays, are cleared; the sign is kept.
+
+    Raises:
+        UnreadableExam: fewer bytes than the header says, or bits of another layout.
+    """
+    if header.bits_allocated not in (8, 16) or not 1 <= header.bits_stored <= header.bits_allocated:
+        raise UnreadableExam(f"{Path(header.name).name}: {header.bits_stored} of {header.bits_allocated} bits stored")
+    raw = pixel_bytes(files, header.name)
+    kind = np.dtype(f"{NATIVE[header.transfer_syntax]}{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
+    count = header.rows * header.columns
+    if len(raw) < count * kind.itemsize:
+        raise UnreadableExam(f"{Path(header.name).name}: {len(raw)} bytes of pixels, expected {count * kind.itemsize}")
+    values = np.frombuffer(raw, kind, count).reshape(header.rows, header.columns)
+    above = header.bits_allocated - 1 - header.high_bit
+    unused = header.bits_allocated - header.bits_stored
+    if unused and 0 <= above <= unused:
+        native = kind.newbyteorder("=")
+        values = (values.astype(native) << native.type(above)) >> native.type(unused)
+    return values
+
+
+def rescaled(
+    stored: np.ndarray[Any, Any], slope: float | None, intercept: float | None
+) -> Int16[np.ndarray, "rows columns"]:
+    """Return stored · slope + intercept (1 and 0 where absent), rounded and clipped to int16."""
+    slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+    if slope == 1 and intercept == round(intercept) and abs(intercept) < 2**30:
+        whole = stored.astype(np.int32) + np.int32(intercept)
+        return np.clip(whole, LOWEST, HIGHEST, out=whole).astype(np.int16)
+    return np.clip(np.rint(stored.astype(np.float64) * slope + intercept), LOWEST, HIGHEST).astype(np.int16)
+
+
+def padding_hu(header: Header) -> tuple[int, int] | None:
+    """Return the lowest and highest HU that the header declares to be padding, or None."""
+    if header.padding is None:
+        return None
+    ends = rescaled(np.array(header.padding), header.slope, header.intercept)
+    return int(ends.min()), int(ends.max())
+
+
+def _compressed_hu(files: DicomFiles, header: Header) -> Int16[np.ndarray, "rows columns"]:
+    import SimpleITK as sitk
+
+    path = files.on_disk(header.name)
+    folder: AbstractContextManager[str] = nullcontext("") if path else tempfile.TemporaryDirectory()
+    with folder as temporary:
+        if path is None:
+            path = Path(temporary) / "slice.dcm"
+            with files.open(header.name) as handle:
+                path.write_bytes(handle.read())
+        try:
+            with quiet_itk():
+                # GDCM applies slope and intercept itself; reading the stored values again would rescale twice
+                image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
+                values = sitk.GetArrayFromImage(image).reshape(header.rows, header.columns)
+            hu: Int16[np.ndarray, "rows columns"] = np.clip(np.rint(values), LOWEST, HIGHEST).astype(np.int16)
+            return hu
+        except (RuntimeError, ValueError, MemoryError):
+            return _plugin_hu(path, header)
+
+
+def _plugin_hu(path: Path, header: Header) -> Int16[np.ndarray, "rows columns"]:
+    try:
+        with path.open("rb") as handle, quiet_pydicom():
+            stored = read_dataset(handle, pixels=True).pixel_array
+        if stored.shape == (header.rows, header.columns):
+            return rescaled(stored, header.slope, header.intercept)
+    # as in read_header: whatever a damaged file, or a plugin, leads to
+    except Exception:
+        pass
+    raise UnreadableExam(
+        f"{Path(header.name).name}: compressed as '{syntax_name(header)}', which can't be decoded. {NEXT}"
+    )
