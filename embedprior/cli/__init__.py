@@ -9,6 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "demo": "virtual patients, end to end, to a report (minutes, offline, no GPU)",
     "doctor": "check this installation: PASS, WARN or FAIL with a fix for each",
+    "train teacher": "a CT classifier on an embedding or token cache, frozen afterwards",
     "study run": "compare methods on the same held-out cases of a cohort",
     "evaluate": "AUCs, paired DeLong tests and intervals of any predictions table",
     "power": "the AUC difference a test of this size could detect",

@@ -76,6 +76,7 @@ def fit(
     val_loss: Loss,
     config: FitConfig,
     seed: int,
+    looks: list[dict[str, float]] | None = None,
 ) -> Mlp:
     """Fit by AdamW and return the network as it was at its lowest validation loss.
 
@@ -89,6 +90,7 @@ def fit(
         val_loss: the same for ``val``.
         config: budget.
         seed: of batches and dropout.
+        looks: filled with one record (``step``, ``val_loss``) a look, when given.
     """
     inputs, val_inputs = tensor(train), tensor(val)
 
@@ -98,7 +100,9 @@ def fit(
     def batch_loss(rows: Tensor) -> Tensor:
         return loss(network(inputs[rows]), rows)
 
-    descend(network, batch_loss, len(inputs), look if len(val_inputs) else None, config, seed)
+    seen = descend(network, batch_loss, len(inputs), look if len(val_inputs) else None, config, seed)
+    if looks is not None:
+        looks += seen
     return network
 
 

@@ -60,6 +60,7 @@ def train_head(
     val_labels: Float[np.ndarray, " others"],
     config: FitConfig,
     seed: int,
+    looks: list[dict[str, float]] | None = None,
 ) -> TeacherHead:
     """Train a head on labelled CT embeddings.
 
@@ -70,6 +71,7 @@ def train_head(
         val_labels: their labels.
         config: network and budget.
         seed: of weights, batches and dropout.
+        looks: filled with the validation losses by step, when given.
 
     Raises:
         OneClass: fewer than two classes among the training labels.
@@ -83,6 +85,6 @@ def train_head(
     network = new_mlp(embeddings[known], 1, config, seed)
     fit(
         network, embeddings[known], label_loss(labels[known]),
-        val_embeddings[val_known], label_loss(val_labels[val_known]), config, seed,
+        val_embeddings[val_known], label_loss(val_labels[val_known]), config, seed, looks,
     )  # fmt: skip
     return TeacherHead(network, config)
