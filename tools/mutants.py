@@ -82,8 +82,8 @@ MUTANTS = (
     ),
     Mutant(
         "a half-written artifact counts as done",
-        "embedprior/runs.py",
-        "    work = root / kind / f\".tmp-{key}-{os.getpid()}\"",
+        "embedprior/runs/artifacts.py",
+        "    work = final.parent / f\".tmp-{final.name}-{os.getpid()}\"",
         "    work = final",
         "tests/test_runs.py",
     ),

@@ -1,0 +1,19 @@
+"""Where results live: artifacts (complete or absent), run folders, locks, hashes, seeds, progress.
+
+An artifact is any stage's output folder. Its name is the hash of what it was made from, so "done", "resume"
+and "reuse" are one question: is the folder there?
+"""
+
+from embedprior.runs.artifacts import Artifact, artifact, artifacts_root
+from embedprior.runs.files import DiskFull, fsync, read_json, write_file, write_json, write_text
+from embedprior.runs.hashing import canonical, hash_array, hash_file, hash_of
+from embedprior.runs.locks import Lock
+from embedprior.runs.provenance import note_use
+from embedprior.runs.run import MetricsLog, Run, git_revision, versions
+from embedprior.runs.work import one_thread, progress, seed_for
+
+__all__ = [
+    "Artifact", "DiskFull", "Lock", "MetricsLog", "Run", "artifact", "artifacts_root", "canonical", "fsync",
+    "git_revision", "hash_array", "hash_file", "hash_of", "note_use", "one_thread", "progress", "read_json",
+    "seed_for", "versions", "write_file", "write_json", "write_text",
+]  # fmt: skip

@@ -1,0 +1,111 @@
+"""Artifacts: folders named by what they were made from, complete or absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedprior.runs.files import fsync, saying_what_is_full, write_json
+from embedprior.runs.hashing import canonical, hash_of
+from embedprior.runs.locks import Lock
+from embedprior.runs.provenance import collecting, note_use
+
+MANIFEST = "artifact.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete artifact folder.
+
+    Attributes:
+        path: the folder.
+        key: the hash it is named by.
+        reused: whether it was there already.
+    """
+
+    path: Path
+    key: str
+    reused: bool
+
+
+def artifacts_root(out: Path) -> Path:
+    """Return ``$EMBEDPRIOR_HOME/artifacts``, or ``out/artifacts`` when the variable is not set."""
+    home = os.environ.get("EMBEDPRIOR_HOME")
+    return (Path(home) if home else out) / "artifacts"
+
+
+def artifact(
+    kind: str,
+    inputs: Mapping[str, str],
+    config: Any,
+    code_tag: str,
+    build: Callable[[Path], None],
+    root: Path,
+) -> Artifact:
+    """Return the artifact folder for these inputs and settings, building it when it is absent.
+
+    ``build`` writes into a temporary folder beside the final one; the folder gets its name only when
+    ``build`` has returned and its files are on disk. A reader therefore never meets a half-written artifact. Of
+    several processes that want the same one, the first builds and the others wait for it.
+
+    Args:
+        kind: what it is, for example ``"teacher"``; also the folder it lies in.
+        inputs: name → key or hash of everything it is made from.
+        config: the settings that change its contents.
+        code_tag: version of the code that makes it, such as ``"teacher-1"``.
+        build: writes the contents into the folder it is given.
+        root: the folder that holds all artifacts.
+
+    Raises:
+        DiskFull: there was no room; nothing was left behind.
+    """
+    described = canonical({"kind": kind, "inputs": inputs, "config": config, "code_tag": code_tag})
+    key = hash_of(described)[:16]
+    final = root / kind / key
+    if not (final / MANIFEST).is_file():
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock = Lock(final.parent / f".{key}.lock")
+        if not lock.acquire():
+            print(f"waiting for {kind}/{key}, which {lock.owner()} is making", file=sys.stderr)
+            lock.wait()
+        try:
+            if not (final / MANIFEST).is_file():
+                _build(described, build, final)
+                note_use(kind, key, final)
+                return Artifact(final, key, reused=False)
+        finally:
+            lock.release()
+    note_use(kind, key, final)
+    return Artifact(final, key, reused=True)
+
+
+def _build(described: dict[str, Any], build: Callable[[Path], None], final: Path) -> None:
+    for left in final.parent.glob(f".tmp-{final.name}-*"):  # we hold the lock: their makers are gone
+        shutil.rmtree(left, ignore_errors=True)
+    work = final.parent / f".tmp-{final.name}-{os.getpid()}"
+    work.mkdir()
+    try:
+        with collecting() as ledger, saying_what_is_full(final):
+            build(work)
+            write_json(work / MANIFEST, described | {"uses": _portable(ledger.records(), final)})
+            for file in sorted(work.rglob("*")):
+                fsync(file)
+            fsync(work)
+        try:
+            work.rename(final)
+        except OSError:
+            if not (final / MANIFEST).is_file():
+                raise
+        fsync(final.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _portable(uses: list[dict[str, Any]], final: Path) -> list[dict[str, Any]]:
+    """Give paths relative to the artifact, so that a root that was moved can still be followed."""
+    return [use | {"path": Path(os.path.relpath(use["path"], final.resolve())).as_posix()} for use in uses]

@@ -1,0 +1,101 @@
+"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from embedprior.errors import BadInput, EmbedpriorError
+from embedprior.runs.hashing import canonical
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class DiskFull(EmbedpriorError):
+    """There was no room for a file. What was complete before is untouched."""
+
+
+def fsync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return the name a file has while it is being written; it starts with a dot and ends in ``.tmp``."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def write_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that a reader, or a power cut, sees the old contents or the new, never a part.
+
+    Args:
+        path: its final name.
+        fill: writes the contents to the open file.
+
+    Raises:
+        DiskFull: no room; nothing was changed.
+    """
+    temporary = temporary_beside(path)
+    try:
+        with saying_what_is_full(path), temporary.open("wb") as handle:
+            fill(handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+@contextmanager
+def saying_what_is_full(path: Path) -> Iterator[None]:
+    """Turn the system's "no space" into an error that says where, and what to do.
+
+    Raises:
+        DiskFull: no space, quota or file size left.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise DiskFull(
+            f"no room for {path.name} in {path.parent} ({error.strerror}; {free / 1e6:.0f} MB free on that disk). "
+            "What was finished before is intact. Next: make room and run the same command again."
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old contents or the new, never a part."""
+    write_file(path, lambda handle: handle.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically; NaN is refused (JSON has none)."""
+    write_text(path, json.dumps(canonical(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON file's contents.
+
+    Raises:
+        BadInput: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadInput(f"{path} does not exist.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not valid JSON: {error}") from error

@@ -1,0 +1,206 @@
+"""Locks between processes and hosts that share a folder.
+
+A lock is a file made with ``O_EXCL``: of several who try, one succeeds. It holds who made it (host, process, a token),
+and its modification time is a heartbeat. It is stale, and may be taken over, when its process is known to be dead, or
+when the heartbeat has stopped. Work under a lock must be safe to do twice (publish by rename): a process that was
+stopped for longer than the heartbeat allows finds with ``held`` that it has lost its lock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+HEARTBEAT_S = 5.0
+STALE_AFTER_S = 60.0
+_POLL_S = 0.1
+
+
+class Lock:
+    """A lock file, as a context manager or by ``acquire`` and ``release``."""
+
+    def __init__(self, path: Path, stale_after: float = STALE_AFTER_S) -> None:
+        self.path, self.stale_after = path, stale_after
+        self._token = secrets.token_hex(8)
+
+    def acquire(self) -> bool:
+        """Try once; return whether the lock is ours now."""
+        if self._create():
+            return True
+        return self._remove_if_stale() and self._create()
+
+    def wait(self, patience: float | None = None) -> bool:
+        """Try until the lock is ours; return False when ``patience`` seconds passed without."""
+        started = time.monotonic()
+        while not self.acquire():
+            if patience is not None and time.monotonic() - started > patience:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    def held(self) -> bool:
+        """Return whether the lock file is still the one we made."""
+        owner = _read(self.path)
+        return owner is not None and owner.get("token") == self._token
+
+    def release(self) -> None:
+        """Give the lock back, if it is still ours."""
+        _HEART.forget(self.path)
+        if self.held():
+            self.path.unlink(missing_ok=True)
+
+    def owner(self) -> str:
+        """Return who holds it, for a message: ``"host node1, process 123"``."""
+        owner = _read(self.path) or {}
+        return f"host {owner.get('host', 'unknown')}, process {owner.get('pid', 'unknown')}"
+
+    def __enter__(self) -> Lock:
+        self.wait()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _create(self) -> bool:
+        try:
+            handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        try:
+            os.write(handle, json.dumps(identity() | {"token": self._token}).encode())
+        finally:
+            os.close(handle)
+        _HEART.keep(self.path)
+        return True
+
+    def _remove_if_stale(self) -> bool:
+        judged = _read(self.path)
+        if judged is None or not is_stale(self.path, judged, self.stale_after):
+            return False
+        aside = self.path.with_name(f"{self.path.name}.{self._token}")
+        try:
+            self.path.rename(aside)
+        except FileNotFoundError:
+            return True
+        moved = _read(aside)
+        if moved is not None and moved.get("token") != judged.get("token"):
+            # Somebody took the stale lock over between our look and our move: put theirs back.
+            with suppress(FileExistsError):
+                os.link(aside, self.path)
+            aside.unlink(missing_ok=True)
+            return False
+        aside.unlink(missing_ok=True)
+        return True
+
+
+def is_stale(path: Path, owner: dict[str, Any], stale_after: float = STALE_AFTER_S) -> bool:
+    """Return whether a lock's owner is gone: its process is dead (seen from the same machine), or it is silent."""
+    if owner.get("machine") == identity()["machine"] and not _alive(owner.get("pid"), owner.get("started")):
+        return True
+    try:
+        age = _now(path.parent) - path.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return age > stale_after
+
+
+def identity() -> dict[str, Any]:
+    """Return who this process is: host name, machine (boot and process namespace), process id and its start."""
+    return _machine() | {"pid": os.getpid(), "started": _started(os.getpid())}
+
+
+@cache
+def _machine() -> dict[str, str]:
+    # Two containers may share a host name but not their process ids.
+    parts = [socket.gethostname()]
+    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+                 lambda: os.readlink("/proc/self/ns/pid")):  # fmt: skip
+        try:
+            parts.append(read())
+        except OSError:
+            continue
+    return {"host": parts[0], "machine": "/".join(parts)}
+
+
+def _started(pid: int) -> float | None:
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+def _alive(pid: Any, started: Any) -> bool:
+    if not isinstance(pid, int):
+        return True
+    now = _started(pid)
+    return now is not None and (started is None or abs(now - float(started)) < 1.0)
+
+
+def _now(folder: Path) -> float:
+    """Return the time by the clock that stamps files there (a file server's own, on a network disk)."""
+    probe = folder / f".clock.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return a lock's contents; {} when it is being written, None when it is not there."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        owner = json.loads(text)
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+class _Heart:
+    """One thread that touches every lock this process holds."""
+
+    def __init__(self) -> None:
+        self._paths: set[Path] = set()
+        self._guard = threading.Lock()
+        self._pid: int | None = None
+
+    def keep(self, path: Path) -> None:
+        with self._guard:
+            if self._pid != os.getpid():  # threads do not survive a fork
+                self._pid, self._paths = os.getpid(), set()
+                threading.Thread(target=self._beat, daemon=True, name="lock heartbeat").start()
+            self._paths.add(path)
+
+    def forget(self, path: Path) -> None:
+        with self._guard:
+            self._paths.discard(path)
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(HEARTBEAT_S)
+            with self._guard:
+                paths = list(self._paths)
+            for path in paths:
+                try:
+                    os.utime(path)
+                except OSError:
+                    continue
+
+
+_HEART = _Heart()

@@ -1,0 +1,77 @@
+"""What a run or an artifact was made from: noted while it is made, followed back afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Use:
+    """One thing that was read or made.
+
+    Attributes:
+        kind: ``"cache"``, or the artifact's kind.
+        key: the artifact's key, or the cache's folder name.
+        path: where it lay.
+        view: which of a cache's rows (see the cache format); empty otherwise.
+    """
+
+    kind: str
+    key: str
+    path: str
+    view: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        return asdict(self)
+
+
+class Ledger:
+    """Collects uses, each once, in the order they came."""
+
+    def __init__(self) -> None:
+        self._uses: dict[Use, None] = {}
+
+    def add(self, use: Use) -> None:
+        """Note a use."""
+        self._uses[use] = None
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the uses as JSON types."""
+        return [use.record() for use in self._uses]
+
+
+_open: list[Ledger] = []
+
+
+def note_use(kind: str, key: str, path: Path, view: str = "") -> None:
+    """Note, in every open ledger, that something was read or made."""
+    use = Use(kind, key, str(path.resolve()), view)
+    for ledger in _open:
+        ledger.add(use)
+
+
+def open_ledger() -> Ledger:
+    """Start a ledger that collects until ``close_ledger``."""
+    ledger = Ledger()
+    _open.append(ledger)
+    return ledger
+
+
+def close_ledger(ledger: Ledger) -> None:
+    """Stop collecting; closing twice does nothing."""
+    _open[:] = [other for other in _open if other is not ledger]
+
+
+@contextmanager
+def collecting() -> Iterator[Ledger]:
+    """Collect the uses of what happens inside."""
+    ledger = open_ledger()
+    try:
+        yield ledger
+    finally:
+        close_ledger(ledger)

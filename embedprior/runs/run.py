@@ -1,0 +1,102 @@
+"""The folder of one command, and the record of what it was made with."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from embedprior import __version__
+from embedprior.runs.files import write_json, write_text
+from embedprior.runs.hashing import canonical
+from embedprior.runs.provenance import close_ledger, open_ledger
+
+
+class MetricsLog:
+    """Append-only ``metrics.jsonl``: one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, **fields: Any) -> None:
+        """Append one line."""
+        with self.path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(canonical(fields), sort_keys=True) + "\n")
+
+
+class Run:
+    """The folder of one command: ``run.json``, ``metrics.jsonl``, ``summary.md``, ``failures.csv``.
+
+    Create it only when the input has been found good: on bad input nothing is written. Artifacts and caches used
+    until ``finish`` are listed in ``run.json`` under ``uses``.
+    """
+
+    def __init__(self, out: Path, command: str, config: Any, seed: int, inputs: Mapping[str, str]) -> None:
+        self.out = out
+        out.mkdir(parents=True, exist_ok=True)
+        for stale in ("metrics.jsonl", "summary.md", "failures.csv"):
+            (out / stale).unlink(missing_ok=True)
+        self.metrics = MetricsLog(out / "metrics.jsonl")
+        self._started = time.monotonic()
+        self._ledger = open_ledger()
+        self._record = {
+            "command": command,
+            "config": canonical(config),
+            "seed": seed,
+            "inputs": dict(inputs),
+            "versions": versions(),
+            "git": git_revision(),
+            "status": "running",
+        }
+        write_json(out / "run.json", self._record)
+
+    def stage(self, name: str, **fields: Any) -> None:
+        """Record that a stage ended, with the seconds since the start."""
+        self.metrics.write(event="stage", stage=name, seconds=round(self.seconds, 2), **fields)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._started
+
+    def finish(self, summary: str, failures: list[dict[str, str]], **extra: Any) -> None:
+        """Write ``summary.md``, ``failures.csv`` (only when something failed) and the final ``run.json``."""
+        import pandas as pd
+
+        close_ledger(self._ledger)
+        write_text(self.out / "summary.md", summary)
+        if failures:
+            pd.DataFrame(failures).to_csv(self.out / "failures.csv", index=False)
+        self._record |= {"status": "done", "seconds": round(self.seconds, 1), "failures": len(failures), **extra}
+        self._record["uses"] = self._ledger.records()
+        write_json(self.out / "run.json", self._record)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, embedprior and the libraries that numbers depend on."""
+    found = {"python": platform.python_version(), "embedprior": __version__}
+    for name in ("torch", "numpy", "scipy", "pandas", "scikit-learn", "accelerate", "safetensors", "timm"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str | None:
+    """Return the revision of the checkout the package runs from (``+changed`` when it has edits), or None."""
+    here = Path(__file__).parents[1]
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty=+changed", "--abbrev=12"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
