@@ -27,7 +27,7 @@ from embedprior.tables import (
     label_columns,
     read_table,
 )
-from embedprior.teachers.config import FitConfig, TeacherConfig, TrainTeacherConfig
+from embedprior.teachers.config import TeacherConfig, TrainTeacherConfig
 from embedprior.teachers.fitting import Mlp, descend, label_loss
 from embedprior.teachers.head import OneClass, TeacherHead, train_head
 from embedprior.teachers.sequence import Tokens, new_sequence, pad
