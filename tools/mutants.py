@@ -89,7 +89,7 @@ MUTANTS = (
     ),
     Mutant(
         "EMA weights unused",
-        "embedprior/prior/training.py",
+        "embedprior/prior/learner.py",
         "multi_avg_fn=ema_update(self._settings.ema)",
         "multi_avg_fn=ema_update(0.0)",
         "tests/prior/test_training.py",
@@ -100,6 +100,20 @@ MUTANTS = (
         "self._bce(predicted, batch)",
         "self._bce(predicted.detach(), batch)",
         "tests/prior/test_objectives.py",
+    ),
+    Mutant(
+        "BCE term removed",
+        "embedprior/prior/objectives.py",
+        "named[\"bce\"] = config.bce * self._bce(predicted, batch)",
+        "pass",
+        "tests/prior/test_objectives.py",
+    ),
+    Mutant(
+        "contrast with CTs of the same patient",
+        "embedprior/prior/terms.py",
+        ".square() * is_rival",
+        ".square()",
+        "tests/prior/test_terms.py",
     ),
     Mutant(
         "CT scaler refitted when fine-tuning",

@@ -11,6 +11,7 @@ from embedprior.config import Config
 
 Prediction = Literal["x0", "epsilon", "v"]
 Source = Literal["drr", "cxr"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 @dataclass(frozen=True)
@@ -78,18 +79,40 @@ class ProcessConfig(Config):
 
 
 class ObjectiveConfig(Config):
-    """Weights of the named losses. Any weight on a head bends the prediction away from the posterior mean."""
+    """Weights of the named losses; each is logged as ``loss/NAME``.
+
+    Any weight beside ``l2`` bends the prediction away from the posterior mean.
+
+    Attributes:
+        l2: squared error of what the network predicts.
+        bce: cross-entropy of the frozen teacher head on x0hat, in the embedding's own scale.
+        bce_target: "teacher": the head's own probability of the true CT embedding. "labels": 0/1, unknown left out.
+        aft: distance of attention blocks, a reconstruction of AFT-KD; ``aft_groups`` blocks.
+        proto: distance of the cosines to the class prototypes (ProtoKD).
+        contrastive: Chopra's margin loss against other patients' CT embeddings in the batch.
+        contrastive_margin: distance of unit vectors at which repulsion ends.
+        min_snr_gamma: min-SNR weighting of the L2 term (Hang et al. 2023); None weighs every timestep alike.
+    """
 
     l2: float = Field(default=1.0, ge=0.0)
     bce: float = Field(default=0.0, ge=0.0)
-    # "teacher": the head's own probability of the true CT embedding. "labels": 0/1, unknown cases left out.
     bce_target: Literal["teacher", "labels"] = "teacher"
-    # Min-SNR weighting of the L2 term (Hang et al. 2023); None weighs every timestep alike.
+    aft: float = Field(default=0.0, ge=0.0)
+    aft_groups: int = Field(default=8, gt=0)
+    proto: float = Field(default=0.0, ge=0.0)
+    contrastive: float = Field(default=0.0, ge=0.0)
+    contrastive_margin: float = Field(default=1.0, gt=0.0, le=2.0)
     min_snr_gamma: float | None = Field(default=None, gt=0.0)
+
+    @property
+    def bends(self) -> dict[str, float]:
+        """The terms on x0hat that are in use, with their weights."""
+        weights = {"bce": self.bce, "aft": self.aft, "proto": self.proto, "contrastive": self.contrastive}
+        return {name: weight for name, weight in weights.items() if weight > 0}
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
-        if self.l2 == 0.0 and self.bce == 0.0:
+        if self.l2 == 0.0 and not self.bends:
             raise ValueError("every loss weight is 0: nothing would be learned")
         return self
 
@@ -128,6 +151,15 @@ class PriorConfig(Config):
     def _nodes_fit_the_timesteps(self) -> Self:
         if self.training.validation_bins > self.process.timesteps:
             raise ValueError("validation_bins must not exceed timesteps")
+        return self
+
+    @model_validator(mode="after")
+    def _x0hat_is_well_conditioned(self) -> Self:
+        if self.objective.bends and self.process.prediction == "epsilon":
+            raise ValueError(
+                f"objective.{next(iter(self.objective.bends))} needs prediction 'x0' or 'v': an x0hat made from the "
+                "noise divides by up to 20,000 at the last timesteps"
+            )
         return self
 
 

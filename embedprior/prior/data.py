@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,8 @@ class PairArrays:
         ids: N pair ids.
         source: which radiograph the condition is: "drr" or "cxr".
         condition_mask: (N, C) bool, True where a condition token is real; None when all are.
-        labels: (N,) 1 / 0 / NaN for the hard-label loss; None when there are none.
+        labels: (N,) 1 / 0 / NaN for hard-label losses and the teacher's AUC; None when there are none.
+        patients: N patient ids; None when every pair has its own patient.
         encoders: encoder keys of condition and target; empty when unknown.
     """
 
@@ -33,6 +34,7 @@ class PairArrays:
     condition_mask: NDArray[np.bool_] | None = None
     labels: NDArray[np.float64] | None = None
     encoders: tuple[str, str] = ("", "")
+    patients: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,9 +58,9 @@ class PairArrays:
                 f"{name} pairs: condition has shape {self.condition.shape}, target {self.target.shape}. "
                 "Allowed: (N, Dc) or (N, C, Dc), and (N, D)."
             )
-        for what, array in self._per_row().items():
-            if len(array) != rows:
-                raise BadInput(f"{name} pairs: {rows} ids, but {what} has {len(array)} rows. They must be equal.")
+        for what, column in self._per_row().items():
+            if len(column) != rows:
+                raise BadInput(f"{name} pairs: {rows} ids, but {what} has {len(column)} rows. They must be equal.")
         if self.condition_mask is not None:
             if self.condition_mask.shape != self.tokens.shape[:2]:
                 raise BadInput(
@@ -76,11 +78,17 @@ class PairArrays:
                     f"({len(bad)} such rows). Next: embed these exams again"
                 )
 
-    def _per_row(self) -> dict[str, NDArray[np.generic]]:
-        arrays: dict[str, NDArray[np.generic] | None] = {
+    def patient_numbers(self) -> NDArray[np.int64]:
+        """Return (N,) numbers that are equal where the patient is."""
+        names = self.ids if self.patients is None else self.patients
+        return np.unique(np.asarray(names, dtype=str), return_inverse=True)[1].astype(np.int64)
+
+    def _per_row(self) -> dict[str, Sized]:
+        columns: dict[str, Sized | None] = {
             "condition": self.condition,
             "target": self.target,
             "condition_mask": self.condition_mask,
             "labels": self.labels,
+            "patients": self.patients,
         }
-        return {name: array for name, array in arrays.items() if array is not None}
+        return {name: column for name, column in columns.items() if column is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from torch import Tensor
 from embedprior.config import parse_config
 from embedprior.errors import BadInput, choose
 from embedprior.prior.config import PriorConfig, SamplerConfig, SamplerName, Source, named_sampler
-from embedprior.prior.diffusion import Schedule, make_schedule, to_x0
-from embedprior.prior.network import Prefix, PriorNetwork
+from embedprior.prior.diffusion import Schedule, make_schedule
+from embedprior.prior.generating import Denoise, denoiser, draw
+from embedprior.prior.network import PriorNetwork
 from embedprior.prior.noise import ONE_STEP, SAMPLING, KeyedNoise, keyed_normal
-from embedprior.prior.sampling import even_trajectory, log_snr_trajectory, optimal_trajectory, plan, run
+from embedprior.prior.sampling import ReverseStep, even_trajectory, log_snr_trajectory, optimal_trajectory, plan
 from embedprior.prior.scaling import Standardiser
 from embedprior.prior.variance import VarianceTable
 from embedprior.runs import read_json, write_json
@@ -82,11 +83,11 @@ class Prior:
             seed: of the noise.
             source: what the condition is; picks its scaler.
             condition_mask: (N, C), True where a condition token is real.
-            guidance: weight w; None is the one trained for. The variance table holds for that one alone.
+            guidance: weight w; None is the configured one. The variance table holds at 1 alone; see ``caveats``.
 
         Raises:
             BadInput: wrong dimension, unknown source or sampler, more steps than timesteps, or an analytic variance
-                with a guidance weight that it was not measured with.
+                with a guidance weight other than 1.
         """
         settings = sampler if isinstance(sampler, SamplerConfig) else named_sampler(sampler, steps)
         weight = self.config.process.guidance if guidance is None else guidance
@@ -100,22 +101,30 @@ class Prior:
             trajectory = even_trajectory(schedule.timesteps, settings.steps)
         reverse = plan(schedule, settings, trajectory, None if table is None else lambda n: table.at(schedule, n))
         tokens, mask = self._prepare(condition, source, condition_mask)
-        dim = self.target_scaler.dim
-        draws = 1 + (len(reverse) if any(step.sigma.any() for step in reverse) else 0)
-        # Noise of a whole trajectory is drawn ahead: at most 128 MB of it at a time.
-        cases = max(1, 2**25 // (draws * dim * samples))
-        keyed = KeyedNoise(seed, SAMPLING)
-        out = np.empty((len(tokens), samples, dim), dtype=np.float32)
-        for start in range(0, len(tokens), cases):
-            rows = range(start, min(start + cases, len(tokens)))
-            noise = torch.from_numpy(
-                np.concatenate([keyed_normal(keyed, m, rows, (draws, dim)) for m in range(samples)])
-            ).view(samples, len(rows), draws, dim).transpose(0, 1).flatten(0, 1).to(self.device)
-            part = slice(rows.start, rows.stop)
-            denoise = self.denoiser(tokens[part], None if mask is None else mask[part], samples, weight)
-            drawn = run(reverse, denoise, lambda k, noise=noise: noise[:, k])  # type: ignore[misc]
-            out[part] = drawn.cpu().numpy().reshape(len(rows), samples, dim)
-        return self.target_scaler.inverse(out)
+        return self.target_scaler.inverse(self.draw(tokens, mask, reverse, samples, KeyedNoise(seed, SAMPLING), weight))
+
+    def draw(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        reverse: Sequence[ReverseStep],
+        samples: int,
+        noise: KeyedNoise,
+        guidance: float,
+    ) -> Array:
+        """Return standardised samples (cases, samples, D) by a plan of reverse steps.
+
+        Args:
+            tokens: (cases, C, Dc) standardised condition tokens.
+            mask: (cases, C) or None.
+            reverse, samples, noise: see ``generating.draw``.
+            guidance: weight w.
+        """
+
+        def denoise_part(rows: slice) -> Denoise:
+            return self.denoiser(tokens[rows], None if mask is None else mask[rows], samples, guidance)
+
+        return draw(denoise_part, reverse, len(tokens), samples, self.target_scaler.dim, noise, self.device)
 
     def one_step(
         self,
@@ -138,41 +147,39 @@ class Prior:
         predicted = denoise(torch.from_numpy(noise).to(self.device), self.schedule.timesteps)
         return self.target_scaler.inverse(predicted.cpu().numpy())
 
-    def denoiser(
-        self, tokens: Tensor, mask: Tensor | None, samples: int, guidance: float
-    ) -> Callable[[Tensor, int], Tensor]:
-        """Return (x (cases · samples, D), n) ↦ x0hat, float32, with the conditions encoded once.
+    def denoiser(self, tokens: Tensor, mask: Tensor | None, samples: int, guidance: float) -> Denoise:
+        """Return (x (cases · samples, D), n) ↦ x0hat; see ``generating.denoiser``."""
+        return denoiser(self.network, self.config.process, self.schedule, tokens, mask, samples, guidance)
 
-        Args:
-            tokens: (cases, C, Dc) standardised condition tokens.
-            mask: (cases, C) or None.
-            samples: rows per case, next to each other.
-            guidance: w in null + w · (conditional - null).
+    def caveats(self, guidance: float | None = None) -> list[str]:
+        """Return what does not hold of samples drawn at this guidance weight, in words; write it beside them."""
+        weight = self.config.process.guidance if guidance is None else guidance
+        found = []
+        if weight != 1.0:
+            found.append(
+                f"guidance {weight:g}: the variance table and the calibration of the mean of the head are void "
+                "(both hold at guidance 1)"
+            )
+        if self.config.objective.bends:
+            terms = ", ".join(f"{name} {value:g}" for name, value in self.config.objective.bends.items())
+            found.append(
+                f"trained with {terms}: x0hat is bent away from the posterior mean; read Brier score and calibration "
+                "slope beside the AUC"
+            )
+        return found
+
+    def check_encoders(self, condition: str = "", target: str = "") -> None:
+        """Refuse embeddings of another encoder than the prior was trained on; an unknown one ("") is not compared.
+
+        Raises:
+            BadInput: naming both.
         """
-        network, process, schedule = self.network, self.config.process, self.schedule
-        with torch.no_grad():
-            prefix = network.encode(tokens, mask).repeat(samples)
-            dropped = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
-            null = network.encode(tokens, mask, dropped) if guidance != 1.0 else None
-        if null is not None:
-            # Without condition and target the null branch knows only the timestep: one row serves all.
-            null = null.rows(0, 1) if process.null == "both" else null.repeat(samples)
-
-        def call(prefix: Prefix, x: Tensor, n: int, drop_target: bool) -> Tensor:
-            drop = torch.ones(len(x), dtype=torch.bool, device=x.device) if drop_target else None
-            clock = torch.full((len(x),), n, device=x.device)
-            return network.step(prefix, x.to(network.query.dtype), clock, drop).float()
-
-        @torch.no_grad()
-        def denoise(x: Tensor, n: int) -> Tensor:
-            output = call(prefix, x, n, drop_target=False)
-            if null is not None:
-                both = process.null == "both"
-                base = call(null, x[:1] if both else x, n, drop_target=both)
-                output = base + guidance * (output - base)
-            return to_x0(schedule, process.prediction, output, x, torch.full((len(x),), n))
-
-        return denoise
+        for what, mine, other in zip(("condition", "target"), self.encoders, (condition, target), strict=True):
+            if mine and other and mine != other:
+                raise BadInput(
+                    f"{what} encoder: '{other}' here, '{mine}' in this prior. They must be equal. "
+                    f"Next: embed with '{mine}', or train a prior on '{other}'"
+                )
 
     def condition_scaler(self, source: str) -> Standardiser:
         """Return the scaler of one source.
@@ -203,6 +210,7 @@ class Prior:
             "sources": sorted(self.condition_scalers),
             "encoders": list(self.encoders),
             "parameters": self.network.parameter_count(),
+            "caveats": self.caveats(),
             "variance": None,
         }
         if self.variance is not None:
@@ -275,7 +283,7 @@ class Prior:
         table = self._require_table()
         if table.guidance != guidance:
             raise BadInput(
-                f"guidance {guidance} voids the variance table, which was measured at {table.guidance}. "
+                f"guidance {guidance} voids the variance table, which holds at {table.guidance}. "
                 f"Allowed: guidance {table.guidance}, or a sampler without the table (ddpm_small, ddim, dpm_solver)."
             )
         return table

@@ -152,7 +152,7 @@ class PriorNetwork(nn.Module):
 
         Args:
             x: (B, D) noised target.
-            n: (B,) timestep, 1..N.
+            n: (B,) timestep, 1..N; or (1,), the same for all.
             condition: (B, C, Dc).
             visible: (B, C) bool, which condition tokens are real; None when all are.
             drop_condition, drop_target: (B,) bool, replace the token(s) by the learned null.
@@ -209,7 +209,7 @@ class PriorNetwork(nn.Module):
         noised = self.target_in(x)
         if drop is not None and self.null_target is not None:
             noised = torch.where(drop[:, None], self.null_target.to(noised.dtype), noised)
-        time = self.time_in(time_features(n, noised.shape[-1], self.timesteps).to(noised.dtype))
+        time = self.time_in(time_features(n, noised.shape[-1], self.timesteps).to(noised.dtype)).expand_as(noised)
         return torch.stack([time, noised, self.query.to(noised.dtype).expand_as(noised)], dim=1)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Streams never share a key: the same seed, step and example give unrelated numbers in each.
-TRAINING, VALIDATION, VARIANCE, SAMPLING, ORDER, ONE_STEP = range(6)
+TRAINING, VALIDATION, VARIANCE, SAMPLING, ORDER, ONE_STEP, TEACHER = range(7)
 
 
 class KeyedNoise:

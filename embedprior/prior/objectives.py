@@ -1,4 +1,4 @@
-"""The named losses of the prior, and the frozen teacher head they may look through."""
+"""The named losses of the prior, and the frozen teacher head that some of them look through."""
 
 from __future__ import annotations
 
@@ -7,14 +7,29 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedprior.errors import BadInput
 from embedprior.prior.config import ObjectiveConfig, ProcessConfig
 from embedprior.prior.diffusion import Schedule, loss_weight, to_x0, training_target
 from embedprior.prior.scaling import Standardiser
+from embedprior.prior.terms import aft, class_prototypes, contrast, proto
 
 Head = Callable[[Tensor], Tensor]
+"""(B, D) CT embeddings in their own scale ↦ (B,) logits, differentiable."""
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """CT embeddings that a prediction is contrasted with: those of the whole batch, over all processes.
+
+    Attributes:
+        target: (R, D) standardised.
+        patient: (R,) patient numbers.
+    """
+
+    target: Tensor
+    patient: Tensor
 
 
 @dataclass(frozen=True)
@@ -25,6 +40,8 @@ class Noised:
         x0, noise, x: (B, D) clean target, the noise, and x_n.
         n: (B,) timesteps.
         labels: (B,) 1 / 0 / NaN.
+        patient: (B,) patient numbers; None when nothing is contrasted.
+        rivals: what the contrastive term keeps away from; None when nothing is contrasted.
     """
 
     x0: Tensor
@@ -32,6 +49,8 @@ class Noised:
     x: Tensor
     n: Tensor
     labels: Tensor
+    patient: Tensor | None = None
+    rivals: Rivals | None = None
 
 
 class Objective:
@@ -41,11 +60,12 @@ class Objective:
         config, process: loss weights, and what the network predicts.
         schedule: the process.
         scaler: of the target, so that the head reads embeddings in their own scale.
-        head: frozen CT classifier, (B, D) embeddings ↦ (B,) logits; needed by the BCE term alone.
-        known: share of training cases whose label is known (hard labels).
+        teacher: frozen CT classifier; needed by the BCE term alone.
+        target, labels: standardised training targets (N, D) and their labels (N,) 1 / 0 / NaN.
 
     Raises:
-        BadInput: the BCE term without a head, or with hard labels of which none is known.
+        BadInput: a term without what it needs (a teacher that reads this embedding, labels), or more blocks than
+            dimensions.
     """
 
     def __init__(
@@ -54,48 +74,103 @@ class Objective:
         process: ProcessConfig,
         schedule: Schedule,
         scaler: Standardiser,
-        head: Head | None,
-        known: float,
-        device: torch.device,
+        teacher: Head | None,
+        target: Tensor,
+        labels: Tensor,
     ) -> None:
-        if config.bce > 0 and head is None:
-            raise BadInput(
-                f"objective.bce is {config.bce}, but no teacher head was given. Next: give train_prior a head, "
-                "or set objective.bce to 0"
-            )
-        if config.bce > 0 and config.bce_target == "labels" and known == 0.0:
-            raise BadInput("objective.bce_target is 'labels', but no pair has a known label. Allowed: 'teacher'.")
-        if isinstance(head, torch.nn.Module):
-            head = head.requires_grad_(False).eval().to(device)
+        device = target.device
         self._config, self._process, self._schedule = config, process, schedule
-        self._head, self._known = head, known
         self._mean = torch.from_numpy(scaler.mean).float().to(device)
         self._scale = torch.from_numpy(scaler.scale).float().to(device)
+        self._teacher = None if teacher is None else frozen(teacher, device)
+        self._known = float(labels.isfinite().double().mean())
+        self._prototypes = class_prototypes(target, labels)
+        self._check(target)
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether there is a head to look through."""
+        return self._teacher is not None
 
     def losses(self, output: Tensor, batch: Noised) -> dict[str, Tensor]:
-        """Return the weighted losses by name: ``l2``, and ``bce`` when its weight is above 0."""
-        prediction = self._process.prediction
+        """Return the weighted losses by name: ``l2``, and each further term whose weight is above 0."""
+        config, prediction = self._config, self._process.prediction
         target = training_target(self._schedule, prediction, batch.x0, batch.noise, batch.n)
-        weight = loss_weight(self._schedule, prediction, self._config.min_snr_gamma, batch.n)
-        named = {"l2": self._config.l2 * (weight * (output - target).square().mean(dim=1)).mean()}
-        if self._config.bce > 0:
-            predicted = to_x0(self._schedule, prediction, output, batch.x, batch.n)
-            named["bce"] = self._config.bce * self._bce(predicted, batch)
+        weight = loss_weight(self._schedule, prediction, config.min_snr_gamma, batch.n)
+        named = {"l2": config.l2 * (weight * (output - target).square().mean(dim=1)).mean()}
+        if not config.bends:
+            return named
+        predicted = to_x0(self._schedule, prediction, output, batch.x, batch.n)
+        if config.bce > 0:
+            named["bce"] = config.bce * self._bce(predicted, batch)
+        if config.aft > 0:
+            named["aft"] = config.aft * aft(predicted, batch.x0, config.aft_groups).mean()
+        if config.proto > 0:
+            named["proto"] = config.proto * proto(predicted, batch.x0, self._prototypes.to(predicted.dtype)).mean()
+        if config.contrastive > 0:
+            assert batch.rivals is not None
+            assert batch.patient is not None
+            apart = batch.patient[:, None] != batch.rivals.patient
+            each = contrast(predicted, batch.x0, batch.rivals.target, apart, config.contrastive_margin)
+            named["contrastive"] = config.contrastive * each.mean()
         return named
 
     def squared_error(self, output: Tensor, batch: Noised) -> Tensor:
         """Return (B, D) squared error of x0, standardised units, whatever the network predicts."""
         return (to_x0(self._schedule, self._process.prediction, output, batch.x, batch.n) - batch.x0).square()
 
+    def teacher_logits(self, embedding: Tensor) -> Tensor:
+        """Return the teacher's (B,) logits of standardised CT embeddings (B, D), read in their own scale."""
+        assert self._teacher is not None
+        return self._teacher(embedding * self._scale + self._mean).reshape(len(embedding))
+
     def _bce(self, predicted: Tensor, batch: Noised) -> Tensor:
         """Mean cross-entropy of the head on x0hat; PE paper, eq. for L_total, with the gradient its code lacks."""
-        assert self._head is not None
-        logits = self._head(predicted * self._scale + self._mean).reshape(len(predicted))
+        logits = self.teacher_logits(predicted)
         if self._config.bce_target == "teacher":
             with torch.no_grad():
-                soft = self._head(batch.x0 * self._scale + self._mean).reshape(len(predicted)).sigmoid()
+                soft = self.teacher_logits(batch.x0).sigmoid()
             return F.binary_cross_entropy_with_logits(logits, soft)
         known = batch.labels.isfinite()
         each = F.binary_cross_entropy_with_logits(logits, batch.labels.nan_to_num(0.0), reduction="none")
         # Divided by the share known in the whole fold, not in this slice: the processes' gradients then average right.
         return (each * known).mean() / self._known
+
+    def _check(self, target: Tensor) -> None:
+        config, dim = self._config, target.shape[1]
+        if config.bce > 0 and self._teacher is None:
+            raise BadInput(
+                f"objective.bce is {config.bce}, but no teacher was given. Next: give the folder of a trained teacher "
+                "(--teacher DIR; made by embedprior train teacher), or set objective.bce to 0"
+            )
+        if config.bce > 0 and config.bce_target == "labels" and self._known == 0.0:
+            raise BadInput("objective.bce_target is 'labels', but no pair has a known label. Allowed: 'teacher'.")
+        if config.aft > 0 and config.aft_groups > dim:
+            raise BadInput(f"objective.aft_groups {config.aft_groups}. Allowed: 1 to {dim}, the target's dimensions.")
+        if config.proto > 0 and not bool(self._prototypes.isfinite().all()):
+            raise BadInput(
+                "objective.proto needs a labelled training pair of each class. Next: give labels "
+                "(--exams exams.csv --label NAME), or set objective.proto to 0"
+            )
+        if self._teacher is not None:
+            try:
+                self.teacher_logits(target[:1])
+            except RuntimeError as error:
+                raise BadInput(
+                    f"the teacher can't read CT embeddings of {dim} dimensions ({str(error).splitlines()[0]}). "
+                    "Next: train it on the same CT embeddings"
+                ) from error
+
+
+def frozen(teacher: Head, device: torch.device) -> Head:
+    """Return the teacher with its weights frozen, in evaluation mode and on the device."""
+    module = module_of(teacher)
+    if module is not None:
+        module.requires_grad_(False).eval().to(device)
+    return teacher
+
+
+def module_of(teacher: Head) -> nn.Module | None:
+    """Return the network behind a teacher (itself, or what it holds as ``network``), or None."""
+    inner = teacher if isinstance(teacher, nn.Module) else getattr(teacher, "network", None)
+    return inner if isinstance(inner, nn.Module) else None

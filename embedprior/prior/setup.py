@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from embedprior.errors import BadInput, EmbedpriorError
-from embedprior.prior.config import PriorConfig
+from embedprior.prior.config import PriorConfig, Tracker
 from embedprior.prior.data import PairArrays
 from embedprior.prior.model import DESCRIPTION, WEIGHTS, Prior, new_network
+from embedprior.prior.objectives import Head, module_of
 from embedprior.prior.scaling import Standardiser
 from embedprior.runs import hash_array, hash_file, hash_of, seed_for
 
@@ -28,12 +30,14 @@ class PairTensors:
         target: (N, D).
         visible: (N, C) bool; None when every token is real.
         labels: (N,) 1 / 0 / NaN.
+        patient: (N,) patient numbers.
     """
 
     condition: Tensor
     target: Tensor
     visible: Tensor | None
     labels: Tensor
+    patient: Tensor
 
     def __len__(self) -> int:
         return len(self.target)
@@ -47,6 +51,7 @@ def to_tensors(pairs: PairArrays, prior: Prior, device: torch.device) -> PairTen
         target=torch.from_numpy(prior.target_scaler.forward(pairs.target)).to(device),
         visible=None if pairs.condition_mask is None else torch.from_numpy(pairs.condition_mask).to(device),
         labels=torch.from_numpy(np.asarray(labels, dtype=np.float32)).to(device),
+        patient=torch.from_numpy(pairs.patient_numbers()).to(device),
     )
 
 
@@ -61,6 +66,10 @@ def check_pairs(train: PairArrays, val: PairArrays, config: PriorConfig, start: 
     shared = sorted(set(train.ids) & set(val.ids))
     if shared:
         raise BadInput(f"pair '{shared[0]}' is in training and in validation ({len(shared)} such pairs).")
+    if train.patients is not None and val.patients is not None:
+        both = sorted(set(train.patients) & set(val.patients))
+        if both:
+            raise BadInput(f"patient '{both[0]}' is in training and in validation ({len(both)} such patients).")
     facts = ["condition dimension", "target dimension", "source", "condition encoder", "target encoder"]
     ours = (train.condition.shape[-1], train.target.shape[-1], train.source, *train.encoders)
     theirs = (val.condition.shape[-1], val.target.shape[-1], val.source, *val.encoders)
@@ -105,16 +114,29 @@ def untrained(train: PairArrays, config: PriorConfig, start: Prior | None) -> Pr
     return Prior(config, network, Standardiser.fit(train.target), scalers, None, train.encoders)
 
 
-def fingerprint(train: PairArrays, val: PairArrays, config: PriorConfig, init_from: Path | None) -> str:
+def fingerprint(
+    train: PairArrays, val: PairArrays, config: PriorConfig, init_from: Path | None, teacher: Head | None
+) -> str:
     """Return the hash of everything that decides the training's numbers, so that a resume can't mix two."""
-    parts: dict[str, Any] = {"config": config}
+    parts: dict[str, Any] = {"config": config, "teacher": _teacher_hash(teacher)}
     for name, pairs in (("train", train), ("val", val)):
         arrays = [pairs.condition, pairs.target, pairs.condition_mask, pairs.labels]
         hashes = ["" if a is None else hash_array(a) for a in arrays]
-        parts[name] = [*hashes, list(pairs.ids), pairs.source, *pairs.encoders]
+        patients = None if pairs.patients is None else list(pairs.patients)
+        parts[name] = [*hashes, list(pairs.ids), patients, pairs.source, *pairs.encoders]
     if init_from is not None:
         parts["init_from"] = [hash_file(init_from / WEIGHTS), hash_file(init_from / DESCRIPTION)]
     return hash_of(parts)
+
+
+def _teacher_hash(teacher: Head | None) -> dict[str, str] | str:
+    if teacher is None:
+        return ""
+    module = module_of(teacher)
+    if module is None:
+        # A plain function has no weights to hash; its name is all there is.
+        return getattr(teacher, "__qualname__", type(teacher).__qualname__)
+    return {name: hash_array(value.detach().cpu().numpy()) for name, value in module.state_dict().items()}
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -159,3 +181,13 @@ def refuse_nan(losses: Tensor, steps: list[int], pairs_of: Callable[[int], list[
             f"the loss at step {step} is not a number; nothing was saved after it. "
             f"Its pairs: {', '.join(pairs_of(step))}. Next: look at these embeddings, or lower training.lr"
         )
+
+
+def require_tracker(name: Tracker) -> None:
+    """Refuse a tracker whose package is missing: accelerate would leave it out without a word.
+
+    Raises:
+        BadInput: with the pip line.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise BadInput(f"tracker '{name}' is not installed. Next: pip install {name}")

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from embedprior.errors import BadInput
 from embedprior.prior.checkpoint import Progress, State, clone, drop_later_metrics, load_state, save_state
-from embedprior.prior.config import PriorConfig
+from embedprior.prior.config import PriorConfig, Tracker
 from embedprior.prior.data import PairArrays
-from embedprior.prior.diffusion import add_noise, make_schedule
+from embedprior.prior.learner import Learner
 from embedprior.prior.model import Prior
-from embedprior.prior.network import PriorNetwork
-from embedprior.prior.noise import TRAINING, KeyedNoise, batch_at, training_draws
-from embedprior.prior.objectives import Head, Noised, Objective
-from embedprior.prior.setup import (
-    check_pairs,
-    ema_update,
-    fingerprint,
-    parameter_groups,
-    refuse_nan,
-    to_tensors,
-    untrained,
-)
+from embedprior.prior.objectives import Head
+from embedprior.prior.setup import check_pairs, fingerprint, refuse_nan, require_tracker, to_tensors, untrained
 from embedprior.prior.validation import Validator, measure_variance
 from embedprior.runs import MetricsLog
 from embedprior.runs import progress as progress_bar
@@ -45,9 +33,10 @@ def train_prior(
     config: PriorConfig,
     out: Path,
     init_from: Path | None = None,
-    head: Head | None = None,
+    teacher: Head | None = None,
     stop_after: int | None = None,
     show_progress: bool = True,
+    trackers: Sequence[Tracker] = (),
 ) -> Prior:
     """Train a prior, or go on with the training begun in ``out``; return the best one by validation loss.
 
@@ -61,30 +50,42 @@ def train_prior(
         out: folder of the training.
         init_from: folder of a prior to start from (second stage): weights, target scaler and other sources' condition
             scalers are kept; the condition scaler of ``train.source`` is fitted anew.
-        head: frozen teacher head, embeddings (B, D) in their own scale ↦ logits (B,).
+        teacher: frozen teacher head, embeddings (B, D) in their own scale ↦ logits (B,): for the BCE term, and for
+            the teacher's AUC, Brier score and calibration slope on labelled validation pairs.
         stop_after: stop at this step as if killed just after a checkpoint; None trains to the end.
         show_progress: a progress bar on standard error.
+        trackers: where the lines of ``metrics.jsonl`` are also sent, through accelerate.
 
     Raises:
-        BadInput: pairs that can't be learned from, that do not fit ``init_from``, or ``out`` holding another training.
+        BadInput: pairs that can't be learned from, that do not fit ``init_from`` or the objective, ``out`` holding
+            another training, or a tracker that is not installed.
         EmbedpriorError: the loss is not a number; the message names the step and its pairs.
     """
     start = None if init_from is None else Prior.load(init_from)
     check_pairs(train, val, config, start)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    for name in trackers:
+        require_tracker(name)
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(), log_with=list(trackers) or None, project_dir=out if trackers else None
+    )
     if config.training.batch % accelerator.num_processes:
         raise BadInput(
             f"training.batch {config.training.batch} on {accelerator.num_processes} processes. "
             "Allowed: a multiple of the number of processes."
         )
-    made_of = fingerprint(train, val, config, init_from)
+    made_of = fingerprint(train, val, config, init_from, teacher)
     found = load_state(out, made_of)
-    training = _Training(train, val, untrained(train, config, start), out, accelerator, head, made_of, found)
-    return training.run(stop_after, show_progress)
+    training = _Training(train, val, untrained(train, config, start), out, accelerator, teacher, made_of, found)
+    if trackers:
+        accelerator.init_trackers("embedprior-prior", config=_flat(config))
+    prior = training.run(stop_after, show_progress)
+    if trackers:
+        accelerator.end_training()
+    return prior
 
 
 class _Training:
-    """The state of one training; see ``train_prior``."""
+    """The course of one training; see ``train_prior``."""
 
     def __init__(
         self,
@@ -93,35 +94,17 @@ class _Training:
         prior: Prior,
         out: Path,
         accelerator: Accelerator,
-        head: Head | None,
+        teacher: Head | None,
         made_of: str,
         found: State | None,
     ) -> None:
-        self._config, self._settings, self._out = prior.config, prior.config.training, out
+        self._settings, self._out, self._ids = prior.config.training, out, train.ids
         self._accelerator, self._prior, self._made_of = accelerator, prior, made_of
-        device, scaler = accelerator.device, prior.target_scaler
-        known = 0.0 if train.labels is None else float(np.isfinite(train.labels).mean())
-        process = self._config.process
-        self._schedule = make_schedule(process)
-        self._objective = Objective(self._config.objective, process, self._schedule, scaler, head, known, device)
-        self._ids = train.ids
-        self._data = to_tensors(train, prior, device)
-        self._validator = Validator(to_tensors(val, prior, device), self._schedule, self._objective, self._settings)
-        network = prior.network.to(device).train()
-        self._average = AveragedModel(network, multi_avg_fn=ema_update(self._settings.ema))
-        self._network = network
-        self._optimiser = torch.optim.AdamW(
-            parameter_groups(network, self._settings.weight_decay),
-            lr=self._settings.lr,
-            betas=self._settings.betas,
-            fused=True,
-        )
-        self._progress = Progress()
-        self._best = clone(network.state_dict())
-        if found is not None:
-            self._restore(found)
-        self._model, self._wrapped_optimiser = accelerator.prepare(network, self._optimiser)
-        self._noise = KeyedNoise(self._settings.seed, TRAINING)
+        self._learner = Learner(prior, train, accelerator, teacher, found)
+        held_out = to_tensors(val, prior, accelerator.device)
+        self._validator = Validator(held_out, prior.schedule, self._learner.objective, self._settings)
+        self._progress = Progress() if found is None else found.progress
+        self._best = clone(self._learner.network.state_dict()) if found is None else found.weights["best"]
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
 
     def run(self, stop_after: int | None, show_progress: bool) -> Prior:
@@ -130,6 +113,9 @@ class _Training:
         if main:
             drop_later_metrics(self._out / METRICS, self._progress.step)
         self._log = MetricsLog(self._out / METRICS)
+        if main and self._progress.step == 0:
+            parameters = self._prior.network.parameter_count()
+            self._log.write(event="start", step=0, parameters=parameters, no_teacher_figures=self._validator.reason)
         last = self._settings.steps if stop_after is None else min(stop_after, self._settings.steps)
         steps: Iterable[int] = range(self._progress.step, last)
         if main and show_progress:
@@ -137,7 +123,7 @@ class _Training:
         for step in steps:
             if self._exhausted():
                 break
-            self._step(step)
+            self._pending.append((step, self._learner.learn(step)))
             done = self._progress.step = step + 1
             if done % LOG_EVERY == 0:
                 self._flush()
@@ -150,37 +136,6 @@ class _Training:
         self._save()
         return self._finish()
 
-    def _step(self, step: int) -> None:
-        settings, process = self._settings, self._config.process
-        world, rank = self._accelerator.num_processes, self._accelerator.process_index
-        share = settings.batch // world
-        mine = batch_at(settings.seed, step, settings.batch, len(self._ids))[rank * share : (rank + 1) * share]
-        condition_shape = tuple(self._data.condition.shape[1:]) if process.condition_noise > 0 else None
-        draws = training_draws(
-            self._noise, step, mine, self._data.target.shape[1], process.timesteps, condition_shape
-        )
-        device = self._accelerator.device
-        rows = torch.from_numpy(mine).to(device)
-        noise, n = torch.from_numpy(draws.noise).to(device), torch.from_numpy(draws.timestep).to(device)
-        x0 = self._data.target[rows]
-        batch = Noised(x0, noise, add_noise(self._schedule, x0, noise, n), n, self._data.labels[rows])
-        drop = torch.from_numpy(draws.drop < process.condition_dropout).to(device)
-        for group in self._optimiser.param_groups:
-            group["lr"] = settings.lr * min(1.0, (step + 1) / max(settings.warmup, 1))
-        condition = self._data.condition[rows]
-        if draws.condition is not None:
-            condition = condition + process.condition_noise * torch.from_numpy(draws.condition).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            visible = None if self._data.visible is None else self._data.visible[rows]
-            output = self._model(batch.x, n, condition, visible, drop[:, 0], drop[:, 1])
-        named = self._objective.losses(output.float(), batch)
-        self._wrapped_optimiser.zero_grad()
-        self._accelerator.backward(torch.stack(list(named.values())).sum())
-        self._accelerator.clip_grad_norm_(self._network.parameters(), settings.clip)
-        self._wrapped_optimiser.step()
-        self._average.update_parameters(self._network)
-        self._pending.append((step, {name: value.detach() for name, value in named.items()}))
-
     def _flush(self) -> None:
         """Log the mean losses since the last call; reading them only now keeps an accelerator busy."""
         if not self._pending:
@@ -189,13 +144,12 @@ class _Training:
         table = torch.stack([torch.stack([losses[name] for name in names]) for _, losses in self._pending])
         table = self._accelerator.reduce(table, reduction="mean").cpu()
         refuse_nan(table, [step for step, _ in self._pending], self._pairs_of)
-        if self._accelerator.is_main_process:
-            means = {f"loss/{name}": value for name, value in zip(names, table.mean(dim=0).tolist(), strict=True)}
-            self._log.write(event="train", step=self._progress.step, lr=self._optimiser.param_groups[0]["lr"], **means)
+        means = {f"loss/{name}": value for name, value in zip(names, table.mean(dim=0).tolist(), strict=True)}
+        self._write("train", self._progress.step, lr=self._learner.optimiser.param_groups[0]["lr"], **means)
         self._pending.clear()
 
     def _validate(self, step: int) -> None:
-        averaged = self._averaged()
+        averaged = self._learner.averaged
         figures = self._validator.figures(replace(self._prior, network=averaged.eval()))
         # One decision for all processes, whatever their rounding.
         loss = float(broadcast(torch.tensor([figures["val/loss"]], device=self._accelerator.device))[0])
@@ -203,8 +157,14 @@ class _Training:
         if best:
             self._progress.best_loss, self._progress.best_step = loss, step
             self._best = clone(averaged.state_dict())
+        self._write("validation", step, best=best, **figures)
+
+    def _write(self, event: str, step: int, **figures: float) -> None:
+        """Log one line, and tell the trackers."""
         if self._accelerator.is_main_process:
-            self._log.write(event="validation", step=step, best=best, **figures)
+            self._log.write(event=event, step=step, **figures)
+        # Without trackers this does nothing.
+        self._accelerator.log(figures, step=step)
 
     def _exhausted(self) -> bool:
         patience, progress = self._settings.patience, self._progress
@@ -212,38 +172,30 @@ class _Training:
             return False
         return progress.step - progress.best_step >= patience * self._settings.validate_every
 
-    def _averaged(self) -> PriorNetwork:
-        network = self._average.module
-        assert isinstance(network, PriorNetwork)
-        return network
-
     def _save(self) -> None:
         if self._accelerator.is_main_process:
             weights = {
-                "network": self._network.state_dict(),
-                "ema": self._average.state_dict(),
+                "network": self._learner.network.state_dict(),
+                "ema": self._learner.average.state_dict(),
                 "best": self._best,
             }
-            save_state(self._out, self._made_of, self._progress, weights, self._optimiser.state_dict())
+            save_state(self._out, self._made_of, self._progress, weights, self._learner.optimiser.state_dict())
         self._accelerator.wait_for_everyone()
 
-    def _restore(self, found: State) -> None:
-        self._progress, self._best = found.progress, found.weights["best"]
-        self._network.load_state_dict(found.weights["network"])
-        self._average.load_state_dict(found.weights["ema"])
-        self._optimiser.load_state_dict(found.optimiser)
-
     def _pairs_of(self, step: int) -> list[str]:
-        batch = batch_at(self._settings.seed, step, self._settings.batch, len(self._ids))
-        return [str(self._ids[int(i)]) for i in batch]
+        return [str(self._ids[int(i)]) for i in self._learner.batch(step)]
 
     def _finish(self) -> Prior:
-        network = self._averaged()
+        network = self._learner.averaged
         if self._progress.best_loss is not None:
             network.load_state_dict(self._best)
         prior = replace(self._prior, network=network.eval())
-        prior = replace(prior, variance=measure_variance(prior, self._data.target, self._validator.data))
+        prior = replace(prior, variance=measure_variance(prior, self._learner.data.target, self._validator.data))
         if self._accelerator.is_main_process:
             prior.save(self._out)
         self._accelerator.wait_for_everyone()
         return prior
+
+
+def _flat(config: PriorConfig) -> dict[str, str]:
+    return {f"{group}.{k}": str(v) for group, values in config.model_dump().items() for k, v in values.items()}

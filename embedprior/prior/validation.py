@@ -7,14 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedprior.prior.config import TrainingConfig
+from embedprior.evidence.calibration import brier, logistic_recalibration
+from embedprior.evidence.delong import delong
+from embedprior.evidence.metrics import Cases
+from embedprior.prior.config import TrainingConfig, named_sampler
 from embedprior.prior.diffusion import Schedule, add_noise, to_x0
 from embedprior.prior.model import Prior
-from embedprior.prior.noise import VALIDATION, VARIANCE, KeyedNoise, keyed_normal
-from embedprior.prior.objectives import Noised, Objective
-from embedprior.prior.sampling import even_trajectory
+from embedprior.prior.noise import TEACHER, VALIDATION, VARIANCE, KeyedNoise, keyed_normal
+from embedprior.prior.objectives import Noised, Objective, Rivals
+from embedprior.prior.sampling import even_trajectory, log_snr_trajectory, plan
 from embedprior.prior.setup import PairTensors
 from embedprior.prior.variance import VarianceTable
+
+TEACHER_SAMPLES, TEACHER_STEPS = 4, 10
+GUIDANCE = 1.0
 
 
 class Validator:
@@ -24,6 +30,9 @@ class Validator:
         data: validation pairs, standardised.
         schedule, objective: of the training.
         settings: bins and seed.
+
+    Attributes:
+        reason: why there are no figures of the teacher; None when there are.
     """
 
     def __init__(self, data: PairTensors, schedule: Schedule, objective: Objective, settings: TrainingConfig) -> None:
@@ -37,7 +46,15 @@ class Validator:
             noise = torch.from_numpy(keyed_normal(keyed, n, range(len(data)), shape)).to(data.target.device)
             clock = torch.full((len(data),), n, device=data.target.device)
             x = add_noise(schedule, data.target, noise, clock)
-            self._batches.append(Noised(data.target, noise, x, clock, data.labels))
+            rivals = Rivals(data.target, data.patient)
+            self._batches.append(Noised(data.target, noise, x, clock, data.labels, data.patient, rivals))
+        self._seed, self._schedule = settings.seed, schedule
+        known = data.labels[data.labels.isfinite()]
+        self.reason: str | None = None
+        if not objective.has_teacher:
+            self.reason = "no teacher"
+        elif len(known.unique()) < 2:
+            self.reason = f"the validation pairs hold {'one class' if len(known) else 'no label'}"
 
     @torch.no_grad()
     def figures(self, prior: Prior) -> dict[str, float]:
@@ -47,6 +64,8 @@ class Validator:
         ``val/mse@n``: squared error of x0hat at timestep n, standardised units (1 = as bad as the training mean).
         ``val/cosine``, ``val/recall@1``, ``val/recall@5``: of x0hat at the noisiest bin against the true CT
         embeddings, standardised; recall ranks all validation targets by cosine (chance: k / N).
+        ``val/teacher_auc``, ``val/teacher_brier``, ``val/teacher_slope``: of the mean over samples of the teacher's
+        probability, against the labels (see ``reason``); a slope that is not defined is left out.
         """
         network, data = prior.network, self.data
         prefix = network.encode(data.condition, data.visible)
@@ -56,7 +75,31 @@ class Validator:
             totals.append(sum(float(loss) for loss in self._objective.losses(output, batch).values()))
             figures[f"val/mse@{n}"] = float(self._objective.squared_error(output, batch).mean())
             predicted = to_x0(prior.schedule, prior.config.process.prediction, output, batch.x, batch.n)
-        return {"val/loss": float(np.mean(totals)), **figures, **_likeness(predicted, data.target)}
+        figures = {"val/loss": float(np.mean(totals)), **figures, **_likeness(predicted, data.target)}
+        return figures if self.reason else figures | self._teacher_figures(prior)
+
+    def _teacher_figures(self, prior: Prior) -> dict[str, float]:
+        """Mean of the head over a few quick samples: DPM-Solver++ needs no variance table, which comes at the end."""
+        steps = min(TEACHER_STEPS, self._schedule.timesteps)
+        trajectory = log_snr_trajectory(self._schedule, steps)
+        reverse = plan(self._schedule, named_sampler("dpm_solver", steps), trajectory, None)
+        noise, data = KeyedNoise(self._seed, TEACHER), self.data
+        drawn = prior.draw(data.condition, data.visible, reverse, TEACHER_SAMPLES, noise, 1.0)
+        flat = torch.from_numpy(drawn).to(data.target.device).flatten(0, 1)
+        score = self._objective.teacher_logits(flat).double().sigmoid().view(drawn.shape[:2]).mean(dim=1).cpu().numpy()
+        labels = data.labels.cpu().numpy()
+        known = np.isfinite(labels)
+        patients, where = np.unique(data.patient.cpu().numpy()[known], return_inverse=True)
+        cases = Cases(labels[known] == 1, score[None, known], where, len(patients), None)
+        figures = {
+            "val/teacher_auc": float(delong(cases.labels, cases.scores).auc[0]),
+            "val/teacher_brier": float(brier(cases).estimate(cases.n_patients)[0]),
+        }
+        for metric in logistic_recalibration(cases)[0]:
+            slope = float(metric.estimate(cases.n_patients)[0])
+            if metric.name == "calibration_slope" and np.isfinite(slope):
+                figures["val/teacher_slope"] = slope
+        return figures
 
 
 def _likeness(predicted: Tensor, target: Tensor) -> dict[str, float]:
@@ -75,20 +118,21 @@ def measure_variance(prior: Prior, train_target: Tensor, held_out: PairTensors) 
     """Return v_n at evenly spaced timesteps, measured on held-out pairs with the prior's (averaged) weights.
 
     Args:
-        prior: as it will be sampled; its guidance weight is the one the table holds for.
+        prior: as it will be sampled. The table is measured at guidance 1, the only weight at which x0hat is a
+            posterior mean and its squared error the posterior's variance.
         train_target: (N, D) standardised training targets, for the bound.
         held_out: pairs the weights were not fitted on.
     """
-    settings, schedule, guidance = prior.config.training, prior.schedule, prior.config.process.guidance
+    settings, schedule = prior.config.training, prior.schedule
     nodes = even_trajectory(schedule.timesteps, min(settings.variance_nodes, schedule.timesteps))
     draws, (count, dim) = settings.variance_draws, held_out.target.shape
     keyed = KeyedNoise(settings.seed, VARIANCE)
     x0 = held_out.target.repeat_interleave(draws, dim=0)
-    denoise = prior.denoiser(held_out.condition, held_out.visible, draws, guidance)
+    denoise = prior.denoiser(held_out.condition, held_out.visible, draws, GUIDANCE)
     error = np.empty((len(nodes), dim))
     for row, n in enumerate(nodes):
         noise = torch.from_numpy(keyed_normal(keyed, n, range(count), (draws, dim))).flatten(0, 1).to(x0.device)
         x = add_noise(schedule, x0, noise, torch.full((len(x0),), n, device=x0.device))
         error[row] = (denoise(x, n) - x0).double().square().mean(dim=0).cpu().numpy()
     spread = train_target.double().var(dim=0, correction=0).cpu().numpy()
-    return VarianceTable(np.array(nodes, dtype=np.int64), error, spread, guidance)
+    return VarianceTable(np.array(nodes, dtype=np.int64), error, spread, GUIDANCE)

@@ -26,6 +26,10 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "process.null": ({}, "both"),
     "process.guidance": ({}, 1.5), "objective.l2": ({}, 0.5), "objective.bce": ({}, 0.3),
     "objective.bce_target": ({"objective.bce": 0.3}, "labels"), "objective.min_snr_gamma": ({}, 1.0),
+    "objective.aft": ({"objective.aft_groups": 2}, 0.3),
+    "objective.aft_groups": ({"objective.aft": 0.3, "objective.aft_groups": 2}, 3), "objective.proto": ({}, 0.3),
+    "objective.contrastive": ({}, 0.3),
+    "objective.contrastive_margin": ({"objective.contrastive": 0.3}, 0.5),
     "training.steps": ({}, 30), "training.batch": ({}, 4), "training.lr": ({}, 2e-3),
     "training.weight_decay": ({}, 5.0), "training.betas": ({}, (0.5, 0.9)), "training.warmup": ({}, 15),
     "training.clip": ({}, 1e-3), "training.ema": ({}, 0.0), "training.precision": ({}, "bf16"),
@@ -77,11 +81,11 @@ def outcome(config: PriorConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> 
     labelled = [
         type(part)(**{**part.__dict__, "labels": (part.target[:, 0] > 3).astype(float)}) for part in pairs
     ]
-    prior: Prior = train_prior(*labelled, config, out, head=Head(), show_progress=False)
+    prior: Prior = train_prior(*labelled, config, out, teacher=Head(), show_progress=False)
     monkeypatch.undo()
     assert prior.variance is not None
     metrics = [line for line in (out / "metrics.jsonl").read_text().splitlines() if "validation" in line]
-    drawn = prior.sample(pairs[1].condition, 2, steps=4)
+    drawn = prior.sample(pairs[1].condition, 2, "ddpm_small", steps=4)
     return [*prior.network.state_dict().values(), prior.variance.error, drawn, metrics, saved]
 
 
@@ -101,10 +105,21 @@ def test_every_field_has_a_case_here() -> None:
     assert sorted(fields(PriorConfig)) == sorted(CHANGES)
 
 
+@pytest.fixture(scope="module")
+def bases() -> dict[str, list[Any]]:
+    """What unchanged settings give, made once."""
+    return {}
+
+
 @pytest.mark.parametrize("name", sorted(CHANGES))
-def test_the_field_changes_what_comes_out(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_field_changes_what_comes_out(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bases: dict[str, list[Any]]
+) -> None:
     shared, value = CHANGES[name]
-    base = outcome(settings(shared), tmp_path / "base", monkeypatch)
+    key = repr(shared)
+    if key not in bases:
+        bases[key] = outcome(settings(shared), tmp_path / "base", monkeypatch)
+    base = bases[key]
     changed = outcome(settings({**shared, name: value}), tmp_path / "changed", monkeypatch)
     assert not equal(base, changed)
 

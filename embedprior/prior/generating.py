@@ -1,0 +1,100 @@
+"""From conditions to samples: guided denoising with the condition encoded once, and the drawing of many samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embedprior.prior.config import ProcessConfig
+from embedprior.prior.diffusion import Schedule, to_x0
+from embedprior.prior.network import Prefix, PriorNetwork
+from embedprior.prior.noise import KeyedNoise, keyed_normal
+from embedprior.prior.sampling import ReverseStep, run
+
+Denoise = Callable[[Tensor, int], Tensor]
+
+NOISE_AHEAD = 2**25
+"""Numbers of a trajectory's noise that are drawn ahead: 128 MB."""
+
+
+def denoiser(
+    network: PriorNetwork,
+    process: ProcessConfig,
+    schedule: Schedule,
+    tokens: Tensor,
+    mask: Tensor | None,
+    samples: int,
+    guidance: float,
+) -> Denoise:
+    """Return (x (cases · samples, D), n) ↦ x0hat, float32, with the conditions encoded once.
+
+    Args:
+        network: of the prior.
+        process, schedule: it was trained with.
+        tokens: (cases, C, Dc) standardised condition tokens.
+        mask: (cases, C) or None.
+        samples: rows per case, next to each other.
+        guidance: w in null + w · (conditional - null); any w but 1 costs a second pass when the null branch keeps
+            the noised target, and one extra row when it does not.
+    """
+    both = process.null == "both"
+    with torch.inference_mode():
+        prefix = network.encode(tokens, mask).repeat(samples)
+        null = None
+        if guidance != 1.0:
+            # Without condition and target the null branch knows only the timestep: one row serves all.
+            few = slice(0, 1) if both else slice(None)
+            hidden = None if mask is None else mask[few]
+            null = network.encode(tokens[few], hidden, torch.ones(len(tokens[few]), dtype=torch.bool).to(tokens.device))
+            null = null if both else null.repeat(samples)
+
+    def call(prefix: Prefix, x: Tensor, n: int, drop_target: bool) -> Tensor:
+        drop = torch.ones(len(x), dtype=torch.bool, device=x.device) if drop_target else None
+        # One timestep for all rows: its token is made once and shared.
+        clock = torch.full((1,), n, device=x.device)
+        return network.step(prefix, x.to(network.query.dtype), clock, drop).float()
+
+    @torch.inference_mode()
+    def denoise(x: Tensor, n: int) -> Tensor:
+        output = call(prefix, x, n, drop_target=False)
+        if null is not None:
+            base = call(null, x[:1] if both else x, n, drop_target=both)
+            output = base + guidance * (output - base)
+        return to_x0(schedule, process.prediction, output, x, torch.full((len(x),), n))
+
+    return denoise
+
+
+def draw(
+    denoise_part: Callable[[slice], Denoise],
+    reverse: Sequence[ReverseStep],
+    cases: int,
+    samples: int,
+    dim: int,
+    noise: KeyedNoise,
+    device: torch.device,
+) -> NDArray[np.float32]:
+    """Return (cases, samples, D) standardised samples, all samples of a case in one batch.
+
+    Args:
+        denoise_part: rows ↦ their denoiser.
+        reverse: the plan.
+        cases, samples, dim: sizes.
+        noise: sample m of case i reads stream (m, i), so that neither batch mates nor M change it.
+        device: of the network.
+    """
+    draws = 1 + (len(reverse) if any(step.sigma.any() for step in reverse) else 0)
+    at_once = max(1, NOISE_AHEAD // (draws * dim * samples))
+    out = np.empty((cases, samples, dim), dtype=np.float32)
+    for start in range(0, cases, at_once):
+        rows = range(start, min(start + at_once, cases))
+        drawn = np.stack([keyed_normal(noise, m, rows, (draws, dim)) for m in range(samples)], axis=1)
+        ahead = torch.from_numpy(drawn).flatten(0, 1).to(device)
+        denoise = denoise_part(slice(rows.start, rows.stop))
+        found = run(reverse, denoise, lambda k, ahead=ahead: ahead[:, k])  # type: ignore[misc]
+        out[rows.start : rows.stop] = found.cpu().numpy().reshape(len(rows), samples, dim)
+    return out
