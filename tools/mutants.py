@@ -47,8 +47,8 @@ MUTANTS = (
     ),
     Mutant(
         "random scores",
-        "embedprior/students/plain.py",
-        "expit(predict(self.network, cases.cxr)[:, 0])",
+        "embedprior/students/student.py",
+        "expit(self.network.logits(cases).astype(np.float64))",
         "np.random.default_rng(0).random(len(cases))",
         "tests/students/test_methods.py",
     ),
@@ -68,8 +68,8 @@ MUTANTS = (
     ),
     Mutant(
         "distillation without T²",
-        "embedprior/students/distil.py",
-        "return temperature**2 * divergence.mean()",
+        "embedprior/students/losses.py",
+        "return (temperature**2 if squared else 1.0) * divergence.mean()",
         "return divergence.mean()",
         "tests/students/test_methods.py",
     ),

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from embedprior.errors import EmbedpriorError
+from embedprior.runs import seed_for
 
 _OPTIONAL = ("ct", "tokens", "pixels", "ct_mirrored")
 
@@ -168,3 +169,21 @@ class Method(Protocol):
         Raises:
             CannotFit: these cases do not allow it.
         """
+
+
+def shuffled_stage(stage: Stage, seed: int) -> Stage:
+    """Return the pairs with CT (and the CTs' own labels) permuted within each part: the null of every transfer.
+
+    Raises:
+        CtNotAvailable: there is no CT.
+    """
+    return Stage(_shuffled(stage.train, seed, "train"), _shuffled(stage.val, seed, "val"))
+
+
+def _shuffled(cases: Cases, seed: int, part: str) -> Cases:
+    order = np.random.default_rng(seed_for(seed, "shuffled pairs", cases.source, part)).permutation(len(cases))
+    mirrored = cases.ct_mirrored
+    return replace(
+        cases, ct=cases.paired_ct()[order], ct_label=cases.ct_label[order],
+        ct_mirrored=None if mirrored is None else mirrored[order],
+    )  # fmt: skip

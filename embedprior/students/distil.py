@@ -2,150 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
-import numpy as np
-from jaxtyping import Float
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from embedprior.students.base import Cases, FitData, Fitted
-from embedprior.students.plain import LogitStudent, labelled
-from embedprior.teachers.config import FitConfig
-from embedprior.teachers.fitting import Loss, fit, label_loss, new_mlp, predict, tensor
-
-
-def distillation_loss(teacher_logits: Float[np.ndarray, " cases"], temperature: float) -> Loss:
-    """Return T² · KL(teacher ‖ student) at temperature T (Hinton 2015, arXiv 1503.02531).
-
-    One logit z stands for the two-class logits (0, z).
-    """
-    logits = tensor(teacher_logits) / temperature
-
-    def loss(outputs: Tensor, rows: Tensor) -> Tensor:
-        wanted = logits[rows]
-        got = outputs[:, 0] / temperature
-        p = wanted.sigmoid()
-        divergence = p * (nn.functional.logsigmoid(wanted) - nn.functional.logsigmoid(got)) + (1 - p) * (
-            nn.functional.logsigmoid(-wanted) - nn.functional.logsigmoid(-got)
-        )
-        return temperature**2 * divergence.mean()
-
-    return loss
+from embedprior.students.base import FitData
+from embedprior.students.losses import hinton, label_loss, soft_label_loss
+from embedprior.students.network import StudentNetwork
+from embedprior.students.plain import CxrOnly
+from embedprior.students.student import StudentMethod
+from embedprior.students.training import Objective, Rows
 
 
-def mixed(first: Loss, second: Loss, share: float) -> Loss:
-    """Return ``(1 − share) · first + share · second``."""
-    return lambda outputs, rows: (1 - share) * first(outputs, rows) + share * second(outputs, rows)
+class LabelsAndLogits(Objective):
+    """(1 − share) · labels + share · distillation."""
+
+    def __init__(self, temperature: float, share: float) -> None:
+        super().__init__({"label": 1 - share, "kd": share})
+        self.temperature = temperature
+
+    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+        """Return ``label`` and ``kd``."""
+        return {
+            "label": label_loss(labelled.logits, labelled.label, labelled.weight),
+            "kd": hinton(pairs.logits, self.wanted(pairs), self.temperature),
+        }
+
+    def wanted(self, rows: Rows) -> Tensor:
+        """Return the teacher's logits."""
+        return rows.teacher
 
 
-def soft_loss(probabilities: Float[np.ndarray, " cases"]) -> Loss:
-    """Return binary cross-entropy against soft targets."""
-    targets = tensor(probabilities)
-    return lambda outputs, rows: nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], targets[rows])
+class LogitsOnly(Objective):
+    """Cross-entropy against the teacher's probability."""
+
+    reads_labels = False
+
+    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+        """Return ``soft``."""
+        return {"soft": soft_label_loss(pairs.logits, pairs.teacher)}
+
+
+class SameModality(LabelsAndLogits):
+    """Distillation from a radiograph model, which reads the very picture the student reads: flips agree."""
+
+    def __init__(self, teacher: StudentNetwork, temperature: float, share: float) -> None:
+        super().__init__(temperature, share)
+        self.teacher = teacher.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> SameModality:
+        """Change the mode of this module; the teacher stays without dropout."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def wanted(self, rows: Rows) -> Tensor:
+        """Return the radiograph teacher's logits."""
+        with torch.no_grad():
+            logits: Tensor = self.teacher(rows.inputs)[1]
+        return logits
 
 
 @dataclass(frozen=True)
-class HintonKd:
-    """Plain cross-modal logit distillation: labels, and the CT teacher's softened output, on the same pairs.
+class HintonKd(StudentMethod):
+    """Plain cross-modal logit distillation: the known labels, and the CT teacher's softened output on every pair.
 
     Attributes:
         temperature: 4 (the pilot study's protocol).
         soft_share: weight of the distillation term, 0.6 (the pilot study's protocol).
     """
 
-    fit_config: FitConfig = field(default_factory=FitConfig)
     temperature: float = 4.0
     soft_share: float = 0.6
     name: str = "hinton-kd"
-    needs_ct: bool = False
-    uses_ct: bool = True
 
-    def fit(self, data: FitData, seed: int) -> Fitted:
-        """Fit stage after stage (DRR–CT pairs first where there are any).
-
-        Raises:
-            CannotFit: no teacher, or one class only.
-        """
-        head = data.head()
-
-        def loss(cases: Cases) -> Loss:
-            soft = distillation_loss(head.logits(cases.paired_ct()), self.temperature)
-            return mixed(label_loss(cases.label), soft, self.soft_share)
-
-        labelled(data.target.train)
-        return _staged(data, loss, self.fit_config, seed)
+    def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
+        """Return both terms."""
+        return LabelsAndLogits(self.temperature, self.soft_share)
 
 
 @dataclass(frozen=True)
-class DirectHead:
+class DirectHead(StudentMethod):
     """Regress the CT head's probability straight from the radiograph, no label used.
 
     Over the same pairs it has the same optimum as the mean of the head over a perfect prior's samples, so it is
     the control a prior must match.
     """
 
-    fit_config: FitConfig = field(default_factory=FitConfig)
     name: str = "direct-head"
-    needs_ct: bool = False
-    uses_ct: bool = True
 
-    def fit(self, data: FitData, seed: int) -> Fitted:
-        """Fit stage after stage.
-
-        Raises:
-            CannotFit: no teacher.
-        """
-        head = data.head()
-        return _staged(
-            data, lambda cases: soft_loss(_sigmoid(head.logits(cases.paired_ct()))), self.fit_config, seed
-        )
+    def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
+        """Return the soft term alone."""
+        return LogitsOnly()
 
 
 @dataclass(frozen=True)
-class SameModalityKd:
+class SameModalityKd(StudentMethod):
     """Distillation from a radiograph teacher: the control for gains that owe nothing to CT.
+
+    It also learns from radiographs without a label, on which the radiograph teacher has a say.
 
     Attributes:
         teacher_width: hidden width of the radiograph teacher, as a multiple of the student's.
     """
 
-    fit_config: FitConfig = field(default_factory=FitConfig)
     temperature: float = 4.0
     soft_share: float = 0.6
     teacher_width: int = 4
     name: str = "same-modality-kd"
-    needs_ct: bool = False
     uses_ct: bool = False
+    needs_teacher: ClassVar[bool] = False
 
-    def fit(self, data: FitData, seed: int) -> Fitted:
-        """Fit the radiograph teacher, then the student, on the last stage.
-
-        Raises:
-            CannotFit: one class only.
-        """
-        train, val = labelled(data.target.train), data.target.val
-        val = val.take(np.flatnonzero(val.known))
-        wide = self.fit_config.model_copy(update={"hidden": self.fit_config.hidden * self.teacher_width})
-        teacher = new_mlp(train.cxr, 1, wide, seed)
-        fit(teacher, train.cxr, label_loss(train.label), val.cxr, label_loss(val.label), wide, seed)
-
-        def loss(cases: Cases) -> Loss:
-            soft = distillation_loss(predict(teacher, cases.cxr)[:, 0], self.temperature)
-            return mixed(label_loss(cases.label), soft, self.soft_share)
-
-        student = new_mlp(train.cxr, 1, self.fit_config, seed + 1)
-        fit(student, train.cxr, loss(train), val.cxr, loss(val), self.fit_config, seed + 1)
-        return LogitStudent(student)
-
-
-def _staged(data: FitData, loss: Callable[[Cases], Loss], config: FitConfig, seed: int) -> LogitStudent:
-    network = new_mlp(data.stages[0].train.cxr, 1, config, seed)
-    for number, stage in enumerate(data.stages):
-        network.fit_scale(tensor(stage.train.cxr))
-        fit(network, stage.train.cxr, loss(stage.train), stage.val.cxr, loss(stage.val), config, seed + number)
-    return LogitStudent(network)
-
-
-def _sigmoid(logits: Float[np.ndarray, " cases"]) -> Float[np.ndarray, " cases"]:
-    return np.asarray(1 / (1 + np.exp(-np.asarray(logits, dtype=np.float64))))
+    def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
+        """Fit the radiograph teacher on the labels, and return both terms."""
+        fit = self.budget.fit.model_copy(update={"hidden": self.budget.fit.hidden * self.teacher_width})
+        wide = replace(CxrOnly(), budget=self.budget.model_copy(update={"fit": fit}), inputs=self.inputs)
+        return SameModality(wide.trained(data, seed + 1)[0], self.temperature, self.soft_share)

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy.special import expit
+from torch import Tensor
 
-from embedprior.prior.config import PriorConfig, SamplerName, Source
+from embedprior.config import parse_config
+from embedprior.prior.config import ObjectiveConfig, PriorConfig, SamplerName, Source
 from embedprior.prior.data import PairArrays
-from embedprior.prior.model import Prior
+from embedprior.prior.model import Prior, new_network
 from embedprior.prior.training import train_prior
-from embedprior.runs import artifact, hash_array, hash_of, seed_for
-from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage
+from embedprior.runs import artifact, hash_array, hash_of, read_json, seed_for, write_json
+from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage, shuffled_stage
+from embedprior.students.config import Budget
+from embedprior.students.student import head_size, save_head
+from embedprior.students.training import Account, timed
+from embedprior.teachers.head import TeacherHead
 
-CODE_TAG = "prior-1"
+CODE_TAG = "prior-2"
 SET_ASIDE = 0.2
 """Share of the training patients that measure the variance and choose the step when no validation case is given."""
 
@@ -33,7 +43,7 @@ class PriorStudent:
         sampler: name of the sampler.
         steps: network calls per sample.
         seed: of the samples.
-        folder: where the prior is kept.
+        account: what the fit cost; None when it was read from a folder.
     """
 
     prior: Prior
@@ -42,7 +52,8 @@ class PriorStudent:
     sampler: SamplerName
     steps: int
     seed: int
-    folder: Path
+    account: Account | None = field(default=None, compare=False)
+    kind: ClassVar[str] = "prior"
 
     def generate(self, cases: Cases) -> Float[np.ndarray, "cases samples ct_dim"]:
         """Return samples of the CT embedding."""
@@ -56,24 +67,41 @@ class PriorStudent:
         logits = self.head.logits(drawn.reshape(-1, drawn.shape[-1]))
         return np.asarray(expit(logits.astype(np.float64)).reshape(drawn.shape[:2]).mean(axis=1))
 
+    def save(self, folder: Path) -> None:
+        """Write prior, head and how they are sampled (safetensors and JSON)."""
+        for name in ("prior", "head"):
+            (folder / name).mkdir(exist_ok=True)
+        self.prior.save(folder / "prior")
+        save_head(self.head, folder / "head")
+        settings = {"samples": self.samples, "sampler": self.sampler, "steps": self.steps, "seed": self.seed}
+        write_json(folder / "sampling.json", settings)
+
+    @classmethod
+    def load(cls, folder: Path) -> PriorStudent:
+        """Read a prior student back; runs no code from the files."""
+        prior, head = Prior.load(folder / "prior"), TeacherHead.load(folder / "head")
+        return cls(prior, head, **read_json(folder / "sampling.json"))
+
 
 @dataclass(frozen=True)
 class PriorMethod:
     """Train one prior stage after stage (pretraining on DRRs, fine-tuning on real radiographs).
 
+    It learns from every pair, labelled or not; labels are read by the objective terms that need them alone.
+
     Attributes:
-        stages: settings of each stage, first to last; the last one serves any further stage.
-        folder: root under which trained priors are kept as artifacts; None keeps them for this process only.
-        samples: CT embeddings drawn per case.
-        sampler: see ``embedprior.prior``.
-        steps: network calls per sample.
+        budget: settings of each stage, and how the prior is sampled.
+        objective: weights of the losses over those of the budget's stages (see ``prior.config.ObjectiveConfig``).
+        pretraining: learn from the DRR–CT pairs first, where there are any.
+        shuffled: the null control. Training and validation pairs are shuffled between patients, in every stage; the
+            radiographs it scores are untouched. Scores above chance would mean that something other than the pairing
+            carries the label.
     """
 
-    stages: tuple[PriorConfig, ...] = field(default_factory=lambda: (PriorConfig(),))
-    folder: Path | None = None
-    samples: int = 8
-    sampler: SamplerName = "analytic"
-    steps: int = 64
+    budget: Budget = field(default_factory=Budget)
+    objective: Mapping[str, Any] = field(default_factory=dict)
+    pretraining: bool = True
+    shuffled: bool = False
     name: str = "prior"
     needs_ct: bool = False
     uses_ct: bool = True
@@ -82,50 +110,64 @@ class PriorMethod:
         """Train the prior; one that was trained on the same pairs with the same settings is reused.
 
         Raises:
-            CannotFit: there is no teacher head to score the samples with.
+            CannotFit: there is no teacher head to score the samples with, or no label that the objective needs.
         """
-        head = data.head()
-        root = self.folder if self.folder is not None else Path(tempfile.mkdtemp(prefix="embedprior-"))
+        started = timed()
+        head, kept = data.head(), self.budget.artifacts
+        root = kept if kept is not None else Path(tempfile.mkdtemp(prefix="embedprior-"))
         before: Path | None = None
-        for number, stage in enumerate(data.stages):
-            config = self.stages[min(number, len(self.stages) - 1)]
-            before = self._train(self.pairs_of(stage, seed), config, seed, root, before)
+        steps = 0
+        for number, stage in enumerate(data.stages if self.pretraining else data.stages[-1:]):
+            config = self._config(min(number, len(self.budget.stages) - 1))
+            steps += config.training.steps
+            pairs = shuffled_stage(stage, seed) if self.shuffled else stage
+            before = self._train(pairs, config, head, seed, root, before)
         assert before is not None
+        prior = Prior.load(before)
+        if kept is None:
+            shutil.rmtree(root)
+        trainable = sum(p.numel() for p in prior.network.parameters())
+        names = tuple(n for n in ("l2", *prior.config.objective.bends) if n != "l2" or prior.config.objective.l2)
+        account = Account(trainable, trainable + head_size(head), steps, timed() - started, names)
+        budget = self.budget
         return PriorStudent(
-            Prior.load(before), head, self.samples, self.sampler, self.steps, seed_for(seed, "samples"), before
+            prior, head, budget.samples, budget.sampler, budget.steps, seed_for(seed, "samples"), account
         )
 
-    def pairs_of(self, stage: Stage, seed: int) -> Stage:
-        """Return the pairs the prior is trained on."""
-        return stage
+    def parameters(self, data: FitData) -> tuple[int, int]:
+        """Return (trainable, total) for cases like these, without training."""
+        cases = data.target.train
+        with torch.device("meta"):
+            network = new_network(self._config(0), cases.cxr.shape[1], cases.paired_ct().shape[1], 1)
+        trainable = sum(p.numel() for p in network.parameters())
+        return trainable, trainable + head_size(data.teacher)
 
-    def _train(self, stage: Stage, config: PriorConfig, seed: int, root: Path, before: Path | None) -> Path:
+    def _config(self, stage: int) -> PriorConfig:
+        config = self.budget.stages[stage]
+        changed = {**config.objective.model_dump(), **self.objective}
+        return config.model_copy(update={"objective": parse_config(ObjectiveConfig, changed, self.name)})
+
+    def _train(
+        self, stage: Stage, config: PriorConfig, head: Head, seed: int, root: Path, before: Path | None
+    ) -> Path:
         config = config.model_copy(
             update={"training": config.training.model_copy(update={"seed": seed_for(seed, "prior") % 2**31})}
         )
         stage = stage if len(stage.val) else _set_aside(stage.train, seed)
-        train, val = _arrays(stage.train), _arrays(stage.val)
+        reads = config.objective
+        labels = reads.proto > 0 or (reads.bce > 0 and reads.bce_target == "labels")
+        if labels and len(np.unique(stage.train.label[stage.train.known])) < 2:
+            raise CannotFit(f"{self.name}: the labelled training pairs hold fewer than two classes")
+        train, val = (_arrays(cases, labels) for cases in (stage.train, stage.val))
         inputs = {"train": _digest(train), "val": _digest(val), "init": before.name if before else "none"}
+        if reads.bce > 0:
+            inputs["head"] = hash_array(head.logits(train.target))
+        teacher = cast(Callable[[Tensor], Tensor], head) if reads.bce > 0 else None
 
         def build(work: Path) -> None:
-            train_prior(train, val, config, work, init_from=before)
+            train_prior(train, val, config, work, init_from=before, teacher=teacher)
 
         return artifact("prior", inputs, config, CODE_TAG, build, root).path
-
-
-@dataclass(frozen=True)
-class ShuffledPriorMethod(PriorMethod):
-    """The null control: the same prior, its training and validation pairs shuffled between patients.
-
-    Shuffled in every stage and only inside the training fold; the radiographs it scores are untouched. Scores
-    above chance would mean that something other than the pairing carries the label.
-    """
-
-    name: str = "prior-shuffled"
-
-    def pairs_of(self, stage: Stage, seed: int) -> Stage:
-        """Return the pairs with CT embeddings permuted."""
-        return Stage(_shuffled(stage.train, seed, "train"), _shuffled(stage.val, seed, "val"))
 
 
 def _set_aside(cases: Cases, seed: int) -> Stage:
@@ -138,17 +180,14 @@ def _set_aside(cases: Cases, seed: int) -> Stage:
     return Stage(cases.take(np.flatnonzero(~is_aside)), cases.take(np.flatnonzero(is_aside)))
 
 
-def _shuffled(cases: Cases, seed: int, part: str) -> Cases:
-    rng = np.random.default_rng(seed_for(seed, "shuffled pairs", cases.source, part))
-    return replace(cases, ct=cases.paired_ct()[rng.permutation(len(cases))])
-
-
-def _arrays(cases: Cases) -> PairArrays:
+def _arrays(cases: Cases, labels: bool) -> PairArrays:
     return PairArrays(
         condition=np.asarray(cases.cxr, dtype=np.float32),
         target=np.asarray(cases.paired_ct(), dtype=np.float32),
         ids=list(cases.exam_ids),
         source=_source(cases),
+        labels=cases.label if labels else None,
+        patients=list(cases.patient_ids),
     )
 
 
@@ -157,4 +196,6 @@ def _source(cases: Cases) -> Source:
 
 
 def _digest(pairs: PairArrays) -> str:
-    return hash_of([pairs.source, pairs.ids, hash_array(pairs.condition), hash_array(pairs.target)])
+    labels = "" if pairs.labels is None else hash_array(pairs.labels)
+    patients = list(pairs.patients or [])
+    return hash_of([pairs.source, pairs.ids, patients, hash_array(pairs.condition), hash_array(pairs.target), labels])

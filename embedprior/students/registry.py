@@ -6,43 +6,17 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import Field
-
-from embedprior.config import Config
 from embedprior.errors import BadInput, choose
-from embedprior.prior.config import PriorConfig, SamplerName
 from embedprior.students.base import Method
-from embedprior.teachers.config import FitConfig
+from embedprior.students.config import Augmentation, Balance, Budget, InputKind
 
-InputKind = Literal["embedding", "tokens", "pixels"]
-Balance = Literal["none", "class-weights", "sampler"]
+__all__ = [
+    "DEGENERATE", "METHODS", "Augmentation", "Balance", "Budget", "InputKind", "MethodInfo", "build_method",
+    "create_method", "methods",
+]  # fmt: skip
 ENTRY_POINTS = "embedprior.methods"
-
-
-class Budget(Config):
-    """What every row of a comparison is given alike.
-
-    Attributes:
-        fit: size of the shared student network and of every other small network, and their optimisation.
-        balance: of the labelled cases, the same for every method: ``class-weights`` weighs their loss by
-            n / (2 · n_class), ``sampler`` draws both classes equally often.
-        stages: settings of the prior in each training stage, first to last; the last one serves any further stage.
-        artifacts: folder under which trained priors are kept; None keeps them for this process only.
-        samples: CT embeddings a prior draws per case.
-        sampler: see ``embedprior.prior``.
-        steps: network calls per sample.
-    """
-
-    fit: FitConfig = FitConfig()
-    balance: Balance = "none"
-    stages: tuple[PriorConfig, ...] = Field(default=(PriorConfig(),), min_length=1)
-    artifacts: Path | None = None
-    samples: int = Field(default=8, gt=0)
-    sampler: SamplerName = "analytic"
-    steps: int = Field(default=64, gt=0)
 
 
 @dataclass(frozen=True)
@@ -60,7 +34,7 @@ class MethodInfo:
         needs_teacher: it can't be fitted without a CT teacher head.
         reconstruction: a detail that its paper does not give was filled in (the docstring says which).
         role: ``row`` of a paper, ``control``, or ``oracle``.
-        takes: which part of the budget it reads (both priors and students may be cut short by ``fit``).
+        takes: which part of the budget it reads: the student's (``fit``), the prior's, or none.
         options: settings of its class that make it this row.
     """
 
@@ -83,44 +57,132 @@ def _table(*infos: MethodInfo) -> dict[str, MethodInfo]:
 
 
 _HERE = "embedprior.students"
+_ANY: tuple[InputKind, ...] = ("embedding", "tokens", "pixels")
+_PILOT = "pilot study, arXiv 2603.29167"
 METHODS: dict[str, MethodInfo] = _table(
     MethodInfo(
         "cxr-only", "labels and radiographs only: the reference", "PE paper, CXR-only",
-        f"{_HERE}.plain:CxrOnly", uses_ct=False, needs_teacher=False,
+        f"{_HERE}.plain:CxrOnly", _ANY, uses_ct=False, needs_teacher=False,
     ),
     MethodInfo(
-        "ct-only", "the CT teacher on the true CT", "PE paper, CTPA-only",
-        f"{_HERE}.oracles:CtOnly", needs_ct=True, role="oracle", takes="nothing",
+        "hinton-kd", "labels, and the CT teacher's softened output", "Hinton 2015, arXiv 1503.02531",
+        f"{_HERE}.distil:HintonKd", _ANY,
     ),
     MethodInfo(
-        "late-fusion", "one network on both embeddings", "pilot study (arXiv 2603.29167)",
-        f"{_HERE}.oracles:LateFusion", needs_ct=True, needs_teacher=False, role="oracle",
+        "discom-kd", "disentangled parts of both modalities, no teacher", "BMVC 2024, arXiv 2408.07080",
+        f"{_HERE}.discom:DiscomKd", _ANY, needs_teacher=False,
     ),
     MethodInfo(
-        "same-modality-kd", "a wider radiograph teacher: gains without any CT", "pilot study (arXiv 2603.29167)",
-        f"{_HERE}.distil:SameModalityKd", uses_ct=False, needs_teacher=False, role="control",
+        "aft-kd", "attention ⊗ feature blocks of the CT embedding", "Yang 2023, Sci Rep 13:18369 (abstract)",
+        f"{_HERE}.features:AftKd", _ANY, reconstruction=True,
     ),
     MethodInfo(
-        "hinton-kd", "labels and the teacher's softened output", "Hinton 2015 (arXiv 1503.02531)",
-        f"{_HERE}.distil:HintonKd",
+        "proto-kd", "cosines to the class prototypes", "ICASSP 2023, arXiv 2303.09830",
+        f"{_HERE}.features:ProtoKd", _ANY,
     ),
     MethodInfo(
-        "direct-head", "the teacher's probability regressed, no labels: what a prior must match", "control",
-        f"{_HERE}.distil:DirectHead", role="control",
+        "contrastive-kd", "near the own CT, a margin from other patients'", "Hadsell 2006; PE paper, contrastive",
+        f"{_HERE}.features:ContrastiveKd", _ANY, needs_teacher=False, reconstruction=True,
     ),
     MethodInfo(
-        "ridge-head", "ridge regression of the CT embedding, then the head", "control",
-        f"{_HERE}.regression:RidgeHead", role="control", takes="nothing",
+        "fitnets", "a linear map of the student's features hits the CT embedding", "Romero 2015, arXiv 1412.6550",
+        f"{_HERE}.features:FitNets", _ANY, needs_teacher=False,
+    ),
+    MethodInfo(
+        "clip-alignment", "InfoNCE to frozen CT embeddings, then a linear probe", "X2CT-CLIP, arXiv 2503.02162",
+        f"{_HERE}.alignment:ClipAlignment", _ANY, needs_teacher=False,
     ),
     MethodInfo(
         "prior", "mean of the head over samples of p(z_CT | z_CXR)", "PE paper, L2",
         f"{_HERE}.prior_method:PriorMethod", takes="prior",
     ),
     MethodInfo(
-        "prior-shuffled", "the prior trained on pairs shuffled between patients", "control",
-        f"{_HERE}.prior_method:ShuffledPriorMethod", role="control", takes="prior",
+        "prior-l2-bce", "the prior with the head's cross-entropy (0.8 / 0.2)", "PE paper, L2 + BCE",
+        f"{_HERE}.prior_method:PriorMethod", takes="prior", options={"objective": {"l2": 0.8, "bce": 0.2}},
+    ),
+    MethodInfo(
+        "prior-l2-aft", "the prior with attention blocks", "PE paper, L2 + AFT",
+        f"{_HERE}.prior_method:PriorMethod", reconstruction=True, takes="prior",
+        options={"objective": {"l2": 0.8, "aft": 0.2}},
+    ),
+    MethodInfo(
+        "prior-l2-proto", "the prior with cosines to the prototypes", "PE paper, L2 + Proto",
+        f"{_HERE}.prior_method:PriorMethod", reconstruction=True, takes="prior",
+        options={"objective": {"l2": 0.8, "proto": 0.2}},
+    ),
+    MethodInfo(
+        "prior-contrastive", "the prior with the margin loss in place of L2", "PE paper, contrastive",
+        f"{_HERE}.prior_method:PriorMethod", reconstruction=True, takes="prior",
+        options={"objective": {"l2": 0.0, "contrastive": 1.0}},
+    ),
+    MethodInfo(
+        "prior-no-pretraining", "the prior without the DRR stage", "PE paper, no pretraining",
+        f"{_HERE}.prior_method:PriorMethod", takes="prior", options={"pretraining": False},
+    ),
+    MethodInfo(
+        "direct-head", "the teacher's probability regressed, no labels: what a prior must match", "control",
+        f"{_HERE}.distil:DirectHead", _ANY, role="control",
+    ),
+    MethodInfo(
+        "ridge-head", "ridge regression of the CT embedding, then the head", "control",
+        f"{_HERE}.regression:RidgeHead", role="control", takes="nothing",
+    ),
+    MethodInfo(
+        "kernel-ridge-head", "kernel ridge regression of the CT embedding, then the head", "control",
+        f"{_HERE}.regression:KernelRidgeHead", role="control", takes="nothing",
+    ),
+    MethodInfo(
+        "mlp-head", "a network's regression of the CT embedding, then the head", "control",
+        f"{_HERE}.regression:MlpHead", role="control",
+    ),
+    MethodInfo(
+        "knn-head", "the head's mean over the CTs of the nearest radiographs", "control",
+        f"{_HERE}.retrieval:KnnHead", role="control", takes="nothing",
+    ),
+    MethodInfo(
+        "logistic", "logistic regression on the radiograph's embedding", "control",
+        f"{_HERE}.controls:Logistic", uses_ct=False, needs_teacher=False, role="control", takes="nothing",
+    ),
+    MethodInfo(
+        "same-modality-kd", "a wider radiograph teacher: gains without any CT", _PILOT,
+        f"{_HERE}.distil:SameModalityKd", _ANY, uses_ct=False, needs_teacher=False, role="control",
+    ),
+    MethodInfo(
+        "direct-head-shuffled", "direct-head on pairs shuffled between patients", "control",
+        f"{_HERE}.distil:DirectHead", _ANY, role="control", options={"shuffled": True},
+    ),
+    MethodInfo(
+        "ridge-head-shuffled", "ridge-head on pairs shuffled between patients", "control",
+        f"{_HERE}.regression:RidgeHead", role="control", takes="nothing", options={"shuffled": True},
+    ),
+    MethodInfo(
+        "prior-shuffled", "the prior on pairs shuffled between patients", "control",
+        f"{_HERE}.prior_method:PriorMethod", role="control", takes="prior", options={"shuffled": True},
+    ),
+    MethodInfo(
+        "label-permutation", "cxr-only on labels permuted between patients", "control",
+        f"{_HERE}.controls:LabelPermutation", _ANY, uses_ct=False, needs_teacher=False, role="control",
+    ),
+    MethodInfo(
+        "constant", "the training share of positives, for everybody", "control",
+        f"{_HERE}.controls:ConstantMethod", uses_ct=False, needs_teacher=False, role="control", takes="nothing",
+    ),
+    MethodInfo(
+        "ct-only", "the CT teacher on the true CT", "PE paper, CTPA-only",
+        f"{_HERE}.oracles:CtOnly", needs_ct=True, role="oracle", takes="nothing",
+    ),
+    MethodInfo(
+        "late-fusion", "one network on both embeddings", _PILOT,
+        f"{_HERE}.oracles:LateFusion", needs_ct=True, needs_teacher=False, role="oracle",
     ),
 )  # fmt: skip
+
+DEGENERATE = {
+    "dkd": "with two classes the non-target term of DKD is 0 and has no gradient: it is 'hinton-kd'",
+    "dist": "with two classes DIST's inter-class correlation is ±1 for every case and has no gradient; only its "
+    "intra-class term is left, a correlation of logits over the batch. Use 'hinton-kd'",
+}
+"""Methods that two classes reduce to another one: refused by name, with the reason (the losses' tests show it)."""
 
 
 def methods() -> dict[str, MethodInfo]:
@@ -149,37 +211,27 @@ def build_method(name: str, budget: Budget | None = None, **options: Any) -> Met
         options: settings of the method itself, over those of its registry entry.
 
     Raises:
-        BadInput: unknown name, or an option it does not take.
+        BadInput: unknown or degenerate name, an input the method can't read, or an option it does not take.
     """
+    if name in DEGENERATE:
+        raise BadInput(f"method '{name}': {DEGENERATE[name]}. Next: embedprior methods")
     info = choose("method", name, methods())
-    share = _share(info, budget or Budget())
-    return _made(info, {**share, **info.options, **options})
-
-
-def create_method(name: str, **options: Any) -> Method:
-    """Return a method from its own settings (no shared budget).
-
-    Raises:
-        BadInput: unknown name, or an option it does not take.
-    """
-    info = choose("method", name, methods())
-    return _made(info, {**info.options, **options})
-
-
-def _share(info: MethodInfo, budget: Budget) -> dict[str, Any]:
-    if info.takes == "nothing":
-        return {}
-    if info.takes == "fit":
-        return {"fit_config": budget.fit}
-    return {
-        "stages": budget.stages, "folder": budget.artifacts, "samples": budget.samples, "sampler": budget.sampler,
-        "steps": budget.steps,
-    }  # fmt: skip
-
-
-def _made(info: MethodInfo, settings: Mapping[str, Any]) -> Method:
+    kind = options.get("inputs", "embedding")
+    if kind not in info.inputs:
+        raise BadInput(f"method '{name}' can't read {kind}. Allowed: {', '.join(info.inputs)}.")
+    if info.inputs == ("embedding",):
+        options.pop("inputs", None)
+    settings = {"name": info.name, "budget": budget or Budget(), **info.options, **options}
     module, _, attribute = info.build.partition(":")
     try:
         return cast(Method, getattr(importlib.import_module(module), attribute)(**settings))
     except TypeError as error:
-        raise BadInput(f"method '{info.name}': {error}") from error
+        raise BadInput(f"method '{name}': {error}") from error
+
+
+def create_method(name: str, **options: Any) -> Method:
+    """Return a method from single settings of its budget and its own; see ``build_method``."""
+    moved = {"fit_config": "fit", "folder": "artifacts"}
+    names = {"fit_config", "folder", *Budget.model_fields}
+    share = {moved.get(key, key): options.pop(key) for key in list(options) if key in names}
+    return build_method(name, Budget(**share), **options)

@@ -1,45 +1,92 @@
-"""Linear regression of the CT embedding, scored by the teacher head: the simplest way to transfer."""
+"""Regression of the CT embedding, scored by the teacher head: the simplest ways to transfer.
+
+With pretraining pairs every stage regresses what the stages before left over, so a stage can only correct them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import expit
+from sklearn.kernel_ridge import KernelRidge
 
-from embedprior.students.base import Cases, FitData, Fitted, Head, Stage
-
-
-@dataclass(frozen=True)
-class LinearMap:
-    """Sum of ridge regressions, each on its own standardised input: one per stage."""
-
-    terms: tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], ...]
-
-    def __call__(self, cxr: Float[np.ndarray, "cases cxr_dim"]) -> Float[np.ndarray, "cases ct_dim"]:
-        """Return the predicted CT embeddings."""
-        each = [((cxr - mean) / scale) @ weights + offset for mean, scale, weights, offset in self.terms]
-        return np.asarray(np.sum(each, axis=0))
-
-
-@dataclass(frozen=True)
-class RidgeStudent:
-    """Linear map, then the teacher head."""
-
-    regression: LinearMap
-    head: Head
-
-    def scores(self, cases: Cases) -> Float[np.ndarray, " cases"]:
-        """Return the head's probability at the predicted CT embedding."""
-        return np.asarray(expit(self.head.logits(self.regression(cases.cxr))), dtype=np.float64)
+from embedprior.students.base import Cases, FitData, Stage, shuffled_stage
+from embedprior.students.config import Budget
+from embedprior.students.regressors import (
+    Affine,
+    Array,
+    Kernel,
+    Network,
+    RegressionStudent,
+    Term,
+    size_of,
+    standard,
+    summed,
+)
+from embedprior.students.student import head_size
+from embedprior.students.training import Account, timed
+from embedprior.teachers.fitting import fit, new_mlp, tensor
 
 
 @dataclass(frozen=True)
-class RidgeHead:
-    """Ridge regression z_CXR → z_CT and the frozen CT head.
+class RegressionMethod:
+    """Base of the regressions; a subclass gives ``term``.
 
-    With pretraining pairs the second stage regresses what the first one left over, so it can only correct it.
+    Attributes:
+        budget: the same for every row.
+        pretraining: learn from the DRR–CT pairs first, where there are any.
+        shuffled: the null control: pairs shuffled between patients.
+    """
+
+    budget: Budget = field(default_factory=Budget)
+    pretraining: bool = True
+    shuffled: bool = False
+    name: str = ""
+    needs_ct: bool = False
+    uses_ct: bool = True
+
+    def term(self, stage: Stage, wanted: Array, val_wanted: Array, seed: int) -> Affine | Kernel | Network:
+        """Return one stage's regression.
+
+        Args:
+            stage: cases.
+            wanted: what is to be predicted for ``stage.train``, (cases, ct_dim).
+            val_wanted: the same for ``stage.val``, which chooses settings; may be empty.
+            seed: of anything random.
+        """
+        raise NotImplementedError
+
+    def fit(self, data: FitData, seed: int) -> RegressionStudent:
+        """Fit stage after stage.
+
+        Raises:
+            CannotFit: there is no teacher.
+        """
+        started, head = timed(), data.head()
+        terms: tuple[Affine | Kernel | Network, ...] = ()
+        for number, stage in enumerate(data.stages if self.pretraining else data.stages[-1:]):
+            pairs = shuffled_stage(stage, seed) if self.shuffled else stage
+            left = [_left_over(cases, terms) for cases in (pairs.train, pairs.val)]
+            terms = (*terms, self.term(pairs, left[0], left[1], seed + number))
+        trainable = sum(size_of(term) for term in terms)
+        steps = self.budget.fit.steps * sum(isinstance(t, Network) for t in terms)
+        account = Account(trainable, trainable + head_size(head), steps, timed() - started, ("squared error",))
+        return RegressionStudent(terms, head, account)
+
+    def parameters(self, data: FitData) -> tuple[int, int]:
+        """Return (trainable, total) for cases like these: those of a fit on a few of them."""
+        few = self.budget.fit.model_copy(update={"steps": 1})
+        account = replace(self, budget=self.budget.model_copy(update={"fit": few})).fit(data, 0).account
+        assert account is not None
+        return account.trainable, account.total
+
+
+@dataclass(frozen=True)
+class RidgeHead(RegressionMethod):
+    """Ridge regression z_CXR → z_CT in closed form, and the frozen CT head.
 
     Attributes:
         penalties: candidates; the one with the least squared error on the validation pairs is taken.
@@ -49,41 +96,74 @@ class RidgeHead:
     penalties: tuple[float, ...] = tuple(10.0**k for k in range(-1, 6))
     fixed_penalty: float = 100.0
     name: str = "ridge-head"
-    needs_ct: bool = False
-    uses_ct: bool = True
 
-    def fit(self, data: FitData, seed: int) -> Fitted:
-        """Fit in closed form; ``seed`` changes nothing.
+    def term(self, stage: Stage, wanted: Array, val_wanted: Array, seed: int) -> Affine:
+        """Return the least-squares map with an L2 penalty on standardised inputs; ``seed`` changes nothing."""
+        mean, scale = standard(stage.train.cxr)
+        offset = wanted.mean(0)
+        left, values, right = np.linalg.svd((stage.train.cxr - mean) / scale, full_matrices=False)
+        rotated = left.T @ (wanted - offset)
 
-        Raises:
-            CannotFit: there is no teacher.
-        """
-        head = data.head()
-        regression = LinearMap(())
-        for stage in data.stages:
-            regression = LinearMap((*regression.terms, self._term(stage, regression)))
-        return RidgeStudent(regression, head)
+        def at(penalty: float) -> Affine:
+            weights = right.T @ ((values / (values**2 + penalty))[:, None] * rotated)
+            return Affine(mean, scale, weights, offset)
 
-    def _term(self, stage: Stage, before: LinearMap) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        inputs = stage.train.cxr.astype(np.float64)
-        residual = self._left_over(stage.train, before)
-        mean, spread = inputs.mean(0), inputs.std(0)
-        scale = np.where(spread > 1e-6, spread, 1.0)
-        standard, offset = (inputs - mean) / scale, residual.mean(0)
-        left, values, right = np.linalg.svd(standard, full_matrices=False)
-        rotated = left.T @ (residual - offset)
+        return at(_least(self.penalties, lambda p: at(p)(stage.val.cxr), val_wanted, self.fixed_penalty))
 
-        def weights(penalty: float) -> np.ndarray:
-            return np.asarray(right.T @ ((values / (values**2 + penalty))[:, None] * rotated))
 
-        penalty = self.fixed_penalty
-        if len(stage.val):
-            wanted = self._left_over(stage.val, before) - offset
-            seen = (stage.val.cxr - mean) / scale
-            penalty = min(self.penalties, key=lambda p: float(((seen @ weights(p) - wanted) ** 2).sum()))
-        return mean, scale, weights(penalty), offset
+@dataclass(frozen=True)
+class KernelRidgeHead(RegressionMethod):
+    """Kernel ridge regression z_CXR → z_CT (Gaussian kernel), and the frozen CT head.
 
-    @staticmethod
-    def _left_over(cases: Cases, before: LinearMap) -> Float[np.ndarray, "cases ct_dim"]:
-        target = cases.paired_ct().astype(np.float64)
-        return target - before(cases.cxr) if before.terms else target
+    Attributes:
+        widths: kernel widths γ, as multiples of 1 / (2 · cxr_dim); with each penalty a candidate.
+        penalties: candidates; the validation pairs choose.
+        fixed: width and penalty taken when there is no validation pair.
+    """
+
+    widths: tuple[float, ...] = (0.1, 0.3, 1.0)
+    penalties: tuple[float, ...] = (0.03, 0.3, 3.0, 30.0)
+    fixed: tuple[float, float] = (0.3, 3.0)
+    name: str = "kernel-ridge-head"
+
+    def term(self, stage: Stage, wanted: Array, val_wanted: Array, seed: int) -> Kernel:
+        """Return the regression; ``seed`` changes nothing."""
+        mean, scale = standard(stage.train.cxr)
+        x, offset = (stage.train.cxr - mean) / scale, wanted.mean(0)
+
+        def at(pair: tuple[float, float]) -> Kernel:
+            gamma = pair[0] / (2 * x.shape[1])
+            dual = KernelRidge(alpha=pair[1], kernel="rbf", gamma=gamma).fit(x, wanted - offset).dual_coef_
+            return Kernel(mean, scale, x, np.asarray(dual), np.array(gamma), offset)
+
+        pairs = [(width, penalty) for width in self.widths for penalty in self.penalties]
+        return at(_least(pairs, lambda p: at(p)(stage.val.cxr), val_wanted, self.fixed))
+
+
+@dataclass(frozen=True)
+class MlpHead(RegressionMethod):
+    """A network of the student's size regresses z_CT, and the frozen CT head scores it; the diffusion prior's L2 term
+    without the diffusion."""
+
+    name: str = "mlp-head"
+
+    def term(self, stage: Stage, wanted: Array, val_wanted: Array, seed: int) -> Network:
+        """Return the network with the least squared error on the validation pairs."""
+        mean, spread = standard(wanted)
+        config = self.budget.fit
+        network = new_mlp(stage.train.cxr, wanted.shape[1], config, seed)
+        targets = [tensor((w - mean) / spread) for w in (wanted, val_wanted)]
+        losses = [lambda out, rows, t=t: (out - t[rows]).square().mean() for t in targets]
+        fit(network, stage.train.cxr, losses[0], stage.val.cxr, losses[1], config, seed)
+        return Network(network, mean, spread, config)
+
+
+def _left_over(cases: Cases, before: Sequence[Term]) -> Float[Array, "cases ct_dim"]:
+    target = cases.paired_ct().astype(np.float64)
+    return target - summed(before, cases.cxr) if before and len(cases) else target
+
+
+def _least(candidates: Sequence[Any], predict_at: Callable[[Any], Array], wanted: Array, fixed: Any) -> Any:
+    if not len(wanted):
+        return fixed
+    return min(candidates, key=lambda c: float(((predict_at(c) - wanted) ** 2).sum()))

@@ -16,9 +16,10 @@ from scipy.stats import entropy
 from sklearn.metrics import roc_auc_score
 
 from embedprior.students.base import CannotFit, Cases, CtNotAvailable, FitData, Stage
-from embedprior.students.distil import distillation_loss
+from embedprior.students.losses import hinton
 from embedprior.students.registry import METHODS, create_method
-from embedprior.students.regression import LinearMap, RidgeHead
+from embedprior.students.regression import RidgeHead
+from embedprior.students.regressors import summed
 from embedprior.teachers.config import FitConfig
 from embedprior.teachers.head import train_head
 
@@ -115,11 +116,11 @@ def test_distillation_loss_is_temperature_squared_kl() -> None:
     teacher, student, temperature = np.array([1.5, -2.0, 0.3]), np.array([0.2, 0.4, -1.0]), 4.0
     p, q = expit(teacher / temperature), expit(student / temperature)
     expected = temperature**2 * np.mean([entropy([a, 1 - a], [b, 1 - b]) for a, b in zip(p, q, strict=True)])
-    outputs = torch.tensor(student[:, None], dtype=torch.float32, requires_grad=True)
-    loss = distillation_loss(teacher, temperature)(outputs, torch.arange(3))
+    outputs = torch.tensor(student, dtype=torch.float32, requires_grad=True)
+    loss = hinton(outputs, torch.tensor(teacher, dtype=torch.float32), temperature)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     (gradient,) = torch.autograd.grad(loss, outputs)
-    np.testing.assert_allclose(gradient[:, 0], temperature * (q - p) / 3, rtol=1e-4)
+    np.testing.assert_allclose(gradient, temperature * (q - p) / 3, rtol=1e-4)
 
 
 def test_ridge_solves_its_normal_equations(data: FitData) -> None:
@@ -135,12 +136,10 @@ def test_ridge_solves_its_normal_equations(data: FitData) -> None:
 def test_second_ridge_stage_corrects_the_first(data: FitData) -> None:
     first = Stage(cohort(200, 11, "d", "drr"), cohort(50, 12, "w", "drr"))
     two = FitData((first, data.target), data.teacher)
-    regression = RidgeHead().fit(two, 0).regression
-    before = LinearMap(regression.terms[:1])
-    val = data.target.val
-    error = lambda m: float(((m(val.cxr) - val.paired_ct()) ** 2).sum())  # noqa: E731
-    assert len(regression.terms) == 2
-    assert error(regression) <= error(before)
+    terms, val = RidgeHead().fit(two, 0).terms, data.target.val
+    assert len(terms) == 2
+    first_error, both_error = (((summed(t, val.cxr) - val.paired_ct()) ** 2).sum() for t in (terms[:1], terms))
+    assert both_error <= first_error
 
 
 def test_registry_resolves_every_name() -> None:

@@ -1,0 +1,169 @@
+"""Controls: what a comparison is worth nothing without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float
+from safetensors.numpy import load_file, save_file
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+
+from embedprior.runs import read_json, seed_for, write_json
+from embedprior.students.base import Cases, FitData, Fitted
+from embedprior.students.config import Balance, Budget
+from embedprior.students.plain import CxrOnly
+from embedprior.students.regressors import Array, standard
+from embedprior.students.student import LogitStudent, labelled
+from embedprior.students.training import Account, timed
+
+PENALTIES = tuple(10.0**k for k in range(-4, 3))
+FIXED_PENALTY = 0.01
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Score every case alike."""
+
+    value: float
+    account: Account | None = field(default=None, compare=False)
+    kind: ClassVar[str] = "constant"
+
+    def scores(self, cases: Cases) -> Float[np.ndarray, " cases"]:
+        """Return the value."""
+        return np.full(len(cases), self.value)
+
+    def save(self, folder: Path) -> None:
+        """Write the value."""
+        write_json(folder / "constant.json", {"value": self.value})
+
+    @classmethod
+    def load(cls, folder: Path) -> Constant:
+        """Read it back."""
+        return cls(**read_json(folder / "constant.json"))
+
+
+@dataclass(frozen=True)
+class ConstantMethod:
+    """The share of positives among the labelled training cases, for everybody: AUC ½, and the Brier score to beat."""
+
+    budget: Budget = field(default_factory=Budget)
+    name: str = "constant"
+    needs_ct: bool = False
+    uses_ct: bool = False
+
+    def fit(self, data: FitData, seed: int) -> Fitted:
+        """Count; ``seed`` changes nothing.
+
+        Raises:
+            CannotFit: one class only.
+        """
+        return Constant(float(labelled(data.target.train).label.mean()), Account(1, 1, 0, 0.0))
+
+    def parameters(self, data: FitData) -> tuple[int, int]:
+        """Return (1, 1)."""
+        return 1, 1
+
+
+@dataclass(frozen=True)
+class LinearStudent:
+    """Logistic regression on standardised embeddings."""
+
+    mean: Array
+    scale: Array
+    weights: Array
+    bias: Array
+    account: Account | None = field(default=None, compare=False)
+    kind: ClassVar[str] = "linear"
+
+    def scores(self, cases: Cases) -> Float[np.ndarray, " cases"]:
+        """Return the probability."""
+        return np.asarray(expit(((cases.cxr - self.mean) / self.scale) @ self.weights + self.bias))
+
+    def save(self, folder: Path) -> None:
+        """Write the coefficients (safetensors)."""
+        names = ("mean", "scale", "weights", "bias")
+        save_file({n: np.ascontiguousarray(getattr(self, n)) for n in names}, folder / "linear.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> LinearStudent:
+        """Read them back."""
+        arrays: dict[str, Any] = dict(load_file(folder / "linear.safetensors"))
+        return cls(**arrays)
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """L2-penalised logistic regression on z_CXR: no network, no CT."""
+
+    budget: Budget = field(default_factory=Budget)
+    name: str = "logistic"
+    needs_ct: bool = False
+    uses_ct: bool = False
+
+    def fit(self, data: FitData, seed: int) -> Fitted:
+        """Fit on the labelled radiographs of the last stage; the validation cases choose the penalty.
+
+        Raises:
+            CannotFit: one class only.
+        """
+        started, train, val = timed(), labelled(data.target.train), data.target.val
+        mean, scale = standard(train.cxr)
+        chosen = val.take(np.flatnonzero(val.known))
+        x, y = [((c.cxr - mean) / scale) for c in (train, chosen)], [train.label, chosen.label]
+        weights, bias = probe(x[0], y[0], x[1], y[1], self.budget.balance)
+        count = weights.size + 1
+        return LinearStudent(mean, scale, weights, bias, Account(count, count, 0, timed() - started, ("label",)))
+
+    def parameters(self, data: FitData) -> tuple[int, int]:
+        """Return (trainable, total) for cases like these."""
+        return (count := data.target.train.cxr.shape[1] + 1), count
+
+
+@dataclass(frozen=True)
+class LabelPermutation(CxrOnly):
+    """The X-ray-only student on training labels permuted between patients: what leaks in another way shows here."""
+
+    name: str = "label-permutation"
+
+    def fit(self, data: FitData, seed: int) -> Fitted:
+        """Permute the known labels of the training cases, then fit.
+
+        Raises:
+            CannotFit: one class only.
+        """
+        train = data.target.train
+        known = np.flatnonzero(train.known)
+        label = train.label.copy()
+        label[known] = label[np.random.default_rng(seed_for(seed, "label permutation")).permutation(known)]
+        target = replace(data.target, train=replace(train, label=label))
+        network, account = self.trained(replace(data, stages=(*data.stages[:-1], target)), seed)
+        return LogitStudent(network, account)
+
+
+def probe(
+    x: Float[Array, "cases dim"], label: Float[Array, " cases"], val_x: Float[Array, "others dim"],
+    val_label: Float[Array, " others"], balance: Balance,
+) -> tuple[Float[Array, " dim"], Float[Array, ""]]:  # fmt: skip
+    """Return weights and bias of a logistic regression; the penalty with the least validation cross-entropy is taken.
+
+    Without a validation case of either class the penalty is fixed (C = 0.01). ``class-weights`` and ``sampler`` both
+    weigh the classes alike here: there are no batches to draw.
+    """
+    weigh = "balanced" if balance != "none" else None
+
+    def at(inverse: float) -> LogisticRegression:
+        return LogisticRegression(C=inverse, class_weight=weigh, max_iter=1000).fit(x, label)
+
+    inverse = FIXED_PENALTY
+    if len(np.unique(val_label)) == 2:
+        def loss(c: float) -> float:
+            p = np.clip(at(c).predict_proba(val_x)[:, 1], 1e-6, 1 - 1e-6)
+            return float(-(val_label * np.log(p) + (1 - val_label) * np.log(1 - p)).mean())
+
+        inverse = min(PENALTIES, key=loss)
+    model = at(inverse)
+    return np.asarray(model.coef_[0]), np.asarray(model.intercept_[0])

@@ -1,0 +1,244 @@
+"""Students that imitate the CT embedding itself, beside the labels: AFT-KD, ProtoKD, contrastive, FitNets.
+
+The teacher's feature is z_CT, standardised on the training pairs of the last stage; labels and pairs are both used,
+so every pair counts, labelled or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from embedprior.students.base import FitData
+from embedprior.students.losses import (
+    attention_blocks,
+    contrastive,
+    hinton,
+    label_loss,
+    prototypes,
+    similarity_map,
+)
+from embedprior.students.network import StudentNetwork
+from embedprior.students.student import StudentMethod
+from embedprior.students.training import Objective, Rows
+from embedprior.teachers.fitting import tensor
+
+
+class StandardCt(nn.Module):
+    """z_CT with mean 0 and spread 1 by dimension, as measured on the training pairs."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, data: FitData) -> None:
+        super().__init__()
+        ct = tensor(data.target.train.paired_ct())
+        spread = ct.std(0, unbiased=False)
+        self.register_buffer("mean", ct.mean(0))
+        self.register_buffer("scale", torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+
+    @property
+    def dim(self) -> int:
+        """Length of z_CT."""
+        return self.mean.numel()
+
+    def forward(self, ct: Tensor) -> Tensor:
+        """Return it standardised."""
+        return (ct - self.mean) / self.scale
+
+
+class Projected(Objective):
+    """Base: the labels, and a projector W from the student's features to the CT embedding's space."""
+
+    def __init__(self, data: FitData, network: StudentNetwork, weights: Mapping[str, float]) -> None:
+        super().__init__(weights)
+        self.ct = StandardCt(data)
+        self.projector = nn.Linear(network.config.hidden, self.ct.dim)
+
+    def labels(self, labelled: Rows) -> Tensor:
+        """Return the label term."""
+        return label_loss(labelled.logits, labelled.label, labelled.weight)
+
+
+class AttentionFeatures(Projected):
+    """Labels, attention ⊗ feature blocks at several block sizes, and softened logits, adaptively weighted.
+
+    The weight of block term i is n · softmax(r_i / T), r_i = its mean loss over the latest look at the validation
+    cases by that over the look before: terms that fall slowly get more weight.
+    """
+
+    def __init__(self, data: FitData, network: StudentNetwork, method: AftKd) -> None:
+        super().__init__(data, network, {"kd": method.kd_weight})
+        self.groups = tuple(g for g in method.groups if g <= self.ct.dim) or (self.ct.dim,)
+        self.method = method
+        self.before: list[float] | None = None
+        self.weights |= {f"afb-{g}": method.weight for g in self.groups}
+
+    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+        """Return ``label``, ``afb-G`` for every number of blocks, and ``kd``."""
+        got, wanted = self.projector(pairs.features), self.ct(pairs.ct)
+        named = {"label": self.labels(labelled)}
+        for g in self.groups:
+            difference = attention_blocks(got, g) - attention_blocks(wanted, g)
+            named[f"afb-{g}"] = difference.square().sum(1).mean()
+        named["kd"] = hinton(pairs.logits, pairs.teacher, self.method.temperature)
+        return named
+
+    def advance(self, share: float, losses: Mapping[str, float]) -> None:
+        """Set the weights of the block terms for the next steps."""
+        now = [losses[f"afb-{g}"] for g in self.groups]
+        if self.before is not None:
+            rates = torch.tensor([n / max(b, 1e-12) for n, b in zip(now, self.before, strict=True)])
+            adapted = len(now) * torch.softmax(rates / self.method.weighting_temperature, 0)
+            self.weights |= {
+                f"afb-{g}": self.method.weight * float(w) for g, w in zip(self.groups, adapted, strict=True)
+            }
+        self.before = now
+
+    def chosen_by(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Return labels and logits: the block terms' weights change from look to look, so their sum can't choose."""
+        return losses["label"] + self.method.kd_weight * losses["kd"]
+
+
+@dataclass(frozen=True)
+class AftKd(StudentMethod):
+    """Attention and feature transfer (Yang 2023, Sci Rep 13:18369), a RECONSTRUCTION from its abstract.
+
+    Known: blocks that hold attention and feature together are imitated at several stages; block pooling aligns their
+    shapes; the terms are weighted by the rate at which they fall. Filled in here: the vector z_CT has no spatial
+    attention, so it is cut into G consecutive blocks, whose energy stands for attention; "stages" are several G; the
+    weighting is of the DWA kind; the distillation term is Hinton's. A vector's order is arbitrary, so blocks mean
+    nothing in themselves.
+
+    Attributes:
+        groups: numbers of blocks.
+        weight: of each block term before adaptation.
+        kd_weight: of the softened logits.
+        temperature: of the softened logits.
+        weighting_temperature: T above.
+    """
+
+    groups: tuple[int, ...] = (4, 16, 64)
+    weight: float = 1.0
+    kd_weight: float = 1.0
+    temperature: float = 4.0
+    weighting_temperature: float = 2.0
+    name: str = "aft-kd"
+
+    def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
+        """Return the terms."""
+        return AttentionFeatures(data, network, self)
+
+
+class Prototypes(Objective):
+    """Labels, softened logits, and the cosines to the class prototypes, teacher's against student's.
+
+    Student prototypes are means over the batch's labelled rows; the frozen teacher's are exact means over all labelled
+    training CTs. A batch without both classes leaves the term out.
+    """
+
+    def __init__(self, data: FitData, method: ProtoKd) -> None:
+        super().__init__({"kd": method.kd_weight, "proto": method.proto_weight})
+        self.ct = StandardCt(data)
+        self.temperature = method.temperature
+        train = data.target.train
+        centres, _ = prototypes(self.ct(tensor(train.paired_ct())), tensor(train.label))
+        self.register_buffer("centres", centres)
+
+    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+        """Return ``label``, ``kd`` and ``proto``."""
+        centres, both = prototypes(labelled.features, labelled.label)
+        wanted = similarity_map(self.ct(pairs.ct), self.get_buffer("centres"))
+        proto = (similarity_map(pairs.features, centres) - wanted).square().mean()
+        return {
+            "label": label_loss(labelled.logits, labelled.label, labelled.weight),
+            "kd": hinton(pairs.logits, pairs.teacher, self.temperature, squared=False),
+            "proto": proto if both else 0.0 * proto,
+        }
+
+
+@dataclass(frozen=True)
+class ProtoKd(StudentMethod):
+    """Prototype distillation (Wang 2023, arXiv 2303.09830), from voxels to cases.
+
+    A case stands for a voxel; prototypes are over cases, not over one picture. Weights and T are the released ones
+    (10 · KL at T = 10 without T², 0.1 · prototypes). Teacher and student keep their own spaces: no projector.
+
+    Attributes:
+        kd_weight: of the softened logits.
+        proto_weight: of the prototype term.
+        temperature: of the softened logits.
+    """
+
+    kd_weight: float = 10.0
+    proto_weight: float = 0.1
+    temperature: float = 10.0
+    name: str = "proto-kd"
+
+    def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
+        """Return the terms."""
+        return Prototypes(data, self)
+
+
+class MarginPairs(Projected):
+    """Labels, and a projected student embedding near its own CT, a margin away from other patients'."""
+
+    def __init__(self, data: FitData, network: StudentNetwork, method: ContrastiveKd) -> None:
+        super().__init__(data, network, {"contrastive": method.weight})
+        self.margin = method.margin
+
+    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+        """Return ``label`` and ``contrastive``."""
+        term = contrastive(self.projector(pairs.features), self.ct(pairs.ct), pairs.patient, self.margin)
+        return {"label": self.labels(labelled), "contrastive": term}
+
+
+@dataclass(frozen=True)
+class ContrastiveKd(StudentMethod):
+    """Chopra and Hadsell's margin loss between radiograph and CT embedding, beside the labels.
+
+    Patients with the same label are negatives of each other, as in the original: the loss tells patients apart.
+
+    Attributes:
+        margin: distance of unit vectors at which repulsion ends.
+        weight: of the term.
+    """
+
+    margin: float = 1.0
+    weight: float = 1.0
+    name: str = "contrastive-kd"
+    needs_teacher: ClassVar[bool] = False
+
+    def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
+        """Return the terms."""
+        return MarginPairs(data, network, self)
+
+
+class Hints(Projected):
+    """Labels, and ‖W f − z_CT‖² by dimension."""
+
+    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+        """Return ``label`` and ``hint``."""
+        hint = (self.projector(pairs.features) - self.ct(pairs.ct)).square().mean()
+        return {"label": self.labels(labelled), "hint": hint}
+
+
+@dataclass(frozen=True)
+class FitNets(StudentMethod):
+    """Feature hints (Romero 2015, arXiv 1412.6550): a linear map of the student's features regresses z_CT.
+
+    Attributes:
+        weight: of the hint; 1, for a standardised z_CT (mdistiller's 100 belongs to feature maps).
+    """
+
+    weight: float = 1.0
+    name: str = "fitnets"
+    needs_teacher: ClassVar[bool] = False
+
+    def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
+        """Return the terms."""
+        return Hints(data, network, {"hint": self.weight})

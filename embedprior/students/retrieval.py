@@ -1,0 +1,107 @@
+"""Nearest-neighbour retrieval of CT embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float
+from safetensors.numpy import load_file, save_file
+from scipy.special import expit
+from sklearn.neighbors import NearestNeighbors
+
+from embedprior.runs import read_json, write_json
+from embedprior.students.base import Cases, FitData, Fitted
+from embedprior.students.config import Budget
+from embedprior.students.regressors import Array, standard
+from embedprior.students.student import head_size
+from embedprior.students.training import Account, timed
+
+
+@dataclass(frozen=True)
+class NeighbourStudent:
+    """The head's mean probability over the CTs of the nearest training radiographs."""
+
+    mean: Array
+    scale: Array
+    anchors: Array
+    probability: Array
+    neighbours: int
+    account: Account | None = field(default=None, compare=False)
+    kind: ClassVar[str] = "neighbours"
+
+    def scores(self, cases: Cases) -> Float[Array, " cases"]:
+        """Return the mean probability."""
+        return _retrieved(self.anchors, self.probability, (cases.cxr - self.mean) / self.scale, (self.neighbours,))[0]
+
+    def save(self, folder: Path) -> None:
+        """Write anchors and their probabilities (safetensors)."""
+        names = ("mean", "scale", "anchors", "probability")
+        save_file({n: np.ascontiguousarray(getattr(self, n)) for n in names}, folder / "neighbours.safetensors")
+        write_json(folder / "neighbours.json", {"neighbours": self.neighbours})
+
+    @classmethod
+    def load(cls, folder: Path) -> NeighbourStudent:
+        """Read it back; runs no code from the files."""
+        return cls(neighbours=int(read_json(folder / "neighbours.json")["neighbours"]), **_arrays(folder))
+
+
+@dataclass(frozen=True)
+class KnnHead:
+    """Retrieve CT embeddings by cosine between standardised radiographs, and average the head over them.
+
+    Only the pairs of the last stage are searched: a DRR is no radiograph.
+
+    Attributes:
+        neighbours: candidates; the one with the least cross-entropy against the head's own probability of the
+            validation CTs is taken.
+        fixed_neighbours: taken when there is no validation pair.
+    """
+
+    budget: Budget = field(default_factory=Budget)
+    neighbours: tuple[int, ...] = (5, 10, 20, 40, 80)
+    fixed_neighbours: int = 20
+    name: str = "knn-head"
+    needs_ct: bool = False
+    uses_ct: bool = True
+
+    def fit(self, data: FitData, seed: int) -> Fitted:
+        """Keep the training pairs; ``seed`` changes nothing.
+
+        Raises:
+            CannotFit: there is no teacher.
+        """
+        started, head, train, val = timed(), data.head(), data.target.train, data.target.val
+        mean, scale = standard(train.cxr)
+        anchors = (train.cxr - mean) / scale
+        probability = expit(head.logits(train.paired_ct()).astype(np.float64))
+        allowed = [k for k in self.neighbours if k <= len(train)] or [len(train)]
+        chosen = min(self.fixed_neighbours, len(train))
+        if len(val):
+            wanted = expit(head.logits(val.paired_ct()).astype(np.float64))
+            found = _retrieved(anchors, probability, (val.cxr - mean) / scale, allowed)
+            chosen = allowed[int(np.argmin([_cross_entropy(wanted, f) for f in found]))]
+        account = Account(0, head_size(head), 0, timed() - started)
+        return NeighbourStudent(mean, scale, anchors, probability, chosen, account)
+
+    def parameters(self, data: FitData) -> tuple[int, int]:
+        """Return (0, those of the head): nothing is trained."""
+        return 0, head_size(data.teacher)
+
+
+def _retrieved(anchors: Array, probability: Array, x: Array, counts: Sequence[int]) -> list[Array]:
+    search = NearestNeighbors(n_neighbors=max(counts), metric="cosine").fit(anchors)
+    order = search.kneighbors(x, return_distance=False)
+    return [np.asarray(probability[order[:, :k]].mean(1)) for k in counts]
+
+
+def _cross_entropy(wanted: Array, got: Array) -> float:
+    p = np.clip(got, 1e-6, 1 - 1e-6)
+    return float(-(wanted * np.log(p) + (1 - wanted) * np.log(1 - p)).mean())
+
+
+def _arrays(folder: Path) -> dict[str, Any]:
+    return dict(load_file(folder / "neighbours.safetensors"))

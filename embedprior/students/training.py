@@ -1,0 +1,325 @@
+"""One way to train a student: the same draws, optimiser and checkpoint rule whatever a method transfers."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from embedprior.errors import BadInput
+from embedprior.runs import seed_for
+from embedprior.students.base import Cases, Head
+from embedprior.students.config import Augmentation, Balance, Budget, InputKind
+from embedprior.students.network import StudentNetwork, student_inputs
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch as an objective sees it. ``ct`` and ``teacher`` are frozen; gradients run through the first two.
+
+    Attributes:
+        features, logits: of the student.
+        inputs: what the student read (after augmentation).
+        label: 1, 0 or NaN.
+        weight: of the label terms (class weights).
+        ct: CT embeddings; no column where there is no CT.
+        ct_label: label of the CT itself, or the radiograph's where the CT has none of its own.
+        teacher: logits of the CT head; NaN without one.
+        patient: numbers; equal for rows of one patient.
+    """
+
+    features: Float[Tensor, "cases hidden"]
+    logits: Float[Tensor, " cases"]
+    inputs: Tensor
+    label: Float[Tensor, " cases"]
+    weight: Float[Tensor, " cases"]
+    ct: Float[Tensor, "cases ct_dim"]
+    ct_label: Float[Tensor, " cases"]
+    teacher: Float[Tensor, " cases"]
+    patient: Int[Tensor, " cases"]
+
+
+class Objective(nn.Module):
+    """Named losses of a batch. Modules held here are trained with the student and thrown away afterwards.
+
+    Attributes:
+        weights: by name; a loss that is not named weighs 1.
+        reads_labels: needs labelled rows in every batch.
+        reads_pairs: needs rows of CT–radiograph pairs, labelled or not.
+    """
+
+    reads_labels = True
+    reads_pairs = True
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        self.weights = dict(weights or {})
+
+    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+        """Return the losses by name, before weighting.
+
+        Args:
+            labelled: rows whose label is known.
+            pairs: rows drawn from all cases.
+        """
+        raise NotImplementedError
+
+    def chosen_by(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Return what a checkpoint is chosen by on the validation cases: the weighted sum."""
+        return self.total(losses)
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum."""
+        return torch.stack([self.weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
+
+    def advance(self, share: float, losses: Mapping[str, float]) -> None:
+        """Adapt weights after a look at the losses; ``share`` of the steps are done. Nothing by default."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a fit cost.
+
+    Attributes:
+        trainable: parameters that were trained, those thrown away afterwards included.
+        total: the same and the frozen ones that it reads (the teacher head).
+        steps: optimiser steps over all stages.
+        seconds: wall clock.
+        losses: names of the terms.
+        history: mean of every term between two looks at the validation cases, and ``val``, what it is chosen by.
+    """
+
+    trainable: int
+    total: int
+    steps: int
+    seconds: float
+    losses: tuple[str, ...] = ()
+    history: tuple[Mapping[str, float], ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Material:
+    """Cases as tensors, and what the teacher says of them."""
+
+    inputs: Tensor
+    label: Tensor
+    weight: Tensor
+    ct: Tensor
+    ct_label: Tensor
+    teacher: Tensor
+    patient: Tensor
+    mirrored: tuple[Tensor, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def material(cases: Cases, kind: InputKind, head: Head | None, balance: Balance) -> Material:
+    """Return the tensors of these cases.
+
+    Args:
+        cases: to learn from.
+        kind: of the student's input.
+        head: frozen CT head, where the method uses one.
+        balance: class weights are those of these cases' labels.
+    """
+    label = cases.label.astype(np.float32)
+    count = len(cases)
+    ct = cases.ct if cases.ct is not None else np.empty((count, 0))
+    teacher = np.full(count, np.nan) if head is None or cases.ct is None else head.logits(cases.ct)
+    mirrored = None
+    if cases.ct_mirrored is not None:
+        logits = np.full(count, np.nan) if head is None else head.logits(cases.ct_mirrored)
+        mirrored = (_tensor(cases.ct_mirrored), _tensor(logits))
+    codes = {patient: number for number, patient in enumerate(dict.fromkeys(cases.patient_ids))}
+    return Material(
+        inputs=student_inputs(cases, kind),
+        label=_tensor(label),
+        weight=_tensor(class_weights(label) if balance == "class-weights" else np.ones(count)),
+        ct=_tensor(ct),
+        ct_label=_tensor(np.where(np.isnan(cases.ct_label), label, cases.ct_label)),
+        teacher=_tensor(teacher),
+        patient=torch.tensor([codes[p] for p in cases.patient_ids], dtype=torch.long),
+        mirrored=mirrored,
+    )
+
+
+def class_weights(label: Float[np.ndarray, " cases"]) -> Float[np.ndarray, " cases"]:
+    """Return n / (2 · n_class) for every labelled case, 1 for the others."""
+    weights = np.ones(len(label))
+    for value in (0.0, 1.0):
+        own = label == value
+        if own.any():
+            weights[own] = (~np.isnan(label)).sum() / (2 * own.sum())
+    return weights
+
+
+def train_student(
+    network: StudentNetwork, objective: Objective, train: Material, val: Material, budget: Budget, seed: int
+) -> tuple[int, list[dict[str, float]]]:
+    """Train in place and keep the state with the best validation value; without validation cases the last step.
+
+    A step draws ``batch_size`` labelled cases for the label terms and ``batch_size`` cases for the transfer terms.
+    When every case is labelled and nothing is balanced, one draw serves both.
+
+    Args:
+        network: the student.
+        objective: what it learns by.
+        train: cases it learns from.
+        val: cases that choose the step; may be empty.
+        budget: ``fit``, ``balance`` and ``augment`` are read.
+        seed: of draws, dropout and augmentation.
+
+    Returns:
+        Steps taken, and the history (see ``Account``).
+
+    Raises:
+        BadInput: radiographs are to be flipped, CT is used, and there is no embedding of the flipped CT.
+    """
+    config, pixels = budget.fit, network.settings["kind"] == "pixels"
+    augment = budget.augment if pixels else Augmentation()
+    if augment.flip and objective.reads_pairs and train.ct.shape[1] and train.mirrored is None:
+        raise BadInput(
+            "augment.flip mirrors the radiograph, but these pairs have no embedding of the mirrored CT. "
+            "Allowed: ct_mirrored beside ct. Next: embed the CTs flipped too, or set augment.flip to false"
+        )
+    parameters = list({id(p): p for module in (network, objective) for p in module.parameters()}.values())
+    trained = [p for p in parameters if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
+    draws = torch.Generator().manual_seed(seed_for(seed, "batches"))
+    both = nn.ModuleList([network, objective])
+    best_value, best = float("inf"), copy.deepcopy(both.state_dict())
+    history: list[dict[str, float]] = []
+    seen: list[dict[str, float]] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "dropout"))
+        for step, (for_labels, for_pairs) in enumerate(_draws(train, objective, budget, draws), 1):
+            both.train()
+            labelled, pairs = _batch(network, train, for_labels, for_pairs, augment, draws)
+            losses = objective.losses(labelled, pairs)
+            optimiser.zero_grad()
+            objective.total(losses).backward()
+            optimiser.step()
+            seen.append({name: float(value.detach()) for name, value in losses.items()})
+            if step % config.check_every == 0 or step == config.steps:
+                means = {name: float(np.mean([s[name] for s in seen])) for name in seen[0]}
+                seen = []
+                if len(val):
+                    both.eval()
+                    with torch.no_grad():
+                        now = float(objective.chosen_by(objective.losses(*_everything(network, val))))
+                    means["val"] = now
+                    if now < best_value:
+                        best_value, best = now, copy.deepcopy(both.state_dict())
+                history.append({"step": step, **means})
+                objective.advance(step / config.steps, means)
+    if len(val) and np.isfinite(best_value):
+        both.load_state_dict(best)
+    both.eval()
+    return config.steps, history
+
+
+def augmented(
+    inputs: Tensor, augment: Augmentation, draws: torch.Generator
+) -> tuple[Tensor, Bool[Tensor, " cases"]]:
+    """Return pictures (cases, height, width) changed at random, and which of them were flipped left to right.
+
+    A shifted picture is filled up with its own edge.
+    """
+    count = len(inputs)
+    flipped = torch.zeros(count, dtype=torch.bool)
+    if augment.flip:
+        flipped = torch.rand(count, generator=draws) < 0.5
+        inputs = torch.where(flipped[:, None, None], inputs.flip(2), inputs)
+    if augment.shift:
+        offsets = torch.randint(-augment.shift, augment.shift + 1, (count, 2), generator=draws)
+        for axis in (1, 2):
+            size = inputs.shape[axis]
+            index = (torch.arange(size)[None] + offsets[:, axis - 1 : axis]).clamp(0, size - 1)
+            shape = (count, size, 1) if axis == 1 else (count, 1, size)
+            inputs = inputs.gather(axis, index.view(shape).expand_as(inputs))
+    return inputs, flipped
+
+
+def timed() -> float:
+    """Return a clock reading in seconds."""
+    return time.perf_counter()
+
+
+def _draws(
+    train: Material, objective: Objective, budget: Budget, draws: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    known = torch.nonzero(~train.label.isnan())[:, 0]
+    everyone, none = torch.arange(len(train)), torch.empty(0, dtype=torch.long)
+    shared = len(known) == len(train) and budget.balance != "sampler"
+    of_class = [known[train.label[known] == value] for value in (0.0, 1.0)]
+    balanced = budget.balance == "sampler" and all(len(c) for c in of_class)
+    for _ in range(budget.fit.steps):
+        pairs = labelled = none
+        if objective.reads_pairs or shared:
+            pairs = _some(everyone, budget, draws)
+        if objective.reads_labels and shared:
+            labelled = pairs
+        elif objective.reads_labels and balanced:
+            size = min(budget.fit.batch_size, len(known))
+            coin = torch.rand(size, generator=draws) < 0.5
+            place = torch.rand(size, generator=draws)
+            picks = [c[(place * len(c)).long()] for c in of_class]
+            labelled = torch.where(coin, picks[1], picks[0])
+        elif objective.reads_labels:
+            labelled = _some(known, budget, draws)
+        yield labelled, pairs if objective.reads_pairs else labelled
+
+
+def _some(rows: Tensor, budget: Budget, draws: torch.Generator) -> Tensor:
+    if not len(rows):
+        return rows
+    return rows[torch.randint(len(rows), (min(budget.fit.batch_size, len(rows)),), generator=draws)]
+
+
+def _batch(
+    network: StudentNetwork, data: Material, for_labels: Tensor, for_pairs: Tensor, augment: Augmentation,
+    draws: torch.Generator,
+) -> tuple[Rows, Rows]:  # fmt: skip
+    one = for_labels is for_pairs
+    rows = for_pairs if one else torch.cat([for_labels, for_pairs])
+    inputs = data.inputs[rows]
+    flipped = torch.zeros(len(rows), dtype=torch.bool)
+    if augment.flip or augment.shift:
+        inputs, flipped = augmented(inputs, augment, draws)
+    whole = _rows(network, data, rows, inputs, flipped)
+    if one:
+        return whole, whole
+    return _part(whole, slice(0, len(for_labels))), _part(whole, slice(len(for_labels), None))
+
+
+def _everything(network: StudentNetwork, data: Material) -> tuple[Rows, Rows]:
+    everyone = torch.arange(len(data))
+    whole = _rows(network, data, everyone, data.inputs, torch.zeros(len(data), dtype=torch.bool))
+    return _part(whole, torch.nonzero(~data.label.isnan())[:, 0]), whole
+
+
+def _rows(network: StudentNetwork, data: Material, rows: Tensor, inputs: Tensor, flipped: Tensor) -> Rows:
+    features, logits = network(inputs)
+    ct, teacher = data.ct[rows], data.teacher[rows]
+    if data.mirrored is not None and flipped.any():
+        ct = torch.where(flipped[:, None], data.mirrored[0][rows], ct)
+        teacher = torch.where(flipped, data.mirrored[1][rows], teacher)
+    return Rows(
+        features, logits, inputs, data.label[rows], data.weight[rows], ct, data.ct_label[rows], teacher,
+        data.patient[rows],
+    )  # fmt: skip
+
+
+def _part(rows: Rows, index: slice | Tensor) -> Rows:
+    return Rows(**{name: value[index] for name, value in vars(rows).items()})
+
+
+def _tensor(array: Float[np.ndarray, ...]) -> Tensor:
+    return torch.as_tensor(np.ascontiguousarray(array), dtype=torch.float32)
