@@ -1,112 +1,277 @@
-"""Fill a cache: what is missing, nothing twice, one bad exam never stops the rest."""
+"""Fill a cache: what is missing, nothing twice, one bad exam never stops the rest.
+
+The exam table is cut into blocks; a block's missing exams become one shard. Block and batch borders hang on the table
+alone, so a run that was killed and started again, or shared by several processes, writes the very same bytes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from embedprior.cache.reader import CURRENT, MANIFEST, EmbeddingCache, open_cache
-from embedprior.cache.shards import write_shard
-from embedprior.encoders.base import Encoder, encoder_key, key8
-from embedprior.imaging.files import UnreadableExam, source_hash
-from embedprior.runs import progress, write_json, write_text
+from embedprior.cache.check import BUILDER, LOCK, Damage, clear_leftovers, inspect, mend
+from embedprior.cache.layout import Place, place_for, prepare, view_name, write_pointer
+from embedprior.cache.loading import Loaded, Task, load
+from embedprior.cache.numbers import Array, finite, to_stored
+from embedprior.cache.processes import Processes
+from embedprior.cache.reader import EmbeddingCache, open_view
+from embedprior.cache.shards import shard_name, write_shard
+from embedprior.cache.views import ViewNotes, write_index, write_view
+from embedprior.encoders.base import Dtype, Encoder, TokenEncoder
+from embedprior.errors import BadInput
+from embedprior.runs import Lock, hash_of, progress
 
-SHARD_BATCHES = 16
+SHARD_EXAMS, SHARD_TOKEN_EXAMS = 1024, 64
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What a build did.
+
+    Attributes:
+        place: the cache.
+        view: name of the cohort's view of it.
+        exams: exams of the cohort that the cache now holds.
+        embedded: exams that were computed, by all processes.
+        failures: one record (``exam_id``, ``stage``, ``reason``) for every exam left out.
+        mended: what was found damaged at the start, and put right.
+    """
+
+    place: Place
+    view: str
+    exams: int
+    embedded: int
+    failures: list[dict[str, str]]
+    mended: list[Damage]
 
 
 def build_cache(
-    exams: pd.DataFrame, root: Path, encoder: Encoder, out: Path, batch_size: int = 64, desc: str | None = None
-) -> tuple[EmbeddingCache, list[dict[str, str]]]:
+    exams: pd.DataFrame, root: Path, encoder: Encoder, out: Path, batch_size: int = 64, desc: str | None = None,
+    *, tokens: bool = False, dtype: Dtype | None = None, workers: int = 0,
+) -> tuple[EmbeddingCache, list[dict[str, str]]]:  # fmt: skip
+    """Embed every exam that the cache lacks, or whose source file changed, and open the cache for these exams.
+
+    Returns:
+        The cache (these exams, in this order), and one record (``exam_id``, ``stage``, ``reason``) for every exam
+        that could not be embedded.
+
+    Raises:
+        BadInput, DiskFull: see ``fill_cache``, whose arguments these are.
+    """
+    filled = fill_cache(
+        exams, root, encoder, out, batch_size, desc, tokens=tokens, dtype=dtype, workers=workers
+    )
+    return open_view(filled.place.folder, filled.view), filled.failures
+
+
+def fill_cache(
+    exams: pd.DataFrame | Iterable[pd.DataFrame], root: Path, encoder: Encoder, out: Path, batch_size: int = 64,
+    desc: str | None = None, *, tokens: bool = False, dtype: Dtype | None = None, workers: int = 0,
+    shard_exams: int | None = None, processes: Processes | None = None,
+) -> Filled:  # fmt: skip
     """Embed every exam that the cache lacks, or whose source file changed.
 
     Args:
-        exams: exam table.
+        exams: exam table, or its pieces one after the other (then memory does not grow with the table).
         root: folder the exams' paths are relative to.
         encoder: a frozen encoder.
         out: folder of caches; the cache is ``out/<encoder>@<key8>`` and ``out/current`` names it.
-        batch_size: exams per forward pass; a shard holds 16 batches.
+        batch_size: exams read together; those of one shape go through the encoder together.
         desc: text of the progress bar.
+        tokens: store the encoder's tokens instead of its embedding.
+        dtype: of the stored numbers; None = the encoder's own.
+        workers: processes that read ahead of the encoder.
+        shard_exams: exams of a shard, rounded up to whole batches; None = 1024, or 64 with tokens.
+        processes: this process's place among several that share the work.
 
-    Returns:
-        The cache, and one record (``exam_id``, ``stage``, ``reason``) for every exam that could not be read.
+    Raises:
+        BadInput: another cache lies in the folder (the field that differs is named), or tokens or dtype are asked
+            of an encoder that can't give them.
+        DiskFull: no room for a shard; those before it are intact.
     """
-    key = encoder_key(encoder.spec)
-    folder = out / f"{encoder.spec.name}@{key8(key)}"
-    if not (folder / MANIFEST).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / MANIFEST, {"key": key, "spec": encoder.spec})
-    cache = open_cache(folder, expect=key)
-    done = dict(zip(cache.ids, cache.sources, strict=True))
-    hashes: dict[str, str] = {}
-    failures: list[dict[str, str]] = []
-    for row in exams.itertuples():
-        try:
-            hashes[str(row.exam_id)] = source_hash(root, str(row.path))
-        except OSError as error:
-            failures.append(_failure(str(row.exam_id), str(error.strerror)))
-    changed = {exam_id for exam_id, source in hashes.items() if done.get(exam_id, source) != source}
-    if changed:
-        _drop_shards_with(cache, changed)
-        done = dict.fromkeys(open_cache(folder).ids, "")
-    todo = exams[exams["exam_id"].isin([i for i in hashes if i not in done])]
-    _embed(todo, root, encoder, folder, key8(key), hashes, failures, batch_size, desc or encoder.spec.name)
-    write_text(out / CURRENT, folder.name + "\n")
-    cache = open_cache(folder)
-    index = pd.DataFrame({"exam_id": cache.ids, "row": range(len(cache.ids)), "sha256": cache.sources})
-    write_text(folder / "index.csv", index.to_csv(index=False))
-    return cache, failures
+    me = processes or Processes()
+    spec = encoder.spec if dtype is None else encoder.spec.model_copy(update={"dtype": dtype})
+    place = place_for(out, spec, tokens)
+    mended: list[Damage] = []
+    with ExitStack() as stack:
+        if me.first:
+            prepare(place, spec)
+        me.meet()
+        presence = stack.enter_context(Lock(place.folder / f"{BUILDER}{secrets.token_hex(4)}{LOCK}"))
+        if me.first:
+            with Lock(place.folder / f".mend{LOCK}"):
+                clear_leftovers(place.folder, presence.path)
+                mended = inspect(place.folder, place.key)
+                mend(place, mended)
+        me.meet()
+        size = shard_exams or (SHARD_TOKEN_EXAMS if tokens else SHARD_EXAMS)
+        blocks = _Blocks(exams, -(-size // batch_size) * batch_size, me)
+        builder = _Builder(place, root, encoder, batch_size, workers)
+        stack.callback(builder.close)
+        total = blocks.batches(batch_size)
+        for loaded in progress(builder.run(blocks), desc or spec.name, total=total):
+            builder.take(loaded)
+        failures = me.gather(builder.failures)
+        embedded = sum(me.gather([builder.embedded]))
+        parts = me.gather([builder.notes.close()])
+        count = 0
+        if me.first:
+            with Lock(place.folder / f".index{LOCK}"):
+                count = write_view(place.folder, blocks.view, parts)
+                write_index(place.folder)
+                write_pointer(out, place, blocks.view)
+        me.meet()
+    return Filled(place, blocks.view, count, embedded, failures, mended)
 
 
-def _embed(
-    todo: pd.DataFrame, root: Path, encoder: Encoder, folder: Path, short_key: str, hashes: dict[str, str],
-    failures: list[dict[str, str]], batch_size: int, desc: str,
-) -> None:  # fmt: skip
-    ids: list[str] = []
-    rows: list[np.ndarray] = []
-    number = _next_number(folder)
-    for chunk in progress(_chunks(todo, batch_size), desc, total=-(-len(todo) // batch_size)):
-        pixels, kept = [], []
-        for exam in chunk.itertuples():
-            try:
-                pixels.append(encoder.read(root, str(exam.path)))
-                kept.append(str(exam.exam_id))
-            except UnreadableExam as error:
-                failures.append(_failure(str(exam.exam_id), str(error)))
-        if kept:
-            ids += kept
-            rows.append(encoder.embed(np.stack(pixels)))
-        if len(rows) == SHARD_BATCHES:
-            _flush(folder, number, short_key, ids, rows, hashes)
-            number, ids, rows = number + 1, [], []
-    if rows:
-        _flush(folder, number, short_key, ids, rows, hashes)
+@dataclass
+class _Block:
+    number: int
+    exams: list[tuple[str, str]]
 
 
-def _flush(
-    folder: Path, number: int, short_key: str, ids: list[str], rows: list[np.ndarray], hashes: dict[str, str]
-) -> None:
-    shard = folder / f"shard-{number:05d}.safetensors"
-    write_shard(shard, short_key, ids, [hashes[i] for i in ids], np.concatenate(rows))
+class _Blocks:
+    """Cuts the exam table into blocks; yields those of this process, and names the table as it goes by."""
+
+    def __init__(self, exams: pd.DataFrame | Iterable[pd.DataFrame], size: int, me: Processes) -> None:
+        self._exams, self._size, self._me = exams, size, me
+        self.view = ""
+
+    def batches(self, batch_size: int) -> int | None:
+        """Number of batches of this process where the table's length is known (about, when it is shared)."""
+        if not isinstance(self._exams, pd.DataFrame):
+            return None
+        return -(-len(self._exams) // (batch_size * self._me.count))
+
+    def __iter__(self) -> Iterator[_Block]:
+        pieces = [self._exams] if isinstance(self._exams, pd.DataFrame) else self._exams
+        names: list[str] = []
+        held: list[tuple[str, str]] = []
+        number = 0
+        for piece in pieces:
+            for start in range(0, len(piece), self._size):
+                part = piece.iloc[start : start + self._size]
+                held += [(str(i), str(p)) for i, p in zip(part["exam_id"], part["path"], strict=True)]
+                while len(held) >= self._size:
+                    yield from self._own(number, held[: self._size], names)
+                    held, number = held[self._size :], number + 1
+        if held:
+            yield from self._own(number, held, names)
+        self.view = hash_of(names)[:12]
+
+    def _own(self, number: int, exams: list[tuple[str, str]], names: list[str]) -> Iterator[_Block]:
+        names.append(view_name(exams))
+        if number % self._me.count == self._me.rank:
+            yield _Block(number, exams)
 
 
-def _chunks(frame: pd.DataFrame, size: int) -> Iterator[pd.DataFrame]:
-    for start in range(0, len(frame), size):
-        yield frame.iloc[start : start + size]
+@dataclass
+class _Open:
+    """A block that is being embedded."""
+
+    block: _Block
+    lock: Lock
+    sources: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, Array] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
-def _next_number(folder: Path) -> int:
-    taken = [int(p.stem.removeprefix("shard-")) for p in folder.glob("shard-*.safetensors")]
-    return max(taken, default=-1) + 1
+class _Builder:
+    """Claims blocks, embeds what the readers bring, and writes a shard when a block is complete."""
 
+    def __init__(self, place: Place, root: Path, encoder: Encoder, batch_size: int, workers: int) -> None:
+        self._place, self._root, self._encoder = place, root, encoder
+        self._batch_size, self._workers = batch_size, workers
+        self._open: dict[int, _Open] = {}
+        self.failures: list[dict[str, str]] = []
+        self.embedded = 0
+        self.notes = ViewNotes(place.folder)
 
-def _drop_shards_with(cache: EmbeddingCache, changed: set[str]) -> None:
-    for path, header in cache.shards:
-        if changed & set(header.exam_ids):
-            path.unlink()
+    def run(self, blocks: Iterable[_Block]) -> Iterator[Loaded]:
+        """Yield what was read, block after block; blocks that another builder holds come last."""
+        while True:
+            postponed: list[_Block] = []
+            yield from load(
+                self._tasks(blocks, postponed), self._root, self._encoder, self._place, self._workers
+            )
+            if not postponed:
+                return
+            # Whoever holds the first of them may finish it, or die: either way its lock comes free.
+            waiting = self._lock(postponed[0])
+            waiting.wait()
+            waiting.release()
+            blocks = postponed
 
+    def take(self, loaded: Loaded) -> None:
+        """Embed one task's exams; write the shard when they were the block's last."""
+        held = self._open[loaded.task.block]
+        held.sources |= loaded.sources
+        held.failed |= dict(loaded.failures)
+        for ids, batch in loaded.batches:
+            for exam_id, row in zip(ids, self._embed(batch.numpy()), strict=True):
+                if finite(row, self._place.dtype):
+                    held.rows[exam_id] = row
+                else:
+                    held.failed[exam_id] = f"its embedding is not finite as {self._place.dtype}"
+        if loaded.task.last:
+            self._finish(self._open.pop(loaded.task.block))
 
-def _failure(exam_id: str, reason: str) -> dict[str, str]:
-    return {"exam_id": exam_id, "stage": "embed", "reason": reason}
+    def close(self) -> None:
+        """Give back what is still claimed, and remove the notes."""
+        for held in self._open.values():
+            held.lock.release()
+        self.notes.remove()
+
+    def _tasks(self, blocks: Iterable[_Block], postponed: list[_Block]) -> Iterator[Task]:
+        for block in blocks:
+            lock = self._lock(block)
+            if not lock.acquire():
+                postponed.append(block)
+                continue
+            self._open[block.number] = _Open(block, lock)
+            for start in range(0, len(block.exams), self._batch_size):
+                last = start + self._batch_size >= len(block.exams)
+                yield Task(block.number, last, block.exams[start : start + self._batch_size])
+
+    def _lock(self, block: _Block) -> Lock:
+        return Lock(self._place.folder / f".block-{view_name(block.exams)}{LOCK}")
+
+    def _embed(self, batch: Array) -> list[Array]:
+        if not self._place.tokens:
+            return list(to_stored(self._rows_of(batch), self._place.dtype))
+        if not isinstance(self._encoder, TokenEncoder):
+            raise BadInput(f"encoder '{self._encoder.spec.name}' says it gives tokens, but has no method for them.")
+        return [to_stored(tokens, self._place.dtype) for tokens in self._encoder.tokens(batch)]
+
+    def _rows_of(self, batch: Array) -> Array:
+        rows = self._encoder.embed(batch)
+        if rows.shape != (len(batch), self._place.key["dim"]):
+            raise BadInput(f"encoder '{self._encoder.spec.name}' gave {rows.shape} for {len(batch)} exams; its spec "
+                           f"says {self._place.key['dim']} numbers each.")  # fmt: skip
+        return rows
+
+    def _finish(self, held: _Open) -> None:
+        ids = [exam_id for exam_id, _ in held.block.exams if exam_id in held.rows]
+        sources = [held.sources[exam_id] for exam_id in ids]
+        if ids:  # even when the lock was lost meanwhile: the same exams give the same name and bytes
+            rows = [np.atleast_2d(held.rows[exam_id]) for exam_id in ids]
+            write_shard(
+                self._place.folder / shard_name(held.block.number, ids, sources),
+                self._place.short, self._place.dtype, ids, sources, np.concatenate(rows),
+                [len(row) for row in rows] if self._place.tokens else None,
+            )  # fmt: skip
+        held.lock.release()
+        self.embedded += len(ids)
+        self.failures += [
+            {"exam_id": exam_id, "stage": "embed", "reason": reason} for exam_id, reason in held.failed.items()
+        ]
+        self.notes.add(
+            held.block.number,
+            [(i, held.sources[i]) for i, _ in held.block.exams if i in held.sources and i not in held.failed],
+        )

@@ -1,34 +1,48 @@
-"""Open a cache: ids and one matrix."""
+"""Open a cache: ids, and one matrix or the tokens of each exam."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+import pandas as pd
+from jaxtyping import Int, Num
 
-from embedprior.cache.shards import ShardHeader, intact, map_rows, read_header
+from embedprior.cache.layout import (
+    MANIFEST,
+    VIEWS,
+    key_of,
+    read_pointer,
+    read_view,
+    refuse_other_key,
+    shard_files,
+    view_file,
+)
+from embedprior.cache.numbers import Array, from_stored, working_dtype
+from embedprior.cache.shards import ShardHeader, damage, map_rows, read_header
 from embedprior.encoders.base import key8
-from embedprior.errors import BadInput
-from embedprior.runs import read_json
+from embedprior.errors import BadInput, nearest
+from embedprior.imaging.files import source_hash
+from embedprior.runs import note_use, read_json
 
-MANIFEST = "manifest.json"
-CURRENT = "current"
+_NOWHERE = np.empty((0, 2), np.int64)
 
 
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """A cache on disk.
+    """A cache on disk, or one cohort's view of it.
 
     Attributes:
         path: its folder.
         key: everything the embeddings depend on (see ``encoders.encoder_key``).
         ids: exam ids, in the order of the matrix.
         sources: sha256 of each exam's source file.
+        shards: the files and their headers.
+        where: shard and place in it of each exam.
     """
 
     path: Path
@@ -36,77 +50,196 @@ class EmbeddingCache:
     ids: list[str]
     sources: list[str]
     shards: list[tuple[Path, ShardHeader]]
+    where: Int[np.ndarray, "exams 2"] = field(default_factory=lambda: _NOWHERE, repr=False)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether it holds tokens (several rows an exam) instead of embeddings."""
+        return bool(self.key.get("output") == "tokens")
 
     @cached_property
-    def matrix(self) -> Float[np.ndarray, "exams dim"]:
-        """All embeddings in memory, float32, one row an exam."""
-        if not self.shards:
-            return np.empty((0, int(self.key["dim"])), np.float32)
-        return np.concatenate([np.asarray(map_rows(*shard)) for shard in self.shards])
+    def patients_seen(self) -> frozenset[str] | None:
+        """Patients whose exams trained the encoder or chose it; None = trained elsewhere."""
+        seen = read_json(self.path / MANIFEST).get("spec", {}).get("patients_seen")
+        return None if seen is None else frozenset(seen)
+
+    @cached_property
+    def matrix(self) -> Num[np.ndarray, "exams dim"]:
+        """All embeddings in memory, one row an exam: float32, or uint8 where the cache holds bytes.
+
+        Raises:
+            BadInput: it holds tokens.
+        """
+        return self._gather(range(len(self.ids)))
+
+    def take(self, exam_ids: Sequence[str]) -> Num[np.ndarray, "exams dim"]:
+        """Return the rows of these exams, in this order: from memory once ``matrix`` was asked for, else by map.
+
+        Raises:
+            BadInput: an exam has no embedding, or the cache holds tokens.
+        """
+        rows = self.rows(exam_ids)
+        if "matrix" in self.__dict__:
+            return self.matrix[rows]
+        return self._gather(rows)
+
+    def rows(self, exam_ids: Sequence[str]) -> list[int]:
+        """Return the rows of these exams.
+
+        Raises:
+            BadInput: an exam is not here.
+        """
+        table = self._rows
+        try:
+            return [table[i] for i in exam_ids]
+        except KeyError:
+            missing = [i for i in exam_ids if i not in table]
+            close = nearest(missing[0], self.ids[:10_000])
+            raise BadInput(
+                f"{self.path.name}: {len(missing)} exams have no embedding: {', '.join(missing[:5])}.{close}"
+            ) from None
+
+    def tokens(self, exam: int | str) -> Num[np.ndarray, "tokens dim"]:
+        """Return the tokens of one exam, by row or exam id: float32 (a view of the file when stored as float32).
+
+        Raises:
+            BadInput: there is no such exam.
+        """
+        shard, place = self.where[self.rows([exam])[0] if isinstance(exam, str) else exam].tolist()
+        offsets = self.shards[shard][1].offsets
+        return from_stored(self._maps[shard][offsets[place] : offsets[place + 1]], self._dtype)
+
+    def counts(self) -> Int[np.ndarray, " exams"]:
+        """Return the number of rows of each exam (ones, unless it holds tokens)."""
+        lengths = [np.diff(header.offsets) for _, header in self.shards]
+        return np.array([lengths[shard][place] for shard, place in self.where.tolist()], dtype=np.int64)
+
+    def verify(self) -> list[str]:
+        """Return the names of the shards that are damaged. ``cache.check`` says more, and looks at every file."""
+        return [path.name for path, _ in self.shards if damage(path, key8(self.key))]
+
+    @property
+    def _dtype(self) -> str:
+        return str(self.key["dtype"])
 
     @cached_property
     def _rows(self) -> dict[str, int]:
         return {exam_id: row for row, exam_id in enumerate(self.ids)}
 
-    def take(self, exam_ids: Sequence[str]) -> Float[np.ndarray, "exams dim"]:
-        """Return the rows of these exams, in this order.
+    @cached_property
+    def _maps(self) -> list[Array]:
+        return [map_rows(path, header) for path, header in self.shards]
 
-        Raises:
-            BadInput: an exam has no embedding.
-        """
-        missing = [i for i in exam_ids if i not in self._rows]
-        if missing:
-            raise BadInput(f"{self.path.name}: {len(missing)} exams have no embedding: {', '.join(missing[:5])}.")
-        return self.matrix[[self._rows[i] for i in exam_ids]]
-
-    def verify(self) -> list[str]:
-        """Return the names of the shards whose data no longer has its checksum."""
-        return [path.name for path, header in self.shards if not intact(path, header)]
+    def _gather(self, rows: Sequence[int]) -> Array:
+        if self.has_tokens:
+            raise BadInput(f"{self.path.name} holds tokens, not one embedding an exam. Next: use tokens(exam), or "
+                           "embed without --tokens.")  # fmt: skip
+        maps = self._maps
+        stored = np.empty((len(rows), int(self.key["dim"])), maps[0].dtype if maps else working_dtype(self._dtype))
+        for to, (shard, place) in enumerate(self.where[list(rows)].tolist()):
+            stored[to] = maps[shard][place]
+        return from_stored(stored, self._dtype)
 
 
-def open_cache(path: Path | str, expect: dict[str, Any] | None = None) -> EmbeddingCache:
-    """Open a cache folder, or a folder whose ``current`` file names one.
+def open_cache(
+    path: Path | str, expect: dict[str, Any] | None = None, exams: pd.DataFrame | None = None, root: Path | None = None
+) -> EmbeddingCache:
+    """Open a cache folder, or a folder whose ``current`` file names one and the cohort it was filled for.
 
     Args:
-        path: ``<encoder>@<key8>/``, or the folder it lies in.
+        path: ``<encoder>@<key8>/`` for all its exams, or the folder it lies in for those of the last cohort.
         expect: the key it must have.
+        exams: exam table: these exams only, in this order, chosen by the present contents of their files.
+        root: folder the table's paths are relative to.
 
     Raises:
-        BadInput: no cache there, a damaged shard, or a key that differs (the field is named).
+        BadInput: no cache there, a damaged shard, a key that differs (the field is named), an exam without embedding
+            of its present file, or (for a cache folder, without ``exams``) two cohorts whose exam of one name has
+            different contents.
     """
-    folder = Path(path)
-    pointer = folder / CURRENT
-    if pointer.is_file():
-        folder = folder / pointer.read_text().strip()
+    folder, view = read_pointer(Path(path)) or (Path(path), "")
     if not (folder / MANIFEST).is_file():
-        raise BadInput(f"no embedding cache at {path}.")
-    key: dict[str, Any] = read_json(folder / MANIFEST)["key"]
+        raise BadInput(
+            f"no embedding cache at {path}. Next: embedprior embed --cohort FILE --encoder NAME --out {path}"
+        )
+    key = key_of(folder)
     if expect is not None:
-        refuse_other_key(folder, key, expect)
-    shards = []
-    ids: list[str] = []
-    sources: list[str] = []
-    for shard in sorted(folder.glob("shard-*.safetensors")):
-        header = read_header(shard)
-        if header.key != key8(key):
-            raise BadInput(f"{shard} belongs to another cache (key {header.key}, not {key8(key)}).")
-        shards.append((shard, header))
-        ids += header.exam_ids
-        sources += header.sources
-    if len(set(ids)) != len(ids):
-        raise BadInput(f"{folder} holds an exam twice. Next: delete its shards and embed again.")
-    return EmbeddingCache(folder, key, ids, sources, shards)
+        refuse_other_key(folder.name, key, expect)
+    note_use("cache", folder.name, folder, view)
+    shards = read_shards(folder, key)
+    if exams is not None:
+        rows = zip(exams["exam_id"], exams["path"], strict=True)
+        return _chosen(folder, key, shards, [(str(i), source_hash(root or Path(), str(p))) for i, p in rows])
+    if view:
+        return _of_view(folder, key, shards, view)
+    return _chosen(folder, key, shards, _of_all_cohorts(folder, shards))
 
 
-def refuse_other_key(folder: Path, have: dict[str, Any], want: dict[str, Any]) -> None:
-    """Compare two keys field by field.
+def open_view(folder: Path, view: str) -> EmbeddingCache:
+    """Open one cohort's view of a cache folder, whatever ``current`` names by now.
 
     Raises:
-        BadInput: the first field that differs, with both values.
+        BadInput: as ``open_cache``.
     """
-    for field in sorted({*have, *want}):
-        if have.get(field) != want.get(field):
+    key = key_of(folder)
+    note_use("cache", folder.name, folder, view)
+    return _of_view(folder, key, read_shards(folder, key), view)
+
+
+def read_shards(folder: Path, key: dict[str, Any]) -> list[tuple[Path, ShardHeader]]:
+    """Return every shard of a cache with its header.
+
+    Raises:
+        BadInput: a damaged shard, or one of another cache.
+    """
+    shards = []
+    for path in shard_files(folder):
+        header = read_header(path)
+        if header.key != key8(key):
             raise BadInput(
-                f"{folder.name} was made with another {field}: {have.get(field)!r:.80}, not {want.get(field)!r:.80}. "
-                "Embeddings of different origin are never mixed; give another folder."
+                f"{path.name} belongs to another cache (key {header.key}, not {key8(key)}). "
+                f"Next: embedprior cache verify {folder}"
             )
+        shards.append((path, header))
+    return shards
+
+
+def _of_view(
+    folder: Path, key: dict[str, Any], shards: list[tuple[Path, ShardHeader]], view: str
+) -> EmbeddingCache:
+    return _chosen(folder, key, shards, list(read_view(view_file(folder, view))))
+
+
+def _of_all_cohorts(folder: Path, shards: list[tuple[Path, ShardHeader]]) -> list[tuple[str, str]]:
+    views = sorted((folder / VIEWS).glob("*.csv"))
+    pairs = dict.fromkeys(pair for view in views for pair in read_view(view))
+    if not views:
+        pairs = dict.fromkeys(
+            pair for _, header in shards for pair in zip(header.exam_ids, header.sources, strict=True)
+        )
+    chosen: dict[str, str] = {}
+    for exam_id, source in pairs:
+        if chosen.setdefault(exam_id, source) != source:
+            raise BadInput(
+                f"{folder.name} holds exam '{exam_id}' of two cohorts with different contents. Next: open the folder "
+                "above it (its 'current' names one cohort), or give the table: open_cache(path, exams=..., root=...)."
+            )
+    order = {exam_id: n for n, exam_id in enumerate(i for _, header in shards for i in header.exam_ids)}
+    return sorted(chosen.items(), key=lambda pair: order.get(pair[0], -1))
+
+
+def _chosen(
+    folder: Path, key: dict[str, Any], shards: list[tuple[Path, ShardHeader]], pairs: list[tuple[str, str]]
+) -> EmbeddingCache:
+    places: dict[tuple[str, str], tuple[int, int]] = {}
+    for number, (_, header) in enumerate(shards):
+        for place, pair in enumerate(zip(header.exam_ids, header.sources, strict=True)):
+            places.setdefault(pair, (number, place))
+    gone = [exam_id for exam_id, source in pairs if (exam_id, source) not in places]
+    if gone:
+        raise BadInput(
+            f"{folder.name}: {len(gone)} of {len(pairs)} exams have no embedding of their present file: "
+            f"{', '.join(gone[:5])}. Next: run the command that filled the cache again."
+        )
+    where = np.array([places[pair] for pair in pairs], dtype=np.int64).reshape(-1, 2)
+    return EmbeddingCache(folder, key, [i for i, _ in pairs], [s for _, s in pairs], shards, where)

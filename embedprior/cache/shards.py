@@ -1,91 +1,201 @@
-"""One shard: a safetensors file that carries its own exam ids, source hashes and checksum in its header."""
+"""One shard: a safetensors file that carries its own exam ids, source hashes, row offsets and checksum.
+
+The header is written here rather than by the safetensors library so that the same rows always give the same bytes.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import mmap
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Float
-from safetensors.numpy import save
 
+from embedprior.cache.numbers import STORED, Array
 from embedprior.errors import BadInput
-from embedprior.runs import hash_array
+from embedprior.runs import write_file
 
 TENSOR = "embeddings"
+PREFIX, SUFFIX = "shard-", ".safetensors"
+_LONGEST_HEADER = 100_000_000
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What a shard says of itself."""
+    """What a shard says of itself.
+
+    Attributes:
+        key: short hash of the cache it belongs to.
+        exam_ids: in the order of the rows.
+        sources: sha256 of each exam's source.
+        counts: rows of each exam; None when every exam has one.
+        checksum: sha256 of all the above and the numbers.
+        shape: rows × dim.
+        dtype: of the numbers, see ``numbers.STORED``.
+        start: of the numbers in the file.
+    """
 
     key: str
     exam_ids: list[str]
     sources: list[str]
+    counts: list[int] | None
     checksum: str
     shape: tuple[int, int]
-    offset: int
+    dtype: str
+    start: int
+
+    @cached_property
+    def offsets(self) -> Array:
+        """First row of each exam, and the number of rows at the end."""
+        counts = np.ones(len(self.exam_ids), np.int64) if self.counts is None else np.asarray(self.counts, np.int64)
+        return np.concatenate([[0], np.cumsum(counts)])
+
+
+def shard_name(block: int, exam_ids: Sequence[str], sources: Sequence[str]) -> str:
+    """Return the file name of a shard: its block in the exam table, and a hash of the exams in it."""
+    return f"{PREFIX}{block:06d}-{_exams_hash(exam_ids, sources)}{SUFFIX}"
 
 
 def write_shard(
-    path: Path, key: str, exam_ids: list[str], sources: list[str], rows: Float[np.ndarray, "rows dim"]
-) -> None:
-    """Write a shard: temporary file, fsync, close, rename, fsync of the folder."""
-    data = np.ascontiguousarray(rows, dtype=np.float32)
-    header = {
-        "key": key,
-        "exam_ids": json.dumps(exam_ids),
-        "sources": json.dumps(sources),
-        "checksum": hash_array(data),
-    }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as handle:
-        handle.write(save({TENSOR: data}, metadata=header))
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    path: Path, key: str, dtype: str, exam_ids: list[str], sources: list[str], stored: Array,
+    counts: list[int] | None = None,
+) -> None:  # fmt: skip
+    """Write a shard: temporary file, fsync, close, rename, fsync of the folder.
+
+    Args:
+        path: its final name.
+        key: short hash of the cache.
+        dtype: see ``numbers.STORED``.
+        exam_ids: one an exam.
+        sources: sha256 of each exam's source.
+        stored: rows × dim, as ``numbers.to_stored`` gives them.
+        counts: rows of each exam; None = one each.
+
+    Raises:
+        DiskFull: no room; what was there before is untouched.
+    """
+    data = np.ascontiguousarray(stored).reshape(-1).view(np.uint8).data
+    told = _told(key, dtype, exam_ids, sources, counts, stored.shape)
+    head = _header(told, _checksum(told, [data]), dtype, stored.shape)
+
+    def fill(handle: BinaryIO) -> None:
+        handle.write(head)
+        handle.write(data)
+
+    write_file(path, fill)
 
 
 def read_header(path: Path) -> ShardHeader:
-    """Read a shard's header without its data.
+    """Read a shard's header without its numbers. Nothing in the file is executed.
 
     Raises:
         BadInput: the file is cut short or is no shard.
     """
-    size = path.stat().st_size
     try:
+        size = path.stat().st_size
         with path.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
-            if length > size:
-                raise ValueError("header longer than the file")
+            if length > min(size - 8, _LONGEST_HEADER):
+                raise ValueError("its header is longer than the file")
             header = json.loads(handle.read(length))
-        meta, tensor = header["__metadata__"], header[TENSOR]
-        start, end = tensor["data_offsets"]
-        if size != 8 + length + end or tensor["dtype"] != "F32":
-            raise ValueError("size or dtype differs from the header")
-        return ShardHeader(
-            key=meta["key"],
-            exam_ids=json.loads(meta["exam_ids"]),
-            sources=json.loads(meta["sources"]),
-            checksum=meta["checksum"],
-            shape=(tensor["shape"][0], tensor["shape"][1]),
-            offset=8 + length + start,
+        told = json.loads(header["__metadata__"]["embedprior"])
+        tensor = header[TENSOR]
+        rows, dim = (int(n) for n in tensor["shape"])
+        code, stored = STORED[told["dtype"]]
+        found = ShardHeader(
+            key=told["key"],
+            exam_ids=told["exam_ids"],
+            sources=told["sources"],
+            counts=told["counts"],
+            checksum=header["__metadata__"]["checksum"],
+            shape=(rows, dim),
+            dtype=told["dtype"],
+            start=8 + length,
         )
-    except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path.name} is damaged ({error}). Next: delete it and run the same command again.") from error
+        if tensor["dtype"] != code or tensor["data_offsets"] != [0, rows * dim * stored.itemsize]:
+            raise ValueError("its tensor is not what the header says")
+        if size != found.start + rows * dim * stored.itemsize:
+            raise ValueError("its size differs from the header")
+        if len(found.sources) != len(found.exam_ids) or int(found.offsets[-1]) != rows:
+            raise ValueError("its exams and rows differ in number")
+        return found
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise BadInput(
+            f"{path.name} is damaged or no shard ({reason}). Next: run the command that filled the cache again (it "
+            f"computes only what is lost), or: embedprior cache verify {path.parent}"
+        ) from error
 
 
-def map_rows(path: Path, header: ShardHeader) -> Float[np.ndarray, "rows dim"]:
-    """Map a shard's matrix without copying it."""
-    return np.memmap(path, dtype="<f4", mode="r", offset=header.offset, shape=header.shape)
+def map_rows(path: Path, header: ShardHeader) -> Array:
+    """Map a shard's numbers, as stored, without copying them; shape rows × dim."""
+    stored = STORED[header.dtype][1]
+    if header.shape[0] == 0:
+        return np.empty(header.shape, stored)
+    with path.open("rb") as handle:
+        mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    count = header.shape[0] * header.shape[1]
+    return np.frombuffer(mapped, stored, count, header.start).reshape(header.shape)
 
 
-def intact(path: Path, header: ShardHeader) -> bool:
-    """Return whether the data still has the checksum it was written with."""
-    return hash_array(map_rows(path, header)) == header.checksum
+def damage(path: Path, key: str) -> str:
+    """Return what is wrong with a shard of the cache ``key`` in words, or an empty string.
+
+    Every byte is read: the numbers against their checksum, the header against the one that would be written.
+    """
+    try:
+        header = read_header(path)
+    except BadInput as error:
+        return str(error).partition(" Next:")[0].removeprefix(path.name + " ")
+    if header.key != key:
+        return f"belongs to another cache (key {header.key}, not {key})"
+    told = _told(header.key, header.dtype, header.exam_ids, header.sources, header.counts, header.shape)
+    with path.open("rb") as handle:
+        head = handle.read(header.start)
+        checksum = _checksum(told, iter(lambda: handle.read(_CHUNK), b""))
+    if checksum != header.checksum or head != _header(told, checksum, header.dtype, header.shape):
+        return "its contents no longer have the checksum they were written with"
+    if not path.name.endswith(f"-{_exams_hash(header.exam_ids, header.sources)}{SUFFIX}"):
+        return "its name is not that of the exams in it"
+    return ""
+
+
+def _exams_hash(exam_ids: Sequence[str], sources: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for exam_id, source in zip(exam_ids, sources, strict=True):
+        digest.update(json.dumps([exam_id, source]).encode())
+    return digest.hexdigest()[:12]
+
+
+def _told(
+    key: str, dtype: str, exam_ids: list[str], sources: list[str], counts: list[int] | None, shape: Sequence[int]
+) -> str:
+    told: dict[str, Any] = {
+        "key": key, "dtype": dtype, "exam_ids": exam_ids, "sources": sources, "counts": counts, "shape": list(shape),
+    }  # fmt: skip
+    return json.dumps(told, sort_keys=True, separators=(",", ":"))
+
+
+def _header(told: str, checksum: str, dtype: str, shape: Sequence[int]) -> bytes:
+    code, stored = STORED[dtype]
+    header = {
+        "__metadata__": {"checksum": checksum, "embedprior": told},
+        TENSOR: {"data_offsets": [0, shape[0] * shape[1] * stored.itemsize], "dtype": code, "shape": list(shape)},
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % 64)  # the numbers start on a cache line
+    return struct.pack("<Q", len(text)) + text
+
+
+def _checksum(told: str, chunks: Any) -> str:
+    digest = hashlib.sha256(told.encode())
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -11,7 +13,9 @@ from jaxtyping import Float
 from embedprior.config import Config
 from embedprior.runs import hash_of
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
+
+Dtype = Literal["float32", "float16", "bfloat16", "uint8"]
 
 
 class EncoderSpec(Config):
@@ -28,6 +32,9 @@ class EncoderSpec(Config):
         profile: every preprocessing number, and the ``transform_version`` of the code that applies it.
         dtype: of the stored embedding.
         pooling: how tokens become one vector.
+        precision: of the arithmetic, ``"fp32"`` or ``"bf16"``.
+        token_dim: length of one token; None when the encoder gives no tokens.
+        patients_seen: every patient whose exams trained the weights or chose them; None = trained elsewhere.
     """
 
     name: str
@@ -37,8 +44,30 @@ class EncoderSpec(Config):
     weights_sha256: str
     licence: str
     profile: dict[str, Any]
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     pooling: str
+    precision: str = "fp32"
+    token_dim: int | None = None
+    patients_seen: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class EncoderCard:
+    """What ``embedprior encoders`` says of an encoder without loading its weights.
+
+    Attributes:
+        modality: see ``EncoderSpec``.
+        dim: length of the embedding, or words when it depends on the weights.
+        tokens: what its tokens are; empty when it gives none.
+        weights: where the weights come from.
+        licence: licence of the weights.
+    """
+
+    modality: str
+    dim: int | str
+    tokens: str
+    weights: str
+    licence: str
 
 
 class Encoder(Protocol):
@@ -49,25 +78,40 @@ class Encoder(Protocol):
         """Its provenance."""
 
     def read(self, root: Path, path: str) -> np.ndarray[Any, Any]:
-        """Decode and preprocess one exam into an array of a fixed shape.
+        """Decode and preprocess one exam. Runs in worker processes: it must not touch the network's weights.
 
         Raises:
             UnreadableExam: the file is damaged or not what it should be.
         """
 
     def embed(self, batch: np.ndarray[Any, Any]) -> Float[np.ndarray, "batch dim"]:
-        """Embed a batch of what ``read`` returns."""
+        """Embed a batch of what ``read`` returns, all of one shape."""
 
 
-def encoder_key(spec: EncoderSpec) -> dict[str, Any]:
-    """Return everything an embedding depends on; two caches may be mixed only when these are equal."""
+@runtime_checkable
+class TokenEncoder(Protocol):
+    """An encoder that also gives what it pools: slice or patch tokens."""
+
+    def tokens(self, batch: np.ndarray[Any, Any]) -> list[Float[np.ndarray, "tokens token_dim"]]:
+        """Return the tokens of each exam of a batch of what ``read`` returns."""
+
+
+def encoder_key(spec: EncoderSpec, tokens: bool = False) -> dict[str, Any]:
+    """Return everything an embedding depends on; two caches may be mixed only when these are equal.
+
+    Args:
+        spec: of the encoder.
+        tokens: the key of its token cache instead.
+    """
     return {
         "encoder": spec.name,
         "weights_sha256": spec.weights_sha256,
         "profile": spec.profile,
+        "precision": spec.precision,
         "dtype": spec.dtype,
-        "pooling": spec.pooling,
-        "dim": spec.dim,
+        "output": "tokens" if tokens else "embedding",
+        "pooling": "none" if tokens else spec.pooling,
+        "dim": spec.token_dim if tokens else spec.dim,
         "format": CACHE_FORMAT,
     }
 
@@ -75,3 +119,20 @@ def encoder_key(spec: EncoderSpec) -> dict[str, Any]:
 def key8(key: dict[str, Any]) -> str:
     """Return the short hash in a cache folder's name."""
     return hash_of(key)[:8]
+
+
+def differing_field(have: Mapping[str, Any], want: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first field in which two keys differ (``"profile.side"``), with both values; None when equal.
+
+    Fields of a preprocessing profile come first: when the profile differs, so may what follows from it.
+    """
+    for name in sorted({*have, *want}, key=lambda n: (n != "profile", n)):
+        left, right = have.get(name), want.get(name)
+        if left == right:
+            continue
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            inner = differing_field(left, right)
+            if inner is not None:
+                return f"{name}.{inner[0]}", inner[1], inner[2]
+        return name, left, right
+    return None

@@ -1,0 +1,169 @@
+"""What lies in a cache folder, and which of its rows a cohort chose (its *view*)."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedprior.cache.shards import PREFIX, SUFFIX
+from embedprior.encoders.base import EncoderSpec, differing_field, encoder_key, key8
+from embedprior.errors import BadInput
+from embedprior.runs import read_json, write_json, write_text
+
+MANIFEST = "manifest.json"
+CURRENT = "current"
+INDEX = "index.csv"
+VIEWS = "views"
+QUARANTINE = "quarantine"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cache folder that is being filled.
+
+    Attributes:
+        folder: ``OUT/<encoder>@<key8>``.
+        key: everything its rows depend on.
+        tokens: whether an exam has several rows.
+    """
+
+    folder: Path
+    key: dict[str, Any]
+
+    @property
+    def short(self) -> str:
+        """The short hash of the key."""
+        return key8(self.key)
+
+    @property
+    def tokens(self) -> bool:
+        """Whether an exam has several rows."""
+        return bool(self.key["output"] == "tokens")
+
+    @property
+    def dtype(self) -> str:
+        """Of the stored numbers."""
+        return str(self.key["dtype"])
+
+
+def place_for(out: Path, spec: EncoderSpec, tokens: bool = False) -> Place:
+    """Return where a cache of this encoder lies under ``out``.
+
+    Raises:
+        BadInput: tokens are asked of an encoder that has none.
+    """
+    if tokens and spec.token_dim is None:
+        raise BadInput(f"encoder '{spec.name}' gives no tokens. Next: leave out --tokens, or see: embedprior encoders")
+    key = encoder_key(spec, tokens)
+    return Place(out / f"{spec.name}@{key8(key)}", key)
+
+
+def prepare(place: Place, spec: EncoderSpec) -> None:
+    """Make the folder and its manifest where they are not there, or where the manifest is damaged.
+
+    Raises:
+        BadInput: a cache of another key lies in this folder; the field is named.
+    """
+    place.folder.mkdir(parents=True, exist_ok=True)
+    manifest = place.folder / MANIFEST
+    try:
+        have = key_of(place.folder)
+    except BadInput:
+        write_json(manifest, {"key": place.key, "spec": spec})
+    else:
+        refuse_other_key(place.folder.name, have, place.key)
+
+
+def key_of(folder: Path) -> dict[str, Any]:
+    """Return the key in a cache folder's manifest.
+
+    Raises:
+        BadInput: no manifest, or a damaged one.
+    """
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("key"), dict):
+        raise BadInput(f"{folder / MANIFEST} holds no key. Next: run the command that filled the cache again.")
+    key: dict[str, Any] = manifest["key"]
+    return key
+
+
+def refuse_other_key(name: str, have: Mapping[str, Any], want: Mapping[str, Any]) -> None:
+    """Compare two keys.
+
+    Raises:
+        BadInput: a field differs; it is named, with both values.
+    """
+    found = differing_field(have, want)
+    if found is not None:
+        field, left, right = found
+        raise BadInput(
+            f"{name} was made with another {field}: {left!r:.80}, not {right!r:.80}. "
+            "Embeddings of different origin are never mixed. Next: set it back, or give another folder."
+        )
+
+
+def refuse_neighbour(out: Path, place: Place) -> None:
+    """Refuse to start a second cache beside the one that ``out/current`` names, when it is of the same encoder.
+
+    Raises:
+        BadInput: their keys differ in a field other than the output (embeddings beside tokens are fine).
+    """
+    pointed = read_pointer(out)
+    if pointed is None or pointed[0] == place.folder or not (pointed[0] / MANIFEST).is_file():
+        return
+    have = key_of(pointed[0])
+    if have.get("encoder") == place.key["encoder"] and have.get("output") == place.key["output"]:
+        refuse_other_key(f"{out.name}/{pointed[0].name}", have, place.key)
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """Return the shards of a cache, in order."""
+    return sorted(folder.glob(f"{PREFIX}*{SUFFIX}"))
+
+
+def view_name(exams: Iterable[tuple[str, str]]) -> str:
+    """Return the name of a cohort's view: a hash of its exam ids and paths, in order."""
+    digest = hashlib.sha256()
+    for exam in exams:
+        digest.update(json.dumps(exam).encode())
+    return digest.hexdigest()[:12]
+
+
+def view_file(folder: Path, name: str) -> Path:
+    """Return the table of a view: ``exam_id, sha256``."""
+    return folder / VIEWS / f"{name}.csv"
+
+
+def read_view(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield exam id and sha256 of its source, in the order of the cohort.
+
+    Raises:
+        BadInput: not such a table.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            rows = csv.reader(handle)
+            if next(rows, None) != ["exam_id", "sha256"]:
+                raise ValueError("its columns are not exam_id, sha256")
+            yield from ((exam_id, source) for exam_id, source in rows)
+    except (OSError, ValueError, csv.Error) as error:
+        raise BadInput(f"{path} is damaged ({error}). Next: run the command that filled the cache again.") from error
+
+
+def write_pointer(out: Path, place: Place, view: str) -> None:
+    """Let ``out`` name the cache and view that were filled last."""
+    write_text(out / CURRENT, f"{place.folder.name}\n{view}\n")
+
+
+def read_pointer(out: Path) -> tuple[Path, str] | None:
+    """Return the cache folder and view that ``out/current`` names, or None."""
+    pointer = out / CURRENT
+    if not pointer.is_file():
+        return None
+    lines = [*pointer.read_text(encoding="utf-8").splitlines(), "", ""]
+    return out / lines[0].strip(), lines[1].strip()
