@@ -44,6 +44,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "no-lungs": ("warning", "no pair of lungs was found"),
     "apex-cut": ("warning", "the lungs reach the top of the volume"),
     "base-cut": ("warning", "the lungs reach the bottom of the volume"),
+    "lungs-touch-end": ("note", "a small part of the lungs reaches an end of the scan"),
     "short-field": ("note", "the scan covers little in z"),
     # radiographs
     "view-unknown": ("note", "neither header nor table names the view"),

@@ -1,11 +1,163 @@
-"""Where the lungs are, and whether the scan holds all of them."""
+"""Where the lungs are, and whether the scan holds all of them: a threshold method on a coarse grid, no network.
+
+Lung is what holds air and tissue together (so neither outside air nor bowel gas) with the body seen in at least three
+of the four in-plane directions. Nothing is removed for touching the border of the scan, so lungs that a narrow field of
+view cuts at the side are kept; table, mattress and clothes have the body on one side only.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import ndimage
+
 from embedprior.imaging.findings import Finding
+from embedprior.imaging.orientation import canonical
 from embedprior.imaging.volume import Volume
 
+COARSE_MM = 4.0
+TISSUE_HU = -300
+LUNG_HU = (-970, -400)
+LEAST_ML = 300.0
+SMALLEST_PART_ML, SMALLEST_PART_SHARE = 100.0, 0.1
+CUT_SHARE, TOUCH_SHARE = 0.5, 0.05
+"""Bars of ``audit_lungs``; what they separate on real volumes, and how narrowly, is in docs/imaging.md."""
+BLANK_SHARE = 0.2
+SHORT_MM = 200.0
 
-def audit_lungs(volume: Volume) -> list[Finding]:
-    """Return findings about missing or cut lungs."""
-    return []
+Mask = Bool[np.ndarray, "z y x"]
+
+
+@dataclass(frozen=True, eq=False)
+class Lungs:
+    """A lung mask on a coarse grid whose axes are left, posterior, superior.
+
+    Attributes:
+        mask: True in the lungs, (z, y, x) of the coarse grid.
+        factors: voxels of the canonical volume per coarse voxel, (z, y, x).
+        voxel_mm: size of a coarse voxel, (z, y, x).
+        body: True in the body.
+    """
+
+    mask: Mask
+    factors: tuple[int, int, int]
+    voxel_mm: tuple[float, float, float]
+    body: Mask
+
+    @property
+    def ml(self) -> float:
+        """Volume of the lungs in ml."""
+        return float(self.mask.sum() * np.prod(self.voxel_mm) / 1000)
+
+    def areas_cm2(self) -> Float[np.ndarray, " z"]:
+        """Cross-section of the lungs in each coarse slice, foot to head."""
+        return np.asarray(self.mask.sum(axis=(1, 2)) * self.voxel_mm[1] * self.voxel_mm[2] / 100)
+
+
+def find_lungs(volume: Volume) -> Lungs:
+    """Segment the lungs of a volume in any of the axis-aligned orientations, at about 4 mm."""
+    upright = canonical(volume)
+    coarse, factors = _coarse(upright)
+    body = _largest(_opened(coarse > TISSUE_HU))
+    enclosed = sum(_shadow(body, axis, away).astype(np.int8) for axis in (1, 2) for away in (False, True)) >= 3
+    parts, count = ndimage.label(_opened((coarse > LUNG_HU[0]) & (coarse < LUNG_HU[1]) & enclosed))
+    x, y, z = upright.spacing_mm
+    voxel_mm = (z * factors[0], y * factors[1], x * factors[2])
+    ml = np.bincount(parts.ravel(), minlength=count + 1) * np.prod(voxel_mm) / 1000
+    ml[0] = 0
+    kept = ml >= max(SMALLEST_PART_ML, SMALLEST_PART_SHARE * ml.max())
+    return Lungs(kept[parts], factors, voxel_mm, body)
+
+
+def audit_lungs(volume: Volume, lungs: Lungs | None = None) -> list[Finding]:
+    """Return findings about missing lungs, lungs cut at apex or base, and a short scan.
+
+    The lungs count as cut where their cross-section at the end of the scan is at least half their largest one;
+    from 5 % on it is noted that they touch the end (a costophrenic recess may be missing).
+    """
+    lungs = find_lungs(volume) if lungs is None else lungs
+    findings = []
+    height = canonical(volume).size_mm[2]
+    if height < SHORT_MM:
+        findings.append(Finding("short-field", f"{height:.0f} mm from foot to head"))
+    if lungs.ml < LEAST_ML:
+        return [*findings, Finding("no-lungs", f"{lungs.ml:.0f} ml of lung found, expected at least {LEAST_ML:.0f} ml")]
+    body = lungs.body.sum(axis=(1, 2))
+    # resampling may leave an empty slice at the end, where a cut lung would look complete
+    filled = np.flatnonzero(body > BLANK_SHARE * np.median(body[body > 0]))
+    areas = lungs.areas_cm2()
+    largest = float(areas.max())
+    for code, end, where in (("apex-cut", filled[-1], "top"), ("base-cut", filled[0], "bottom")):
+        share = float(areas[end]) / largest
+        seen = f"lung on {areas[end]:.0f} cm² of the {where} slice, {share:.0%} of the largest cross-section"
+        if share >= CUT_SHARE:
+            findings.append(Finding(code, seen))
+        elif share >= TOUCH_SHARE:
+            findings.append(Finding("lungs-touch-end", seen))
+    return findings
+
+
+def lung_box(volume: Volume, margin_mm: float = 10.0, lungs: Lungs | None = None) -> tuple[slice, slice, slice] | None:
+    """Return the (z, y, x) box of a canonical (LPS) volume that holds the lungs, or None when none were found.
+
+    The margin is widened by one coarse voxel, which covers the coarse grid's error.
+
+    Args:
+        volume: in LPS orientation (``orientation.canonical``).
+        margin_mm: tissue kept around the lungs.
+        lungs: of this volume, when they are known.
+    """
+    lungs = find_lungs(volume) if lungs is None else lungs
+    if lungs.ml < LEAST_ML:
+        return None
+    spacing_zyx = volume.spacing_mm[::-1]
+    box = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        hit = np.flatnonzero(lungs.mask.any(axis=others))
+        factor = lungs.factors[axis]
+        margin = int(np.ceil(margin_mm / spacing_zyx[axis])) + factor
+        last = (int(hit[-1]) + 1) * factor
+        box.append(slice(max(0, int(hit[0]) * factor - margin), min(volume.shape[axis], last + margin)))
+    return box[0], box[1], box[2]
+
+
+def _coarse(volume: Volume) -> tuple[Float[np.ndarray, "z y x"], tuple[int, int, int]]:
+    """Average two readings along each axis of every coarse voxel: enough against noise, and far less to read."""
+    factors = [min(n, max(1, round(COARSE_MM / s))) for s, n in zip(volume.spacing_mm[::-1], volume.shape, strict=True)]
+    counts = [n // f for n, f in zip(volume.shape, factors, strict=True)]
+    offsets = [sorted({f // 4, f - 1 - f // 4}) for f in factors]
+    total = np.zeros(counts, np.float32)
+    for z in offsets[0]:
+        for y in offsets[1]:
+            for x in offsets[2]:
+                read = volume.hu[z :: factors[0], y :: factors[1], x :: factors[2]]
+                total += read[: counts[0], : counts[1], : counts[2]]
+    total /= np.prod([len(o) for o in offsets])
+    return total, (factors[0], factors[1], factors[2])
+
+
+def _opened(mask: Mask) -> Mask:
+    """Binary opening that does not eat the first and last slices, where a cut lung has to be seen."""
+    wide = np.pad(mask, 2, mode="edge")
+    opened: Mask = ndimage.binary_opening(wide, ndimage.generate_binary_structure(3, 1))[2:-2, 2:-2, 2:-2]
+    return opened
+
+
+def _largest(mask: Mask) -> Mask:
+    parts, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return np.asarray(parts == sizes.argmax())
+
+
+def _shadow(body: Mask, axis: int, away: bool) -> Mask:
+    """Where the body has been met on the way from one border along an axis."""
+    seen: np.ndarray[Any, Any] = np.flip(body, axis) if away else body
+    seen = np.maximum.accumulate(seen, axis=axis)
+    return np.flip(seen, axis) if away else seen
