@@ -17,7 +17,7 @@ from embedprior.config import parse_config
 from embedprior.errors import BadInput, choose
 from embedprior.prior.config import PriorConfig, SamplerConfig, SamplerName, Source, named_sampler
 from embedprior.prior.diffusion import Schedule, make_schedule
-from embedprior.prior.generating import Denoise, denoiser, draw
+from embedprior.prior.drawing import Denoise, denoiser, draw
 from embedprior.prior.network import PriorNetwork
 from embedprior.prior.noise import ONE_STEP, SAMPLING, KeyedNoise, keyed_normal
 from embedprior.prior.sampling import ReverseStep, even_trajectory, log_snr_trajectory, optimal_trajectory, plan
@@ -117,7 +117,7 @@ class Prior:
         Args:
             tokens: (cases, C, Dc) standardised condition tokens.
             mask: (cases, C) or None.
-            reverse, samples, noise: see ``generating.draw``.
+            reverse, samples, noise: see ``drawing.draw``.
             guidance: weight w.
         """
 
@@ -148,7 +148,7 @@ class Prior:
         return self.target_scaler.inverse(predicted.cpu().numpy())
 
     def denoiser(self, tokens: Tensor, mask: Tensor | None, samples: int, guidance: float) -> Denoise:
-        """Return (x (cases · samples, D), n) ↦ x0hat; see ``generating.denoiser``."""
+        """Return (x (cases · samples, D), n) ↦ x0hat; see ``drawing.denoiser``."""
         return denoiser(self.network, self.config.process, self.schedule, tokens, mask, samples, guidance)
 
     def caveats(self, guidance: float | None = None) -> list[str]:

@@ -15,17 +15,19 @@ from torch import Tensor, nn
 
 from embedprior.prior.config import NetworkSize
 
-# Real token, then noised target, then query: the tokens that follow the condition.
+# Timestep, noised target, query: the tokens that follow the condition.
 SUFFIX = 3
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The condition, encoded once: causal attention makes it independent of the timestep and the noised target.
+    """The tokens before the noised target, encoded once: causal attention makes them independent of what follows.
+
+    That is the condition, for all timesteps, or the condition and the timestep, for all samples of a case.
 
     Attributes:
         keys_values: per block, (B, C, 2 · head_dim).
-        visible: (B, C) bool, which condition tokens are real; None when all are.
+        visible: (B, C) bool, which tokens are real; None when all are.
     """
 
     keys_values: list[Tensor]
@@ -52,6 +54,11 @@ class Attention(nn.Module):
         self.query = nn.Linear(size.dim, size.heads * size.head_dim, bias=False)
         self.key_value = nn.Linear(size.dim, 2 * size.head_dim, bias=False)
         self.out = nn.Linear(size.heads * size.head_dim, size.dim, bias=False)
+
+    def keys_values(self, x: Tensor) -> Tensor:
+        """Return keys and values (B, n, 2 · head_dim) of a stream, when nothing else of it is needed."""
+        made: Tensor = self.key_value(self.norm(x))
+        return made
 
     def forward(self, x: Tensor, mask: Tensor, past: Tensor | None, last_only: bool) -> tuple[Tensor, Tensor]:
         """Return the update of (B, n or 1, dim) and this call's keys and values (B, n, 2 · head_dim)."""
@@ -159,41 +166,68 @@ class PriorNetwork(nn.Module):
         """
         tokens = self._condition_tokens(condition, drop_condition)
         count = tokens.shape[1]
-        tokens = torch.cat([tokens, self._suffix_tokens(x, n, drop_target)], dim=1)
-        stream, _ = self._run(tokens, _mask(count, visible, tokens), None, to_query=True)
+        mask = _mask(count, SUFFIX, visible, tokens)
+        stream, _ = self._run(torch.cat([tokens, self._suffix_tokens(x, n, drop_target)], dim=1), mask, [])
         return self._read(stream)
 
     def encode(
         self, condition: Tensor, visible: Tensor | None = None, drop_condition: Tensor | None = None
     ) -> Prefix:
-        """Return the keys and values of the condition tokens (B, C, Dc), to be reused at every step."""
+        """Return the encoded condition tokens (B, C, Dc), to be reused at every step."""
         tokens = self._condition_tokens(condition, drop_condition)
-        mask = _mask(tokens.shape[1], visible, tokens)[..., :-SUFFIX, :-SUFFIX]
-        _, keys_values = self._run(tokens, mask, None, to_query=False)
-        return Prefix(keys_values, visible)
+        return self._extend(Prefix([], None), tokens, visible)
 
-    def step(self, prefix: Prefix, x: Tensor, n: Tensor, drop_target: Tensor | None = None) -> Tensor:
-        """Return the same prediction (B, D) as ``forward``, from an encoded condition."""
+    def at_time(self, prefix: Prefix, n: Tensor) -> Prefix:
+        """Return the encoded condition followed by timestep ``n``, (B,) or (1,), to be shared by a case's samples."""
+        time = self._time_token(n, prefix.keys_values[0]).expand(len(prefix.keys_values[0]), -1)
+        return self._extend(prefix, time[:, None], None)
+
+    def step(self, prefix: Prefix, x: Tensor, n: Tensor | None, drop_target: Tensor | None = None) -> Tensor:
+        """Return the same prediction (B, D) as ``forward``, from an encoded condition.
+
+        Args:
+            prefix: of ``encode``, or of ``at_time``.
+            x: (B, D) noised target.
+            n: (B,) or (1,) timestep; None when the prefix holds it already.
+            drop_target: as in ``forward``.
+        """
         tokens = self._suffix_tokens(x, n, drop_target)
         count = prefix.keys_values[0].shape[1]
-        mask = _mask(count, prefix.visible, tokens)[..., -SUFFIX:, :]
-        stream, _ = self._run(tokens, mask, prefix.keys_values, to_query=True)
+        mask = _mask(count, tokens.shape[1], prefix.visible, tokens)[..., count:, :]
+        stream, _ = self._run(tokens, mask, prefix.keys_values)
         return self._read(stream)
 
     def parameter_count(self) -> int:
         """Return the number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def _run(
-        self, stream: Tensor, mask: Tensor, past: list[Tensor] | None, to_query: bool
-    ) -> tuple[Tensor, list[Tensor]]:
+    def _run(self, stream: Tensor, mask: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return the query's stream (B, 1, dim) and every block's keys and values."""
         keys_values = []
         for index, block in enumerate(self.blocks):
             # Only the query is read, so the last block computes no other row.
-            last = to_query and index == len(self.blocks) - 1
-            stream, made = block(stream, mask, None if past is None else past[index], last)
+            last = index == len(self.blocks) - 1
+            stream, made = block(stream, mask, past[index] if past else None, last)
             keys_values.append(made)
         return stream, keys_values
+
+    def _extend(self, prefix: Prefix, stream: Tensor, visible: Tensor | None) -> Prefix:
+        """Return the prefix with more tokens (B, n, dim) behind it, of which ``visible`` (B, n) are real."""
+        count, more = prefix.keys_values[0].shape[1] if prefix.keys_values else 0, stream.shape[1]
+        if prefix.visible is not None and visible is None:
+            visible = torch.ones(stream.shape[:2], dtype=torch.bool, device=stream.device)
+        if prefix.visible is not None and visible is not None:
+            visible = torch.cat([prefix.visible, visible], dim=1)
+        mask = _mask(count, more, visible, stream)[..., count:, :]
+        keys_values = []
+        for index, block in enumerate(self.blocks):
+            past = prefix.keys_values[index] if prefix.keys_values else None
+            if index < len(self.blocks) - 1:
+                stream, made = block(stream, mask, past, False)
+            else:
+                made = block.attention.keys_values(stream)
+            keys_values.append(made if past is None else torch.cat([past, made], dim=1))
+        return Prefix(keys_values, visible)
 
     def _read(self, stream: Tensor) -> Tensor:
         prediction: Tensor = self.out(self.norm(stream[:, -1]))
@@ -205,12 +239,18 @@ class PriorNetwork(nn.Module):
             tokens = torch.where(drop[:, None, None], self.null_condition.to(tokens.dtype), tokens)
         return tokens + self.slots[: tokens.shape[1]]
 
-    def _suffix_tokens(self, x: Tensor, n: Tensor, drop: Tensor | None) -> Tensor:
+    def _suffix_tokens(self, x: Tensor, n: Tensor | None, drop: Tensor | None) -> Tensor:
         noised = self.target_in(x)
         if drop is not None and self.null_target is not None:
             noised = torch.where(drop[:, None], self.null_target.to(noised.dtype), noised)
-        time = self.time_in(time_features(n, noised.shape[-1], self.timesteps).to(noised.dtype)).expand_as(noised)
-        return torch.stack([time, noised, self.query.to(noised.dtype).expand_as(noised)], dim=1)
+        tokens = [noised, self.query.to(noised.dtype).expand_as(noised)]
+        if n is not None:
+            tokens.insert(0, self._time_token(n, noised).expand_as(noised))
+        return torch.stack(tokens, dim=1)
+
+    def _time_token(self, n: Tensor, like: Tensor) -> Tensor:
+        token: Tensor = self.time_in(time_features(n, len(self.query), self.timesteps).to(like.dtype))
+        return token
 
 
 def time_features(n: Tensor, dim: int, timesteps: int) -> Tensor:
@@ -221,13 +261,16 @@ def time_features(n: Tensor, dim: int, timesteps: int) -> Tensor:
     return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, dim - 2 * half))
 
 
-def _mask(count: int, visible: Tensor | None, like: Tensor) -> Tensor:
-    """Return the causal mask (n, n), or (B, 1, n, n) when some condition tokens are padding; True = may look."""
-    length = count + SUFFIX
+def _mask(past: int, more: int, visible: Tensor | None, like: Tensor) -> Tensor:
+    """Return the causal mask of ``past + more`` tokens, (n, n), or (B, 1, n, n) when some are padding; True = may look.
+
+    ``visible``: (B, n), or shorter where the tokens at the end are all real; None when every token is.
+    """
+    length = past + more
     causal = torch.ones(length, length, dtype=torch.bool, device=like.device).tril()
     if visible is None:
         return causal
-    seen = F.pad(visible, (0, SUFFIX), value=True)[:, None, None, :]
+    seen = F.pad(visible, (0, length - visible.shape[1]), value=True)[:, None, None, :]
     # A padding token may look at itself: a row that sees nothing would be NaN.
     itself = torch.eye(length, dtype=torch.bool, device=like.device)
     return (causal & seen) | itself

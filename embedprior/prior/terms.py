@@ -19,7 +19,7 @@ def attention_blocks(embedding: Tensor, groups: int) -> Tensor:
     several network stages by their loss rates is void for the one stage there is here.
     """
     width = -(-embedding.shape[1] // groups)
-    blocks = F.pad(embedding, (0, groups * width - embedding.shape[1])).unflatten(1, (groups, width))
+    blocks: Tensor = F.pad(embedding, (0, groups * width - embedding.shape[1])).unflatten(1, (groups, width))
     attention: Tensor = F.normalize(blocks.square().sum(dim=2), dim=1)
     return attention[..., None] * blocks
 

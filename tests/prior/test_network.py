@@ -50,6 +50,17 @@ def test_repeated_prefix_rows_are_the_samples_of_one_case() -> None:
     torch.testing.assert_close(made.step(prefix.rows(3, 6), x[3:], n[3:]), made.step(prefix, x, n)[3:])
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_samples_that_share_their_timestep_get_the_same_prediction(padded: bool) -> None:
+    made = network(condition_tokens=3)
+    condition, x, n = torch.randn(2, 3, 5), torch.randn(6, 7), torch.tensor([300])
+    visible = torch.tensor([[1, 1, 0], [0, 1, 0]]).bool() if padded else None
+    shared = made.step(made.at_time(made.encode(condition, visible), n).repeat(3), x, None)
+    repeated = None if visible is None else visible.repeat_interleave(3, dim=0)
+    whole = made(x, n.expand(6), condition.repeat_interleave(3, dim=0), repeated)
+    torch.testing.assert_close(shared, whole, rtol=1e-5, atol=1e-6)
+
+
 def test_appended_padding_changes_nothing() -> None:
     made = network(condition_tokens=6)
     condition, x, n = torch.randn(4, 2, 5), torch.randn(4, 7), torch.tensor([1, 30, 500, 1000])
@@ -57,6 +68,8 @@ def test_appended_padding_changes_nothing() -> None:
     padded = torch.cat([condition, 1e3 * torch.randn(4, 4, 5)], dim=1)
     visible = torch.tensor([True, True, False, False, False, False]).expand(4, 6)
     torch.testing.assert_close(made(x, n, padded, visible), plain, rtol=0, atol=1e-6)
+    stepped = made.step(made.encode(padded, visible), x, n)
+    torch.testing.assert_close(stepped, plain, rtol=0, atol=1e-6)
 
 
 def test_every_input_reaches_the_prediction() -> None:
