@@ -33,7 +33,8 @@ def to_stored(values: Array, dtype: str) -> Array:
         return np.ascontiguousarray(values)
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
-        return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+        rounded: Array = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+        return rounded
     with np.errstate(over="ignore"):  # what overflows float16 is refused by ``finite``
         return np.ascontiguousarray(values, dtype=stored)
 

@@ -3,27 +3,59 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
+from importlib import metadata
 from typing import Any, cast
 
-from embedprior.encoders.base import Encoder
-from embedprior.errors import choose
+from embedprior.encoders.base import Encoder, EncoderCard
+from embedprior.errors import BadInput, choose
 
 ENCODERS = {
     "efficientnet-lite0": "embedprior.encoders.timm_lite:EfficientNetLite0",
-    "slice-cnn": "embedprior.encoders.small_cnn:SliceEncoder",
+    "pixels-128": "embedprior.encoders.pixels:Pixels128",
     "radiograph-cnn": "embedprior.encoders.small_cnn:RadiographEncoder",
+    "slice-cnn": "embedprior.encoders.small_cnn:SliceEncoder",
+    "vit-b16": "embedprior.encoders.vit:VitB16",
 }
+ENTRY_POINTS = "embedprior.encoders"
+
+
+@cache
+def encoders() -> dict[str, str]:
+    """Return every encoder: those shipped, and those that installed packages add by entry point."""
+    found = {point.name: point.value for point in metadata.entry_points(group=ENTRY_POINTS)}
+    return dict(sorted((found | ENCODERS).items()))
 
 
 def create_encoder(name: str, **options: Any) -> Encoder:
     """Return a frozen encoder.
 
     Args:
-        name: one of ``ENCODERS``.
+        name: one of ``encoders()``.
         options: what the encoder takes, such as ``weights`` (a local path).
 
     Raises:
-        BadInput: unknown name, missing weights or a missing extra.
+        BadInput: unknown name, an option it does not take, missing weights or a missing extra.
     """
-    module, _, attribute = choose("encoder", name, ENCODERS).partition(":")
-    return cast(Encoder, getattr(importlib.import_module(module), attribute)(**options))
+    made = _resolve(name)
+    try:
+        return cast(Encoder, made(**options))
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise BadInput(f"encoder '{name}': {str(error).partition('()')[2].strip() or error}.") from error
+
+
+def encoder_card(name: str) -> EncoderCard | None:
+    """Return what an encoder says of itself without its weights, or None when it says nothing.
+
+    Raises:
+        BadInput: unknown name.
+    """
+    card = getattr(_resolve(name), "card", None)
+    return card if isinstance(card, EncoderCard) else None
+
+
+def _resolve(name: str) -> Any:
+    module, _, attribute = choose("encoder", name, encoders()).partition(":")
+    return getattr(importlib.import_module(module), attribute)

