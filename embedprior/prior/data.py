@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from embedprior.errors import BadInput
 from embedprior.prior.config import Source
 
+Array = NDArray[np.float32]
+
 
 @dataclass(frozen=True)
 class PairArrays:
@@ -27,8 +29,8 @@ class PairArrays:
         encoders: encoder keys of condition and target; empty when unknown.
     """
 
-    condition: NDArray[np.float32]
-    target: NDArray[np.float32]
+    condition: Array
+    target: Array
     ids: Sequence[str]
     source: Source
     condition_mask: NDArray[np.bool_] | None = None
@@ -40,7 +42,7 @@ class PairArrays:
         return len(self.ids)
 
     @property
-    def tokens(self) -> NDArray[np.float32]:
+    def tokens(self) -> Array:
         """(N, C, Dc) condition tokens."""
         return self.condition if self.condition.ndim == 3 else self.condition[:, None]
 

@@ -75,7 +75,7 @@ def denoiser(
 def draw(
     denoise_part: Callable[[slice], Denoise],
     reverse: Sequence[ReverseStep],
-    cases: int,
+    cases: Sequence[int],
     samples: int,
     dim: int,
     noise: KeyedNoise,
@@ -86,18 +86,34 @@ def draw(
     Args:
         denoise_part: rows ↦ their denoiser.
         reverse: the plan.
-        cases, samples, dim: sizes.
+        cases: a number per case that keys its noise.
+        samples, dim: sizes.
         noise: sample m of case i reads stream (m, i), so that neither batch mates nor M change it.
         device: of the network.
     """
-    draws = 1 + (len(reverse) if any(step.sigma.any() for step in reverse) else 0)
-    at_once = max(1, NOISE_AHEAD // (draws * dim * samples))
-    out = np.empty((cases, samples, dim), dtype=np.float32)
-    for start in range(0, cases, at_once):
-        rows = range(start, min(start + at_once, cases))
-        drawn = np.stack([keyed_normal(noise, m, rows, (draws, dim)) for m in range(samples)], axis=1)
-        ahead = torch.from_numpy(drawn).flatten(0, 1).to(device)
-        denoise = denoise_part(slice(rows.start, rows.stop))
-        found = run(reverse, denoise, lambda k, ahead=ahead: ahead[:, k])  # type: ignore[misc]
-        out[rows.start : rows.stop] = found.cpu().numpy().reshape(len(rows), samples, dim)
+    at_once = max(1, NOISE_AHEAD // (_draws(reverse) * dim * samples))
+    out = np.empty((len(cases), samples, dim), dtype=np.float32)
+    for start in range(0, len(cases), at_once):
+        part = slice(start, min(start + at_once, len(cases)))
+        ahead = draw_noise(noise, reverse, cases[part], samples, dim, device)
+        found = run(reverse, denoise_part(part), lambda k, ahead=ahead: ahead[:, k])  # type: ignore[misc]
+        out[part] = found.cpu().numpy().reshape(-1, samples, dim)
     return out
+
+
+def draw_noise(
+    noise: KeyedNoise,
+    reverse: Sequence[ReverseStep],
+    cases: Sequence[int],
+    samples: int,
+    dim: int,
+    device: torch.device,
+) -> Tensor:
+    """Return the noise of whole trajectories, (cases · samples, draws, D): the start, then one per step that adds."""
+    shape = (_draws(reverse), dim)
+    drawn = np.stack([keyed_normal(noise, m, cases, shape) for m in range(samples)], axis=1)
+    return torch.from_numpy(drawn).flatten(0, 1).to(device)
+
+
+def _draws(reverse: Sequence[ReverseStep]) -> int:
+    return 1 + (len(reverse) if any(step.sigma.any() for step in reverse) else 0)

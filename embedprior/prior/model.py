@@ -1,4 +1,4 @@
-"""A trained prior: sample CT embeddings for radiograph embeddings, save, load."""
+"""A trained prior: sample CT embeddings for radiograph embeddings."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from embedprior.config import parse_config
 from embedprior.errors import BadInput, choose
 from embedprior.prior.config import PriorConfig, SamplerConfig, SamplerName, Source, named_sampler
+from embedprior.prior.data import Array
 from embedprior.prior.diffusion import Schedule, make_schedule
-from embedprior.prior.drawing import Denoise, denoiser, draw
+from embedprior.prior.drawing import Denoise, denoiser, draw, draw_noise
 from embedprior.prior.network import PriorNetwork
 from embedprior.prior.noise import ONE_STEP, SAMPLING, KeyedNoise, keyed_normal
-from embedprior.prior.sampling import ReverseStep, even_trajectory, log_snr_trajectory, optimal_trajectory, plan
+from embedprior.prior.sampling import (
+    ReverseStep,
+    even_trajectory,
+    log_snr_trajectory,
+    optimal_trajectory,
+    plan,
+    states,
+)
 from embedprior.prior.scaling import Standardiser
 from embedprior.prior.variance import VarianceTable
-from embedprior.runs import read_json, write_json
 
-FORMAT = 1
 WEIGHTS, DESCRIPTION = "prior.safetensors", "prior.json"
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,11 @@ class Prior:
         source: Source = "cxr",
         condition_mask: NDArray[np.bool_] | None = None,
         guidance: float | None = None,
+        cases: Sequence[int] | None = None,
     ) -> Array:
         """Return posterior samples (N, samples, D) in the CT embedding's own scale.
 
-        Sample m of case i depends on (seed, i, m) and its condition only, not on the other cases.
+        Sample m of case i depends on (seed, key of i, m) and its condition only, not on the other cases.
 
         Args:
             condition: (N, Dc) or (N, C, Dc), in its own scale.
@@ -84,24 +87,40 @@ class Prior:
             source: what the condition is; picks its scaler.
             condition_mask: (N, C), True where a condition token is real.
             guidance: weight w; None is the configured one. The variance table holds at 1 alone; see ``caveats``.
+            cases: N numbers below 2^64 that key the noise of each case; None numbers them from 0.
 
         Raises:
             BadInput: wrong dimension, unknown source or sampler, more steps than timesteps, or an analytic variance
                 with a guidance weight other than 1.
         """
-        settings = sampler if isinstance(sampler, SamplerConfig) else named_sampler(sampler, steps)
-        weight = self.config.process.guidance if guidance is None else guidance
-        table = self._table_for(settings, weight)
-        schedule = self.schedule
-        if settings.trajectory == "optimal":
-            trajectory = optimal_trajectory(schedule, self._require_table().scalar(schedule), settings.steps)
-        elif settings.trajectory == "log_snr":
-            trajectory = log_snr_trajectory(schedule, settings.steps)
-        else:
-            trajectory = even_trajectory(schedule.timesteps, settings.steps)
-        reverse = plan(schedule, settings, trajectory, None if table is None else lambda n: table.at(schedule, n))
+        weight, reverse = self._plan(sampler, steps, guidance)
         tokens, mask = self._prepare(condition, source, condition_mask)
-        return self.target_scaler.inverse(self.draw(tokens, mask, reverse, samples, KeyedNoise(seed, SAMPLING), weight))
+        keys = range(len(tokens)) if cases is None else cases
+        noise = KeyedNoise(seed, SAMPLING)
+        return self.target_scaler.inverse(self.draw(tokens, mask, reverse, samples, noise, weight, keys))
+
+    def path(
+        self,
+        condition: Array,
+        at: Sequence[float] = (0.0, 0.5, 1.0),
+        sampler: SamplerName | SamplerConfig = "analytic",
+        steps: int = 64,
+        seed: int = 0,
+        source: Source = "cxr",
+        condition_mask: NDArray[np.bool_] | None = None,
+        guidance: float | None = None,
+        cases: Sequence[int] | None = None,
+    ) -> list[Array]:
+        """Return the first sample of every case, (N, D), at shares ``at`` of its steps (0: pure noise, 1: finished).
+
+        Arguments, scale and errors as in ``sample``; the last of them equals ``sample(...)[:, 0]``.
+        """
+        weight, reverse = self._plan(sampler, steps, guidance)
+        tokens, mask = self._prepare(condition, source, condition_mask)
+        keys = range(len(tokens)) if cases is None else cases
+        ahead = draw_noise(KeyedNoise(seed, SAMPLING), reverse, keys, 1, self.target_scaler.dim, self.device)
+        passed = list(states(reverse, self.denoiser(tokens, mask, 1, weight), lambda k: ahead[:, k]))
+        return [self.target_scaler.inverse(passed[round(share * len(reverse))].cpu().numpy()) for share in at]
 
     def draw(
         self,
@@ -111,20 +130,21 @@ class Prior:
         samples: int,
         noise: KeyedNoise,
         guidance: float,
+        cases: Sequence[int],
     ) -> Array:
         """Return standardised samples (cases, samples, D) by a plan of reverse steps.
 
         Args:
             tokens: (cases, C, Dc) standardised condition tokens.
             mask: (cases, C) or None.
-            reverse, samples, noise: see ``drawing.draw``.
+            reverse, samples, noise, cases: see ``drawing.draw``.
             guidance: weight w.
         """
 
         def denoise_part(rows: slice) -> Denoise:
             return self.denoiser(tokens[rows], None if mask is None else mask[rows], samples, guidance)
 
-        return draw(denoise_part, reverse, len(tokens), samples, self.target_scaler.dim, noise, self.device)
+        return draw(denoise_part, reverse, cases, samples, self.target_scaler.dim, noise, self.device)
 
     def one_step(
         self,
@@ -132,6 +152,7 @@ class Prior:
         source: Source = "cxr",
         condition_mask: NDArray[np.bool_] | None = None,
         seed: int = 0,
+        cases: Sequence[int] | None = None,
     ) -> Array:
         """Return x0hat at the last timestep, (N, D) in the CT embedding's own scale: the regression E[z_CT | z_CXR].
 
@@ -141,8 +162,8 @@ class Prior:
             BadInput: as in ``sample``.
         """
         tokens, mask = self._prepare(condition, source, condition_mask)
-        shape = (self.target_scaler.dim,)
-        noise = keyed_normal(KeyedNoise(seed, ONE_STEP), 0, range(len(tokens)), shape)
+        keys = range(len(tokens)) if cases is None else cases
+        noise = keyed_normal(KeyedNoise(seed, ONE_STEP), 0, keys, (self.target_scaler.dim,))
         denoise = self.denoiser(tokens, mask, 1, self.config.process.guidance)
         predicted = denoise(torch.from_numpy(noise).to(self.device), self.schedule.timesteps)
         return self.target_scaler.inverse(predicted.cpu().numpy())
@@ -195,37 +216,9 @@ class Prior:
 
     def save(self, folder: Path) -> None:
         """Write ``prior.safetensors``, then ``prior.json``, which marks completion, into ``folder``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors: dict[str, NDArray[np.generic]] = {
-            f"network.{name}": value.detach().float().cpu().numpy() for name, value in self.network.state_dict().items()
-        }
-        for name, scaler in {"target": self.target_scaler, **self.condition_scalers}.items():
-            tensors |= {f"scaler.{name}.mean": scaler.mean, f"scaler.{name}.scale": scaler.scale}
-        description = {
-            "format": FORMAT,
-            "config": self.config,
-            "condition_dim": self.network.condition_dim,
-            "condition_tokens": len(self.network.slots),
-            "target_dim": self.network.target_dim,
-            "sources": sorted(self.condition_scalers),
-            "encoders": list(self.encoders),
-            "parameters": self.network.parameter_count(),
-            "caveats": self.caveats(),
-            "variance": None,
-        }
-        if self.variance is not None:
-            table = self.variance
-            tensors |= {"variance.nodes": table.nodes, "variance.error": table.error, "variance.spread": table.spread}
-            description["variance"] = {
-                "guidance": table.guidance,
-                "weights": "ema",
-                "schedule": self.config.process.schedule,
-                "measured_on": "validation",
-            }
-        temporary = folder / f".{WEIGHTS}.tmp"
-        save_file(tensors, temporary)
-        temporary.replace(folder / WEIGHTS)
-        write_json(folder / DESCRIPTION, description)
+        from embedprior.prior.storage import write_prior
+
+        write_prior(self, folder)
 
     @classmethod
     def load(cls, folder: Path | str, device: str | torch.device = "cpu") -> Prior:
@@ -234,43 +227,26 @@ class Prior:
         Raises:
             BadInput: no prior there, a damaged one, or one of another format.
         """
-        folder = Path(folder)
-        if not (folder / DESCRIPTION).is_file():
-            raise BadInput(f"{folder} holds no trained prior ({DESCRIPTION} is missing). Next: train_prior.py")
-        description = read_json(folder / DESCRIPTION)
-        if description.get("format") != FORMAT:
-            raise BadInput(f"{folder}: prior format {description.get('format')}. Allowed: {FORMAT}.")
-        config = parse_config(PriorConfig, description["config"], str(folder / DESCRIPTION))
-        try:
-            tensors = load_file(folder / WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise BadInput(f"{folder / WEIGHTS} can't be read: {error}") from error
-        network = new_network(
-            config, description["condition_dim"], description["target_dim"], description["condition_tokens"]
-        )
-        prefix = "network."
-        state = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in tensors.items() if k.startswith(prefix)}
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
-            raise BadInput(f"{folder / WEIGHTS} does not fit its {DESCRIPTION}: {str(error)[:300]}") from error
+        from embedprior.prior.storage import read_prior
 
-        def scaler(name: str) -> Standardiser:
-            return Standardiser(tensors[f"scaler.{name}.mean"], tensors[f"scaler.{name}.scale"])
+        return read_prior(Path(folder), device)
 
-        table = description["variance"]
-        return cls(
-            config=config,
-            network=network.eval().to(device),
-            target_scaler=scaler("target"),
-            condition_scalers={name: scaler(name) for name in description["sources"]},
-            variance=None
-            if table is None
-            else VarianceTable(
-                tensors["variance.nodes"], tensors["variance.error"], tensors["variance.spread"], table["guidance"]
-            ),
-            encoders=(description["encoders"][0], description["encoders"][1]),
-        )
+    def _plan(
+        self, sampler: SamplerName | SamplerConfig, steps: int, guidance: float | None
+    ) -> tuple[float, list[ReverseStep]]:
+        """Return the guidance weight and the reverse steps."""
+        settings = sampler if isinstance(sampler, SamplerConfig) else named_sampler(sampler, steps)
+        weight = self.config.process.guidance if guidance is None else guidance
+        table = self._table_for(settings, weight)
+        schedule = self.schedule
+        if settings.trajectory == "optimal":
+            trajectory = optimal_trajectory(schedule, self._require_table().scalar(schedule), settings.steps)
+        elif settings.trajectory == "log_snr":
+            trajectory = log_snr_trajectory(schedule, settings.steps)
+        else:
+            trajectory = even_trajectory(schedule.timesteps, settings.steps)
+        variance = None if table is None else lambda n: table.at(schedule, n)
+        return weight, plan(schedule, settings, trajectory, variance)
 
     def _require_table(self) -> VarianceTable:
         if self.variance is None:

@@ -84,7 +84,7 @@ class Validator:
         trajectory = log_snr_trajectory(self._schedule, steps)
         reverse = plan(self._schedule, named_sampler("dpm_solver", steps), trajectory, None)
         noise, data = KeyedNoise(self._seed, TEACHER), self.data
-        drawn = prior.draw(data.condition, data.visible, reverse, TEACHER_SAMPLES, noise, 1.0)
+        drawn = prior.draw(data.condition, data.visible, reverse, TEACHER_SAMPLES, noise, GUIDANCE, range(len(data)))
         flat = torch.from_numpy(drawn).to(data.target.device).flatten(0, 1)
         score = self._objective.teacher_logits(flat).double().sigmoid().view(drawn.shape[:2]).mean(dim=1).cpu().numpy()
         labels = data.labels.cpu().numpy()

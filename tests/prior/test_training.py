@@ -75,8 +75,19 @@ def test_a_case_has_the_same_samples_whatever_stands_beside_it(pairs: Pairs, tmp
     together = prior.sample(condition, samples=3, steps=4)
     np.testing.assert_allclose(prior.sample(condition[:5], samples=3, steps=4), together[:5], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(prior.sample(condition, samples=2, steps=4), together[:, :2], rtol=1e-5, atol=1e-5)
+    keyed = prior.sample(condition[3:5], samples=3, steps=4, cases=[3, 4])
+    np.testing.assert_allclose(keyed, together[3:5], rtol=1e-5, atol=1e-5)
     assert np.abs(together[:, 0] - together[:, 1]).min() > 0
     assert np.abs(together - prior.sample(condition, samples=3, steps=4, seed=1)).min() > 0
+
+
+def test_a_path_runs_from_pure_noise_to_the_first_sample(pairs: Pairs, tmp_path: Path) -> None:
+    prior, condition = train(pairs, small_config(), tmp_path), make_pairs(400, 3).condition
+    noise, _, end = prior.path(condition, (0.0, 0.5, 1.0), steps=4)
+    np.testing.assert_allclose(end, prior.sample(condition, samples=2, steps=4)[:, 0], rtol=1e-5, atol=1e-5)
+    standard = (noise - prior.target_scaler.mean) / prior.target_scaler.scale
+    np.testing.assert_allclose(standard.mean(axis=0), 0.0, atol=0.2)
+    np.testing.assert_allclose(standard.std(axis=0), 1.0, atol=0.15)
 
 
 def test_training_learns_the_regression(tmp_path: Path) -> None:
