@@ -10,6 +10,8 @@ COMMANDS = {
     "demo": "virtual patients, end to end, to a report (minutes, offline, no GPU)",
     "doctor": "check this installation: PASS, WARN or FAIL with a fix for each",
     "train teacher": "a CT classifier on an embedding or token cache, frozen afterwards",
+    "study plan": "freeze a study: every fit, its cost, the difference each hypothesis could show",
+    "generate": "CT-like embeddings from a radiograph cache, and how good they are",
     "study run": "compare methods on the same held-out cases of a cohort",
     "evaluate": "AUCs, paired DeLong tests and intervals of any predictions table",
     "power": "the AUC difference a test of this size could detect",
