@@ -104,8 +104,17 @@ class Lock:
         return True
 
 
-def is_stale(path: Path, owner: dict[str, Any], stale_after: float = STALE_AFTER_S) -> bool:
-    """Return whether a lock's owner is gone: its process is dead (seen from the same machine), or it is silent."""
+def is_stale(path: Path, owner: dict[str, Any] | None = None, stale_after: float = STALE_AFTER_S) -> bool:
+    """Return whether a lock's owner is gone: its process is dead (seen from the same machine), or it is silent.
+
+    Args:
+        path: the lock file.
+        owner: what it holds, where that was read already.
+        stale_after: seconds without a heartbeat.
+    """
+    owner = _read(path) if owner is None else owner
+    if owner is None:
+        return False
     if owner.get("machine") == identity()["machine"] and not _alive(owner.get("pid"), owner.get("started")):
         return True
     try:
@@ -123,14 +132,11 @@ def identity() -> dict[str, Any]:
 @cache
 def _machine() -> dict[str, str]:
     # Two containers may share a host name but not their process ids.
-    parts = [socket.gethostname()]
-    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-                 lambda: os.readlink("/proc/self/ns/pid")):  # fmt: skip
-        try:
-            parts.append(read())
-        except OSError:
-            continue
-    return {"host": parts[0], "machine": "/".join(parts)}
+    host, boot, processes = socket.gethostname(), "", ""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        processes = os.readlink("/proc/self/ns/pid")
+    return {"host": host, "machine": f"{host}/{boot}/{processes}"}
 
 
 def _started(pid: int) -> float | None:
@@ -152,10 +158,11 @@ def _alive(pid: Any, started: Any) -> bool:
 def _now(folder: Path) -> float:
     """Return the time by the clock that stamps files there (a file server's own, on a network disk)."""
     probe = folder / f".clock.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
-        probe.touch()
-        return probe.stat().st_mtime
+        return os.fstat(handle).st_mtime
     finally:
+        os.close(handle)
         probe.unlink(missing_ok=True)
 
 

@@ -8,6 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from embedprior.runs.files import read_json, write_json
+from embedprior.runs.hashing import hash_of
+
+RECORD, RUNS = "run.json", ".runs"
+
 
 @dataclass(frozen=True)
 class Use:
@@ -75,3 +80,29 @@ def collecting() -> Iterator[Ledger]:
         yield ledger
     finally:
         close_ledger(ledger)
+
+
+def register_run(out: Path, uses: list[dict[str, Any]]) -> None:
+    """Leave a note of the run in every artifacts folder outside ``out`` that it used, so that nothing it needs is
+    taken for unused."""
+    for root in {r for use in uses if (r := _artifacts_folder(Path(use["path"]))) is not None}:
+        if not root.is_relative_to(out.resolve()):
+            note = root / RUNS / f"{hash_of(str(out.resolve()))[:16]}.json"
+            note.parent.mkdir(exist_ok=True)
+            write_json(note, {"run": str(out.resolve())})
+
+
+def registered_runs(root: Path) -> list[Path]:
+    """Return the runs that left a note under a folder and still have their ``run.json``."""
+    notes = [note for folder in root.rglob(RUNS) for note in sorted(folder.glob("*.json"))]
+    runs = [Path(read_json(note)["run"]) for note in notes]
+    return [run for run in runs if (run / RECORD).is_file()]
+
+
+def runs_under(root: Path) -> list[Path]:
+    """Return the run folders under a folder."""
+    return [record.parent.resolve() for record in sorted(root.rglob(RECORD))]
+
+
+def _artifacts_folder(path: Path) -> Path | None:
+    return next((parent for parent in path.resolve().parents if parent.name == "artifacts"), None)

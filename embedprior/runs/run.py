@@ -14,7 +14,7 @@ from typing import Any
 from embedprior import __version__
 from embedprior.runs.files import write_json, write_text
 from embedprior.runs.hashing import canonical
-from embedprior.runs.provenance import close_ledger, open_ledger
+from embedprior.runs.provenance import RECORD, close_ledger, open_ledger, register_run
 
 
 class MetricsLog:
@@ -54,7 +54,7 @@ class Run:
             "git": git_revision(),
             "status": "running",
         }
-        write_json(out / "run.json", self._record)
+        write_json(out / RECORD, self._record)
 
     def stage(self, name: str, **fields: Any) -> None:
         """Record that a stage ended, with the seconds since the start."""
@@ -75,7 +75,8 @@ class Run:
             pd.DataFrame(failures).to_csv(self.out / "failures.csv", index=False)
         self._record |= {"status": "done", "seconds": round(self.seconds, 1), "failures": len(failures), **extra}
         self._record["uses"] = self._ledger.records()
-        write_json(self.out / "run.json", self._record)
+        write_json(self.out / RECORD, self._record)
+        register_run(self.out, self._ledger.records())
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,116 @@
+"""What a build would do, measured on a few exams: items, bytes, minutes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from embedprior.cache.layout import Place
+from embedprior.cache.numbers import STORED, Array
+from embedprior.cache.present import Present
+from embedprior.encoders.base import Encoder, TokenEncoder
+from embedprior.errors import BadInput
+from embedprior.imaging.files import UnreadableExam, exam_file, source_hash
+
+TRIED = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        exams: of the table.
+        missing: of these, not in the cache with their present content.
+        absent: of these, without a file.
+        read_bytes: of the missing exams' files.
+        write_bytes: that the missing rows will take; None when no exam could be tried.
+        seconds: of embedding the missing exams one after the other; None likewise.
+    """
+
+    exams: int
+    missing: int
+    absent: int
+    read_bytes: int
+    write_bytes: int | None
+    seconds: float | None
+
+    def words(self) -> str:
+        """Return the plan in a few lines."""
+        lines = [f"{self.exams} exams, {self.missing} of them to embed ({self.read_bytes / 1e6:.1f} MB to read)"]
+        if self.absent:
+            lines.append(f"{self.absent} exams have no file: they would be left out (failures.csv)")
+        if self.missing and self.seconds is not None and self.write_bytes is not None:
+            lines.append(f"{self.write_bytes / 1e6:.1f} MB to write")
+            lines.append(f"about {self.seconds / 60:.1f} minutes in one process (measured on {TRIED} exams or fewer)")
+        elif self.missing:
+            lines.append("none of the first exams can be read: no estimate")
+        return "\n".join(lines)
+
+
+def plan(exams: pd.DataFrame, root: Path, encoder: Encoder, place: Place) -> Plan:
+    """Return what ``fill_cache`` would do; nothing is written."""
+    sources: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    paths = {str(i): str(p) for i, p in zip(exams["exam_id"], exams["path"], strict=True)}
+    for exam_id, path in paths.items():
+        try:
+            sources[exam_id] = source_hash(root, path)
+        except (UnreadableExam, OSError, IndexError, ValueError):
+            continue
+        file = exam_file(root, path)
+        sizes[exam_id] = file.stat().st_size if file.is_file() else 0
+    known = np.zeros(len(sources), dtype=bool)
+    if place.folder.is_dir():
+        present = Present(place.folder, place.short)
+        present.refresh()
+        known = present.has(sources.items())
+    missing = [exam_id for exam_id, is_there in zip(sources, known, strict=True) if not is_there]
+    rows, seconds = _try([paths[i] for i in missing], root, encoder, place.tokens)
+    bytes_each = STORED[place.dtype][1].itemsize * int(place.key["dim"])
+    return Plan(
+        exams=len(paths),
+        missing=len(missing),
+        absent=len(paths) - len(sources),
+        read_bytes=sum(sizes[i] for i in missing),
+        write_bytes=None if rows is None else round(rows * bytes_each * len(missing)),
+        seconds=None if seconds is None else seconds * len(missing),
+    )
+
+
+def sample(exams: pd.DataFrame, root: Path, encoder: Encoder, most: int) -> list[Array]:
+    """Return the first readable exams, as ``encoder.read`` gives them, all of one shape."""
+    read: list[Array] = []
+    for path in exams["path"]:
+        if len(read) == most:
+            break
+        try:
+            array = encoder.read(root, str(path))
+        except (UnreadableExam, OSError):
+            continue
+        if not read or array.shape == read[0].shape:
+            read.append(array)
+    return read
+
+
+def _try(paths: list[str], root: Path, encoder: Encoder, tokens: bool) -> tuple[float | None, float | None]:
+    """Return rows and seconds an exam, measured on the first exams (the second of two passes counts)."""
+    seconds, rows = None, None
+    for _ in range(2):
+        started = time.perf_counter()
+        read = sample(pd.DataFrame({"path": paths[: 4 * TRIED]}), root, encoder, TRIED)
+        if not read:
+            return None, None
+        if not tokens:
+            encoder.embed(np.stack(read))
+            rows = 1.0
+        elif isinstance(encoder, TokenEncoder):
+            rows = float(np.mean([len(one) for one in encoder.tokens(np.stack(read))]))
+        else:
+            raise BadInput(f"encoder '{encoder.spec.name}' gives no tokens. Next: leave out --tokens.")
+        seconds = (time.perf_counter() - started) / len(read)
+    return rows, seconds
