@@ -33,7 +33,8 @@ def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
         raise BadInput(f"{path} does not exist.")
     try:
         header = pd.read_csv(path, nrows=0).columns
-        frame = pd.read_csv(path, dtype={name: str for name in header if name in _TEXT})
+        text = [name for name in header if name in _TEXT or str(name).endswith("_exam_id")]
+        frame = pd.read_csv(path, dtype=dict.fromkeys(text, str))
     except (ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
         raise BadInput(f"{path} can't be read as CSV: {error}") from error
     require_columns(frame, required, str(path))

@@ -207,13 +207,19 @@ class TrainPriorConfig(Config):
     """What ``train_prior.py`` reads: where the pairs are, and how the prior is made.
 
     Attributes:
-        condition_cache, target_cache: embedding caches of the radiographs (or DRRs) and of the CTs.
+        condition_cache, target_cache: embedding caches of the radiographs (or DRRs) and of the CTs. The first may
+            hold tokens (slices, patches); exams with fewer are padded, and the padding is masked.
         pairs, splits: CSV tables, see ``docs/formats.md``.
+        views: columns of the pair table with the exams that make up a condition; only the first must be filled.
         design: rows of the split table to use; may be left out when it has one design.
         resample, fold: likewise.
         source: what the conditions are; each source has its own scaler.
+        teacher: folder of a trained CT teacher, for the BCE term and the teacher's AUC.
+        exams, label: exam table and the name of one of its labels, for the same and for hard-label terms.
+        label_of: whether the label of a pair is that of its CT or of its radiograph.
         init_from: folder of a prior to start from (second stage).
         out: folder of the training.
+        trackers: packages that ``metrics.jsonl`` is also sent to, through accelerate.
         made_by: the command that makes the caches, named when they are missing.
     """
 
@@ -222,10 +228,22 @@ class TrainPriorConfig(Config):
     pairs: str
     splits: str
     out: str
+    views: tuple[str, ...] = Field(default=("cxr_exam_id",), min_length=1)
     design: str | None = None
     resample: int = 0
     fold: int = 0
     source: Source = "cxr"
+    teacher: str | None = None
+    exams: str | None = None
+    label: str | None = None
+    label_of: Literal["ct", "cxr"] = "ct"
     init_from: str | None = None
+    trackers: tuple[Tracker, ...] = ()
     made_by: str = "embedprior embed"
     prior: PriorConfig = PriorConfig()
+
+    @model_validator(mode="after")
+    def _labels_have_a_table(self) -> Self:
+        if (self.exams is None) != (self.label is None):
+            raise ValueError("exams and label belong together: the exam table, and the name of one of its labels")
+        return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         _train(*_arguments(argv))
     except EmbedpriorError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _report(error)
         return error.exit_code
     return 0
 
@@ -66,17 +67,24 @@ def _arguments(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 def _train(name: str, overrides: dict[str, Any]) -> None:
     config = load_config(TrainPriorConfig, name, "prior", overrides)
+    from embedprior.cache.processes import launched
+
+    launched()
     from embedprior.prior.pairs import read_pairs
 
     train, val, inputs = read_pairs(config)
     from embedprior.prior.training import train_prior
-    from embedprior.runs import canonical, versions, write_json
+    from embedprior.runs import canonical, hash_of, versions, write_json
+    from embedprior.teachers.teacher import load_head
 
+    teacher = None
+    if config.teacher is not None:
+        teacher = load_head(config.teacher)
+        inputs["teacher"] = hash_of({k: v.tolist() for k, v in teacher.network.state_dict().items()})
     out = Path(config.out)
-    prior = train_prior(train, val, config.prior, out, None if config.init_from is None else Path(config.init_from))
-    import torch.distributed as dist
-
-    if dist.is_initialized() and dist.get_rank() != 0:
+    start = None if config.init_from is None else Path(config.init_from)
+    prior = train_prior(train, val, config.prior, out, start, teacher, trackers=config.trackers)
+    if _rank() != 0:
         return
     write_json(
         out / "run.json",
@@ -86,7 +94,24 @@ def _train(name: str, overrides: dict[str, Any]) -> None:
             "inputs": inputs,
             "pairs": {"train": len(train), "val": len(val)},
             "parameters": prior.network.parameter_count(),
+            "caveats": prior.caveats(),
             "versions": versions(),
         },
     )
     print(f"{out}: a prior of {prior.network.parameter_count() / 1e6:.2f} M parameters, from {len(train)} pairs")
+    for caveat in prior.caveats():
+        print(f"mind: {caveat}")
+
+
+def _report(error: EmbedpriorError) -> None:
+    """Print one line, once: every process finds the same fault in the same input."""
+    if _rank() != 0 and error.exit_code == 2:
+        return
+    note = ""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and error.exit_code != 1:
+        note = f" (exit code {error.exit_code}; accelerate launch makes 1 of it and prints a traceback of its own)"
+    print(f"error: {error}{note}", file=sys.stderr)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))

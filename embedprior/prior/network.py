@@ -225,6 +225,7 @@ class PriorNetwork(nn.Module):
             if index < len(self.blocks) - 1:
                 stream, made = block(stream, mask, past, False)
             else:
+                assert isinstance(block, Block)
                 made = block.attention.keys_values(stream)
             keys_values.append(made if past is None else torch.cat([past, made], dim=1))
         return Prefix(keys_values, visible)

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from embedprior.cache import EmbeddingCache, open_cache
+from embedprior.encoders.base import key8
 from embedprior.errors import BadInput, nearest
 from embedprior.prior.config import TrainPriorConfig
-from embedprior.prior.data import PairArrays
+from embedprior.prior.data import Array, PairArrays
 from embedprior.runs import hash_file, hash_of
-from embedprior.tables import PAIR_REQUIRED, SPLIT_REQUIRED, check_splits, read_table
+from embedprior.tables import (
+    EXAM_REQUIRED,
+    LABEL_PREFIX,
+    PAIR_REQUIRED,
+    SPLIT_REQUIRED,
+    check_splits,
+    fold_parts,
+    label_columns,
+    read_table,
+)
+
+Condition = tuple[Array, NDArray[np.bool_] | None]
+"""(N, Dc) and None, or (N, C, Dc) padded with zeros and the (N, C) mask of what is real."""
+
+
+def encoder_name(cache: EmbeddingCache) -> str:
+    """Return what a prior calls the encoder of a cache: ``name@key``, as its folder does."""
+    return f"{cache.key['encoder']}@{key8(cache.key)}"
 
 
 def read_pairs(config: TrainPriorConfig) -> tuple[PairArrays, PairArrays, dict[str, str]]:
@@ -21,54 +41,89 @@ def read_pairs(config: TrainPriorConfig) -> tuple[PairArrays, PairArrays, dict[s
     Held-out patients are not read.
 
     Raises:
-        BadInput: a missing file (the command that makes it is named), a broken table, an empty part, or an exam
-            without embedding.
+        BadInput: a missing file (the command that makes it is named), a broken table, an empty part, an exam
+            without embedding, or a column or label that is not there.
     """
-    paths = [config.condition_cache, config.target_cache, config.pairs, config.splits]
-    for name in paths:
+    tables = {"pairs": config.pairs, "splits": config.splits}
+    if config.exams is not None:
+        tables["exams"] = config.exams
+    for name in (config.condition_cache, config.target_cache, *tables.values()):
         if not Path(name).exists():
             raise BadInput(f"{name} does not exist. Next: {config.made_by}")
-    pairs = read_table(Path(config.pairs), PAIR_REQUIRED)
+    pairs = read_table(Path(config.pairs), (*PAIR_REQUIRED, *config.views))
     splits = check_splits(read_table(Path(config.splits), SPLIT_REQUIRED), config.splits)
-    parts = _chosen(splits, config).set_index("patient_id")["part"]
+    parts = fold_parts(splits, config.design, config.resample, config.fold, config.splits)
     condition, target = open_cache(config.condition_cache), open_cache(config.target_cache)
     part_of = pairs["patient_id"].map(parts)
-    train, val = (_arrays(pairs[part_of == part], condition, target, config, part) for part in ("train", "val"))
-    inputs = {
-        "condition_cache": hash_of(condition.key),
-        "target_cache": hash_of(target.key),
-        "pairs": hash_file(Path(config.pairs)),
-        "splits": hash_file(Path(config.splits)),
-    }
-    return train, val, inputs
+    rows = {part: pairs[part_of == part] for part in ("train", "val")}
+    for part, chosen in rows.items():
+        if chosen.empty:
+            raise BadInput(f"{config.pairs}: no pair of a patient whose part is '{part}' in {config.splits}.")
+    # Padded to one width: validation may hold the longest exam.
+    views = pd.concat(rows.values())[list(config.views)]
+    tokens, mask = conditions(condition, views, config.pairs)
+    labels = _labels(config)
+    made = []
+    start = 0
+    for chosen in rows.values():
+        here = slice(start, start + len(chosen))
+        start = here.stop
+        made.append(
+            PairArrays(
+                condition=tokens[here],
+                target=np.asarray(target.take(list(chosen["ct_exam_id"])), dtype=np.float32),
+                ids=list(chosen["pair_id"]),
+                source=config.source,
+                condition_mask=None if mask is None else mask[here],
+                labels=None if labels is None else chosen[f"{config.label_of}_exam_id"].map(labels).to_numpy(float),
+                encoders=(encoder_name(condition), encoder_name(target)),
+                patients=list(chosen["patient_id"]),
+            )
+        )
+    inputs = {"condition_cache": hash_of(condition.key), "target_cache": hash_of(target.key)}
+    return made[0], made[1], inputs | {name: hash_file(Path(path)) for name, path in tables.items()}
 
 
-def _chosen(splits: pd.DataFrame, config: TrainPriorConfig) -> pd.DataFrame:
-    designs = sorted(str(design) for design in splits["design"].unique())
-    design = config.design
-    if design is None and len(designs) == 1:
-        design = designs[0]
-    if design not in designs:
-        hint = "" if design is None else nearest(design, designs)
-        raise BadInput(f"{config.splits}: design '{design}'. Allowed: {', '.join(designs)}.{hint}")
-    rows = splits[splits["design"].astype(str) == design]
-    for column, wanted in (("resample", config.resample), ("fold", config.fold)):
-        allowed = sorted(int(value) for value in rows[column].unique())
-        if wanted not in allowed:
-            raise BadInput(f"{config.splits}: {column} {wanted}. Allowed: {', '.join(map(str, allowed))}.")
-        rows = rows[rows[column] == wanted]
-    return rows
+def conditions(cache: EmbeddingCache, views: pd.DataFrame, where: str = "the pair table") -> Condition:
+    """Return the condition of every row: one embedding, or the tokens of its views in the order of the columns.
+
+    Args:
+        cache: of embeddings (one token an exam) or of tokens (as many as the exam has).
+        views: one column of exam ids per view; only the first must be filled.
+        where: the table, for messages.
+
+    Raises:
+        BadInput: a row without its first view, or an exam without embedding.
+    """
+    columns = [views[name].astype(object).where(views[name].notna() & (views[name] != ""), None) for name in views]
+    lacking = columns[0].isna()
+    if lacking.any():
+        raise BadInput(f"{where}: {int(lacking.sum())} pairs have no '{views.columns[0]}'. Every pair needs one.")
+    if len(columns) == 1 and not cache.has_tokens:
+        return np.asarray(cache.take(list(columns[0])), dtype=np.float32), None
+    exams = [[str(exam) for exam in row if exam is not None] for row in zip(*columns, strict=True)]
+    if cache.has_tokens:
+        cache.rows([exam for row in exams for exam in row])
+        return padded([np.concatenate([cache.tokens(exam) for exam in row]) for row in exams])
+    return padded([np.asarray(cache.take(row)) for row in exams])
 
 
-def _arrays(
-    rows: pd.DataFrame, condition: EmbeddingCache, target: EmbeddingCache, config: TrainPriorConfig, part: str
-) -> PairArrays:
-    if rows.empty:
-        raise BadInput(f"{config.pairs}: no pair of a patient whose part is '{part}' in {config.splits}.")
-    return PairArrays(
-        condition=np.asarray(condition.take(list(rows["cxr_exam_id"])), dtype=np.float32),
-        target=np.asarray(target.take(list(rows["ct_exam_id"])), dtype=np.float32),
-        ids=list(rows["pair_id"]),
-        source=config.source,
-        encoders=(hash_of(condition.key), hash_of(target.key)),
-    )
+def padded(tokens: Sequence[NDArray[np.generic]]) -> tuple[Array, NDArray[np.bool_]]:
+    """Return (N, C, D) float32 with zeros behind the rows of each (n_i, D) array, and the (N, C) mask of real rows."""
+    longest = max(len(rows) for rows in tokens)
+    out = np.zeros((len(tokens), longest, tokens[0].shape[1]), dtype=np.float32)
+    real = np.zeros(out.shape[:2], dtype=bool)
+    for number, rows in enumerate(tokens):
+        out[number, : len(rows)], real[number, : len(rows)] = rows, True
+    return out, real
+
+
+def _labels(config: TrainPriorConfig) -> pd.Series | None:
+    if config.exams is None or config.label is None:
+        return None
+    exams = read_table(Path(config.exams), EXAM_REQUIRED)
+    names = label_columns(exams)
+    if config.label not in names:
+        allowed = ", ".join(names) or "(the table has none)"
+        raise BadInput(f"{config.exams}: label '{config.label}'. Allowed: {allowed}.{nearest(config.label, names)}")
+    return exams.set_index("exam_id")[LABEL_PREFIX + config.label]
