@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,18 @@ import pandas as pd
 import pytest
 import yaml
 
+from embedprior.cache import write_cache
 from embedprior.cache.reader import EmbeddingCache
 from embedprior.config import load_config
+from embedprior.encoders.base import EncoderSpec, key8
+from embedprior.errors import BadInput
 from embedprior.prior import pairs as pairs_module
 from embedprior.prior.config import TrainPriorConfig
 from embedprior.prior.main import main, settings_of
 from embedprior.prior.model import Prior
+from embedprior.prior.pairs import conditions, read_pairs
+from embedprior.teachers.config import FitConfig
+from embedprior.teachers.head import train_head
 
 from .conftest import make_pairs, small_config
 
@@ -70,6 +77,114 @@ def test_trains_from_caches_and_tables_without_the_held_out_patients(study: Path
     assert (study / "o" / "run.json").is_file()
 
 
+def test_teacher_and_labels_reach_the_objective_and_the_validation(study: Path) -> None:
+    data = make_pairs(60, 0)
+    positive = (data.target[:, 0] > 3.0).astype(float)
+    config = FitConfig(hidden=4, steps=20)
+    train_head(data.target[:40], positive[:40], data.target[40:], positive[40:], config, 0).save(study)
+    exams = pd.DataFrame({"exam_id": [f"c{i}" for i in range(60)], "patient_id": "p", "modality": "CT", "path": "x"})
+    exams.assign(**{"label:ill": positive}).to_csv(study / "exams.csv", index=False)
+    arguments = ["--config", str(study / "prior.yaml"), "--exams", str(study / "exams.csv"), "--label", "ill"]
+    arguments += ["--teacher", str(study), "--prior.objective.bce", "0.2", "--prior.objective.proto", "0.1"]
+    assert main(arguments) == 0
+    lines = [json.loads(line) for line in (study / "out" / "metrics.jsonl").read_text().splitlines()]
+    trained, validated = ([line for line in lines if line["event"] == event] for event in ("train", "validation"))
+    assert trained[0]["loss/bce"] > 0
+    assert trained[0]["loss/proto"] > 0
+    assert 0.0 <= validated[-1]["val/teacher_auc"] <= 1.0
+    assert json.loads((study / "out" / "run.json").read_text())["inputs"].keys() >= {"teacher", "exams"}
+    assert main([*arguments[:4], "--label", "il", "--out", str(study / "o")]) == 2
+
+
+def test_labels_are_those_of_the_ct_unless_the_radiographs_are_asked_for(study: Path) -> None:
+    rows = [(f"{kind}{i}", "p", "CT" if kind == "c" else "CXR", "x", i % 2 if kind == "c" else 1 - i % 2)
+            for kind in "cx" for i in range(59)]  # fmt: skip
+    names = ["exam_id", "patient_id", "modality", "path", "label:ill"]
+    pd.DataFrame(rows, columns=names).to_csv(study / "exams.csv", index=False)
+    given = yaml.safe_load((study / "prior.yaml").read_text()) | {"exams": str(study / "exams.csv"), "label": "ill"}
+    train, val, _ = read_pairs(TrainPriorConfig.model_validate(given))
+    assert train.labels is not None
+    np.testing.assert_array_equal(train.labels, np.arange(40) % 2)
+    assert train.patients == [f"p{i}" for i in range(40)]
+    flipped, _, _ = read_pairs(TrainPriorConfig.model_validate(given | {"label_of": "cxr"}))
+    np.testing.assert_array_equal(flipped.labels, 1 - np.arange(40) % 2)
+    assert val.labels is not None
+    assert train.encoders == tuple(f"{name}@{key8({'encoder': name})}" for name in ("cxr-cache", "ct-cache"))
+
+
+def test_a_second_view_is_a_second_token_and_a_missing_one_is_masked(study: Path) -> None:
+    pairs = pd.read_csv(study / "pairs.csv", dtype=str)
+    pairs["lateral_exam_id"] = [f"x{59 - i}" if i % 2 else "" for i in range(60)]
+    pairs.to_csv(study / "pairs.csv", index=False)
+    given = yaml.safe_load((study / "prior.yaml").read_text()) | {"views": ["cxr_exam_id", "lateral_exam_id"]}
+    train, val, _ = read_pairs(TrainPriorConfig.model_validate(given))
+    data = make_pairs(60, 0)
+    assert train.condition.shape == (40, 2, 5)
+    assert train.condition_mask is not None
+    np.testing.assert_array_equal(train.condition_mask, [[True, bool(i % 2)] for i in range(40)])
+    np.testing.assert_array_equal(train.condition[3], data.condition[[3, 56]])
+    np.testing.assert_array_equal(train.condition[4], [data.condition[4], np.zeros(5)])
+    assert val.condition.shape == (10, 2, 5)
+    pairs.loc[0, "cxr_exam_id"] = ""
+    pairs.to_csv(study / "pairs.csv", index=False)
+    with pytest.raises(BadInput, match="1 pairs have no 'cxr_exam_id'"):
+        read_pairs(TrainPriorConfig.model_validate(given))
+
+
+def test_a_token_cache_gives_every_exam_as_many_tokens_as_it_has(tmp_path: Path) -> None:
+    spec = EncoderSpec(
+        name="patches", modality="CXR", dim=5, source="", weights_sha256="none", licence="", profile={}, pooling="none",
+        token_dim=5,
+    )  # fmt: skip
+    rows = [np.arange(5 * count, dtype=np.float32).reshape(count, 5) + 100 * count for count in (3, 1, 2)]
+    cache = write_cache(tmp_path, spec, ["a", "b", "c"], ["1", "2", "3"], rows, tokens=True)
+    condition, mask = conditions(cache, pd.DataFrame({"cxr_exam_id": ["c", "a", "b"]}))
+    assert mask is not None
+    assert mask.sum(axis=1).tolist() == [2, 3, 1]
+    for row, number in enumerate((2, 0, 1)):
+        np.testing.assert_array_equal(condition[row][mask[row]], rows[number])
+        assert not condition[row][~mask[row]].any()
+
+
+def test_fewer_processes_than_asked_for_is_an_error(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("embedprior.cache.processes._told_to_accelerate", lambda: 2)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert main(["--config", str(study / "prior.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "2 processes were asked for, 1 started" in error
+    assert "exit code 2; accelerate launch makes 1 of it" in error
+
+
+def test_a_fault_of_the_input_is_told_by_one_process(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main(["--config", str(study / "prior.yaml"), "--fold", "9"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_every_setting_of_the_command_is_read(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: set[str] = set()
+    plain = TrainPriorConfig.__getattribute__
+
+    def spy(self: TrainPriorConfig, name: str) -> object:
+        caller = sys._getframe(1).f_code.co_filename
+        if "pydantic" not in caller and not caller.endswith("config.py"):
+            read.add(name)
+        return plain(self, name)
+
+    monkeypatch.setattr(TrainPriorConfig, "__getattribute__", spy)
+    exams = pd.DataFrame({"exam_id": ["c0"], "patient_id": "p0", "modality": "CT", "path": "x", "label:ill": 1})
+    exams.to_csv(study / "exams.csv", index=False)
+    config = ["--config", str(study / "prior.yaml"), "--prior.training.steps", "2"]
+    assert main([*config, "--exams", str(study / "exams.csv"), "--label", "ill"]) == 0
+    assert main([*config, "--condition_cache", "gone"]) == 2
+    assert set(TrainPriorConfig.model_fields) <= read
+
+
 def test_second_stage_starts_from_the_first(study: Path) -> None:
     config = str(study / "prior.yaml")
     assert main(["--config", config, "--source", "drr"]) == 0
@@ -88,6 +203,12 @@ def test_second_stage_starts_from_the_first(study: Path) -> None:
         (["--fold", "3"], "fold 3. Allowed: 0"),
         (["--resample", "3"], "resample 3. Allowed: 0"),
         (["--init_from", "nowhere"], "nowhere holds no trained prior"),
+        (["--teacher", "nowhere"], "nowhere holds no CT head.*Next: embedprior train teacher"),
+        (["--prior.objective.bce", "0.2"], "no teacher was given.*--teacher DIR"),
+        (["--prior.objective.proto", "0.2"], "--exams exams.csv --label NAME"),
+        (["--label", "ill"], "exams and label belong together"),
+        (["--views", "[lateral]"], "missing column 'lateral'"),
+        (["--trackers", "[mlflow]"], "tracker 'mlflow' is not installed. Next: pip install mlflow"),
         (["extra"], "'extra' was not expected"),
         (["--out"], "--out needs a value"),
     ],
