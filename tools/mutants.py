@@ -41,8 +41,8 @@ MUTANTS = (
     Mutant(
         "held-out patients may train",
         "embedprior/study/runner.py",
-        "    refuse_seen_patients(data, scored[\"test\"])\n",
-        "",
+        "    if both:\n        raise BadInput(f\"{len(both)} held-out patients took part",
+        "    if False:\n        raise BadInput(f\"{len(both)} held-out patients took part",
         "tests/study/test_runner.py",
     ),
     Mutant(

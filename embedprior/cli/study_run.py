@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,43 +11,48 @@ HELP = "compare methods on the same held-out cases of a cohort (--dry-run: say w
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one study; returns the exit code.
+    """Run one study, or what is left of it; returns the exit code.
 
     Everything that can be refused is refused before the output folder is made.
 
     Raises:
-        BadInput: see ``study.prepare.prepare``.
+        BadInput: see ``study.prepare.prepare`` and ``study.plan.freeze``.
     """
-    from embedprior.cli.options import parse
-    from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
-    from embedprior.study.config import StudyConfig
+    from embedprior.cli.study_plan import load
+    from embedprior.errors import DONE, NEEDS_ATTENTION
 
     words = [w for w in argv if w != "--dry-run"]
-    config, common = parse(
-        StudyConfig, "study", words, "embedprior study run", HELP, "covid_pilot",
-        data=(Path, None, "folder of the cohort"),
-        out=(Path, Path("runs/study"), "folder of the results"),
-        splits=(Path, None, "your own split table, instead of the generated one"),
-    )  # fmt: skip
-    if common["data"] is None:
-        raise BadInput("no cohort given. Next: embedprior study run --config NAME --data FOLDER")
-    from embedprior.study.prepare import prepare
-    from embedprior.study.run import image_encoder, plan, run_study
+    config, common, study = load(words, "embedprior study run", HELP)
+    from embedprior.study.plan import freeze, make_plan, plan_text
+    from embedprior.study.run import needed_exams, run_study
 
-    print(f"reading the cohort in {common['data']}", file=sys.stderr)
-    prepared = prepare(config, common["data"], common["splits"])
+    out: Path = common["out"]
+    plan = make_plan(config, study, out)
     if len(words) < len(argv):
-        print(plan(config, prepared))
+        for prepared in {id(p): p for p in study.prepared}.values():
+            if prepared.encoder is not None:
+                needed = needed_exams(config, prepared)
+                size = sum((prepared.cohort.root / str(path)).stat().st_size for path in needed["path"])
+                print(f"{len(needed)} images to embed with {config.encoder.name} ({size / 1e6:.1f} MB)")
+        print(plan_text(plan, common["workers"]))
         return DONE
-    encoder = image_encoder(config)
-    from embedprior.cli.study_story import tell, write_story, write_tables
+    freeze(plan, study, out)
     from embedprior.runs import Run
 
-    inputs = prepared.input_hashes() | {"encoder weights": encoder.spec.weights_sha256}
-    run = Run(common["out"], "study run", config, config.seed, inputs)
-    result = run_study(config, prepared, encoder, common["out"], run.stage)
-    write_tables(common["out"], prepared, result)
-    summary = write_story(common["out"], result, tell(config, prepared, result), run)
+    leads = os.environ.get("RANK", "0") == "0"
+    inputs = {**plan["inputs"], "plan": plan["hash"]}
+    run = Run(out, "study run", config, config.seed, inputs) if leads else None
+    result = run_study(study, out, run.stage if run else _nothing, common["workers"])
+    if run is None:
+        return DONE
+    from embedprior.cli.study_story import tell, write_story, write_tables
+
+    write_tables(out, result)
+    summary = write_story(out, result, tell(config, result), run)
     print(summary)
-    print(f"report: {common['out'] / 'report.html'}", file=sys.stderr)
-    return NEEDS_ATTENTION if result.failures or result.unfitted else DONE
+    print(f"report: {out / 'report.html'}", file=sys.stderr)
+    return NEEDS_ATTENTION if result.failures or result.unfitted or result.unscored else DONE
+
+
+def _nothing(name: str, **fields: object) -> None:
+    """Other processes of a launcher leave the record to the first."""

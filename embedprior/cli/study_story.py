@@ -13,22 +13,17 @@ from embedprior.cohort import flow_table
 from embedprior.report import EvidenceSection, Report, summary_markdown, write_report
 from embedprior.report.words import comparison_sentence
 from embedprior.runs import Run, read_json, write_json
-from embedprior.study.config import SOURCE_ONLY, Design, StudyConfig
-from embedprior.study.pilot import (
-    all_evidence,
-    hypothesis_table,
-    label_conflicts,
-    method_notes,
-    source_by_label,
-    within_source,
-)
-from embedprior.study.prepare import Prepared
-from embedprior.study.run import StudyResult
-from embedprior.tables import PREDICTION_REQUIRED, write_table
+from embedprior.study.config import SOURCE_ONLY, StudyConfig
+from embedprior.study.confounding import label_conflicts, method_notes, source_by_label, within_source
+from embedprior.study.hypotheses import all_evidence, hypothesis_table
+from embedprior.study.run import Cell, StudyResult
+from embedprior.study.tables import fit_table, metric_table, sweep_tables
+from embedprior.tables import write_table
 
 SUPPORT_COLUMNS = {
     "resample": "resample",
     "fold": "fold",
+    "site": "site",
     "held_out_patients_pos": "held-out patients +",
     "held_out_patients_neg": "held-out patients −",
     "held_out_images_pos": "held-out images +",
@@ -38,6 +33,9 @@ SUPPORT_COLUMNS = {
     "train_images_neg": "training images −",
     "val_images_pos": "checkpoint images +",
     "val_images_neg": "checkpoint images −",
+    "train_images_labelled": "of these, label known",
+    "train_pairs": "training pairs used",
+    "pretraining_pairs": "DRR–CT pairs",
     "teacher_ct_pos": "teacher CT +",
     "teacher_ct_neg": "teacher CT −",
 }
@@ -51,27 +49,33 @@ class Story:
     evidence: dict[str, Any]
 
 
-def tell(config: StudyConfig, prepared: Prepared, result: StudyResult) -> Story:
+def tell(config: StudyConfig, result: StudyResult) -> Story:
     """Return what the study found, in words and tables."""
-    oracles = [name for name, needs in result.needs_ct.items() if needs]
-    evidence = all_evidence(config, result.predictions, result.support, oracles, result.unfitted)
+    evidence = all_evidence(config, result)
     hypotheses = hypothesis_table(config.hypotheses, evidence)
     sections, tables, lead = [], [], []
     if len(hypotheses):
         tables.append(("Declared hypotheses", hypotheses, "Declared in the configuration, before any score was seen."))
-    for design in config.designs:
-        targets = result.targets[design.name]
-        rows = result.predictions[result.predictions["design"] == design.name]
-        notes = method_notes(design, targets, result.uses_ct)
-        drawn = rows if rows["resample"].nunique() == 1 else rows.iloc[:0]
-        heading = design.question or design.name
-        intro = _intro(design, targets, evidence[design.name], design.name in prepared.given)
-        sections.append(EvidenceSection(heading, evidence[design.name], drawn, notes, intro))
-        inside = _inside_sources(design, targets, rows)
-        lead += _findings(design, evidence[design.name], targets, inside)
-        tables += _design_tables(design, targets, rows, result.support, evidence[design.name], inside)
-    if len(prepared.duplicates):
-        tables.append(("Shared pictures", _duplicate_table(prepared.duplicates), _duplicate_note(config, prepared)))
+    tables += sweep_tables(config, result, evidence)
+    for cell in result.cells:
+        rows = result.predictions[result.predictions["design"] == cell.key]
+        test = rows[rows["split"] == "test"]
+        own = evidence[cell.key]
+        notes = method_notes(cell.design, cell.targets, result.uses_ct)
+        drawn = test if test["resample"].nunique() == 1 else test.iloc[:0]
+        heading = cell.design.question or cell.design.name
+        heading += f" ({cell.variant.label})" if cell.variant.label else ""
+        # The warnings stand in the introduction, so that the summary has them too.
+        shown = {**own, "warnings": []}
+        sections.append(EvidenceSection(heading, shown, drawn, notes, _intro(cell, own)))
+        inside = _inside_sources(cell, test)
+        lead += _findings(cell, own, inside)
+        tables += _design_tables(cell, test, result.support, own, inside)
+        tables += metric_table(config.metrics, cell.key, own)
+    tables.append(fit_table(result))
+    duplicates = result.study.prepared[0].duplicates
+    if len(duplicates):
+        tables.append(("Shared pictures", _duplicate_table(duplicates), _duplicate_note(config, duplicates)))
     report = Report(
         title=config.title,
         question="; ".join(d.question for d in config.designs if d.question),
@@ -85,17 +89,16 @@ def tell(config: StudyConfig, prepared: Prepared, result: StudyResult) -> Story:
     return Story(report, {"schema_version": 1, "designs": evidence, "hypotheses": hypotheses.to_dict("records")})
 
 
-def write_tables(out: Path, prepared: Prepared, result: StudyResult) -> None:
+def write_tables(out: Path, result: StudyResult) -> None:
     """Write the cohort's tables and the predictions: what any evaluation can start from again."""
     folder = out / "cohort"
     folder.mkdir(parents=True, exist_ok=True)
     write_table(result.cohort.exams, folder / "exams.csv")
     write_table(result.cohort.pairs, folder / "pairs.csv")
-    write_table(prepared.splits, folder / "splits.csv")
     write_table(flow_table(result.cohort.flow), folder / "flow.csv")
-    write_table(prepared.duplicates, folder / "duplicates.csv")
+    write_table(result.study.prepared[0].duplicates, folder / "duplicates.csv")
     write_table(result.support, out / "support.csv")
-    write_table(result.predictions[[*PREDICTION_REQUIRED, "resample", "design"]], out / "predictions.csv")
+    write_table(result.predictions, out / "predictions.csv")
 
 
 def write_story(out: Path, result: StudyResult, story: Story, run: Run) -> str:
@@ -110,24 +113,34 @@ def write_story(out: Path, result: StudyResult, story: Story, run: Run) -> str:
 
 
 def failure_records(result: StudyResult) -> list[dict[str, str]]:
-    """Return what was skipped: images that can't be read, then methods that could not be fitted."""
-    return [{k: f[k] for k in ("exam_id", "stage", "reason")} for f in [*result.failures, *result.unfitted]]
+    """Return what was skipped: images that can't be read, fits that failed, cases without a score."""
+    skipped = [*result.failures, *result.unfitted, *result.unscored]
+    return [{k: f[k] for k in ("exam_id", "stage", "reason")} for f in skipped]
 
 
-def _intro(design: Design, targets: pd.DataFrame, evidence: Mapping[str, Any], given: bool) -> list[str]:
+def _intro(cell: Cell, evidence: Mapping[str, Any]) -> list[str]:
+    design, targets = cell.design, cell.targets
     images, patients = len(targets), targets["patient_id"].nunique()
     positive = int((targets["label"] == 1).sum())
+    repeated = f", drawn {design.repeats} times" if design.repeats > 1 else ""
     how = {
         "resamples": f"{design.resamples} patient-level resamples; every method scores the same held-out cases",
-        "kfold": f"{design.folds} folds, no group of patients in two of them, stratified by label",
+        "kfold": f"{design.folds} folds, no group of patients in two of them, stratified by label{repeated}",
         "fixed": "one fixed split",
+        "site": f"each {design.site_column} held out in turn, everyone else trains; pairs are formed within one",
+        "external": f"trained on everyone else, held out: {', '.join(design.external)}",
     }[design.split]
-    chosen = "the next fold chooses the checkpoint" if design.validation else "fixed training budget, nothing chosen"
-    if given:
+    share = f"{100 * design.validation_share:g} % of the training patients choose the checkpoint"
+    chosen = "the next fold chooses the checkpoint" if design.split == "kfold" else share
+    if not design.validation:
+        chosen = "fixed training budget, nothing chosen"
+    if cell.given:
         how, chosen = "splits as given by the user", "the patients marked val, if any, choose the checkpoint"
+    seeds = len(cell.variant.config.fit_seeds)
+    fits = f" Every fit with {seeds} seeds." if seeds > 1 else ""
     sentences = [
         f"{images} X-rays of {patients} patients, {positive} positive and {images - positive} negative.",
-        f"{how[0].upper()}{how[1:]}; {chosen}.",
+        f"{how[0].upper()}{how[1:]}; {chosen}.{fits}",
     ]
     disagree = targets[(targets["label"] == 0) & (targets["ct_label"] == 1)]
     if len(disagree):
@@ -139,10 +152,11 @@ def _intro(design: Design, targets: pd.DataFrame, evidence: Mapping[str, Any], g
     reasons = {m["reason"] for m in evidence["methods"]}
     if any(m.get("auc_per_resample") for m in evidence["methods"]) and len(reasons) == 1 and None not in reasons:
         sentences.append(f"Each AUC is a mean over the resamples and has no interval: {reasons.pop()}.")
-    return sentences
+    return [*sentences, *(f"Mind: {text}." for text in evidence.get("warnings", ()))]
 
 
-def _inside_sources(design: Design, targets: pd.DataFrame, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _inside_sources(cell: Cell, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    design, targets = cell.design, cell.targets
     if design.cases != "cxr" or rows["resample"].nunique() > 1 or targets["source"].nunique() < 2:
         return {}
     sources = dict(zip(targets["exam_id"], targets["source"], strict=True))
@@ -151,60 +165,61 @@ def _inside_sources(design: Design, targets: pd.DataFrame, rows: pd.DataFrame) -
     return {m: table for m, table in found.items() if not table.empty}
 
 
-def _findings(
-    design: Design, evidence: Mapping[str, Any], targets: pd.DataFrame, inside: Mapping[str, pd.DataFrame]
-) -> list[str]:
+def _findings(cell: Cell, evidence: Mapping[str, Any], inside: Mapping[str, pd.DataFrame]) -> list[str]:
+    targets, name = cell.targets, cell.key
     declared = [c for c in evidence["comparisons"] if c["in_family"]]
     if declared and all(c["p"] is None for c in declared):
         why = declared[0]["reason"]
-        found = [f"{design.name}: none of the {len(declared)} declared comparisons can be tested: {why}."]
+        found = [f"{name}: none of the {len(declared)} declared comparisons can be tested: {why}."]
     else:
-        found = [f"{design.name}: {comparison_sentence(c, evidence['alpha'])}" for c in declared]
+        found = [f"{name}: {comparison_sentence(c, evidence['alpha'])}" for c in declared]
+    for row in evidence["methods"]:
+        if row["auc"] is None:
+            found.append(f"{name}: {row['method']} has no AUC: {row['reason']}.")
     for method, table in inside.items():
         aucs = ", ".join(f"{r['AUC']:.2f} ({r['source']})" for r in table.to_dict("records") if pd.notna(r["AUC"]))
-        found.append(
-            f"{design.name}: inside one source, where telling sources apart is no help, {method} has AUC {aucs}."
-        )
+        found.append(f"{name}: inside one source, where telling sources apart is no help, {method} has AUC {aucs}.")
     negative = targets[targets["label"] == 0]
     on_ct = int((negative["ct_label"] == 1).sum())
     if on_ct:
         share = f"all {on_ct}" if on_ct == len(negative) else f"{on_ct} of {len(negative)}"
         found.append(
-            f"{design.name}: {share} negative pairs are positive on CT, so no row that uses CT shows what CT is worth."
+            f"{name}: {share} negative pairs are positive on CT, so no row that uses CT shows what CT is worth."
         )
     return found
 
 
 def _design_tables(
-    design: Design, targets: pd.DataFrame, rows: pd.DataFrame, support: pd.DataFrame, evidence: Mapping[str, Any],
+    cell: Cell, rows: pd.DataFrame, support: pd.DataFrame, evidence: Mapping[str, Any],
     inside: Mapping[str, pd.DataFrame],
 ) -> list[tuple[str, pd.DataFrame, str]]:  # fmt: skip
-    own = support[support["design"] == design.name].dropna(axis=1, how="all")
+    own = support[support["design"] == cell.key].dropna(axis=1, how="all")
     shown = [c for c in SUPPORT_COLUMNS if c in own.columns]
     shown = [c for c in shown if c not in ("resample", "fold") or own[c].nunique() > 1]
     optional = ("val_images_pos", "val_images_neg", "held_out_images_ct_disagrees")
     shown = [c for c in shown if c not in optional or own[c].any()]
-    tables = [(f"Support: {design.name}", own[shown].rename(columns=SUPPORT_COLUMNS), _support_note(design, own))]
+    tables = [(f"Support: {cell.key}", own[shown].rename(columns=SUPPORT_COLUMNS), _support_note(own))]
     per = {m["method"]: m["auc_per_resample"] for m in evidence["methods"] if m.get("auc_per_resample")}
     if per:
         frame = pd.DataFrame(per).T.rename_axis("method").reset_index()
         frame.columns = pd.Index(["method", *(f"k = {k}" for k in sorted(rows["resample"].unique()))])
         note = "With so few held-out patients these are points, not estimates."
-        tables.append((f"AUC in each resample: {design.name}", frame, note))
-    if design.cases == "cxr" and (targets["source"] != "").any():
+        tables.append((f"AUC in each resample: {cell.key}", frame, note))
+    if cell.design.cases == "cxr" and (cell.targets["source"] != "").any():
         note = "Where a source is nearly all of one label, telling sources apart looks like telling patients apart."
-        tables.append((f"Source confounds label: {design.name}", source_by_label(targets), note))
+        tables.append((f"Source confounds label: {cell.key}", source_by_label(cell.targets), note))
     for method, table in inside.items():
         note = "Compares only X-rays of one source and one fold, so telling sources apart can't help. Exploratory."
         tables.append((f"{method} inside one source", table, note))
     return tables
 
 
-def _support_note(design: Design, own: pd.DataFrame) -> str:
+def _support_note(own: pd.DataFrame) -> str:
     fewest = int(own[["held_out_patients_pos", "held_out_patients_neg"]].min().min())
     if fewest >= 2:
         return ""
-    return f"With {fewest} held-out patient of a class in a round, an AUC of that round has no confidence interval."
+    number = {0: "no", 1: "1"}[fewest]
+    return f"With {number} held-out patient of a class in a round, an AUC of that round has no confidence interval."
 
 
 def _duplicate_table(duplicates: pd.DataFrame) -> pd.DataFrame:
@@ -212,12 +227,12 @@ def _duplicate_table(duplicates: pd.DataFrame) -> pd.DataFrame:
     return duplicates.rename(columns=columns)[[*columns.values(), "hash_distance", "correlation"]]
 
 
-def _duplicate_note(config: StudyConfig, prepared: Prepared) -> str:
-    across = int((~prepared.duplicates["same_patient"].astype(bool)).sum())
+def _duplicate_note(config: StudyConfig, duplicates: pd.DataFrame) -> str:
+    across = int((~duplicates["same_patient"].astype(bool)).sum())
     done = "these patients are one group and never on two sides of a split" if config.duplicates == "join" else (
         "they were left as they are: these patients may be on two sides of a split"
     )
-    return f"{across} of {len(prepared.duplicates)} lie under two patient ids; {done}."
+    return f"{across} of {len(duplicates)} lie under two patient ids; {done}."
 
 
 def _caveats(config: StudyConfig, result: StudyResult) -> list[str]:
@@ -228,14 +243,20 @@ def _caveats(config: StudyConfig, result: StudyResult) -> list[str]:
         caveats.append(
             f"The label belongs to the image: {both} patients carry both labels, {xrays} of them on X-rays alone."
         )
-    for design in config.designs:
-        targets = result.targets[design.name]
-        if design.cases == "paired":
-            known, pairs = int(result.cohort.pairs["offset_days"].notna().sum()), len(result.cohort.pairs)
-            caveats.append(f"{design.name}: days between X-ray and CT are known for {known} of {pairs} pairs.")
-        elif targets["source"].nunique() > 1:
+    first = [c for c in result.cells if c.variant is result.study.variants[0]]
+    for cell in first:
+        if cell.design.cases == "paired":
+            own = result.cohort.pairs[result.cohort.pairs["cxr_exam_id"].isin(cell.targets["exam_id"])]
+            known, pairs = int(own["offset_days"].notna().sum()), len(own)
+            caveats.append(f"{cell.design.name}: days between X-ray and CT are known for {known} of {pairs} pairs.")
+        elif cell.targets["source"].nunique() > 1:
             caveats.append(
-                f"{design.name}: the source of a picture confounds its label, so an AUC here is not evidence that a "
-                "model reads the lungs."
+                f"{cell.design.name}: the source of a picture confounds its label, so an AUC here is not evidence "
+                "that a model reads the lungs."
             )
+    if config.sweep:
+        caveats.append(
+            f"{len(result.study.variants)} settings were run on the same held-out cases: the best of them is the best "
+            "by chance in part. Choose settings on validation patients, and judge the choice on others."
+        )
     return caveats

@@ -1,34 +1,109 @@
-"""Split tables: who trains and who is held out. Pure: the same cohort and seed give the same table."""
+"""Who trains and who is held out. Pure: the same cohort and seed give the same rounds."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import model_validator
 
+from embedprior.config import Config
 from embedprior.errors import BadInput
+from embedprior.runs import seed_for
 from embedprior.tables import SPLIT_REQUIRED, check_splits
 
 RESAMPLE_SEED = 1000
+Part = Literal["train", "val", "test"]
+
+
+class Round(Config):
+    """One division into training, validation and held-out patients.
+
+    A part belongs to a *group*, and a patient to one group: a patient, or two patients who share a picture, on two
+    sides of a split can't be written down.
+
+    Attributes:
+        design: name of the design.
+        resample: Monte-Carlo resample, or repeat of a repeated k-fold.
+        fold: fold, or site.
+        group_of: the patients who take part, each with its group. Whoever is left out (the partner of a held-out
+            patient, say) neither trains nor is scored.
+        part_of: the part of each group.
+    """
+
+    design: str
+    resample: int = 0
+    fold: int = 0
+    group_of: dict[str, str]
+    part_of: dict[str, Part]
+
+    @model_validator(mode="after")
+    def _every_group_has_a_part(self) -> Self:
+        lacking = sorted(set(self.group_of.values()) - set(self.part_of))
+        if lacking:
+            raise ValueError(f"groups without a part: {', '.join(lacking[:5])}")
+        return self
+
+    def patients(self, part: Part) -> set[str]:
+        """Return the patients of one part."""
+        return {p for p, group in self.group_of.items() if self.part_of[group] == part}
+
+    def groups(self, *parts: Part) -> set[str]:
+        """Return the groups of some parts."""
+        return {group for group, part in self.part_of.items() if part in parts}
+
+
+def splits_table(rounds: Sequence[Round], where: str) -> pd.DataFrame:
+    """Return the split table of some rounds, checked (see ``tables.check_splits``)."""
+    rows = [
+        {
+            "patient_id": p, "group_id": r.group_of[p], "design": r.design, "resample": r.resample, "fold": r.fold,
+            "part": r.part_of[r.group_of[p]],
+        }
+        for r in rounds
+        for p in sorted(r.group_of, key=natural)
+    ]  # fmt: skip
+    return check_splits(pd.DataFrame(rows, columns=list(SPLIT_REQUIRED)), where)
+
+
+def rounds_of(splits: pd.DataFrame, where: str = "split table") -> list[Round]:
+    """Return the rounds of a split table, by design, resample and fold.
+
+    Raises:
+        BadInput: see ``tables.check_splits``.
+    """
+    checked = check_splits(splits, where)
+    found = []
+    for design in dict.fromkeys(checked["design"]):
+        own = checked[checked["design"] == design]
+        for (resample, fold), rows in own.groupby(["resample", "fold"], sort=True):
+            found.append(
+                Round(
+                    design=str(design), resample=int(resample), fold=int(fold),
+                    group_of=dict(zip(rows["patient_id"], rows["group_id"], strict=True)),
+                    part_of=dict(zip(rows["group_id"], rows["part"], strict=True)),
+                )
+            )  # fmt: skip
+    return found
 
 
 def group_kfold(
-    exams: pd.DataFrame, labels: pd.Series, design: str, folds: int, seed: int, validation: bool = False
-) -> pd.DataFrame:
+    exams: pd.DataFrame, labels: pd.Series, design: str, folds: int, seed: int, validation: bool = False,
+    repeats: int = 1,
+) -> list[Round]:  # fmt: skip
     """Return a stratified k-fold in which no group is in two folds (``sklearn.StratifiedGroupKFold``).
 
     Args:
         exams: with ``exam_id, patient_id, group_id``; each exam counts once in the stratification.
         labels: 1 or 0 by ``exam_id``.
-        design: name written to the table.
+        design: name written to the rounds.
         folds: how many.
-        seed: of the shuffle.
+        seed: of the shuffle; repeat r > 0 takes its own stream of it.
         validation: while fold k is held out, the patients of fold k + 1 choose the checkpoint (part ``val``).
-
-    Returns:
-        Split table: per fold every patient has one part.
+        repeats: how often the whole k-fold is drawn anew (``resample`` 0, 1, …).
 
     Raises:
         BadInput: fewer groups with one of the labels than folds.
@@ -43,18 +118,19 @@ def group_kfold(
                 f"{folds} folds need {folds} groups of patients with label {value}; there are {groups}. "
                 "Next: fewer folds in the study's configuration."
             )
-    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     group_of = _group_of(exams)
-    held = [
-        set(exams["patient_id"].iloc[rows]) for _, rows in splitter.split(np.zeros(len(y)), y, exams["group_id"])
-    ]
-    rows = []
-    for fold, test in enumerate(held):
-        parts = dict.fromkeys(group_of, "train")
-        if validation:
-            parts |= dict.fromkeys(held[(fold + 1) % folds], "val")
-        rows += _rows(design, 0, fold, parts | dict.fromkeys(test, "test"), group_of)
-    return _table(rows, "group k-fold")
+    found = []
+    for repeat in range(repeats):
+        state = seed if repeat == 0 else seed_for(seed, "repeat", repeat) % 2**32
+        splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=state)
+        held = [set(exams["group_id"].iloc[rows]) for _, rows in splitter.split(np.zeros(len(y)), y, exams["group_id"])]
+        for fold, test in enumerate(held):
+            parts: dict[str, Part] = dict.fromkeys(group_of.values(), "train")
+            if validation:
+                parts |= dict.fromkeys(held[(fold + 1) % folds], "val")
+            parts |= dict.fromkeys(test, "test")
+            found.append(Round(design=design, resample=repeat, fold=fold, group_of=group_of, part_of=parts))
+    return found
 
 
 def pilot_resamples(
@@ -64,76 +140,140 @@ def pilot_resamples(
     resamples: int,
     positives: int = 4,
     negatives: int = 1,
-) -> pd.DataFrame:
-    """Return the pilot study's patient-level resamples, exactly.
+    share: float | None = None,
+) -> list[Round]:
+    """Return patient-level Monte-Carlo resamples by the pilot study's generator; its defaults are the pilot's own.
 
     For k = 1..resamples, ``numpy.random.default_rng(1000 + k)`` draws min(4, n₊ − 1) positive and then
     min(1, n₋ − 1) negative patients without replacement from the patients in ascending (integer) order.
-    Everyone else trains, except patients of a held-out group, who have no row.
+    Everyone else trains, except patients of a held-out group, who take no part.
 
     Args:
         exams: with ``patient_id, group_id``: everyone who may train, CT-only patients included.
-        patient_label: the paired patients, the highest label of each one's target X-rays.
-        design: name written to the table.
+        patient_label: the patients who may be held out, the highest label of each one's target X-rays.
+        design: name written to the rounds.
         resamples: how many.
         positives: positive patients to hold out, at most.
         negatives: negative patients to hold out, at most.
-
-    Returns:
-        Split table, resample k = 1..resamples.
+        share: hold out this share of each class instead (at least one patient).
 
     Raises:
-        BadInput: fewer than two paired patients of one label.
+        BadInput: fewer than two patients of one label.
     """
     ordered = sorted(patient_label, key=natural)
     classes = [[p for p in ordered if patient_label[p] == value] for value in (1, 0)]
     if min(map(len, classes)) < 2:
         raise BadInput(
-            f"resampling by label needs two positive and two negative paired patients; there are "
+            f"resampling by label needs two positive and two negative patients who may be held out; there are "
             f"{len(classes[0])} and {len(classes[1])}."
         )
+    wanted_of = (positives, negatives) if share is None else tuple(max(1, round(share * len(c))) for c in classes)
     group_of = _group_of(exams)
-    rows = []
+    found = []
     for k in range(1, resamples + 1):
         generator = np.random.default_rng(RESAMPLE_SEED + k)
         held: set[str] = set()
-        for members, wanted in zip(classes, (positives, negatives), strict=True):
+        for members, wanted in zip(classes, wanted_of, strict=True):
             size = min(wanted, len(members) - 1)
             drawn = generator.choice(np.arange(len(members)), size=size, replace=False)
             held |= {members[i] for i in drawn}
-        groups = {group_of[p] for p in held}
-        parts = {p: "train" for p in group_of if group_of[p] not in groups} | dict.fromkeys(held, "test")
-        rows += _rows(design, k, 0, parts, group_of)
-    return _table(rows, "pilot resamples")
+        found.append(_held_out(design, k, 0, held, group_of))
+    return found
 
 
 def fixed_split(
     exams: pd.DataFrame, patient_label: Mapping[str, int], design: str, train: float = 0.8, seed: int = 42
-) -> pd.DataFrame:
+) -> list[Round]:
     """Return the pilot study's fixed split.
 
     Patients in string order, label 0 first; one ``random.Random(seed)`` shuffles each label's list; the first
-    round(train · n) of each, at least 1 and at most n − 1, train.
-
-    Returns:
-        Split table. A training patient whose group is held out has no row.
+    round(train · n) of each, at least 1 and at most n − 1, train. A training patient whose group is held out takes
+    no part.
 
     Raises:
         BadInput: fewer than two patients of one label.
     """
     generator = random.Random(seed)
-    parts: dict[str, str] = {}
+    held: set[str] = set()
     for value in (0, 1):
         members = sorted(p for p, label in patient_label.items() if label == value)
         if len(members) < 2:
             raise BadInput(f"a fixed split needs two patients of label {value}; there is {len(members)}.")
         generator.shuffle(members)
         cut = min(max(round(train * len(members)), 1), len(members) - 1)
-        parts |= dict.fromkeys(members[:cut], "train") | dict.fromkeys(members[cut:], "test")
+        held |= set(members[cut:])
+    group_of = {p: g for p, g in _group_of(exams).items() if p in patient_label}
+    return [_held_out(design, 0, 0, held, group_of)]
+
+
+def leave_one_site_out(exams: pd.DataFrame, design: str, column: str = "site") -> list[Round]:
+    """Return one round a site: its patients are held out, everyone else trains.
+
+    A patient (or group) seen at several sites trains only while none of these is held out, and is never scored.
+
+    Raises:
+        BadInput: a site is not known, or there is only one.
+    """
+    sites = sorted(_sites(exams, column))
+    if len(sites) < 2:
+        raise BadInput(f"leaving one site out needs two sites; column '{column}' holds {', '.join(sites)} only.")
+    sites_of = {str(g): set(part[column].astype(str)) for g, part in exams.groupby("group_id")}
     group_of = _group_of(exams)
-    held = {group_of[p] for p, part in parts.items() if part == "test"}
-    kept = {p: part for p, part in parts.items() if part == "test" or group_of[p] not in held}
-    return _table(_rows(design, 0, 0, kept, group_of), "fixed split")
+    found = []
+    for fold, site in enumerate(sites):
+        kept = {p: g for p, g in group_of.items() if sites_of[g] == {site} or site not in sites_of[g]}
+        parts: dict[str, Part] = {g: "test" if sites_of[g] == {site} else "train" for g in kept.values()}
+        found.append(Round(design=design, fold=fold, group_of=kept, part_of=parts))
+    return found
+
+
+def external_split(exams: pd.DataFrame, design: str, sites: Sequence[str], column: str = "site") -> list[Round]:
+    """Return one round: the patients of the external sites are held out, everyone else trains.
+
+    A patient seen at an external site and elsewhere takes no part.
+
+    Raises:
+        BadInput: an external site that no exam has, or nobody is left to train.
+    """
+    have = _sites(exams, column)
+    absent = sorted(set(sites) - have)
+    if absent:
+        raise BadInput(f"no exam of site {', '.join(absent)}; column '{column}' holds {', '.join(sorted(have))}.")
+    if have == set(sites):
+        raise BadInput(f"every exam is of an external site ({', '.join(sorted(have))}): nobody is left to train.")
+    outside = {str(g): set(part[column].astype(str) ) for g, part in exams.groupby("group_id")}
+    wanted = set(sites)
+    kept = {p: g for p, g in _group_of(exams).items() if outside[g] <= wanted or not outside[g] & wanted}
+    parts: dict[str, Part] = {g: "test" if outside[g] <= wanted else "train" for g in kept.values()}
+    return [Round(design=design, group_of=kept, part_of=parts)]
+
+
+def with_validation(one: Round, patient_label: Mapping[str, int], share: float, seed: int) -> Round:
+    """Return the round with a share of its training groups choosing checkpoints (part ``val``).
+
+    Drawn by label, at least one group of each, and never the last training group of a class. Groups without a
+    labelled target (CT-only patients) go on training.
+    """
+    label: dict[str, int] = {}
+    for patient in sorted(one.patients("train") & set(patient_label), key=natural):
+        group = one.group_of[patient]
+        label[group] = max(label.get(group, 0), patient_label[patient])
+    generator = np.random.default_rng(seed_for(seed, "validation", one.design, one.resample, one.fold))
+    parts = dict(one.part_of)
+    for value in (1, 0):
+        members = [g for g, known in label.items() if known == value]
+        size = min(max(1, round(share * len(members))), len(members) - 1)
+        for i in generator.permutation(len(members))[: max(size, 0)]:
+            parts[members[i]] = "val"
+    return one.model_copy(update={"part_of": parts})
+
+
+def with_training(one: Round, group_of: Mapping[str, str]) -> Round:
+    """Return the round with more patients who train, unless their group is held out or chooses checkpoints."""
+    busy = one.groups("val", "test")
+    more = {p: g for p, g in group_of.items() if g not in busy and p not in one.group_of}
+    parts: dict[str, Part] = {**one.part_of, **dict.fromkeys(more.values(), "train")}
+    return one.model_copy(update={"group_of": {**one.group_of, **more}, "part_of": parts})
 
 
 def natural(patient_id: str) -> tuple[int, int, str]:
@@ -148,17 +288,22 @@ def patient_labels(exams: pd.DataFrame, labels: pd.Series) -> dict[str, int]:
     return {str(patient): int(value) for patient, value in highest.items()}
 
 
+def _held_out(design: str, resample: int, fold: int, held: Iterable[str], group_of: Mapping[str, str]) -> Round:
+    chosen = set(held)
+    groups = {group_of[p] for p in chosen}
+    kept = {p: g for p, g in group_of.items() if p in chosen or g not in groups}
+    parts: dict[str, Part] = {g: "test" if g in groups else "train" for g in kept.values()}
+    return Round(design=design, resample=resample, fold=fold, group_of=kept, part_of=parts)
+
+
+def _sites(exams: pd.DataFrame, column: str) -> set[str]:
+    if column not in exams.columns:
+        raise BadInput(f"the exam table has no column '{column}'. Next: add it, or choose another split.")
+    unknown = exams.loc[exams[column].isna() | (exams[column].astype(str) == ""), "exam_id"]
+    if len(unknown):
+        raise BadInput(f"{len(unknown)} exams have no {column}: {', '.join(unknown[:5])}.")
+    return set(exams[column].astype(str))
+
+
 def _group_of(exams: pd.DataFrame) -> dict[str, str]:
     return dict(zip(exams["patient_id"], exams["group_id"], strict=True))
-
-
-def _rows(
-    design: str, resample: int, fold: int, parts: Mapping[str, str], group_of: Mapping[str, str]
-) -> list[dict[str, str | int]]:
-    patients: Iterable[str] = sorted(parts, key=natural)
-    where: dict[str, str | int] = {"design": design, "resample": resample, "fold": fold}
-    return [{"patient_id": p, "group_id": group_of[p], **where, "part": parts[p]} for p in patients]
-
-
-def _table(rows: list[dict[str, str | int]], where: str) -> pd.DataFrame:
-    return check_splits(pd.DataFrame(rows, columns=list(SPLIT_REQUIRED)), where)

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from embedprior.cache import EmbeddingCache, build_cache
+from embedprior.cohort.base import Cohort
 from embedprior.demo.config import DemoConfig
 from embedprior.demo.population import CODE_TAG as PHANTOM_TAG
-from embedprior.demo.population import LABEL, PATIENTS, PICTURES, VOLUMES, Population, describe, generate, parts
+from embedprior.demo.population import (
+    LABEL,
+    PATIENTS,
+    PICTURES,
+    VOLUMES,
+    Population,
+    describe,
+    generate,
+    parts,
+    patient_id,
+)
 from embedprior.encoders.config import CnnConfig
 from embedprior.encoders.registry import create_encoder
 from embedprior.encoders.small_cnn import (
@@ -27,30 +39,26 @@ from embedprior.encoders.small_cnn import (
     train_small_cnn,
 )
 from embedprior.errors import DONE, NEEDS_ATTENTION
-from embedprior.runs import (
-    MetricsLog,
-    Run,
-    artifact,
-    artifacts_root,
-    hash_array,
-    one_thread,
-    seed_for,
-    write_json,
-)
-from embedprior.students.base import Cases, FitData, Method, Stage
-from embedprior.students.prior_method import PriorStudent
-from embedprior.students.registry import create_method
-from embedprior.study.runner import score_fold
-from embedprior.tables import LABEL_PREFIX, write_table
-from embedprior.teachers.head import TeacherHead, train_head
+from embedprior.runs import MetricsLog, Run, artifact, artifacts_root, one_thread, seed_for, write_json
+from embedprior.students.base import Cases
+from embedprior.study.config import Decision, Design, Hypothesis, PriorChoice, StudyConfig
+from embedprior.study.embeddings import Caches, patients_seen
+from embedprior.study.hypotheses import all_evidence
+from embedprior.study.materials import Materials
+from embedprior.study.plan import PLAN, make_plan
+from embedprior.study.prepare import NO_DUPLICATES, prepare_cohort
+from embedprior.study.run import StudyResult, materials_of, run_materials
+from embedprior.study.runner import Bench, method_of
+from embedprior.study.sweep import Variant
+from embedprior.study.units import Study, units_of
+from embedprior.tables import write_table
 
 Rows = NDArray[np.intp]
 Labels = NDArray[np.float64]
 Pictures = NDArray[np.uint8]
 
-ENCODER_TAG, TEACHER_TAG = "small-cnn-2", "teacher-1"
+ENCODER_TAG, DESIGN = "small-cnn-3", "fixed"
 METHODS = ("ct-only", "cxr-only", "hinton-kd", "ridge-head", "direct-head", "prior-shuffled", "prior")
-ORACLES = ("ct-only",)
 REFERENCE = "cxr-only"
 FAMILY = (
     ("hinton-kd", REFERENCE), ("ridge-head", REFERENCE), ("direct-head", REFERENCE), ("prior-shuffled", REFERENCE),
@@ -108,62 +116,47 @@ def build_spine(config: DemoConfig, seed: int, out: Path, workers: int, run: Run
     return Spine(population, ct, cxr, ct_failures + cxr_failures)
 
 
-def cases_of(spine: Spine, stage: str, part: str) -> Cases:
-    """Return the cases of one stage (``"drr"`` or ``"cxr"``) and part, CT included."""
-    exams = spine.population.exams.set_index("exam_id")
-    pairs = spine.population.pairs.merge(spine.population.splits[["patient_id", "part"]], on="patient_id")
-    wanted = (exams.loc[pairs["cxr_exam_id"], "modality"].to_numpy() == stage.upper()) & (pairs["part"] == part)
-    embedded = pairs["cxr_exam_id"].isin(spine.cxr.ids) & pairs["ct_exam_id"].isin(spine.ct.ids)
-    kept = pairs[wanted & embedded]
-    label = exams.loc[kept["cxr_exam_id"], LABEL_PREFIX + LABEL].to_numpy(dtype=np.float64)
-    return Cases(
-        exam_ids=kept["cxr_exam_id"].tolist(),
-        patient_ids=kept["patient_id"].tolist(),
-        label=label,
-        cxr=spine.cxr.take(kept["cxr_exam_id"].tolist()),
-        ct=spine.ct.take(kept["ct_exam_id"].tolist()),
-        ct_label=exams.loc[kept["ct_exam_id"], LABEL_PREFIX + LABEL].to_numpy(dtype=np.float64),
-        source=stage,
+def study_of(config: DemoConfig, seed: int, spine: Spine, root: Path) -> tuple[StudyConfig, Study, Materials]:
+    """Return the demo as a study: its settings, its fixed split, and what its fits read.
+
+    The CT head's fit keeps the seed of the repetition itself (no stream of its own), as the demo always did.
+    """
+    seeds = tuple(seed_for(seed, "fit", repetition) % 2**31 for repetition in range(config.fits))
+    design = Design(name=DESIGN, split="fixed", methods=METHODS, reference=REFERENCE)
+    settings = StudyConfig(
+        title="virtual patients",
+        label=LABEL,
+        seed=seed,
+        seeds=seeds,
+        as_published="" if config.fits >= 3 else "a demo at toy size",
+        fit=config.student,
+        teacher=config.teacher,
+        prior=PriorChoice(
+            training=config.prior.finetune, pretrain=config.prior.pretrain, samples=config.prior.samples,
+            sampler=config.prior.sampler, steps=config.prior.steps,
+        ),
+        designs=(design,),
+        hypotheses=tuple(
+            Hypothesis(name=f"{a} > {b}", claim=f"{a} scores higher than {b}", design=DESIGN, a=a, b=b)
+            for a, b in FAMILY
+        ),
+        decision=Decision(unit="patient"),
+    )  # fmt: skip
+    population = spine.population
+    cohort = Cohort(population.root, population.exams, population.pairs, ()).checked("virtual patients")
+    caches = Caches(spine.cxr, spine.ct)
+    prepared = prepare_cohort(
+        settings, cohort, NO_DUPLICATES, None, caches, patients_seen(caches), splits=population.splits
     )
-
-
-def fit_data(config: DemoConfig, spine: Spine, seed: int, root: Path) -> FitData:
-    """Return the training stages and the teacher head of one repetition."""
-    stages = tuple(Stage(cases_of(spine, s, "train"), cases_of(spine, s, "val")) for s in ("drr", "cxr"))
-    train, val = _ct_of([s.train for s in stages]), _ct_of([s.val for s in stages])
-
-    def build(work: Path) -> None:
-        train_head(train[0], train[1], val[0], val[1], config.teacher, seed).save(work)
-
-    inputs = {"embeddings": hash_array(train[0]), "labels": hash_array(train[1]), "val": hash_array(val[0])}
-    made = artifact("teacher", inputs, {"head": config.teacher, "seed": seed}, TEACHER_TAG, build, root)
-    return FitData(stages, TeacherHead.load(made.path))
-
-
-def _ct_of(cases: Sequence[Cases]) -> tuple[NDArray[np.float32], Labels]:
-    return np.concatenate([c.paired_ct() for c in cases]), np.concatenate([c.ct_label for c in cases])
-
-
-def methods_of(config: DemoConfig, root: Path, names: Sequence[str] = METHODS) -> list[Method]:
-    """Return the methods to compare."""
-    prior = {
-        "stages": (config.prior.pretrain, config.prior.finetune),
-        "folder": root,
-        "samples": config.prior.samples,
-        "sampler": config.prior.sampler,
-        "steps": config.prior.steps,
-    }
-    student = {"fit_config": config.student}
-    options: dict[str, dict[str, Any]] = {
-        "cxr-only": student, "hinton-kd": student, "direct-head": student, "prior": prior, "prior-shuffled": prior,
-    }  # fmt: skip
-    return [create_method(name, **options.get(name, {})) for name in names]
+    study = Study((Variant("", {}, settings),), (prepared,))
+    unreadable = frozenset(f["exam_id"] for f in spine.failures)
+    materials = materials_of(study.variants[0], prepared, caches, unreadable, root, teacher_stream="")
+    return settings, study, materials
 
 
 def run_demo(config: DemoConfig, seed: int, out: Path, workers: int) -> int:
     """Run the whole demo into ``out`` and return the exit code (3 when an exam or a fit failed)."""
     from embedprior.demo.story import tell
-    from embedprior.evidence import evaluate_predictions
     from embedprior.report import summary_markdown, write_report
 
     run = Run(out, "demo", config, seed, {})
@@ -171,33 +164,42 @@ def run_demo(config: DemoConfig, seed: int, out: Path, workers: int) -> int:
     for name in ("exams", "pairs", "splits", "flow"):
         (out / "cohort").mkdir(exist_ok=True)
         write_table(getattr(spine.population, name), out / "cohort" / f"{name}.csv")
-    scored = {"val": cases_of(spine, "cxr", "val"), "test": cases_of(spine, "cxr", "test")}
-    root, tables, failures, generated = artifacts_root(out), [], list(spine.failures), None
-    for repetition in range(config.fits):
-        fit_seed = seed_for(seed, "fit", repetition) % 2**31
-        with one_thread():
-            data = fit_data(config, spine, fit_seed, root)
-            table, failed, fitted = score_fold(
-                methods_of(config, root), data, scored, fit_seed, desc=f"fit {repetition + 1} of {config.fits}"
-            )
-        tables.append(table)
-        failures += failed
-        student = fitted.get("prior")
-        if generated is None and isinstance(student, PriorStudent):
-            generated = student.generate(scored["test"].without_ct())
-        run.stage(f"methods, fit {repetition + 1}", seed=fit_seed, methods=sorted(fitted))
-    predictions = pd.concat(tables, ignore_index=True).drop(columns="resample")
+    settings, study, materials = study_of(config, seed, spine, artifacts_root(out))
+    write_json(out / PLAN, make_plan(settings, study, out))
+    # One repetition is a toy: starting processes would take longer than it does.
+    result = run_materials(study, [materials], run.stage, workers if config.fits > 1 else 1)
+    predictions = result.predictions.drop(columns=["resample", "design"])
     write_table(predictions, out / "predictions.csv")
-    have = set(predictions["method"])
-    family = [(a, b) for a, b in FAMILY if a in have and b in have]
-    evidence = evaluate_predictions(predictions, REFERENCE, family, "patient", ORACLES)
+    evidence = all_evidence(settings, result)[DESIGN]
     write_json(out / "evidence.json", evidence)
-    report = tell(config, seed, spine, evidence, predictions, scored["test"], generated, failures, out)
+    held_out, generated = _generated(study, materials, result)
+    failures = [
+        *spine.failures,
+        *({k: f[k] for k in ("exam_id", "stage", "reason")} for f in [*result.unfitted, *result.unscored]),
+    ]
+    report = tell(config, seed, spine, evidence, predictions, held_out, generated, failures, out)
     write_report(out, report)
     outputs = {"phantoms": spine.population.root, "ct": spine.ct.path, "cxr": spine.cxr.path}
     run.finish(summary_markdown(report), failures, outputs=outputs)
     print(f"\n{summary_markdown(report)}\nreport: {out / 'report.html'}  ({run.seconds:.0f} s)", file=sys.stdout)
     return NEEDS_ATTENTION if failures else DONE
+
+
+def _generated(
+    study: Study, materials: Materials, result: StudyResult
+) -> tuple[Cases, Float[np.ndarray, "cases samples ct_dim"] | None]:
+    """Return the held-out cases, with CT, and the CT embeddings that the first repetition's prior draws for them."""
+    from embedprior.students.prior_method import PriorStudent
+
+    unit = next(u for u in units_of(study) if u.method == "prior")
+    bench = Bench(materials)
+    held_out = bench.cases(unit.round).scored["test"]
+    if not any(o.unit == unit and o.path is not None for o in result.outcomes):
+        return held_out, None
+    with one_thread():
+        fitted = method_of(materials, unit.method, {}).fit(bench.data(unit), unit.seed)
+        assert isinstance(fitted, PriorStudent)
+        return held_out, fitted.generate(held_out.without_ct())
 
 
 def _train_ct_encoder(config: DemoConfig, seed: int, population: Population, work: Path) -> None:
@@ -244,8 +246,10 @@ def _train_encoder(
         read(np.array([i for i, (stage, part) in enumerate(members) if stage in stages and part == wanted]))
         for wanted in ("train", "val")
     )
+    seen = [patient_id(i) for i, (stage, part) in enumerate(members) if stage in stages and part in ("train", "val")]
     network, history = train_small_cnn(*train, *val, settings, seed, f"train {desc}")
-    save_small_cnn(network, CnnConfig(**settings.model_dump(include=set(CnnConfig.model_fields))), profile, work)
+    plain = CnnConfig(**settings.model_dump(include=set(CnnConfig.model_fields)))
+    save_small_cnn(network, plain, profile, work, patients_seen=seen)
     log = MetricsLog(work / "metrics.jsonl")
     for epoch in history:
         log.write(**epoch)

@@ -54,6 +54,11 @@ def parts(cohort: CohortConfig) -> list[tuple[str, str]]:
     )
 
 
+def patient_id(index: int) -> str:
+    """Return the id of a virtual patient."""
+    return f"v{index:05d}"
+
+
 def generate(config: DemoConfig, seed: int, workers: int, out: Path) -> None:
     """Write volumes (int16 HU), radiographs (uint8) and ``patients.csv`` into ``out``.
 
@@ -82,7 +87,7 @@ def describe(config: DemoConfig, root: Path) -> Population:
     patients = pd.read_csv(root / PATIENTS)
     exams, pairs, splits = [], [], []
     for index, ((stage, part), label) in enumerate(zip(parts(config.cohort), patients["label"], strict=True)):
-        patient, modality = f"v{index:05d}", stage.upper()
+        patient, modality = patient_id(index), stage.upper()
         common = {"patient_id": patient, "offset_days": 0.0, "source": "phantom", f"label:{LABEL}": label}
         ct, picture = f"{patient}-ct", f"{patient}-{stage}"
         exams.append({"exam_id": ct, "modality": "CT", "path": f"{VOLUMES}#{index}", "view": "", **common})

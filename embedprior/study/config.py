@@ -1,21 +1,24 @@
-"""Settings of ``study run`` (torch-free)."""
+"""Settings of a study (torch-free)."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from embedprior.config import Config
 from embedprior.prior.config import NetworkConfig, PriorConfig, SamplerName, TrainingConfig
-from embedprior.students.registry import METHODS
+from embedprior.students.registry import Balance, MethodInfo, methods
 from embedprior.teachers.config import FitConfig
 
 SOURCE_ONLY = "source-only"
 """Control row: the label guessed from where the picture was published."""
 
-# What a target without CT can be scored with.
-WITHOUT_CT = frozenset({"cxr-only", "same-modality-kd", SOURCE_ONLY})
+SOURCE_ONLY_INFO = MethodInfo(
+    SOURCE_ONLY, "the label guessed from where the picture was published", "control",
+    "embedprior.study.controls:SourceOnly", uses_ct=False, needs_teacher=False, role="control", takes="nothing",
+)  # fmt: skip
+FEWEST_SEEDS = 3
 
 
 class EncoderChoice(Config):
@@ -30,60 +33,105 @@ class EncoderChoice(Config):
     options: dict[str, str | bool] = Field(default_factory=dict)
 
 
+class CacheChoice(Config):
+    """Embeddings that exist already (paths relative to the cohort's folder); then no picture is read.
+
+    Attributes:
+        cxr: cache of the radiographs, and of the DRRs where there are pretraining pairs.
+        ct: cache of the CTs; needed by designs of paired cases.
+        pixels: ``pixels-128`` cache of the radiographs, for students that read pixels.
+        tokens: cache of patch tokens of the radiographs, for students that read tokens.
+    """
+
+    cxr: str
+    ct: str | None = None
+    pixels: str | None = None
+    tokens: str | None = None
+
+
 class PriorChoice(Config):
-    """How the row ``prior`` is trained and sampled."""
+    """How the prior rows are trained and sampled.
+
+    Attributes:
+        training: on X-ray–CT pairs (and on DRR–CT pairs, unless ``pretrain`` is given).
+        pretrain: on DRR–CT pairs, where the cohort has any.
+        samples: CT embeddings drawn per case.
+        sampler: see ``docs/prior.md``.
+        steps: network calls per sample.
+    """
 
     training: PriorConfig = PriorConfig(network=NetworkConfig(preset="tiny"), training=TrainingConfig(steps=400))
+    pretrain: PriorConfig | None = None
     samples: int = Field(default=8, gt=0)
     sampler: SamplerName = "analytic"
     steps: int = Field(default=64, gt=0)
+
+
+class Row(Config):
+    """A method under another name, with settings of its own.
+
+    Attributes:
+        method: registry name.
+        options: what its class takes, over the budget that all rows share.
+    """
+
+    method: str
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Design(Config):
     """One set of held-out cases and the methods scored on it.
 
     Attributes:
-        name: the ``design`` column of the split table.
+        name: the ``design`` column of every table.
         cases: ``paired`` = X-rays that have a CT; ``cxr`` = every labelled X-ray (no CT anywhere).
-        split: ``resamples`` (patient-level, drawn by label), ``kfold`` (stratified, grouped) or ``fixed``.
+        split: ``fixed``; ``kfold`` (stratified, grouped); ``resamples`` (patient-level Monte Carlo, drawn by label);
+            ``site`` (each site held out in turn); ``external`` (the sites in ``external`` held out).
         resamples: how many resamples.
         positives: positive patients held out in each, at most.
         negatives: negative patients held out in each, at most.
+        held_out_share: hold out this share of each class in each resample instead.
         folds: of ``kfold``.
-        validation: k-fold: the next fold chooses the checkpoint; without it budgets are fixed.
-        methods: registry names, or ``source-only``.
+        repeats: how often the whole k-fold is drawn anew.
+        external: sites of the external cohort.
+        site_column: column of the exam table that names the site.
+        validation: some of the training patients choose checkpoints and thresholds: the next fold of a k-fold,
+            else ``validation_share``. Without it budgets are fixed. Held-out patients never choose anything.
+        validation_share: share of the training groups that choose, by label (not for ``kfold``).
+        methods: registry names, names of ``rows``, or ``source-only``.
         reference: what every other method is compared with.
         question: one sentence, the heading in the report.
     """
 
     name: str = Field(pattern=r"^[a-z0-9-]+$")
     cases: Literal["paired", "cxr"] = "paired"
-    split: Literal["resamples", "kfold", "fixed"] = "kfold"
+    split: Literal["fixed", "kfold", "resamples", "site", "external"] = "kfold"
     resamples: int = Field(default=8, gt=0)
     positives: int = Field(default=4, gt=0)
     negatives: int = Field(default=1, gt=0)
+    held_out_share: float | None = Field(default=None, gt=0, lt=1)
     folds: int = Field(default=5, gt=1)
+    repeats: int = Field(default=1, gt=0)
+    external: tuple[str, ...] = ()
+    site_column: Literal["site", "source"] = "site"
     validation: bool = False
+    validation_share: float = Field(default=0.2, gt=0, lt=1)
     methods: tuple[str, ...] = Field(min_length=1)
     reference: str = "cxr-only"
     question: str = ""
 
     @model_validator(mode="after")
-    def _rows_fit_the_cases(self) -> Self:
-        from embedprior.errors import nearest
-
-        known = [*METHODS, SOURCE_ONLY]
-        for name in self.methods:
-            if name not in known:
-                raise ValueError(f"unknown method '{name}', allowed: {', '.join(sorted(known))}.{nearest(name, known)}")
-            if self.cases == "cxr" and name not in WITHOUT_CT:
-                raise ValueError(f"method '{name}' uses CT and can't be in design '{self.name}' (cases: cxr)")
+    def _settings_fit_the_split(self) -> Self:
         if len(set(self.methods)) != len(self.methods):
             raise ValueError(f"design '{self.name}' names a method twice")
         if self.reference not in self.methods:
             raise ValueError(f"reference '{self.reference}' is not among the methods of design '{self.name}'")
         if self.validation and self.split == "kfold" and self.folds < 3:
             raise ValueError("validation inside a k-fold needs at least 3 folds")
+        if (self.split == "external") != bool(self.external):
+            raise ValueError(f"design '{self.name}': 'external' names the sites of a split 'external', and only there")
+        if self.repeats > 1 and self.split != "kfold":
+            raise ValueError(f"design '{self.name}': 'repeats' belongs to split kfold, not {self.split}")
         return self
 
 
@@ -101,8 +149,36 @@ class Hypothesis(Config):
     missing: str = ""
 
 
+class Decision(Config):
+    """How the evidence is judged, declared before any score is seen.
+
+    Attributes:
+        unit: what an AUC counts; ``exam`` clusters the variance by patient.
+        alpha: family-wise error rate.
+        relevant_delta: the smallest difference of AUCs worth claiming.
+        bootstrap: patient replicates for metrics without a closed-form interval; 0 leaves those undefined.
+    """
+
+    unit: Literal["exam", "patient"] = "exam"
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    relevant_delta: float = Field(default=0.05, gt=0, lt=0.5)
+    bootstrap: int = Field(default=0, ge=0)
+
+
+class Assumed(Config):
+    """What the plan assumes to say which difference the study could detect.
+
+    Attributes:
+        auc: AUC both methods are thought to have.
+        correlation: of the two AUC estimates on the same cases.
+    """
+
+    auc: float = Field(default=0.8, ge=0.5, lt=1)
+    correlation: float = Field(default=0.5, gt=-1, lt=1)
+
+
 class StudyConfig(Config):
-    """One study: cohort, encoder, designs, budgets.
+    """One study: cohort, embeddings, designs, budgets, decision rules.
 
     Attributes:
         title: of the report.
@@ -110,9 +186,30 @@ class StudyConfig(Config):
         label: ``label:NAME`` column to predict.
         missing_images: ``error``, or ``drop`` and count.
         duplicates: ``join`` the patients who share a picture into one group, or only ``report`` them.
-        seed: of splits and fits.
+        seed: of splits.
+        seeds: of fits; by default ``seed`` and the two after it. At least three, unless ``as_published``.
+        as_published: the published protocol that fixes fewer seeds.
         batch_size: pictures a forward pass.
-        fit: network and budget of teacher head and students, the same for every row.
+        encoder: of the pictures.
+        caches: embeddings that exist already, instead of pictures.
+        seen_patients: what is done with patients an encoder was trained on: ``refuse`` a study that would hold one
+            out, or let them ``train`` in every round and hold out the others only.
+        fit: network and budget of the students, the same for every row.
+        teacher: the same for the CT head; None = as ``fit``.
+        balance: of the labelled training cases, the same for every row.
+        prior: training and sampling of the prior rows.
+        label_fraction: share of the training (and validation) patients whose labels are known.
+        pair_fraction: share of the training patients whose CT is known; rows that use CT train on these.
+        rows: methods with settings of their own, by the name they bear in this study.
+        designs: sets of held-out cases.
+        hypotheses: declared claims; those of a design are its family.
+        decision: decision rules.
+        assumed: what the plan's detectable differences rest on.
+        metrics: shown beside the AUC.
+        unit_seconds: declared seconds of one fit by method, for the plan's cost; measured ones come first.
+        sweep: settings to vary, each with its values (``label_fraction: [0.01, 0.1, 1]``); every combination is run
+            on the same cases.
+        caveats: sentences for the report.
     """
 
     title: str
@@ -121,19 +218,48 @@ class StudyConfig(Config):
     missing_images: Literal["error", "drop"] = "error"
     duplicates: Literal["join", "report"] = "join"
     seed: int = Field(default=42, ge=0)
+    seeds: tuple[int, ...] = ()
+    as_published: str = ""
     batch_size: int = Field(default=32, gt=0)
     encoder: EncoderChoice = EncoderChoice()
+    caches: CacheChoice | None = None
+    seen_patients: Literal["refuse", "train"] = "refuse"
     fit: FitConfig = FitConfig()
+    teacher: FitConfig | None = None
+    balance: Balance = "none"
     prior: PriorChoice = PriorChoice()
+    label_fraction: float = Field(default=1.0, ge=0.01, le=1)
+    pair_fraction: float = Field(default=1.0, gt=0, le=1)
+    rows: dict[str, Row] = Field(default_factory=dict)
     designs: tuple[Design, ...] = Field(min_length=1)
     hypotheses: tuple[Hypothesis, ...] = ()
+    decision: Decision = Decision()
+    assumed: Assumed = Assumed()
+    metrics: tuple[str, ...] = ()
+    unit_seconds: dict[str, float] = Field(default_factory=dict)
+    sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     caveats: tuple[str, ...] = ()
+
+    @property
+    def fit_seeds(self) -> tuple[int, ...]:
+        """Seeds of the fits."""
+        return self.seeds or tuple(self.seed + i for i in range(FEWEST_SEEDS))
 
     @model_validator(mode="after")
     def _names_meet(self) -> Self:
         designs = {d.name: d for d in self.designs}
         if len(designs) != len(self.designs):
             raise ValueError("two designs bear one name")
+        if len(set(self.fit_seeds)) != len(self.fit_seeds):
+            raise ValueError("'seeds' holds a seed twice")
+        if len(self.fit_seeds) < FEWEST_SEEDS and not self.as_published:
+            raise ValueError(
+                f"{len(self.seeds)} seeds: give at least {FEWEST_SEEDS}, or say in 'as_published' which protocol "
+                "fixes them"
+            )
+        infos = rows_of(self)
+        for design in self.designs:
+            _refuse_unfit_rows(design, infos, self.caches)
         for h in self.hypotheses:
             if h.design not in designs:
                 raise ValueError(f"hypothesis {h.name}: no design '{h.design}'")
@@ -143,3 +269,35 @@ class StudyConfig(Config):
             if (h.a is None or h.b is None) and not h.missing:
                 raise ValueError(f"hypothesis {h.name}: give both methods, or say in 'missing' what is not run")
         return self
+
+
+def rows_of(config: StudyConfig) -> dict[str, MethodInfo]:
+    """Return what is known of every row the study may name: registry methods, its own ``rows``, ``source-only``.
+
+    Raises:
+        ValueError: a row of an unknown method, or under a name that is taken.
+    """
+    from embedprior.errors import nearest
+
+    known = {**methods(), SOURCE_ONLY: SOURCE_ONLY_INFO}
+    found = dict(known)
+    for name, row in config.rows.items():
+        if name in known:
+            raise ValueError(f"row '{name}': the name is a method's own; choose another")
+        if row.method not in known:
+            raise ValueError(f"row '{name}': unknown method '{row.method}'.{nearest(row.method, known)}")
+        found[name] = known[row.method]
+    return found
+
+
+def _refuse_unfit_rows(design: Design, infos: dict[str, MethodInfo], caches: CacheChoice | None) -> None:
+    from embedprior.errors import nearest
+
+    for name in design.methods:
+        if name not in infos:
+            allowed = ", ".join(sorted(infos))
+            raise ValueError(f"unknown method '{name}', allowed: {allowed}.{nearest(name, infos)}")
+        if design.cases == "cxr" and infos[name].uses_ct:
+            raise ValueError(f"method '{name}' uses CT and can't be in design '{design.name}' (cases: cxr)")
+        if caches is not None and caches.ct is None and infos[name].uses_ct:
+            raise ValueError(f"method '{name}' uses CT, but 'caches' names no CT cache")

@@ -1,31 +1,50 @@
-"""``study run``: cohort → groups → splits → embeddings → methods on the same held-out cases → predictions."""
+"""``study run``: embeddings → every fit of the plan → predictions, put together in the plan's order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from embedprior.cache import EmbeddingCache, build_cache
+from embedprior.cache import build_cache
 from embedprior.cohort.base import Cohort
-from embedprior.encoders.base import Encoder
-from embedprior.encoders.registry import create_encoder
+from embedprior.cohort.splits import Round
 from embedprior.errors import BadInput, EmbedpriorError
-from embedprior.runs import artifacts_root, one_thread, seed_for
-from embedprior.students.base import Cases, FitData, Head, Method, Stage
-from embedprior.students.registry import create_method
-from embedprior.study.config import SOURCE_ONLY, Design, StudyConfig
-from embedprior.study.controls import SourceOnly
-from embedprior.study.prepare import Prepared
-from embedprior.study.runner import score_fold
-from embedprior.tables import PARTS
+from embedprior.runs import artifacts_root, read_json
+from embedprior.study.config import Design, StudyConfig, rows_of
+from embedprior.study.embeddings import Caches, reopen
+from embedprior.study.graph import Outcome, run_units
+from embedprior.study.materials import Materials
+from embedprior.study.prepare import Prepared, prepare
+from embedprior.study.runner import RECORD, Bench, read_scores
+from embedprior.study.sweep import Variant, variants
+from embedprior.study.units import Study, units_of
+from embedprior.tables import PREDICTION_REQUIRED
 
-FITTED = frozenset({"cxr-only", "late-fusion", "same-modality-kd", "hinton-kd", "direct-head"})
-PRIORS = frozenset({"prior", "prior-shuffled"})
+
+@dataclass(frozen=True)
+class Cell:
+    """One design of one variant: cases that are evaluated together.
+
+    Attributes:
+        key: its name in every table.
+        variant: the sweep's combination.
+        design: settings.
+        targets: X-rays to score whose embedding exists.
+        rounds: divisions into parts.
+        given: whether the splits are the user's.
+    """
+
+    key: str
+    variant: Variant
+    design: Design
+    targets: pd.DataFrame
+    rounds: tuple[Round, ...]
+    given: bool
 
 
 @dataclass(frozen=True)
@@ -33,227 +52,244 @@ class StudyResult:
     """What a study found.
 
     Attributes:
-        cohort: after unreadable images were dropped.
-        targets: by design, likewise.
-        predictions: long table with ``design`` and ``resample``.
+        study: variants and what they started from.
+        cohort: of the first variant, after unreadable images were dropped.
+        cells: designs × variants.
+        predictions: long table with ``design`` and ``resample``; rows of split ``val`` where there are validation
+            patients.
         support: one row a design, resample and fold: held-out and training counts.
         failures: unreadable images (``exam_id, stage, reason``).
-        unfitted: methods that could not be fitted somewhere (same columns, and ``design, method``).
-        needs_ct: by method: does it need CT at inference.
-        uses_ct: by method: did CT take part in its training.
+        unfitted: fits that failed (same columns, and ``design, method``).
+        unscored: cases a method gave no finite score (same columns).
+        needs_ct: by row: does it need CT at inference.
+        uses_ct: by row: did CT take part in its training.
+        outcomes: of every fit.
     """
 
+    study: Study
     cohort: Cohort
-    targets: dict[str, pd.DataFrame]
+    cells: tuple[Cell, ...]
     predictions: pd.DataFrame
     support: pd.DataFrame
     failures: list[dict[str, str]]
     unfitted: list[dict[str, str]]
+    unscored: list[dict[str, str]]
     needs_ct: dict[str, bool]
     uses_ct: dict[str, bool]
+    outcomes: list[Outcome]
 
 
-def image_encoder(config: StudyConfig) -> Encoder:
-    """Return the frozen encoder.
+def prepare_study(config: StudyConfig, data: Path, splits_file: Path | None = None) -> Study:
+    """Read what every combination of the sweep starts from; a cohort is read once.
 
     Raises:
-        BadInput: unknown name, missing weights, an option it does not take, or it can't read both modalities.
+        BadInput: see ``prepare.prepare`` and ``sweep.variants``.
     """
-    try:
-        encoder = create_encoder(config.encoder.name, **config.encoder.options)
-    except TypeError as error:
-        raise BadInput(f"encoder '{config.encoder.name}': {error}") from error
-    if encoder.spec.modality != "image":
-        raise BadInput(
-            f"encoder '{config.encoder.name}' reads {encoder.spec.modality} only; a study of X-rays and CT key slices "
-            "needs one that reads pictures. Next: encoder: {name: efficientnet-lite0}"
-        )
-    return encoder
+    chosen = variants(config)
+    made: dict[str, Prepared] = {}
+    prepared = []
+    for variant in chosen:
+        fields = {"source", "label", "missing_images", "duplicates", "seed", "encoder", "caches", "seen_patients"}
+        key = variant.config.model_dump_json(include=fields | {"designs"})
+        if key not in made:
+            made[key] = prepare(variant.config, data, splits_file)
+        prepared.append(made[key])
+    return Study(tuple(chosen), tuple(prepared))
 
 
-def plan(config: StudyConfig, prepared: Prepared) -> str:
-    """Return what ``run_study`` would do, in a few lines."""
-    needed = _needed_exams(config, prepared)
-    size = sum((prepared.cohort.root / str(path)).stat().st_size for path in needed["path"])
-    rounds = prepared.splits.groupby("design")[["resample", "fold"]].apply(lambda f: len(f.drop_duplicates()))
-    lines = [f"{len(needed)} images to embed with {config.encoder.name} ({size / 1e6:.1f} MB)"]
-    for design in config.designs:
-        targets = prepared.targets[design.name]
-        lines.append(
-            f"{design.name}: {len(targets)} X-rays of {targets['patient_id'].nunique()} patients, "
-            f"{len(design.methods)} methods × {rounds[design.name]} rounds"
-        )
-    return "\n".join(lines)
-
-
-def run_study(
-    config: StudyConfig, prepared: Prepared, encoder: Encoder, out: Path, stage: Callable[..., None]
-) -> StudyResult:
-    """Embed what is not in the cache yet, fit and score.
+def run_study(study: Study, out: Path, stage: Callable[..., None], workers: int = 1) -> StudyResult:
+    """Embed what is not in the cache yet, run every fit that is not done, and collect the predictions.
 
     Args:
-        config: settings.
-        prepared: see ``prepare``.
-        encoder: see ``image_encoder``.
-        out: folder of the run; the cache and trained priors lie under it, or under ``$EMBEDPRIOR_HOME``.
+        study: see ``prepare_study``.
+        out: folder of the run; artifacts lie under it, or under ``$EMBEDPRIOR_HOME``.
         stage: called with the name and the counts of each stage when it ends.
+        workers: processes that fit.
 
     Raises:
-        EmbedpriorError: no image could be read.
+        EmbedpriorError: no image could be read, or no fit succeeded.
     """
-    needed = _needed_exams(config, prepared)
-    cache, failures = build_cache(
-        needed, prepared.cohort.root, encoder, artifacts_root(out) / "caches", config.batch_size, "embedding images"
-    )
-    unreadable = {f["exam_id"] for f in failures}
-    if len(unreadable) == len(needed):
-        raise EmbedpriorError(f"none of the {len(needed)} images could be read; the first: {failures[0]['reason']}")
-    cohort = prepared.cohort
-    if unreadable:
-        cohort = cohort.drop(sorted(unreadable), "image readable", "image damaged (see failures.csv)")
-    stage("embed", exams=len(needed), unreadable=len(unreadable), cache=cache.path.name)
-    predictions, support, unfitted = [], [], []
-    readable: dict[str, pd.DataFrame] = {}
-    methods: dict[str, Method] = {}
-    for design in config.designs:
-        targets = prepared.targets[design.name]
-        gone = targets["exam_id"].isin(unreadable) | targets["ct_exam_id"].isin(unreadable)
-        readable[design.name] = targets[~gone].reset_index(drop=True)
-        own = build_methods(config, design, targets, artifacts_root(out))
-        methods |= {m.name: m for m in own}
-        with one_thread():
-            scored = _score_design(config, design, own, cohort, readable[design.name], prepared.splits, cache)
-        stage(design.name, predictions=sum(map(len, scored[0])), unfitted=len(scored[2]))
-        predictions += scored[0]
-        support += scored[1]
-        unfitted += scored[2]
-    table = pd.concat(predictions, ignore_index=True) if predictions else pd.DataFrame()
-    if table.empty:
+    materials, failures = study_materials(study, out, stage)
+    return run_materials(study, materials, stage, workers, failures)
+
+
+def study_materials(
+    study: Study, out: Path, stage: Callable[..., None]
+) -> tuple[list[Materials], list[dict[str, str]]]:
+    """Return what the fits of each variant read, pictures embedded first; and the exams that can't be read."""
+    root = artifacts_root(out)
+    failures: list[dict[str, str]] = []
+    embedded: dict[int, tuple[Caches, frozenset[str]]] = {}
+    materials = []
+    for variant, prepared in study.pairs():
+        if id(prepared) not in embedded:
+            caches, failed = _embed(variant.config, prepared, root)
+            failures += [f for f in failed if f not in failures]
+            embedded[id(prepared)] = (caches, frozenset(f["exam_id"] for f in failed))
+            stage("embeddings", exams=len(caches.cxr.ids), unreadable=len(failed), cache=caches.cxr.path.name)
+        caches, gone = embedded[id(prepared)]
+        materials.append(materials_of(variant, prepared, caches, gone, root))
+    return materials, failures
+
+
+def run_materials(
+    study: Study, materials: Sequence[Materials], stage: Callable[..., None], workers: int = 1,
+    failures: Sequence[dict[str, str]] = (),
+) -> StudyResult:  # fmt: skip
+    """Run every fit on materials that are there already; see ``run_study``."""
+    units = units_of(study)
+    outcomes = run_units(units, partial(benches, [_packed(m) for m in materials]), workers)
+    stage(
+        "fits", fits=len(outcomes), reused=sum(o.reused for o in outcomes),
+        failed=sum(o.path is None for o in outcomes),
+        seconds_in_fits=round(sum(o.seconds for o in outcomes), 1),
+    )  # fmt: skip
+    return collect(study, materials, outcomes, list(failures))
+
+
+def collect(
+    study: Study, materials: Sequence[Materials], outcomes: list[Outcome], failures: list[dict[str, str]]
+) -> StudyResult:
+    """Put the predictions together, in the order of the plan.
+
+    Raises:
+        EmbedpriorError: no fit succeeded.
+    """
+    frames, unfitted, unscored = [], [], []
+    for outcome in outcomes:
+        unit = outcome.unit
+        if outcome.path is None:
+            unfitted.append(
+                {
+                    "exam_id": "", "stage": str(unit), "reason": outcome.reason, "design": unit.key,
+                    "method": unit.method,
+                }
+            )  # fmt: skip
+            continue
+        frames.append(read_scores(outcome.path).assign(design=unit.key))
+        lost = read_json(outcome.path / RECORD)["unscored"]
+        unscored += [
+            {"exam_id": u["exam_id"], "stage": str(unit), "reason": u["reason"], "design": unit.key,
+             "method": unit.method}
+            for u in lost
+        ]  # fmt: skip
+    if not frames:
         reasons = sorted({u["reason"] for u in unfitted})
         raise EmbedpriorError(f"no method could be fitted: {'; '.join(reasons)}")
+    table = pd.concat(frames, ignore_index=True)[[*PREDICTION_REQUIRED, "resample", "design"]]
+    cells = [
+        Cell(
+            variant.key(design), variant, design, m.targets[design.name],
+            tuple(r for (name, _, _), r in m.rounds.items() if name == design.name), design.name in prepared.given,
+        )
+        for (variant, prepared), m in zip(study.pairs(), materials, strict=True)
+        for design in variant.config.designs
+    ]  # fmt: skip
+    infos = rows_of(study.variants[0].config)
+    named = {m for v in study.variants for d in v.config.designs for m in d.methods}
     return StudyResult(
-        cohort, readable, table, pd.DataFrame(support), failures, unfitted,
-        needs_ct={name: m.needs_ct for name, m in methods.items()},
-        uses_ct={name: m.uses_ct for name, m in methods.items()},
+        study, materials[0].cohort, tuple(cells), table, _support(study, materials), failures, unfitted, unscored,
+        needs_ct={name: infos[name].needs_ct for name in named},
+        uses_ct={name: infos[name].uses_ct for name in named},
+        outcomes=outcomes,
     )  # fmt: skip
 
 
-def _needed_exams(config: StudyConfig, prepared: Prepared) -> pd.DataFrame:
-    exams = prepared.cohort.exams
-    wanted = {i for t in prepared.targets.values() for i in t["exam_id"]}
-    if any(d.cases == "paired" for d in config.designs):
-        wanted |= set(prepared.cohort.of("CT")["exam_id"])
-    return exams[exams["exam_id"].isin(wanted)]
-
-
-def _score_design(
-    config: StudyConfig, design: Design, methods: list[Method], cohort: Cohort, targets: pd.DataFrame,
-    splits: pd.DataFrame, cache: EmbeddingCache,
-) -> tuple[list[pd.DataFrame], list[dict[str, Any]], list[dict[str, str]]]:  # fmt: skip
-    needs_head = design.cases == "paired" and any(m.uses_ct for m in methods)
-    own = splits[splits["design"] == design.name]
-    frames, support, unfitted = [], [], []
-    rounds = own[["resample", "fold"]].drop_duplicates().sort_values(["resample", "fold"]).astype(int)
-    for number, (resample, fold) in enumerate(rounds.itertuples(index=False), 1):
-        rows = own[(own["resample"] == resample) & (own["fold"] == fold)]
-        parts = {p: targets[targets["patient_id"].isin(rows.loc[rows["part"] == p, "patient_id"])] for p in PARTS}
-        cases = {part: cases_of(frame, cache, design.cases == "paired") for part, frame in parts.items()}
-        head: Head | None = None
-        reason, ct_counts = "no method of this design uses it", dict[str, int]()
-        if needs_head:
-            head, reason, ct_counts = train_teacher(config, cohort, rows, cache)
-        support.append({"design": design.name, "resample": resample, "fold": fold, **_counts(parts), **ct_counts})
-        if parts["test"].empty or parts["train"].empty:
-            continue
-        data = FitData((Stage(cases["train"], cases["val"]),), head, reason)
-        table, failed, _ = score_fold(
-            methods, data, {"test": cases["test"]}, config.seed, fold, resample,
-            desc=f"{design.name} {number}/{len(rounds)}",
-        )  # fmt: skip
-        frames.append(table.assign(design=design.name))
-        unfitted += [
-            {**f, "stage": f"{design.name}: {f['stage']}", "design": design.name, "method": f["stage"].split(",")[0]}
-            for f in failed
-        ]
-    return frames, support, unfitted
-
-
-def build_methods(config: StudyConfig, design: Design, targets: pd.DataFrame, artifacts: Path) -> list[Method]:
-    """Return the methods of one design, all with the same network and budget."""
-    chosen = config.prior
-    methods: list[Method] = []
-    for name in design.methods:
-        if name == SOURCE_ONLY:
-            methods.append(SourceOnly(dict(zip(targets["exam_id"], targets["source"].fillna(""), strict=True))))
-        elif name in FITTED:
-            methods.append(create_method(name, fit_config=config.fit))
-        elif name in PRIORS:
-            methods.append(
-                create_method(
-                    name, stages=(chosen.training,), folder=artifacts, samples=chosen.samples,
-                    sampler=chosen.sampler, steps=chosen.steps,
-                )
-            )  # fmt: skip
-        else:
-            methods.append(create_method(name))
-    return methods
-
-
-def train_teacher(
-    config: StudyConfig, cohort: Cohort, rows: pd.DataFrame, cache: EmbeddingCache
-) -> tuple[Head | None, str, dict[str, int]]:
-    """Train the CT head of one fold on the CTs' own labels.
-
-    It learns from every labelled CT of a patient outside the held-out (and validation) groups, CT-only patients
-    included; CTs of the validation patients choose the step.
-
-    Returns:
-        The head, or None with the reason, and the counts of training CTs.
-    """
-    from embedprior.teachers.head import OneClass, train_head
-
-    ct = cohort.of("CT")
-    y = cohort.labels(config.label).loc[ct["exam_id"]].to_numpy(copy=True)
-    groups = {part: set(rows.loc[rows["part"] == part, "group_id"]) for part in ("val", "test")}
-    in_val = ct["group_id"].isin(groups["val"]).to_numpy() & ~np.isnan(y)
-    in_train = ~ct["group_id"].isin(groups["val"] | groups["test"]).to_numpy() & ~np.isnan(y)
-    counts = {
-        "teacher_ct_pos": int((y[in_train] == 1).sum()),
-        "teacher_ct_neg": int((y[in_train] == 0).sum()),
-        "teacher_patients": int(ct.loc[in_train, "patient_id"].nunique()),
+def materials_of(
+    variant: Variant, prepared: Prepared, caches: Caches, unreadable: frozenset[str], root: Path,
+    teacher_stream: str = "teacher",
+) -> Materials:  # fmt: skip
+    """Return what the fits of one variant read; unreadable exams are dropped and counted."""
+    cohort = prepared.cohort
+    if unreadable:
+        cohort = cohort.drop(sorted(unreadable), "image readable", "image damaged (see failures.csv)")
+    readable = {}
+    for name, targets in prepared.targets.items():
+        gone = targets["exam_id"].isin(unreadable) | targets["ct_exam_id"].isin(unreadable)
+        readable[name] = targets[~gone].reset_index(drop=True)
+    rounds = {
+        (design.name, r.resample, r.fold): r
+        for design in variant.config.designs
+        for r in prepared.rounds(design.name)
     }
-    try:
-        head = train_head(
-            cache.take(list(ct.loc[in_train, "exam_id"])), y[in_train],
-            cache.take(list(ct.loc[in_val, "exam_id"])), y[in_val], config.fit, seed_for(config.seed, "teacher"),
-        )  # fmt: skip
-    except OneClass as error:
-        return None, str(error), counts
-    return head, "", counts
-
-
-def cases_of(targets: pd.DataFrame, cache: EmbeddingCache, paired: bool) -> Cases:
-    """Return targets with their embeddings; CT is None in a design without CT."""
-    return Cases(
-        exam_ids=list(targets["exam_id"]),
-        patient_ids=list(targets["patient_id"]),
-        label=targets["label"].to_numpy(dtype=float, copy=True),
-        cxr=cache.take(list(targets["exam_id"])),
-        ct=cache.take(list(targets["ct_exam_id"])) if paired else None,
-        ct_label=targets["ct_label"].to_numpy(dtype=float, copy=True),
+    return Materials(
+        variant.config, cohort, readable, rounds, caches, root, rows_of(variant.config), teacher_stream
     )
 
 
-def _counts(parts: dict[str, pd.DataFrame]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for part, name in (("test", "held_out"), ("train", "train"), ("val", "val")):
-        frame = parts[part]
-        highest = frame.groupby("patient_id")["label"].max()
-        counts |= {
-            f"{name}_patients_pos": int((highest == 1).sum()),
-            f"{name}_patients_neg": int((highest == 0).sum()),
-            f"{name}_images_pos": int((frame["label"] == 1).sum()),
-            f"{name}_images_neg": int((frame["label"] == 0).sum()),
-        }
-    disagree = parts["test"]["ct_label"].notna() & (parts["test"]["ct_label"] != parts["test"]["label"])
-    return {**counts, "held_out_images_ct_disagrees": int(disagree.sum())}
+def needed_exams(config: StudyConfig, prepared: Prepared) -> pd.DataFrame:
+    """Return the exams whose pictures have to be embedded."""
+    exams = prepared.cohort.exams
+    wanted = {i for t in prepared.targets.values() for i in t["exam_id"]}
+    if any(d.cases == "paired" for d in config.designs):
+        wanted |= set(prepared.cohort.of("CT")["exam_id"]) | set(prepared.cohort.of("DRR")["exam_id"])
+    return exams[exams["exam_id"].isin(wanted)]
+
+
+def _embed(config: StudyConfig, prepared: Prepared, root: Path) -> tuple[Caches, list[dict[str, str]]]:
+    if prepared.caches is not None:
+        _refuse_missing(config, prepared, prepared.caches)
+        return prepared.caches, []
+    assert prepared.encoder is not None
+    needed = needed_exams(config, prepared)
+    cache, failures = build_cache(
+        needed, prepared.cohort.root, prepared.encoder, root / "caches", config.batch_size, "embedding images"
+    )
+    if len({f["exam_id"] for f in failures}) == len(needed):
+        raise EmbedpriorError(f"none of the {len(needed)} images could be read; the first: {failures[0]['reason']}")
+    return Caches(cache, cache), failures
+
+
+def _refuse_missing(config: StudyConfig, prepared: Prepared, caches: Caches) -> None:
+    """Every exam a design reads must be in the cache of its modality."""
+    for design in config.designs:
+        targets = prepared.targets[design.name]
+        wanted = [("X-ray", caches.cxr.ids, targets["exam_id"])]
+        if design.cases == "paired":
+            wanted.append(("CT", caches.need_ct().ids, targets["ct_exam_id"]))
+        for what, have, ids in wanted:
+            absent = sorted(set(ids) - set(have))
+            if absent:
+                raise BadInput(
+                    f"design '{design.name}': {len(absent)} {what} exams have no embedding: {', '.join(absent[:5])}."
+                )
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Materials as they travel to another process: folders instead of open caches."""
+
+    materials: Materials
+    folders: dict[str, Path]
+
+
+def _packed(materials: Materials) -> _Packed:
+    return _Packed(replace(materials, caches=None), materials.caches.folders())  # type: ignore[arg-type]
+
+
+def benches(packed: Sequence[_Packed]) -> list[Bench]:
+    """Return one bench a variant, its caches opened in this process."""
+    return [Bench(replace(p.materials, caches=reopen(p.folders))) for p in packed]
+
+
+def _support(study: Study, materials: Sequence[Materials]) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    seen: set[tuple[str, int, int]] = set()
+    all_benches = [Bench(m) for m in materials]
+    for unit in units_of(study):
+        where = unit.round
+        key = (unit.key, where.resample, where.fold)
+        if key in seen:
+            continue
+        seen.add(key)
+        cases = all_benches[where.variant].cases(where)
+        test = cases.scored.get("test")
+        held = materials[where.variant].targets[where.design]
+        own = held[held["exam_id"].isin(test.exam_ids)] if test is not None else held.iloc[:0]
+        design = materials[where.variant].design(where.design)
+        site = ", ".join(sorted(set(own["site"]))) if design.split in ("site", "external") else None
+        named = {"site": site} if site is not None else {}
+        rows.append({"design": unit.key, "resample": where.resample, "fold": where.fold, **named, **cases.counts})
+    return pd.DataFrame(rows)
+
+

@@ -29,6 +29,8 @@ CONFIG = {
     "title": "test",
     "source": "tables",
     "label": "nodule",
+    "seeds": [42],
+    "as_published": "a test",
     "encoder": {"options": {"random_init": True}},
     "fit": FIT,
     "prior": PRIOR,
@@ -95,7 +97,7 @@ def test_study_leaves_every_file_and_a_second_run_the_same_predictions(tmp_path,
         lists = part.groupby("method")["exam_id"].apply(lambda ids: tuple(ids))
         assert lists.nunique() == 1
     splits = pd.read_csv(out / "cohort" / "splits.csv", dtype=str)
-    for key, part in table.groupby(["design", "resample", "fold"]):
+    for key, part in table[table["split"] == "test"].groupby(["design", "resample", "fold"]):
         own = splits[(splits[["design", "resample", "fold"]] == [str(k) for k in key]).all(axis=1)]
         held = set(own.loc[own["part"] == "test", "patient_id"])
         assert {str(p) for p in part["patient_id"]} <= held
@@ -207,7 +209,7 @@ def test_folds_of_the_user_are_held_out_in_turn(tmp_path, cohort):
     code, out = study(tmp_path, cohort, "--splits", str(user_splits(tmp_path / "good.csv")))
     assert code == 0
     table = pd.read_csv(out / "predictions.csv")
-    own = table[(table["design"] == "pilot") & (table["method"] == "prior")]
+    own = table[(table["design"] == "pilot") & (table["method"] == "prior") & (table["split"] == "test")]
     assert (own["patient_id"] % 3 == own["fold"]).all()
     assert sorted(own["patient_id"]) == list(range(12))
     evidence = json.loads((out / "evidence.json").read_text())["designs"]["pilot"]

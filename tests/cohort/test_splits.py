@@ -7,9 +7,23 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from embedprior.cohort.sources import read_cohort
-from embedprior.cohort.splits import fixed_split, group_kfold, natural, patient_labels, pilot_resamples
+from embedprior.cohort.splits import (
+    Round,
+    external_split,
+    fixed_split,
+    group_kfold,
+    leave_one_site_out,
+    natural,
+    patient_labels,
+    pilot_resamples,
+    rounds_of,
+    splits_table,
+    with_training,
+    with_validation,
+)
 from embedprior.errors import BadInput
 from embedprior.tables import check_splits
 
@@ -29,7 +43,7 @@ def cohort(n_groups: int, seed: int) -> tuple[pd.DataFrame, pd.Series]:
 @given(st.integers(25, 60), st.integers(0, 10_000), st.booleans())
 def test_no_group_is_on_two_sides_and_everyone_is_held_out_once(n_groups, seed, validation):
     exams, y = cohort(n_groups, seed)
-    splits = group_kfold(exams, y, "d", 5, seed, validation)
+    splits = splits_table(group_kfold(exams, y, "d", 5, seed, validation), "k-fold")
     for _, fold in splits.groupby("fold"):
         sides = {part: set(rows["group_id"]) for part, rows in fold.groupby("part")}
         names = sorted(sides)
@@ -42,9 +56,9 @@ def test_no_group_is_on_two_sides_and_everyone_is_held_out_once(n_groups, seed, 
 
 def test_kfold_is_stratified_and_the_same_for_the_same_seed():
     exams, y = cohort(60, 3)
-    first, again = (group_kfold(exams, y, "d", 5, 7) for _ in range(2))
+    first, again, other = (splits_table(group_kfold(exams, y, "d", 5, seed), "k-fold") for seed in (7, 7, 8))
     pd.testing.assert_frame_equal(first, again)
-    assert not first.equals(group_kfold(exams, y, "d", 5, 8))
+    assert not first.equals(other)
     for _, fold in first[first["part"] == "test"].groupby("fold"):
         share = y[exams.loc[exams["patient_id"].isin(fold["patient_id"]), "exam_id"]].mean()
         assert abs(share - y.mean()) < 0.15
@@ -74,7 +88,7 @@ def test_pilot_resamples_are_the_published_draws(shared_data):
     targets = collection.exams[collection.exams["exam_id"].isin(collection.pairs["cxr_exam_id"])]
     labels = patient_labels(targets, y)
     with_ct = collection.exams[collection.exams["patient_id"].isin(collection.of("CT")["patient_id"])]
-    splits = pilot_resamples(with_ct, labels, "pilot", 8)
+    splits = splits_table(pilot_resamples(with_ct, labels, "pilot", 8), "pilot")
     assert set(splits["resample"]) == set(range(1, 9))
     for k, rows in splits.groupby("resample"):
         positive, negative = published_draw({int(p): v for p, v in labels.items()}, k)
@@ -87,7 +101,7 @@ def test_pilot_resamples_are_the_published_draws(shared_data):
 def test_pilot_order_is_by_number_not_by_text():
     labels = {str(i): int(i % 3 > 0) for i in (2, 10, 9, 100, 21, 33, 4, 5, 6, 7)}
     exams = pd.DataFrame({"patient_id": list(labels), "group_id": list(labels)})
-    splits = pilot_resamples(exams, labels, "pilot", 8)
+    splits = splits_table(pilot_resamples(exams, labels, "pilot", 8), "pilot")
     for k, rows in splits.groupby("resample"):
         positive, negative = published_draw({int(p): v for p, v in labels.items()}, k)
         assert set(rows.loc[rows["part"] == "test", "patient_id"].astype(int)) == positive | negative
@@ -97,7 +111,7 @@ def test_pilot_order_is_by_number_not_by_text():
 def test_partner_of_a_held_out_patient_neither_trains_nor_is_held_out():
     labels = {str(i): int(i > 3) for i in range(1, 11)}
     exams = pd.DataFrame({"patient_id": [*labels, "99"], "group_id": ["4" if p == "5" else p for p in labels] + ["6"]})
-    splits = pilot_resamples(exams, labels, "pilot", 30)
+    splits = splits_table(pilot_resamples(exams, labels, "pilot", 30), "pilot")
     group = dict(zip(exams["patient_id"], exams["group_id"], strict=True))
     seen = 0
     for _, rows in splits.groupby("resample"):
@@ -117,7 +131,7 @@ def test_resampling_by_label_needs_two_patients_of_each():
 def test_fixed_split_is_the_published_one():
     labels = {str(i): int(i % 4 > 0) for i in range(3, 40)}
     exams = pd.DataFrame({"patient_id": list(labels), "group_id": list(labels)})
-    splits = fixed_split(exams, labels, "fixed").set_index("patient_id")["part"]
+    splits = splits_table(fixed_split(exams, labels, "fixed"), "fixed").set_index("patient_id")["part"]
     generator = random.Random(42)
     for value in (0, 1):
         ids = sorted(p for p in labels if labels[p] == value)
@@ -138,3 +152,109 @@ def test_split_table_with_a_shared_group_on_two_sides_is_refused():
     table = pd.DataFrame(rows, columns=["patient_id", "group_id", "design", "resample", "fold", "part"])
     with pytest.raises(BadInput, match="group_id on two sides of one fold: g"):
         check_splits(table, "splits.csv")
+
+
+def test_a_patient_or_a_group_on_two_sides_can_not_be_expressed():
+    one = Round(design="d", group_of={"a": "g", "b": "g", "c": "h"}, part_of={"g": "test", "h": "train"})
+    assert one.patients("test") == {"a", "b"}
+    assert not one.patients("test") & one.patients("train")
+    # parts are given to groups; nothing in the model takes a part of a patient, and a group takes one part
+    assert set(Round.model_fields) == {"design", "resample", "fold", "group_of", "part_of"}
+    with pytest.raises(ValidationError, match="Input should be a valid string"):
+        Round(design="d", group_of={"a": ["g", "h"]}, part_of={"g": "test", "h": "train"})
+    with pytest.raises(ValidationError, match="part_of"):
+        Round(design="d", group_of={"a": "g"}, part_of={"g": ("train", "test")})
+    with pytest.raises(ValidationError, match="groups without a part: h"):
+        Round(design="d", group_of={"a": "h"}, part_of={"g": "test"})
+
+
+def test_rounds_survive_the_table_and_a_table_with_two_sides_is_refused():
+    exams, y = cohort(30, 1)
+    rounds = group_kfold(exams, y, "d", 3, 0, validation=True, repeats=2)
+    table = splits_table(rounds, "k-fold")
+    again = rounds_of(table)
+    assert [(r.resample, r.fold) for r in again] == [(r, f) for r in range(2) for f in range(3)]
+    for before, after in zip(rounds, again, strict=True):
+        assert all(before.patients(part) == after.patients(part) for part in ("train", "val", "test"))
+    table.loc[1, "part"] = "train" if table.loc[1, "part"] == "test" else "test"
+    table.loc[1, "group_id"] = table.loc[0, "group_id"]
+    table.loc[0, "part"] = "train" if table.loc[1, "part"] == "test" else "test"
+    with pytest.raises(BadInput, match="group_id on two sides"):
+        rounds_of(table)
+
+
+def test_repeats_are_different_k_folds_and_the_first_is_the_plain_one():
+    exams, y = cohort(40, 2)
+    rounds = group_kfold(exams, y, "d", 4, 5, repeats=3)
+    assert splits_table(rounds[:4], "k-fold").equals(splits_table(group_kfold(exams, y, "d", 4, 5), "k-fold"))
+    held = [[frozenset(r.patients("test")) for r in rounds if r.resample == k] for k in range(3)]
+    assert len({frozenset(folds) for folds in held}) == 3
+    for folds in held:
+        assert sorted(p for fold in folds for p in fold) == sorted(exams["patient_id"].unique())
+
+
+def test_any_number_of_resamples_by_share():
+    labels = {str(i): int(i % 4 == 0) for i in range(1, 41)}
+    exams = pd.DataFrame({"patient_id": list(labels), "group_id": list(labels)})
+    rounds = pilot_resamples(exams, labels, "mc", 25, share=0.2)
+    assert len(rounds) == 25
+    for r in rounds:
+        held = [labels[p] for p in r.patients("test")]
+        assert (held.count(1), held.count(0)) == (2, 6)
+    with pytest.raises(BadInput, match="there are 10 and 0"):
+        pilot_resamples(exams, {p: 1 for p, v in labels.items() if v}, "mc", 2, share=0.2)
+
+
+def by_site() -> pd.DataFrame:
+    rows = [("a1", "a", "a", "A"), ("b1", "b", "b", "A"), ("c1", "c", "c", "B"), ("d1", "d", "d", "B")]
+    rows += [("e1", "e", "e", "A"), ("e2", "e", "e", "B"), ("f1", "f", "f", "C"), ("g1", "g", "f", "C")]
+    return pd.DataFrame(rows, columns=["exam_id", "patient_id", "group_id", "site"])
+
+
+def test_each_site_is_held_out_in_turn_and_a_patient_of_two_sites_takes_no_part_in_either():
+    rounds = leave_one_site_out(by_site(), "sites")
+    assert [sorted(r.patients("test")) for r in rounds] == [["a", "b"], ["c", "d"], ["f", "g"]]
+    assert [sorted(r.patients("train")) for r in rounds] == [
+        ["c", "d", "f", "g"],
+        ["a", "b", "f", "g"],
+        ["a", "b", "c", "d", "e"],
+    ]
+    with pytest.raises(BadInput, match="needs two sites"):
+        leave_one_site_out(by_site().assign(site="A"), "sites")
+    with pytest.raises(BadInput, match="1 exams have no site: a1"):
+        leave_one_site_out(by_site().assign(site=[None, *"ABBABCC"]), "sites")
+
+
+def test_external_sites_are_held_out_together_and_unknown_ones_refused():
+    (only,) = external_split(by_site(), "ext", ("B", "C"))
+    assert sorted(only.patients("test")) == ["c", "d", "f", "g"]
+    assert sorted(only.patients("train")) == ["a", "b"]
+    assert "e" not in only.group_of
+    with pytest.raises(BadInput, match="no exam of site Z"):
+        external_split(by_site(), "ext", ("Z",))
+    with pytest.raises(BadInput, match="nobody is left to train"):
+        external_split(by_site(), "ext", ("A", "B", "C"))
+
+
+def test_validation_is_drawn_by_label_from_the_training_groups_only():
+    labels = {f"p{i}": int(i % 3 == 0) for i in range(60)}
+    exams = pd.DataFrame({"patient_id": list(labels), "group_id": [f"g{i // 2}" for i in range(60)]})
+    (before,) = fixed_split(exams, labels, "fixed")
+    after = with_validation(before, labels, 0.25, 0)
+    assert after.patients("test") == before.patients("test")
+    assert after.patients("train") | after.patients("val") == before.patients("train")
+    assert {labels[p] for p in after.patients("val")} == {0, 1}
+    assert after == with_validation(before, labels, 0.25, 0)
+    assert after != with_validation(before, labels, 0.25, 1)
+
+
+def test_the_last_training_group_of_a_class_never_chooses():
+    one = Round(design="d", group_of={p: p for p in "abc"}, part_of={"a": "train", "b": "train", "c": "test"})
+    assert with_validation(one, {"a": 1, "b": 0, "c": 1}, 0.5, 0) == one
+
+
+def test_patients_added_to_training_never_join_a_held_out_group():
+    one = Round(design="d", group_of={"a": "g", "b": "h"}, part_of={"g": "test", "h": "val"})
+    more = with_training(one, {"c": "g", "d": "h", "e": "k"})
+    assert more.patients("train") == {"e"}
+    assert set(more.group_of) == {"a", "b", "e"}

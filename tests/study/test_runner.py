@@ -7,7 +7,8 @@ import pytest
 
 from embedprior.errors import BadInput
 from embedprior.students.base import CannotFit, Cases, CtNotAvailable, FitData, Fitted, Stage
-from embedprior.study.runner import score_fold
+from embedprior.study.runner import NoScore, refuse_seen_patients, score_fit
+from embedprior.study.units import RoundId, Unit
 
 
 def cases(prefix: str, count: int = 4) -> Cases:
@@ -42,28 +43,66 @@ class Unfit:
         raise CannotFit("one class only")
 
 
+@dataclass(frozen=True)
+class Constant:
+    """Scores that are given; CT plays no part."""
+
+    values: tuple[float, ...]
+    name: str = "constant"
+    needs_ct: bool = False
+    uses_ct: bool = False
+
+    def fit(self, data: FitData, seed: int) -> Fitted:
+        return self
+
+    def scores(self, cases: Cases) -> np.ndarray:
+        return np.array(self.values)
+
+
 DATA = FitData((Stage(cases("train"), cases("val")),), None, "none")
+UNIT = Unit(RoundId(0, "d", 5, 2), "d", 7, "row")
 
 
 def test_student_that_reads_ct_fails() -> None:
     with pytest.raises(CtNotAvailable):
-        score_fold([Peeker()], DATA, {"test": cases("held")}, 0)
+        score_fit(Peeker(), DATA, {"test": cases("held")}, UNIT)
 
 
-def test_declared_oracle_gets_ct() -> None:
+def test_declared_oracle_gets_ct_and_the_table_says_where_it_was_fitted() -> None:
     held = cases("held")
-    table, _, _ = score_fold([Peeker(needs_ct=True)], DATA, {"test": held}, 0, fold=2, resample=5)
+    table, unscored, _ = score_fit(Peeker(needs_ct=True), DATA, {"test": held}, UNIT)
     np.testing.assert_array_equal(table["score"], held.paired_ct()[:, 0])
-    assert (table["fold"].unique().tolist(), table["resample"].unique().tolist()) == ([2], [5])
+    found = table[["method", "fold", "resample", "seed", "split"]].drop_duplicates().to_numpy().tolist()
+    assert found == [["row", 2, 5, 7, "test"]]
+    assert unscored == []
 
 
-def test_held_out_patient_seen_in_training_is_refused_with_the_id() -> None:
-    leaky = FitData((Stage(cases("held"), cases("val")),), None, "none")
-    with pytest.raises(BadInput, match="held0"):
-        score_fold([Peeker(needs_ct=True)], leaky, {"test": cases("held")}, 0)
+def test_held_out_patient_seen_in_training_validation_or_by_the_teacher_is_refused_with_the_id() -> None:
+    held = cases("held")
+    for stage in (Stage(cases("held"), cases("val")), Stage(cases("train"), cases("held"))):
+        with pytest.raises(BadInput, match="held0"):
+            refuse_seen_patients(FitData((stage,), None), held)
+    with pytest.raises(BadInput, match="1 held-out patients took part in training: held2"):
+        refuse_seen_patients(DATA, held, {"held2", "stranger"})
+    refuse_seen_patients(DATA, held, {"stranger"})
 
 
-def test_method_that_can_not_be_fitted_is_recorded_and_the_rest_go_on() -> None:
-    table, failures, fitted = score_fold([Unfit(), Peeker(needs_ct=True)], DATA, {"test": cases("held")}, 0)
-    assert failures[0]["reason"] == "one class only"
-    assert set(table["method"]) == set(fitted) == {"peeker"}
+def test_case_without_a_finite_score_is_left_out_and_named() -> None:
+    table, unscored, _ = score_fit(Constant((0.1, np.nan, 0.3, np.inf)), DATA, {"test": cases("held")}, UNIT)
+    assert table["exam_id"].tolist() == ["held0", "held2"]
+    assert unscored == [
+        {"exam_id": "held1", "reason": "test case without a finite score"},
+        {"exam_id": "held3", "reason": "test case without a finite score"},
+    ]
+
+
+def test_no_score_at_all_and_too_few_scores_are_failures() -> None:
+    with pytest.raises(NoScore, match="none of the 4 held-out cases"):
+        score_fit(Constant((np.nan,) * 4), DATA, {"test": cases("held")}, UNIT)
+    with pytest.raises(NoScore, match=r"returned \(3,\) scores for 4 test cases"):
+        score_fit(Constant((0.1, 0.2, 0.3)), DATA, {"test": cases("held")}, UNIT)
+
+
+def test_method_that_can_not_be_fitted_says_why() -> None:
+    with pytest.raises(CannotFit, match="one class only"):
+        score_fit(Unfit(), DATA, {"test": cases("held")}, UNIT)

@@ -6,19 +6,13 @@ import pytest
 from pydantic import ValidationError
 
 from embedprior.config import load_config
+from embedprior.evidence.rows import NOT_TESTABLE
 from embedprior.students.base import CannotFit, Cases, FitData, Stage
 from embedprior.study.config import Design, Hypothesis, StudyConfig
+from embedprior.study.confounding import label_conflicts, method_notes, source_by_label, within_source
 from embedprior.study.controls import SourceOnly
-from embedprior.study.pilot import (
-    NOT_TESTABLE,
-    design_evidence,
-    hypothesis_table,
-    label_conflicts,
-    method_notes,
-    no_interval_reason,
-    source_by_label,
-    within_source,
-)
+from embedprior.study.evidence import design_evidence, no_interval_reason
+from embedprior.study.hypotheses import hypothesis_table
 
 METHODS = ("cxr-only", "hinton-kd", "late-fusion")
 
@@ -186,13 +180,28 @@ def test_shipped_configuration_is_the_protocol():
         ({"methods": ("hinton-kd",)}, "reference 'cxr-only' is not among"),
         ({"methods": ("cxr-only", "cxr-only")}, "names a method twice"),
         ({"methods": ("cxr-only",), "folds": 2, "validation": True}, "at least 3 folds"),
+        ({"methods": ("cxr-only",), "split": "fixed", "repeats": 2}, "'repeats' belongs to split kfold"),
+        ({"methods": ("cxr-only",), "split": "external"}, "'external' names the sites"),
     ],
 )
 def test_impossible_designs_are_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
-        Design(**{"name": "d", **changes})
+        study(designs=[{"name": "d", **changes}])
 
 
 def test_hypothesis_about_a_method_that_is_not_run_is_refused():
     with pytest.raises(ValidationError, match="does not run 'prior'"):
-        StudyConfig(title="t", label="y", designs=(DESIGN,), hypotheses=(H1.model_copy(update={"a": "prior"}),))
+        study(hypotheses=(H1.model_copy(update={"a": "prior"}),))
+
+
+def study(**changes) -> StudyConfig:
+    return StudyConfig(**{"title": "t", "label": "y", "designs": (DESIGN,), **changes})
+
+
+def test_fewer_than_three_seeds_need_a_published_protocol():
+    assert study().fit_seeds == (42, 43, 44)
+    with pytest.raises(ValidationError, match="2 seeds: give at least 3"):
+        study(seeds=(1, 2))
+    assert study(seeds=(42,), as_published="arXiv 2603.29167").fit_seeds == (42,)
+    with pytest.raises(ValidationError, match="holds a seed twice"):
+        study(seeds=(1, 1, 2))

@@ -1,0 +1,123 @@
+"""The targets of a design, and the rounds they are divided into."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from embedprior.cohort.base import Cohort
+from embedprior.cohort.splits import (
+    Round,
+    external_split,
+    fixed_split,
+    group_kfold,
+    leave_one_site_out,
+    patient_labels,
+    pilot_resamples,
+    with_training,
+    with_validation,
+)
+from embedprior.errors import BadInput
+from embedprior.study.config import SOURCE_ONLY, Design
+
+TARGET_COLUMNS = ["exam_id", "patient_id", "group_id", "label", "source", "site", "ct_exam_id", "ct_label"]
+
+
+def targets_of(cohort: Cohort, labels: pd.Series, design: Design) -> pd.DataFrame:
+    """Return the labelled X-rays of one design, in the order of the exam table.
+
+    Raises:
+        BadInput: there is none, one lies in two pairs, or ``source-only`` is asked for without a source column.
+    """
+    xrays = cohort.of("CXR").assign(label=lambda f: labels.loc[f["exam_id"]].to_numpy())
+    xrays = xrays[xrays["label"].notna()]
+    if design.cases == "paired":
+        pairs = cohort.pairs[cohort.pairs["cxr_exam_id"].isin(xrays["exam_id"])]
+        repeated = pairs.loc[pairs["cxr_exam_id"].duplicated(), "cxr_exam_id"]
+        if len(repeated):
+            raise BadInput(f"X-rays in more than one pair: {', '.join(repeated[:3])}. Next: keep one pair for each.")
+        ct_of = pairs.set_index("cxr_exam_id")["ct_exam_id"]
+        xrays = xrays[xrays["exam_id"].isin(ct_of.index)].assign(ct_exam_id=lambda f: f["exam_id"].map(ct_of))
+        xrays = xrays.assign(ct_label=lambda f: labels.loc[f["ct_exam_id"]].to_numpy())
+    else:
+        xrays = xrays.assign(ct_exam_id="", ct_label=np.nan)
+    if xrays.empty:
+        raise BadInput(f"design '{design.name}' has no labelled {'paired ' * (design.cases == 'paired')}X-ray.")
+    if "source" not in xrays.columns and SOURCE_ONLY in design.methods:
+        raise BadInput(f"'{SOURCE_ONLY}' needs a column 'source' in the exam table. Next: add it, or drop the row.")
+    for column in ("source", "site"):
+        text = xrays[column].astype(object).fillna("").astype(str) if column in xrays.columns else ""
+        xrays = xrays.assign(**{column: text})
+    if design.split in ("site", "external"):
+        xrays = xrays.assign(site=xrays[design.site_column])
+    return xrays[TARGET_COLUMNS].reset_index(drop=True)
+
+
+def make_rounds(
+    cohort: Cohort, labels: pd.Series, targets: pd.DataFrame, design: Design, seed: int,
+    seen: frozenset[str] = frozenset(),
+) -> list[Round]:  # fmt: skip
+    """Return the rounds of one design.
+
+    Args:
+        cohort: all exams, those of patients without a target included.
+        labels: by exam.
+        targets: see ``targets_of``.
+        design: its settings.
+        seed: of the splits.
+        seen: patients who must not be held out (an encoder was trained on them). They train in every round that
+            does not hold out their site; so do the patients of their groups.
+
+    Raises:
+        BadInput: too few patients of one label.
+    """
+    seen_groups = set(cohort.exams.loc[cohort.exams["patient_id"].isin(seen), "group_id"])
+    may_be_held = ~targets["group_id"].isin(seen_groups)
+    eligible, others = targets[may_be_held], targets[~may_be_held]
+    if eligible.empty:
+        raise BadInput(f"design '{design.name}': the encoders were trained on every patient who could be held out.")
+    if design.split == "kfold":
+        rounds = group_kfold(
+            eligible, labels, design.name, design.folds, seed, design.validation, design.repeats
+        )
+    elif design.split == "fixed":
+        rounds = fixed_split(eligible, patient_labels(eligible, labels), design.name, seed=seed)
+    elif design.split == "resamples":
+        with_ct = cohort.of("CT") if design.cases == "paired" else targets
+        everyone = pd.concat([targets, with_ct[~with_ct["patient_id"].isin(targets["patient_id"])]])
+        rounds = pilot_resamples(
+            everyone, patient_labels(eligible, labels), design.name, design.resamples, design.positives,
+            design.negatives, design.held_out_share,
+        )  # fmt: skip
+    else:
+        return _site_rounds(cohort, labels, eligible, design, seed, seen_groups)
+    known = dict(zip(others["patient_id"], others["group_id"], strict=True))
+    rounds = [with_training(r, known) for r in rounds]
+    return rounds if design.split == "kfold" else _validated(rounds, targets, labels, design, seed)
+
+
+def _site_rounds(
+    cohort: Cohort, labels: pd.Series, eligible: pd.DataFrame, design: Design, seed: int, seen_groups: set[str]
+) -> list[Round]:
+    if design.site_column not in cohort.exams.columns:
+        raise BadInput(
+            f"design '{design.name}' needs a column '{design.site_column}' in the exam table. Next: add it, or "
+            "choose another split."
+        )
+    taking_part = cohort.exams["group_id"].isin(eligible["group_id"]) | ~cohort.exams["modality"].eq("CXR")
+    exams = cohort.exams[taking_part & ~cohort.exams["group_id"].isin(seen_groups)]
+    if design.split == "site":
+        rounds = leave_one_site_out(exams, design.name, design.site_column)
+        scored = [r for r in rounds if r.patients("test") & set(eligible["patient_id"])]
+    else:
+        scored = external_split(exams, design.name, design.external, design.site_column)
+    return _validated(scored, eligible, labels, design, seed)
+
+
+def _validated(
+    rounds: list[Round], targets: pd.DataFrame, labels: pd.Series, design: Design, seed: int
+) -> list[Round]:
+    if not design.validation:
+        return rounds
+    highest = patient_labels(targets, labels)
+    return [with_validation(r, highest, design.validation_share, seed) for r in rounds]

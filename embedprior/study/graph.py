@@ -1,0 +1,206 @@
+"""Run the fits of a study: in this process, in several, or over the processes of a launcher; one artifact a fit.
+
+Nothing is decided by the order in which fits end: each leaves an artifact, and the predictions are put together
+from these in the order of the plan. A fit that fails leaves no artifact, so a second run tries it again.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedprior.runs import one_thread
+from embedprior.study.runner import Bench
+from embedprior.study.units import RoundId, Unit
+
+MOST_DEATHS = 2
+"""A fit whose process died this often (out of memory, say) is recorded as failed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one fit ended.
+
+    Attributes:
+        unit: which.
+        path: its artifact, or None when it failed.
+        reason: why it failed; empty otherwise.
+        seconds: it took here.
+        reused: whether it was there already.
+    """
+
+    unit: Unit
+    path: Path | None
+    reason: str
+    seconds: float
+    reused: bool
+
+
+BenchMaker = Callable[[], list[Bench]]
+
+
+def run_units(units: Sequence[Unit], make: BenchMaker, workers: int = 1) -> list[Outcome]:
+    """Run every unit and return the outcomes in the order of ``units``.
+
+    Args:
+        units: what to fit.
+        make: gives the benches, one a variant; called once in every process, so it must be picklable when there is
+            more than one worker.
+        workers: processes. Under ``torchrun`` or ``accelerate launch`` each launched process takes whole rounds of
+            its own instead, and every process returns all outcomes.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    clock = _Clock(len(units), max(workers, launched))
+    if launched > 1:
+        found = _launched(units, make, clock)
+    elif workers > 1:
+        found = list(_pooled(units, make, workers, clock))
+    else:
+        benches = make()
+        with one_thread():
+            found = [clock.tick(_attempt(benches, u)) for u in units]
+    clock.close()
+    by_unit = {o.unit: o for o in found}
+    return [by_unit[u] for u in units]
+
+
+def _attempt(benches: list[Bench], unit: Unit) -> Outcome:
+    started = time.monotonic()
+    try:
+        made = benches[unit.round.variant].fit(unit)
+    except Exception as error:  # one failed fit never stops the rest: it is recorded with its reason
+        return Outcome(unit, None, reason_of(error), time.monotonic() - started, False)
+    return Outcome(unit, made.path, "", time.monotonic() - started, made.reused)
+
+
+def reason_of(error: Exception) -> str:
+    """Return an exception in one line, with its type unless it is one of the package's own."""
+    text = " ".join(str(error).split()) or "no message"
+    own = type(error).__module__.startswith("embedprior.")
+    return text if own else f"{type(error).__name__}: {text}"
+
+
+def _launched(units: Sequence[Unit], make: BenchMaker, clock: _Clock) -> list[Outcome]:
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    rounds = list(dict.fromkeys((u.round, u.seed) for u in units))
+    mine = set(rounds[state.process_index :: state.num_processes])
+    benches = make()
+    with one_thread():
+        own = [clock.tick(_attempt(benches, u)) for u in units if (u.round, u.seed) in mine]
+    state.wait_for_everyone()
+    found: list[Outcome] = gather_object(own)
+    return found
+
+
+_BENCHES: list[Bench] = []
+
+
+def _start(make: BenchMaker) -> None:
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    _BENCHES[:] = make()
+
+
+def _work(unit: Unit) -> Outcome | None:
+    return _attempt(_BENCHES, unit)
+
+
+def _prepare_head(where: RoundId, seed: int) -> Outcome | None:
+    _BENCHES[where.variant].head(where, seed)
+    return None
+
+
+def _pooled(units: Sequence[Unit], make: BenchMaker, workers: int, clock: _Clock) -> Iterator[Outcome]:
+    """Yield outcomes as they come; a process that dies takes down its own fits only."""
+    left = list(units)
+    deaths: dict[Unit, int] = defaultdict(int)
+    while left:
+        done: set[Unit] = set()
+        running: list[Unit] = []
+        try:
+            for outcome in _one_pool(left, make, workers, running):
+                done.add(outcome.unit)
+                yield clock.tick(outcome)
+        except BrokenProcessPool:
+            for unit in running or left[:1]:
+                deaths[unit] += 1
+        left = [u for u in left if u not in done]
+        for unit in [u for u in left if deaths[u] >= MOST_DEATHS]:
+            left.remove(unit)
+            yield clock.tick(Outcome(unit, None, f"its process died {MOST_DEATHS} times (out of memory?)", 0.0, False))
+
+
+def _one_pool(units: Sequence[Unit], make: BenchMaker, workers: int, running: list[Unit]) -> Iterator[Outcome]:
+    """Teacher first, then the fits of its round and seed; whatever is ready goes to the next free process."""
+    waiting: dict[tuple[RoundId, int], list[Unit]] = defaultdict(list)
+    for unit in units:
+        waiting[unit.round, unit.seed].append(unit)
+    rounds = iter(list(waiting))
+    jobs: dict[Future[Outcome | None], Unit | tuple[RoundId, int]] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(make,)) as pool:
+        while True:
+            while len(jobs) < 2 * workers and (key := next(rounds, None)) is not None:
+                jobs[pool.submit(_prepare_head, *key)] = key
+            if not jobs:
+                return
+            ended, _ = wait(jobs, return_when=FIRST_COMPLETED)
+            for future in ended:
+                job = jobs[future]
+                if isinstance(future.exception(), BrokenProcessPool):
+                    running[:] = [u for u in jobs.values() if isinstance(u, Unit)]
+                    raise BrokenProcessPool(f"a process died while fitting {job}")
+                del jobs[future]
+                if isinstance(job, Unit):
+                    outcome = future.result()
+                    assert outcome is not None
+                    yield outcome
+                else:  # a teacher that failed fails again, with its reason, in each fit that needs it
+                    jobs |= {pool.submit(_work, unit): unit for unit in waiting[job]}
+
+
+class _Clock:
+    """Progress on standard error: fits done, and minutes left from the mean time of the methods' finished fits."""
+
+    def __init__(self, total: int, processes: int) -> None:
+        from tqdm import tqdm
+
+        interval = 0.1 if sys.stderr.isatty() else 15.0
+        self._bar = tqdm(total=total, desc="fits", mininterval=interval, maxinterval=2 * interval)
+        self._processes = processes
+        self._spent: dict[str, list[float]] = defaultdict(list)
+        self._left = total
+        self._failed = 0
+
+    def tick(self, outcome: Outcome) -> Outcome:
+        """Count one outcome and return it."""
+        self._left -= 1
+        self._failed += outcome.path is None
+        if not outcome.reused:
+            self._spent[outcome.unit.method].append(outcome.seconds)
+        spent = [s for each in self._spent.values() for s in each]
+        if spent:
+            minutes = self._left * sum(spent) / len(spent) / self._processes / 60
+            failed = f", {self._failed} failed" if self._failed else ""
+            self._bar.set_postfix_str(f"about {minutes:.1f} min left{failed}", refresh=False)
+        self._bar.update()
+        return outcome
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()

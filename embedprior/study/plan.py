@@ -1,0 +1,242 @@
+"""The frozen plan: every fit to be run, what it costs, what it could show; and the hash that keeps results apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from embedprior.cohort.sources.tables import read_splits
+from embedprior.errors import BadInput
+from embedprior.runs import artifacts_root, canonical, hash_of, read_json, write_json
+from embedprior.study.config import StudyConfig
+from embedprior.study.detectable import detectable_difference, held_out_counts
+from embedprior.study.runner import CODE_TAG, RECORD
+from embedprior.study.units import Study, units_of
+from embedprior.tables import write_table
+
+PLAN, SPLITS = "plan.json", "splits.csv"
+SCHEMA_VERSION = 1
+UNPLANNED = ("caveats", "title", "metrics", "unit_seconds")
+"""Settings that change no number: they may be edited without another plan."""
+
+
+def make_plan(config: StudyConfig, study: Study, out: Path) -> dict[str, Any]:
+    """Return the plan as plain JSON values.
+
+    ``hash`` covers the configuration (but for ``UNPLANNED``), the cohort's tables, splits and embeddings, every fit
+    and the code's version; not the cost, which is measured.
+
+    Args:
+        config: with its sweep.
+        study: see ``run.prepare_study``.
+        out: folder of the run: finished fits under it (or ``$EMBEDPRIOR_HOME``) give measured costs.
+    """
+    units = units_of(study)
+    fits = [
+        {
+            "design": u.key, "resample": u.round.resample, "fold": u.round.fold, "seed": u.seed, "method": u.method,
+        }
+        for u in units
+    ]  # fmt: skip
+    inputs = {
+        f"{v.label}: {name}" if v.label else name: value
+        for v, p in study.pairs()
+        for name, value in p.input_hashes().items()
+    }
+    settings = {k: v for k, v in canonical(config).items() if k not in UNPLANNED}
+    frozen = {"config": settings, "inputs": inputs, "fits": fits, "code": CODE_TAG}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "hash": hash_of(frozen),
+        "title": config.title,
+        **frozen,
+        "designs": _designs(study),
+        "hypotheses": _hypotheses(config, study),
+        "cost": cost(Counter(u.method for u in units), config, out),
+    }
+
+
+def cost(fits: Mapping[str, int], config: StudyConfig, out: Path) -> dict[str, Any]:
+    """Return the estimated cost in minutes of one process, and where each unit cost comes from.
+
+    Seconds of a fit: the median of finished fits of that row under the artifacts' folder, else ``unit_seconds`` of the
+    configuration; a row with neither has no estimate, and then the total is a lower bound.
+    """
+    measured = _measured(artifacts_root(out))
+    rows, total, unknown = [], 0.0, []
+    for method, count in fits.items():
+        name = config.rows[method].method if method in config.rows else method
+        seconds, basis = None, "unknown"
+        if method in measured:
+            seconds = float(np.median(measured[method]))
+            basis = f"measured: median of {len(measured[method])} finished fits"
+        elif name in config.unit_seconds or method in config.unit_seconds:
+            seconds = config.unit_seconds.get(method, config.unit_seconds.get(name))
+            basis = "declared in the configuration"
+        if seconds is None:
+            unknown.append(method)
+        else:
+            total += count * seconds / 60
+        rows.append({"method": method, "fits": count, "seconds_per_fit": seconds, "basis": basis})
+    return {"minutes": round(total, 2), "unknown": unknown, "methods": rows}
+
+
+def freeze(plan: Mapping[str, Any], study: Study, out: Path) -> None:
+    """Write ``plan.json`` and ``cohort/splits.csv``, or check that the ones that are there are the same.
+
+    Raises:
+        BadInput: the folder holds results of another plan (what differs is named), or its split table was changed.
+    """
+    refuse_other_plan(plan, out)
+    refuse_changed_splits(study, out)
+    (out / "cohort").mkdir(parents=True, exist_ok=True)
+    if not (out / PLAN).is_file():
+        write_json(out / PLAN, plan)
+        write_table(all_splits(study), out / "cohort" / SPLITS)
+
+
+def refuse_other_plan(plan: Mapping[str, Any], out: Path) -> None:
+    """Check that a folder holds no results, or those of this very plan.
+
+    Raises:
+        BadInput: it holds another plan; the first difference is named.
+    """
+    if not (out / PLAN).is_file():
+        return
+    before = read_json(out / PLAN)
+    if before.get("hash") == plan["hash"]:
+        return
+    raise BadInput(
+        f"{out} holds results of another plan ({str(before.get('hash'))[:12]}, not {plan['hash'][:12]}): "
+        f"{_difference(before, canonical(plan))}. Results of two plans are never mixed. Next: give another --out."
+    )
+
+
+def refuse_changed_splits(study: Study, out: Path) -> None:
+    """Check a split table that was written before: valid, and still the plan's.
+
+    Raises:
+        BadInput: it breaks a rule of split tables, or differs from the plan.
+    """
+    path = out / "cohort" / SPLITS
+    if not path.is_file() or not (out / PLAN).is_file():
+        return
+    found = read_splits(path)
+    wanted = all_splits(study)
+    same = found.astype(str).reset_index(drop=True).equals(wanted[list(found.columns)].astype(str))
+    if not same:
+        raise BadInput(
+            f"{path} was changed after the plan was frozen. Next: give it with --splits and another --out, or delete "
+            "it together with plan.json."
+        )
+
+
+def all_splits(study: Study) -> pd.DataFrame:
+    """Return the split table of every design and combination, by their names in the tables."""
+    parts = []
+    for variant, prepared in study.pairs():
+        named = prepared.splits["design"].map(lambda name, v=variant: v.key(name))
+        parts.append(prepared.splits.assign(design=named))
+    return pd.concat(parts, ignore_index=True)
+
+
+def plan_text(plan: Mapping[str, Any], workers: int = 1) -> str:
+    """Return the plan in a few lines."""
+    lines = [f"plan {plan['hash'][:12]}: {len(plan['fits'])} fits"]
+    for d in plan["designs"]:
+        lines.append(
+            f"{d['design']}: {d['cases']} X-rays of {d['patients']} patients, {len(d['methods'])} methods × "
+            f"{d['rounds']} rounds × {d['seeds']} seeds; held out {d['held_out_pos']:g} positive and "
+            f"{d['held_out_neg']:g} negative patients{d['per']}"
+        )
+    for h in plan["hypotheses"]:
+        if h["min_detectable_delta"] is None:
+            lines.append(f"{h['name']} ({h['design']}): not testable: {h['reason']}")
+        else:
+            lines.append(
+                f"{h['name']} ({h['design']}): {h['a']} over {h['b']}: detects ΔAUC ≥ {h['min_detectable_delta']:.3f} "
+                f"(Holm's first step {h['min_detectable_delta_holm']:.3f}) at AUC {h['assumed_auc']:g}, correlation "
+                f"{h['assumed_correlation']:g}, 80 % power"
+            )
+    found = plan["cost"]
+    minutes = found["minutes"] / max(workers, 1)
+    if len(found["unknown"]) == len(found["methods"]):
+        lines.append("cost: unknown; measure it with --measure (one fit of each method), or declare 'unit_seconds'")
+    else:
+        least = " at least" if found["unknown"] else ""
+        share = f" with {workers} workers" if workers > 1 else ""
+        lines.append(f"cost:{least} {minutes:.1f} min{share}")
+        lines += [
+            f"  {m['method']}: {m['fits']} × "
+            + (f"{m['seconds_per_fit']:.2f} s ({m['basis']})" if m["seconds_per_fit"] is not None else "unknown")
+            for m in found["methods"]
+        ]
+    return "\n".join(lines)
+
+
+def _measured(root: Path) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for record in sorted((root / "fit").glob(f"*/{RECORD}")):
+        fit = read_json(record)
+        found.setdefault(fit["method"], []).append(float(fit["seconds"]))
+    return found
+
+
+def _designs(study: Study) -> list[dict[str, Any]]:
+    found = []
+    for variant, prepared in study.pairs():
+        for design in variant.config.designs:
+            targets, rounds = prepared.targets[design.name], prepared.rounds(design.name)
+            counts = held_out_counts(targets, rounds)
+            by = counts.groupby("resample")[["pos", "neg"]].sum().mean()
+            found.append(
+                {
+                    "design": variant.key(design), "split": design.split, "cases": len(targets),
+                    "patients": int(targets["patient_id"].nunique()), "methods": list(design.methods),
+                    "rounds": len(rounds), "seeds": len(variant.config.fit_seeds),
+                    "held_out_pos": float(by["pos"]), "held_out_neg": float(by["neg"]),
+                    "per": " in each resample" if design.split == "resamples" else "",
+                }
+            )  # fmt: skip
+    return found
+
+
+def _hypotheses(config: StudyConfig, study: Study) -> list[dict[str, Any]]:
+    found = []
+    for variant, prepared in study.pairs():
+        for h in config.hypotheses:
+            design = next(d for d in variant.config.designs if d.name == h.design)
+            counts = held_out_counts(prepared.targets[design.name], prepared.rounds(design.name))
+            family = sum(x.design == h.design and not x.missing for x in config.hypotheses) * len(study.variants)
+            shown = detectable_difference(counts, design, family, config.assumed, config.decision)
+            found.append(
+                {
+                    "name": h.name, "claim": h.claim, "design": variant.key(design), "a": h.a, "b": h.b,
+                    "held_out_pos": shown.n_pos, "held_out_neg": shown.n_neg, "assumed_auc": config.assumed.auc,
+                    "assumed_correlation": config.assumed.correlation, "family": family,
+                    "min_detectable_delta": None if h.missing else shown.delta,
+                    "min_detectable_delta_holm": None if h.missing else shown.delta_holm,
+                    "reason": h.missing or shown.reason or None,
+                }
+            )  # fmt: skip
+    return found
+
+
+def _difference(before: Any, after: Any, where: str = "") -> str:
+    """Name the first place where two plans differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in ("config", "inputs", "fits", "code") if not where else sorted({*before, *after}):
+            if before.get(key) != after.get(key):
+                return _difference(before.get(key), after.get(key), f"{where}.{key}" if where else key)
+    if isinstance(before, list) and isinstance(after, list):
+        for i, (b, a) in enumerate(zip(before, after, strict=False)):
+            if b != a:
+                return _difference(b, a, f"{where}.{i}")
+        return f"{where} has {len(before)} entries, not {len(after)}"
+    shown = [str(v)[:40] for v in (before, after)]
+    return f"{where} was {shown[0]}, is {shown[1]}"
