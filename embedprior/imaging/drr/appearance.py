@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
@@ -24,6 +26,11 @@ def to_radiograph(line_integrals: Tensor, appearance: Appearance, pitch_mm: floa
         pitch_mm: detector pixel size.
         seed: of the quantum noise; unused when the appearance draws none.
     """
+    return tone_curve(expose(line_integrals, appearance, pitch_mm, seed), appearance)
+
+
+def expose(line_integrals: Tensor, appearance: Appearance, pitch_mm: float, seed: int = 0) -> Tensor:
+    """Negative log exposure at the detector, (P, H, W): what the tone curve acts on. See `to_radiograph`."""
     exposure = torch.exp(-line_integrals)
     if appearance.scatter_fraction > 0:
         ratio = appearance.scatter_fraction / (1 - appearance.scatter_fraction)
@@ -36,7 +43,7 @@ def to_radiograph(line_integrals: Tensor, appearance: Appearance, pitch_mm: floa
         generator = torch.Generator(device=exposure.device).manual_seed(seed)
         exposure = torch.poisson(exposure * per_pixel, generator=generator) / per_pixel
         quanta_floor = 0.5 / per_pixel
-    return tone_curve(-torch.log(exposure.clamp_min(quanta_floor)), appearance)
+    return -torch.log(exposure.clamp_min(quanta_floor))
 
 
 def tone_curve(attenuation: Tensor, appearance: Appearance) -> Tensor:
@@ -48,10 +55,22 @@ def tone_curve(attenuation: Tensor, appearance: Appearance) -> Tensor:
         low, high = torch.quantile(attenuation[:, rows, columns].flatten(1), shares, dim=1)[:, :, None, None]
     else:
         low, high = (torch.as_tensor(edge, dtype=attenuation.dtype) for edge in appearance.window)
-    grey: Tensor = ((attenuation - low) / (high - low).clamp_min(1e-6)).clamp(0, 1) ** appearance.gamma
+    exposed: Tensor = ((attenuation - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+    return tone(exposed, appearance)
+
+
+Grey = TypeVar("Grey", Tensor, "np.ndarray[Any, Any]")
+
+
+def tone(exposed: Grey, appearance: Appearance) -> Grey:
+    """Displayed grey values of windowed attenuation in [0, 1], any shape: gamma, S-curve, levels, polarity."""
+    grey = exposed**appearance.gamma
     if appearance.contrast > 0:
+        hyperbolic = torch.tanh if isinstance(grey, Tensor) else np.tanh
         end = math.tanh(appearance.contrast / 2)
-        grey = 0.5 + torch.tanh(appearance.contrast * (grey - 0.5)) / (2 * end)
+        grey = 0.5 + hyperbolic(appearance.contrast * (grey - 0.5)) / (2 * end)
+    black, white = appearance.levels
+    grey = black + (white - black) * grey
     return 1 - grey if appearance.polarity == "bone_black" else grey
 
 

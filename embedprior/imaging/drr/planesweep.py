@@ -20,8 +20,8 @@ from embedprior.errors import BadInput
 from .geometry import Geometry, Poses, straight, volume_centre
 
 PLANES_PER_BLOCK = 16
-PIXELS_PER_BLOCK = 2048
-"""A block's sampling grid (16 planes, 2048 pixels: 256 KiB) stays in a CPU's second-level cache; a GPU takes it all."""
+PIXELS_PER_BLOCK = 4096
+"""A block's sampling grid (16 planes, 4096 pixels: 512 KiB) stays in a CPU's second-level cache; a GPU takes it all."""
 
 
 def rotation(angles_deg: Tensor) -> Tensor:
@@ -89,25 +89,52 @@ def _sweep(
 
 
 def _project(planes: Tensor, sweep: _Sweep, whole: bool) -> Tensor:
-    """Sum over planes (N, B, C) of the bilinear reading at each ray's crossing → (H, W)."""
+    """Sum over planes (N, B, C) of the bilinear reading at each ray's crossing → (H, W).
+
+    A block of planes meets a strip of detector rows in a band of voxel rows. The band is copied before it is read:
+    planes lie a power of two apart in most volumes, so that their rows would push each other out of the cache.
+    """
     count, first, second = planes.shape
-    size = torch.tensor([second, first], dtype=planes.dtype, device=planes.device)
-    # grid_sample wants (column, row) in [−1, 1] with half-voxel borders: (2p + 1)/n − 1
-    start = (2 * sweep.start.flip(0).permute(1, 2, 0) + 1) / size - 1
-    slope = 2 * sweep.slope.flip(0).permute(1, 2, 0) / size
-    offsets = torch.arange(count, dtype=planes.dtype, device=planes.device) - sweep.middle
-    height, width = start.shape[:2]
+    height, width = sweep.step_mm.shape
     row_step, plane_step = (height, count) if whole else (max(1, PIXELS_PER_BLOCK // width), PLANES_PER_BLOCK)
-    strips = [slice(top, top + row_step) for top in range(0, height, row_step)]
+    strips = [slice(top, min(top + row_step, height)) for top in range(0, height, row_step)]
+    nears = list(range(0, count, plane_step))
+    offsets = torch.arange(count, dtype=planes.dtype, device=planes.device) - sweep.middle
+    bands, rows, seen = _bands(sweep, strips, [(near, min(near + plane_step, count) - 1) for near in nears], first)
+    size = torch.tensor([second, rows], dtype=planes.dtype, device=planes.device)
+    # grid_sample wants (column, row) in [−1, 1] with half-voxel borders: (2p + 1)/n − 1
+    start = (2 * sweep.start.flip(0).permute(1, 2, 0) / size).contiguous()
+    slope = (2 * sweep.slope.flip(0).permute(1, 2, 0) / size).contiguous()
     totals = [torch.zeros_like(start[strip, :, 0]) for strip in strips]
-    for near in range(0, count, plane_step):
-        block = planes[near : near + plane_step, None]
+    for block, near in enumerate(nears):
         depth = offsets[near : near + plane_step, None, None, None]
         for number, strip in enumerate(strips):
-            grid = torch.addcmul(start[strip], depth, slope[strip])
-            read = grid_sample(block, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+            if not seen[block][number]:
+                continue
+            top = bands[block][number]
+            band = planes[near : near + plane_step, None, top : top + rows].contiguous()
+            origin = torch.tensor([1 / second - 1, (1 - 2 * top) / rows - 1], dtype=size.dtype, device=size.device)
+            grid = torch.addcmul(start[strip] + origin, depth, slope[strip])
+            read = grid_sample(band, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
             totals[number] = totals[number] + read.sum(dim=(0, 1))
     return torch.cat(totals)
+
+
+def _bands(
+    sweep: _Sweep, strips: list[slice], blocks: list[tuple[int, int]], count: int
+) -> tuple[list[list[int]], int, list[list[bool]]]:
+    """Return, for every block and strip, the first voxel row it reads; how many rows hold any one's readings; and
+    whether it reads any. A crossing moves along its plane without turning back, so a strip's corners bound it."""
+    edges = torch.tensor([[strip.start, strip.stop - 1] for strip in strips])
+    corner = sweep.start[0].detach()[edges][:, :, [0, -1]].flatten(1).double()
+    slope = sweep.slope[0].detach()[edges][:, :, [0, -1]].flatten(1).double()
+    depths = (torch.tensor(blocks, dtype=torch.float64) - sweep.middle).to(corner.device)
+    crossings = (corner[None, :, None] + depths[:, None, :, None] * slope[None, :, None]).flatten(2)
+    # one voxel more on each side: the maps were rounded to the volume's precision
+    low, high = crossings.amin(-1).floor() - 1, crossings.amax(-1).floor() + 2
+    rows = int(min(count, float((high - low).max()) + 1))
+    bands = low.clamp(0, count - rows).long().tolist()
+    return bands, rows, ((high >= 0) & (low <= count - 1)).tolist()
 
 
 def render(

@@ -21,6 +21,7 @@ class Appearance(Config):
     exposure_quantiles: the shares of those pixels below black and below white when window is none.
     gamma: power applied to the windowed value; below 1 opens up the lungs.
     contrast: steepness of the S-shaped film curve about mid-grey; 0 leaves the window linear.
+    levels: grey values that black and white of the window are shown as; real radiographs seldom use the whole range.
     polarity: "bone_white" as read today, or "bone_black" as on an unprocessed exposure (MONOCHROME1).
     """
 
@@ -32,4 +33,5 @@ class Appearance(Config):
     exposure_quantiles: tuple[float, float] = (0.01, 0.99)
     gamma: float = Field(default=1.0, gt=0.0)
     contrast: float = Field(default=0.0, ge=0.0)
+    levels: tuple[float, float] = (0.0, 1.0)
     polarity: Literal["bone_white", "bone_black"] = "bone_white"

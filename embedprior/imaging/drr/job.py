@@ -1,0 +1,218 @@
+"""From one CT on disk to its radiographs on disk: an artifact named by the CT's contents and the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from embedprior.errors import EmbedpriorError
+from embedprior.imaging.files import UnreadableExam
+from embedprior.imaging.findings import Finding, lungs_complete
+from embedprior.imaging.volume import Volume, read_volume
+from embedprior.runs import artifact, one_thread, read_json, seed_for, write_json
+
+from .geometry import Poses, straight, volume_centre
+from .physics import attenuation_per_mm
+from .settings import DrrConfig
+from .sources import Scanned, reason_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CODE_TAG = "drr-1"
+"""Raise the number whenever the same CT and settings give other pixels; a golden test notices."""
+FACTS = "ct.json"
+POSES_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What came of one CT.
+
+    Attributes:
+        exam_id: of the CT.
+        folder: of its images; None when it failed.
+        complete: whether the scan holds both lungs.
+        findings: codes of the CT's audit.
+        reused: the images were there already.
+        reason: why it failed; empty when it did not.
+    """
+
+    exam_id: str
+    folder: Path | None
+    complete: bool = False
+    findings: tuple[str, ...] = ()
+    reused: bool = False
+    reason: str = ""
+
+
+def image_name(pose: int) -> str:
+    """Return the file name of one pose's image, without its ending."""
+    return f"pose-{pose:03d}"
+
+
+def render_exam(item: Scanned, config: DrrConfig, root: Path) -> Rendered:
+    """Render one CT, or find it rendered. A CT that can't be read is an outcome, not an exception.
+
+    Args:
+        item: the CT.
+        config: the settings.
+        root: folder of artifacts.
+
+    Raises:
+        EmbedpriorError: what would stop every CT (no room, a renderer that is not installed).
+    """
+    try:
+        made = artifact("drr", {"ct": item.digest}, config, CODE_TAG, _builder(item, config), root)
+    except (UnreadableExam, OSError, MemoryError) as error:
+        return Rendered(item.exam.exam_id, None, reason=reason_of(error, item.exam))
+    except EmbedpriorError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        return Rendered(item.exam.exam_id, None, reason=f"{type(error).__name__}: {reason_of(error, item.exam)}")
+    facts = read_json(made.path / FACTS)
+    codes = tuple(f["code"] for f in facts["findings"])
+    return Rendered(item.exam.exam_id, made.path, bool(facts["complete"]), codes, made.reused)
+
+
+def _builder(item: Scanned, config: DrrConfig) -> Callable[[Path], None]:
+    def build(folder: Path) -> None:
+        volume, findings = read_volume(item.exam.path, config.series)
+        centre = isocentre(volume, config.centre)
+        poses = poses_of(config, item.digest)
+        with one_thread():
+            integrals = project(volume, config, poses, centre)
+            noise = [seed_for(config.seed, "noise", item.digest, k) for k in range(config.poses)]
+            pixels = develop(integrals, config, noise)
+        for k, picture in enumerate(pixels):
+            write_png16(picture, folder / f"{image_name(k)}.png")
+            write_json(folder / f"{image_name(k)}.json", sidecar(item.digest, config, poses, centre, k))
+        write_json(folder / FACTS, facts_of(volume, findings))
+
+    return build
+
+
+def poses_of(config: DrrConfig, digest: str) -> Poses:
+    """Return the poses of one CT: the first straight, pose k drawn from a stream of its own."""
+    import torch
+
+    still = straight(1)
+    angles, shifts = [still.angles_deg], [still.shift_mm]
+    for k in range(1, config.poses):
+        draw = np.random.default_rng(seed_for(config.seed, "pose", digest, k)).uniform(-1.0, 1.0, size=(2, 1, 3))
+        angles.append(torch.from_numpy(draw[0] * config.max_angle_deg))
+        shifts.append(torch.from_numpy(draw[1] * config.max_shift_mm))
+    return Poses(torch.cat(angles), torch.cat(shifts))
+
+
+def isocentre(volume: Volume, centre: str) -> Float[np.ndarray, " 3"]:
+    """Return the point (LPS mm) that the central beam goes through.
+
+    "lungs" is the middle of the box around the lungs, where a radiographer centres; "volume", and a scan without
+    lungs, the middle of the volume.
+    """
+    if centre == "lungs":
+        from embedprior.imaging.lungs import LEAST_ML, find_lungs
+        from embedprior.imaging.orientation import canonical
+
+        lungs = find_lungs(volume)
+        if lungs.ml >= LEAST_ML:
+            upright = canonical(volume)
+            middle = []
+            for axis in range(3):
+                hit = np.flatnonzero(lungs.mask.any(axis=tuple(a for a in range(3) if a != axis)))
+                middle.append((hit[0] + hit[-1] + 1) * lungs.factors[axis] / 2 - 0.5)
+            return np.asarray((upright.affine @ np.array([*middle[::-1], 1.0]))[:3])
+    return volume_centre(volume.shape, volume.affine)
+
+
+def attenuation(volume: Volume, energy_kev: float) -> Tensor:
+    """Return the volume's attenuation in mm⁻¹, (z, y, x) float32."""
+    import torch
+
+    from .physics import hu_to_mu
+
+    return hu_to_mu(torch.from_numpy(np.ascontiguousarray(volume.hu)).float(), energy_kev)
+
+
+def project(volume: Volume, config: DrrConfig, poses: Poses, centre: Float[np.ndarray, " 3"]) -> Tensor:
+    """Return the line integrals of a CT, (poses, size, size)."""
+    import torch
+
+    from .renderers import get_renderer
+
+    render = get_renderer(config.renderer)
+    with torch.inference_mode():
+        mu = attenuation(volume, config.energy_kev)
+        batches = [slice(k, k + POSES_AT_ONCE) for k in range(0, len(poses), POSES_AT_ONCE)]
+        parts = [
+            render(mu, volume.affine, config.geometry, Poses(poses.angles_deg[b], poses.shift_mm[b]), centre)
+            for b in batches
+        ]
+        return torch.cat(parts)
+
+
+def develop(integrals: Tensor, config: DrrConfig, noise_seeds: list[int]) -> Float[np.ndarray, "poses size size"]:
+    """Return grey values in [0, 1] of line integrals; image k takes its quantum noise from seed k."""
+    from .appearance import to_radiograph
+
+    pitch = config.geometry.pitch
+    images = [
+        np.asarray(to_radiograph(one[None], config.appearance, pitch, seed))
+        for one, seed in zip(integrals, noise_seeds, strict=True)
+    ]
+    return np.concatenate(images)
+
+
+def write_png16(grey: Float[np.ndarray, "height width"], path: Path) -> None:
+    """Write grey values in [0, 1] as a 16-bit PNG."""
+    from PIL import Image
+
+    Image.fromarray(np.round(grey.astype(np.float64) * 65535).astype(np.uint16)).save(path)
+
+
+def sidecar(digest: str, config: DrrConfig, poses: Poses, centre: Float[np.ndarray, " 3"], k: int) -> dict[str, Any]:
+    """Return everything needed to make image k again from its CT."""
+    geometry = config.geometry
+    return {
+        "source_sha256": digest,
+        "code": CODE_TAG,
+        "renderer": config.renderer,
+        "geometry": {
+            "view": geometry.view,
+            "source_to_detector_mm": geometry.source_to_detector,
+            "source_to_isocentre_mm": geometry.source_to_isocentre,
+            "pixels": [geometry.height, geometry.width],
+            "pitch_mm": geometry.pitch,
+            "isocentre_lps_mm": [round(float(v), 6) for v in centre],
+            "centre": config.centre,
+        },
+        "pose": {
+            "number": k,
+            "angles_deg": [float(v) for v in poses.angles_deg[k]],
+            "shift_mm": [float(v) for v in poses.shift_mm[k]],
+        },
+        "hu_to_mu": {
+            "energy_kev": config.energy_kev,
+            "mu_water_per_mm": attenuation_per_mm("water", config.energy_kev),
+            "mu_cortical_bone_per_mm": attenuation_per_mm("bone", config.energy_kev),
+            "source": "NIST SRD 126, ICRU-44",
+        },
+        "appearance": config.appearance,
+        "seed": config.seed,
+    }
+
+
+def facts_of(volume: Volume, findings: list[Finding]) -> dict[str, Any]:
+    """Return what is kept about the CT beside its images: its grid and its audit, no identifier."""
+    return {
+        "complete": lungs_complete(findings),
+        "shape_zyx": list(volume.shape),
+        "spacing_xyz_mm": list(volume.spacing_mm),
+        "findings": [{"code": f.code, "severity": f.severity, "message": f.message} for f in findings],
+    }

@@ -1,0 +1,113 @@
+"""A folder of DRRs as a cohort: images by name, and the exam and pair tables that the other commands read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from embedprior.errors import BadInput
+from embedprior.runs.files import temporary_beside
+from embedprior.tables import LABEL_PREFIX, PAIR_REQUIRED, check_exams, check_pairs, write_table
+
+from .job import Rendered, image_name
+from .settings import DrrConfig
+from .sources import CtExam
+
+IMAGES = "images"
+
+
+def drr_id(exam_id: str, view: str, pose: int) -> str:
+    """Return the exam id of one image."""
+    return f"{exam_id}_{view}{pose:03d}"
+
+
+def publish(out: Path, exams: Sequence[CtExam], rendered: Sequence[Rendered], config: DrrConfig) -> int:
+    """Put every image and its sidecar under ``out/images`` by exam id; returns how many images there are.
+
+    Images are linked to the artifacts, or copied where the file system can't link.
+
+    Raises:
+        BadInput: two exam ids differ only in characters that a file name can't hold.
+    """
+    folder = out / IMAGES
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted: dict[str, str] = {}
+    for exam, result in zip(exams, rendered, strict=True):
+        if result.folder is None:
+            continue
+        for pose in range(config.poses):
+            for ending in (".png", ".json"):
+                name = _file_name(drr_id(exam.exam_id, config.view, pose)) + ending
+                if wanted.setdefault(name, exam.exam_id) != exam.exam_id:
+                    raise BadInput(f"exams '{wanted[name]}' and '{exam.exam_id}' would share the file {name}.")
+                _place(result.folder / (image_name(pose) + ending), folder / name)
+    for left in folder.iterdir():
+        if left.suffix in (".png", ".json", ".tmp") and left.name not in wanted:
+            left.unlink()
+    return len(wanted) // 2
+
+
+def write_tables(
+    out: Path, exams: Sequence[CtExam], rendered: Sequence[Rendered], config: DrrConfig, incomplete: bool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write ``exams.csv`` and ``pairs.csv``, checked, and return them.
+
+    Args:
+        out: their folder; paths are relative to it.
+        exams: the CTs.
+        rendered: what came of each.
+        config: the settings.
+        incomplete: pair the images of scans without both whole lungs too. By default they are exams
+            (``complete`` False) without a pair, so pretraining leaves them out.
+    """
+    rows: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    for exam, result in zip(exams, rendered, strict=True):
+        if result.folder is None:
+            continue
+        who = {"patient_id": exam.patient_id, **exam.columns, "complete": result.complete}
+        path = Path(os.path.relpath(exam.path.resolve(), out.resolve())).as_posix()
+        rows.append({"exam_id": exam.exam_id, **who, "modality": "CT", "path": path, "view": ""})
+        for pose in range(config.poses):
+            own = drr_id(exam.exam_id, config.view, pose)
+            rows.append(
+                {"exam_id": own, **who, "modality": "DRR", "path": f"{IMAGES}/{_file_name(own)}.png",
+                 "view": config.view}
+            )  # fmt: skip
+            if result.complete or incomplete:
+                labels = [v for c, v in exam.columns.items() if c.startswith(LABEL_PREFIX)]
+                known = bool(labels) and not any(pd.isna(v) for v in labels)
+                pairs.append(
+                    {"pair_id": f"{own}|{exam.exam_id}", "patient_id": exam.patient_id, "cxr_exam_id": own,
+                     "ct_exam_id": exam.exam_id, "offset_days": 0, "label_agree": 1 if known else float("nan")}
+                )  # fmt: skip
+    first = ["exam_id", "patient_id", "modality", "path", "view", "complete"]
+    table = pd.DataFrame(rows)
+    table = table[[*first, *(c for c in table.columns if c not in first)]] if rows else pd.DataFrame(columns=first)
+    table = check_exams(table, "exams.csv")
+    paired = check_pairs(pd.DataFrame(pairs, columns=list(PAIR_REQUIRED)), table, "pairs.csv")
+    write_table(table, out / "exams.csv")
+    write_table(paired, out / "pairs.csv")
+    return table, paired
+
+
+def _file_name(exam_id: str) -> str:
+    """Exam ids are the user's own and may hold what a file name can't."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in exam_id)
+
+
+def _place(source: Path, target: Path) -> None:
+    if target.exists() and os.path.samefile(source, target):
+        return
+    temporary = temporary_beside(target)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)
