@@ -122,7 +122,7 @@ def read_references(files: Sequence[Path]) -> list[Float[np.ndarray, "height wid
         except UnreadableExam:
             continue
     if len(pictures) < FEWEST_REFERENCES:
-        raise BadInput(f"{len(pictures)} of {len(files)} reference radiographs can be read; needed: {FEWEST_REFERENCES}.")
+        raise BadInput(f"{len(pictures)} of {len(files)} radiographs can be read; needed: {FEWEST_REFERENCES}.")
     return pictures
 
 
