@@ -6,6 +6,8 @@ alone, so a run that was killed and started again, or shared by several processe
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -16,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from embedprior.cache.check import BUILDER, LOCK, Damage, clear_leftovers, inspect, mend
-from embedprior.cache.layout import Place, place_for, prepare, view_name, write_pointer
+from embedprior.cache.layout import Place, place_for, prepare, table_hash, write_pointer
 from embedprior.cache.loading import Loaded, Task, load
 from embedprior.cache.numbers import Array, finite, to_stored
 from embedprior.cache.processes import Processes
@@ -25,9 +27,10 @@ from embedprior.cache.shards import shard_name, write_shard
 from embedprior.cache.views import ViewNotes, write_index, write_view
 from embedprior.encoders.base import Dtype, Encoder, TokenEncoder
 from embedprior.errors import BadInput
-from embedprior.runs import Lock, hash_of, progress
+from embedprior.runs import Lock, progress
+from embedprior.runs.files import saying_what_is_full
 
-SHARD_EXAMS, SHARD_TOKEN_EXAMS = 1024, 64
+SHARD_EXAMS, SHARD_TOKEN_EXAMS = 512, 64
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def fill_cache(
         tokens: store the encoder's tokens instead of its embedding.
         dtype: of the stored numbers; None = the encoder's own.
         workers: processes that read ahead of the encoder.
-        shard_exams: exams of a shard, rounded up to whole batches; None = 1024, or 64 with tokens.
+        shard_exams: exams of a shard, rounded up to whole batches; None = 512, or 64 with tokens.
         processes: this process's place among several that share the work.
 
     Raises:
@@ -99,7 +102,7 @@ def fill_cache(
     spec = encoder.spec if dtype is None else encoder.spec.model_copy(update={"dtype": dtype})
     place = place_for(out, spec, tokens)
     mended: list[Damage] = []
-    with ExitStack() as stack:
+    with ExitStack() as stack, saying_what_is_full(place.folder):
         if me.first:
             prepare(place, spec)
         me.meet()
@@ -111,7 +114,7 @@ def fill_cache(
                 mend(place, mended)
         me.meet()
         size = shard_exams or (SHARD_TOKEN_EXAMS if tokens else SHARD_EXAMS)
-        blocks = _Blocks(exams, -(-size // batch_size) * batch_size, me)
+        blocks = _Blocks(exams, root, -(-size // batch_size) * batch_size, me)
         builder = _Builder(place, root, encoder, batch_size, workers)
         stack.callback(builder.close)
         total = blocks.batches(batch_size)
@@ -139,8 +142,8 @@ class _Block:
 class _Blocks:
     """Cuts the exam table into blocks; yields those of this process, and names the table as it goes by."""
 
-    def __init__(self, exams: pd.DataFrame | Iterable[pd.DataFrame], size: int, me: Processes) -> None:
-        self._exams, self._size, self._me = exams, size, me
+    def __init__(self, exams: pd.DataFrame | Iterable[pd.DataFrame], root: Path, size: int, me: Processes) -> None:
+        self._exams, self._root, self._size, self._me = exams, root, size, me
         self.view = ""
 
     def batches(self, batch_size: int) -> int | None:
@@ -151,7 +154,8 @@ class _Blocks:
 
     def __iter__(self) -> Iterator[_Block]:
         pieces = [self._exams] if isinstance(self._exams, pd.DataFrame) else self._exams
-        names: list[str] = []
+        # A cohort is its table and where its files lie: elsewhere, the same names may be other exams.
+        digest = hashlib.sha256(json.dumps(str(self._root.resolve())).encode())
         held: list[tuple[str, str]] = []
         number = 0
         for piece in pieces:
@@ -159,14 +163,14 @@ class _Blocks:
                 part = piece.iloc[start : start + self._size]
                 held += [(str(i), str(p)) for i, p in zip(part["exam_id"], part["path"], strict=True)]
                 while len(held) >= self._size:
-                    yield from self._own(number, held[: self._size], names)
+                    yield from self._own(number, held[: self._size], digest)
                     held, number = held[self._size :], number + 1
         if held:
-            yield from self._own(number, held, names)
-        self.view = hash_of(names)[:12]
+            yield from self._own(number, held, digest)
+        self.view = digest.hexdigest()[:12]
 
-    def _own(self, number: int, exams: list[tuple[str, str]], names: list[str]) -> Iterator[_Block]:
-        names.append(view_name(exams))
+    def _own(self, number: int, exams: list[tuple[str, str]], digest: hashlib._Hash) -> Iterator[_Block]:
+        digest.update("".join(map(json.dumps, exams)).encode())
         if number % self._me.count == self._me.rank:
             yield _Block(number, exams)
 
@@ -240,7 +244,7 @@ class _Builder:
                 yield Task(block.number, last, block.exams[start : start + self._batch_size])
 
     def _lock(self, block: _Block) -> Lock:
-        return Lock(self._place.folder / f".block-{view_name(block.exams)}{LOCK}")
+        return Lock(self._place.folder / f".block-{table_hash(block.exams)}{LOCK}")
 
     def _embed(self, batch: Array) -> list[Array]:
         if not self._place.tokens:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 from embedprior.cache.layout import INDEX, MANIFEST, QUARANTINE, VIEWS, Place, key_of, read_view, shard_files
 from embedprior.cache.present import Present, in_pieces
-from embedprior.cache.shards import PREFIX, SUFFIX, damage
+from embedprior.cache.shards import PREFIX, SUFFIX, damage, read_header
+from embedprior.cache.views import INDEX_COLUMNS, index_rows
 from embedprior.encoders.base import key8
 from embedprior.errors import BadInput
 from embedprior.runs.locks import is_stale
@@ -95,14 +97,15 @@ def _missing(folder: Path, short: str, reported: set[str]) -> Iterator[Damage]:
     present.refresh()
     lost: dict[str, int] = {}
     try:
-        with (folder / INDEX).open(newline="", encoding="utf-8") as handle:
-            for row in csv.DictReader(handle):
-                if row["shard"] not in there:
-                    lost[row["shard"]] = lost.get(row["shard"], 0) + 1
+        for name, rows in _indexed(folder / INDEX):
+            if name not in there:
+                lost[name] = len(rows)
+            elif name not in reported and rows != list(index_rows(name, read_header(folder / name))):
+                raise ValueError(f"its rows of {name} are not those of the shard")
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        yield Damage(INDEX, "damaged", f"not an index ({error})")
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        yield Damage(INDEX, "damaged", f"not the index of these shards ({error})")
     for name, count in sorted(lost.items()):
         yield Damage(name, "missing", f"the index has {count} exams in it")
     for view in sorted((folder / VIEWS).glob("*.csv")):
@@ -118,6 +121,16 @@ def _missing(folder: Path, short: str, reported: set[str]) -> Iterator[Damage]:
             yield Damage(f"{VIEWS}/{view.name}", "missing", f"{gone} of its exams are in no shard; the first: {first}")
 
 
+def _indexed(path: Path) -> Iterator[tuple[str, list[list[str]]]]:
+    """Yield the index's rows shard by shard, as they lie."""
+    with path.open(newline="", encoding="utf-8") as handle:
+        rows = csv.reader(handle)
+        if next(rows, None) != INDEX_COLUMNS:
+            raise ValueError(f"its columns are not {', '.join(INDEX_COLUMNS)}")
+        for name, group in groupby(rows, key=lambda row: row[1]):
+            yield name, list(group)
+
+
 def _strange(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
@@ -125,6 +138,6 @@ def _strange(folder: Path) -> Iterator[Path]:
             continue
         known = inside.as_posix() in (MANIFEST, INDEX)
         known |= len(inside.parts) == 1 and inside.name.startswith(PREFIX) and inside.name.endswith(SUFFIX)
-        known |= len(inside.parts) == 2 and inside.parts[0] == VIEWS and inside.suffix == ".csv"
+        known |= len(inside.parts) == 2 and inside.parts[0] == VIEWS and inside.suffix in (".csv", ".sha256")
         if not known:
             yield path

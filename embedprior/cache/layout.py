@@ -13,7 +13,7 @@ from typing import Any
 from embedprior.cache.shards import PREFIX, SUFFIX
 from embedprior.encoders.base import EncoderSpec, differing_field, encoder_key, key8
 from embedprior.errors import BadInput
-from embedprior.runs import read_json, write_json, write_text
+from embedprior.runs import hash_file, read_json, write_json, write_text
 
 MANIFEST = "manifest.json"
 CURRENT = "current"
@@ -126,8 +126,8 @@ def shard_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{PREFIX}*{SUFFIX}"))
 
 
-def view_name(exams: Iterable[tuple[str, str]]) -> str:
-    """Return the name of a cohort's view: a hash of its exam ids and paths, in order."""
+def table_hash(exams: Iterable[tuple[str, str]]) -> str:
+    """Return a hash of exam ids and paths, in order."""
     digest = hashlib.sha256()
     for exam in exams:
         digest.update(json.dumps(exam).encode())
@@ -146,13 +146,26 @@ def read_view(path: Path) -> Iterator[tuple[str, str]]:
         BadInput: not such a table.
     """
     try:
+        if checksum_file(path).read_text() != checksum_line(path):
+            raise ValueError("its checksum differs")
         with path.open(newline="", encoding="utf-8") as handle:
             rows = csv.reader(handle)
             if next(rows, None) != ["exam_id", "sha256"]:
                 raise ValueError("its columns are not exam_id, sha256")
             yield from ((exam_id, source) for exam_id, source in rows)
     except (OSError, ValueError, csv.Error) as error:
-        raise BadInput(f"{path} is damaged ({error}). Next: run the command that filled the cache again.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"{path} is damaged ({reason}). Next: run the command that filled the cache again.") from error
+
+
+def checksum_file(view: Path) -> Path:
+    """Return the file beside a view that holds its sha256, as ``sha256sum`` writes and checks it."""
+    return view.with_suffix(".sha256")
+
+
+def checksum_line(view: Path) -> str:
+    """Return what that file must say of the view as it is now."""
+    return f"{hash_file(view)}  {view.name}\n"
 
 
 def write_pointer(out: Path, place: Place, view: str) -> None:

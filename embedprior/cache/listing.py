@@ -62,7 +62,7 @@ def _found(root: Path) -> Iterator[Item]:
             names[:] = []
         elif CACHE_MANIFEST in files and "@" in here.name:
             views = len(list((here / VIEWS).glob("*.csv")))
-            detail = f"{len(shard_files(here))} shards, {views} cohort{'s' if views != 1 else ''}"
+            detail = f"shards: {len(shard_files(here))}, cohorts: {views}"
             yield Item("cache", here, _size(here), [], detail)
             yield from (_leftover(here / name) for name in files if name.startswith(".") and name.endswith(".tmp"))
             names[:] = []

@@ -43,10 +43,11 @@ class Plan:
         """Return the plan in a few lines."""
         lines = [f"{self.exams} exams, {self.missing} of them to embed ({self.read_bytes / 1e6:.1f} MB to read)"]
         if self.absent:
-            lines.append(f"{self.absent} exams have no file: they would be left out (failures.csv)")
+            lines.append(f"without a file, to be left out (failures.csv): {self.absent}")
         if self.missing and self.seconds is not None and self.write_bytes is not None:
             lines.append(f"{self.write_bytes / 1e6:.1f} MB to write")
-            lines.append(f"about {self.seconds / 60:.1f} minutes in one process (measured on {TRIED} exams or fewer)")
+            time_words = f"{self.seconds:.0f} seconds" if self.seconds < 90 else f"{self.seconds / 60:.0f} minutes"
+            lines.append(f"about {time_words} in one process (measured on the first {min(TRIED, self.missing)})")
         elif self.missing:
             lines.append("none of the first exams can be read: no estimate")
         return "\n".join(lines)

@@ -25,7 +25,7 @@ def trace(run: Path) -> list[str]:
     """
     record = read_json(run / RECORD)
     if "uses" not in record:
-        raise BadInput(f"{run / RECORD} does not say what was used (status {record.get('status')}). Next: run it again.")
+        raise BadInput(f"{run / RECORD} does not say what was used. Next: finish that run, or run it again.")
     version = record.get("versions", {}).get("embedprior", "?")
     lines = [f"{run.name}: embedprior {record.get('command')} {version}, code {record.get('git') or 'not recorded'}"]
     lines += [f"  input {name}: {digest[:16]}" for name, digest in sorted(record.get("inputs", {}).items())]

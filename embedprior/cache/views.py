@@ -7,14 +7,16 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from embedprior.cache.layout import INDEX, shard_files, view_file
-from embedprior.cache.shards import read_header
-from embedprior.runs import write_file
+from embedprior.cache.layout import INDEX, checksum_file, checksum_line, shard_files, view_file
+from embedprior.cache.shards import ShardHeader, read_header
+from embedprior.runs import write_file, write_text
+
+INDEX_COLUMNS = ["exam_id", "shard", "row", "rows", "sha256"]
 
 
 class ViewNotes:
@@ -37,7 +39,8 @@ class ViewNotes:
 
     def remove(self) -> None:
         """Delete the notes."""
-        self._handle.close()
+        with suppress(OSError):  # a full disk refuses what was not written yet
+            self._handle.close()
         self.path.unlink(missing_ok=True)
 
 
@@ -65,7 +68,15 @@ def write_view(folder: Path, name: str, parts: Sequence[tuple[str, dict[int, int
             text.detach()
 
     write_file(target, fill)
+    write_text(checksum_file(target), checksum_line(target))
     return count
+
+
+def index_rows(name: str, header: ShardHeader) -> Iterator[list[str]]:
+    """Yield the index's rows of one shard."""
+    starts = header.offsets.tolist()
+    for n, (exam_id, source) in enumerate(zip(header.exam_ids, header.sources, strict=True)):
+        yield [exam_id, name, str(starts[n]), str(starts[n + 1] - starts[n]), source]
 
 
 def write_index(folder: Path) -> None:
@@ -74,12 +85,9 @@ def write_index(folder: Path) -> None:
     def fill(handle: BinaryIO) -> None:
         text = io.TextIOWrapper(handle, encoding="utf-8", newline="", write_through=True)
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["exam_id", "shard", "row", "rows", "sha256"])
+        rows.writerow(INDEX_COLUMNS)
         for path in shard_files(folder):
-            header = read_header(path)
-            starts = header.offsets.tolist()
-            for n, (exam_id, source) in enumerate(zip(header.exam_ids, header.sources, strict=True)):
-                rows.writerow([exam_id, path.name, starts[n], starts[n + 1] - starts[n], source])
+            rows.writerows(index_rows(path.name, read_header(path)))
         text.detach()
 
     write_file(folder / INDEX, fill)

@@ -70,7 +70,8 @@ def saying_what_is_full(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        free = shutil.disk_usage(path.parent).free
+        there = next(parent for parent in path.parents if parent.is_dir())
+        free = shutil.disk_usage(there).free
         raise DiskFull(
             f"no room for {path.name} in {path.parent} ({error.strerror}; {free / 1e6:.0f} MB free on that disk). "
             "What was finished before is intact. Next: make room and run the same command again."

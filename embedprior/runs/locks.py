@@ -79,6 +79,9 @@ class Lock:
             return False
         try:
             os.write(handle, json.dumps(identity() | {"token": self._token}).encode())
+        except OSError:
+            self.path.unlink(missing_ok=True)
+            raise
         finally:
             os.close(handle)
         _HEART.keep(self.path)

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from embedprior.cache import build_cache, open_cache
+from embedprior.cache.build import fill_cache
+from embedprior.cache.check import inspect
+from embedprior.cache.layout import shard_files
+from embedprior.errors import BadInput
+
+from .conftest import MeanEncoder, make_exams, tree
+from .test_shards import Payload
+
+BATCH = 2
+
+
+def built(root: Path) -> tuple[pd.DataFrame, Path]:
+    """Twelve exams in three shards."""
+    exams = make_exams(root, 12)
+    filled = fill_cache(exams, root, MeanEncoder(), root / "cache", BATCH, shard_exams=4)
+    return exams, filled.place.folder
+
+
+def truncate(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[:-3])
+
+
+def flip(shard: Path) -> None:
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+
+def flip_in_an_exam_id(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes().replace(b"e4", b"e5", 1))
+
+
+def pickled(shard: Path) -> None:
+    shard.write_bytes(pickle.dumps(Payload(str(shard.parent.parent / "executed"))))
+
+
+@pytest.mark.parametrize("harm", [truncate, flip, flip_in_an_exam_id, pickled, Path.unlink])
+def test_a_harmed_shard_is_found_and_only_it_is_computed_again(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    exams, folder = built(tmp_path)
+    before = tree(folder)
+    victim = shard_files(folder)[1]
+    others = {p.name: p.stat().st_ino for p in shard_files(folder) if p != victim}
+    harm(victim)
+    assert [d.file for d in inspect(folder)] == [victim.name]
+    if harm not in (flip,):  # a flipped number is found by verify, not on every open
+        with pytest.raises(BadInput):
+            open_cache(tmp_path / "cache")
+    again = MeanEncoder()
+    filled = fill_cache(exams, tmp_path, again, tmp_path / "cache", BATCH, shard_exams=4)
+    assert again.seen == 4
+    assert [d.file for d in filled.mended] == [victim.name]
+    assert tree(folder) == before
+    assert {p.name: p.stat().st_ino for p in shard_files(folder) if p != victim} == others
+    assert inspect(folder) == []
+    assert not (tmp_path / "cache" / "executed").exists()
+
+
+def test_foreign_files_are_found_and_put_aside_unread(tmp_path: Path) -> None:
+    exams, folder = built(tmp_path)
+    before = tree(folder)
+    other = fill_cache(exams, tmp_path, MeanEncoder(weights_sha256="x"), tmp_path / "cache", BATCH, shard_exams=4)
+    stranger = shard_files(other.place.folder)[0]
+    (folder / "weights.pkl").write_bytes(pickle.dumps(Payload(str(tmp_path / "executed"))))
+    (folder / f"shard-000009-{'0' * 12}.safetensors").write_bytes(stranger.read_bytes())
+    found = inspect(folder)
+    assert {d.kind for d in found} == {"foreign"}
+    assert sorted(d.file for d in found) == [f"shard-000009-{'0' * 12}.safetensors", "weights.pkl"]
+    again = MeanEncoder()
+    fill_cache(exams, tmp_path, again, tmp_path / "cache", BATCH, shard_exams=4)
+    assert again.seen == 0
+    left = tree(folder)
+    assert {k: v for k, v in left.items() if not k.startswith("quarantine/")} == before
+    assert sorted(k for k in left if k.startswith("quarantine/")) == [
+        f"quarantine/shard-000009-{'0' * 12}.safetensors", "quarantine/weights.pkl",
+    ]  # fmt: skip
+    assert inspect(folder) == []
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "index.csv"])
+def test_damaged_tables_are_written_again(tmp_path: Path, file: str) -> None:
+    exams, folder = built(tmp_path)
+    before = tree(folder)
+    (folder / file).write_text("{")
+    assert [d.file for d in inspect(folder)] == [file]
+    again = MeanEncoder()
+    fill_cache(exams, tmp_path, again, tmp_path / "cache", BATCH, shard_exams=4)
+    assert again.seen == 0
+    assert tree(folder) == before
+
+
+def test_view_that_was_cut_is_found_and_written_again(tmp_path: Path) -> None:
+    exams, folder = built(tmp_path)
+    before = tree(folder)
+    view = next((folder / "views").glob("*.csv"))
+    view.write_text(view.read_text()[:-70])
+    assert [d.file for d in inspect(folder)] == [f"views/{view.name}"]
+    build_cache(exams, tmp_path, MeanEncoder(), tmp_path / "cache", BATCH)
+    assert tree(folder) == before
