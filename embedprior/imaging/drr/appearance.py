@@ -12,6 +12,9 @@ from torch.nn.functional import conv2d, pad
 
 from .style import Appearance
 
+OPEN_FIELD = 0.3
+"""Less attenuation than 16 mm of water: nothing of a chest."""
+
 
 def to_radiograph(line_integrals: Tensor, appearance: Appearance, pitch_mm: float, seed: int = 0) -> Tensor:
     """Displayed grey values in [0, 1], (P, H, W), of line integrals (P, H, W).
@@ -49,10 +52,9 @@ def expose(line_integrals: Tensor, appearance: Appearance, pitch_mm: float, seed
 def tone_curve(attenuation: Tensor, appearance: Appearance) -> Tensor:
     """Grey values in [0, 1] of negative log exposure, (P, H, W), each image by itself."""
     if appearance.window is None:
-        low_share, high_share = appearance.exposure_quantiles
-        shares = torch.tensor([low_share, high_share], dtype=attenuation.dtype, device=attenuation.device)
-        rows, columns = (slice(side // 6, side - side // 6) for side in attenuation.shape[-2:])
-        low, high = torch.quantile(attenuation[:, rows, columns].flatten(1), shares, dim=1)[:, :, None, None]
+        shares = torch.tensor(appearance.exposure_quantiles, dtype=attenuation.dtype, device=attenuation.device)
+        ends = torch.stack([torch.quantile(behind_patient(one), shares) for one in attenuation], dim=1)
+        low, high = ends[:, :, None, None]
     else:
         low, high = (torch.as_tensor(edge, dtype=attenuation.dtype) for edge in appearance.window)
     exposed: Tensor = ((attenuation - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
@@ -72,6 +74,17 @@ def tone(exposed: Grey, appearance: Appearance) -> Grey:
     black, white = appearance.levels
     grey = black + (white - black) * grey
     return 1 - grey if appearance.polarity == "bone_black" else grey
+
+
+def behind_patient(attenuation: Tensor) -> Tensor:
+    """Values (N,) of one image (H, W) that set its exposure: the middle, without the open field beside the patient.
+
+    Where the scan ends, so does the patient of a DRR; empty rows would otherwise take half of the grey scale.
+    """
+    rows, columns = (slice(side // 6, side - side // 6) for side in attenuation.shape)
+    middle = attenuation[rows, columns].flatten()
+    inside = middle[middle > OPEN_FIELD]
+    return inside if len(inside) >= 0.05 * len(middle) else middle
 
 
 def gaussian_blur(images: Tensor, sigma_px: float) -> Tensor:

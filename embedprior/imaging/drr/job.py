@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from embedprior.errors import EmbedpriorError
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import Finding, lungs_complete
+from embedprior.imaging.orientation import canonical
 from embedprior.imaging.volume import Volume, read_volume
 from embedprior.runs import artifact, one_thread, read_json, seed_for, write_json
 
@@ -118,7 +119,6 @@ def isocentre(volume: Volume, centre: str) -> Float[np.ndarray, " 3"]:
     """
     if centre == "lungs":
         from embedprior.imaging.lungs import LEAST_ML, find_lungs
-        from embedprior.imaging.orientation import canonical
 
         lungs = find_lungs(volume)
         if lungs.ml >= LEAST_ML:
@@ -129,6 +129,18 @@ def isocentre(volume: Volume, centre: str) -> Float[np.ndarray, " 3"]:
                 middle.append((hit[0] + hit[-1] + 1) * lungs.factors[axis] / 2 - 0.5)
             return np.asarray((upright.affine @ np.array([*middle[::-1], 1.0]))[:3])
     return volume_centre(volume.shape, volume.affine)
+
+
+def continued(volume: Volume, overhang_mm: float) -> Volume:
+    """Return the volume with its first and last slice towards head and feet repeated for this many mm."""
+    if overhang_mm <= 0:
+        return volume
+    upright = canonical(volume)
+    count = int(np.ceil(overhang_mm / upright.spacing_mm[2]))
+    origin = (upright.affine @ np.array([0.0, 0.0, -count, 1.0]))[:3]
+    hu = np.pad(upright.hu, ((count, count), (0, 0), (0, 0)), mode="edge")
+    x, y, z = (float(v) for v in origin)
+    return replace(upright, hu=hu, origin_mm=(x, y, z))
 
 
 def attenuation(volume: Volume, energy_kev: float) -> Tensor:
@@ -147,6 +159,7 @@ def project(volume: Volume, config: DrrConfig, poses: Poses, centre: Float[np.nd
     from .renderers import get_renderer
 
     render = get_renderer(config.renderer)
+    volume = continued(volume, config.overhang_mm)
     with torch.inference_mode():
         mu = attenuation(volume, config.energy_kev)
         batches = [slice(k, k + POSES_AT_ONCE) for k in range(0, len(poses), POSES_AT_ONCE)]
@@ -191,6 +204,7 @@ def sidecar(digest: str, config: DrrConfig, poses: Poses, centre: Float[np.ndarr
             "pitch_mm": geometry.pitch,
             "isocentre_lps_mm": [round(float(v), 6) for v in centre],
             "centre": config.centre,
+            "overhang_mm": config.overhang_mm,
         },
         "pose": {
             "number": k,

@@ -81,14 +81,18 @@ def fit_tone(
         references: grey values in [0, 1], bones white.
         appearance: everything else is kept; a fixed window gives way to automatic exposure.
     """
+    import torch
     from scipy.optimize import least_squares
+
+    from .appearance import behind_patient, tone
 
     target = np.median([_quantiles(image, LEVELS) for image in references], axis=0)
     low, high = appearance.exposure_quantiles
     exposed = []
     for image in attenuations:
-        black, white = _quantiles(image, np.array([low, high]))
-        exposed.append(np.clip((_quantiles(image, LEVELS) - black) / max(white - black, 1e-6), 0, 1))
+        inside = np.asarray(behind_patient(torch.from_numpy(np.asarray(image))))
+        black, white = np.quantile(inside, [low, high])
+        exposed.append(np.clip((np.quantile(inside, LEVELS) - black) / max(white - black, 1e-6), 0, 1))
 
     def made(parameters: Float[np.ndarray, " 4"]) -> Appearance:
         gamma, contrast, black, white = (float(v) for v in parameters)
@@ -98,8 +102,6 @@ def fit_tone(
     def difference(parameters: Float[np.ndarray, " 4"]) -> Float[np.ndarray, " 49"]:
         shown = np.stack([tone(e, made(parameters)) for e in exposed])
         return np.asarray(shown.mean(axis=0) - target)
-
-    from .appearance import tone
 
     start = np.array([1.0, 0.5, 0.05, 0.95])
     fit = least_squares(difference, start, bounds=([0.2, 0.0, 0.0, 0.55], [5.0, 8.0, 0.45, 1.0]))

@@ -24,6 +24,8 @@ class DrrConfig(Config):
         size: pixels along each side.
         field_mm: side of the detector.
         centre: what the central beam goes through, the middle of the lungs or of the volume.
+        overhang_mm: tissue beyond the scan's first and last slice is taken to continue it by this much, so that the
+            image does not end where the scan did.
         max_angle_deg: the jittered poses turn by up to this about each axis.
         max_shift_mm: and move by up to this along each axis.
         energy_kev: of the beam, for bone and water.
@@ -38,6 +40,7 @@ class DrrConfig(Config):
     size: int = Field(default=224, ge=16, le=4096)
     field_mm: float = Field(default=403.2, gt=0)
     centre: Literal["lungs", "volume"] = "lungs"
+    overhang_mm: float = Field(default=0.0, ge=0, le=300)
     max_angle_deg: float = Field(default=5.0, ge=0, le=30)
     max_shift_mm: float = Field(default=10.0, ge=0, le=200)
     energy_kev: float = Field(default=CT_EFFECTIVE_KEV, ge=ENERGIES_KEV[0], le=ENERGIES_KEV[-1])

@@ -17,7 +17,7 @@ class Appearance(Config):
     photons_per_mm2: quanta per mm² behind an empty field; none draws no noise. Noise is Poisson per pixel.
     blur_mm: standard deviation of focal spot and detector blur together, at the detector.
     window: attenuation (negative log exposure) shown as black and white; none takes exposure_quantiles of the
-        middle of each image, where a stand's automatic exposure chambers lie.
+        middle of each image, where a stand's automatic exposure chambers lie, open field left out.
     exposure_quantiles: the shares of those pixels below black and below white when window is none.
     gamma: power applied to the windowed value; below 1 opens up the lungs.
     contrast: steepness of the S-shaped film curve about mid-grey; 0 leaves the window linear.
