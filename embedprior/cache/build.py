@@ -224,7 +224,8 @@ class _Builder:
                 else:
                     held.failed[exam_id] = f"its embedding is not finite as {self._place.dtype}"
         if loaded.task.last:
-            self._finish(self._open.pop(loaded.task.block))
+            self._finish(held)
+            del self._open[loaded.task.block]
 
     def close(self) -> None:
         """Give back what is still claimed, and remove the notes."""

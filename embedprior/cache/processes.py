@@ -43,11 +43,12 @@ class Processes:
         return gathered
 
 
-def launched(asked: int | None = None) -> Processes:
+def launched(asked: int | None = None, command: str = "embed ...") -> Processes:
     """Return this process's place among those that torchrun or accelerate started.
 
     Args:
         asked: how many there must be; None = as many as the launcher was told to start, where that can be seen.
+        command: of embedprior, for the message.
 
     Raises:
         BadInput: there are fewer (or more) than asked for.
@@ -57,7 +58,7 @@ def launched(asked: int | None = None) -> Processes:
     if wanted != count:
         raise BadInput(
             f"{wanted} processes were asked for, {count} started. On a CPU accelerate launch starts only one. Next: "
-            f"torchrun --nproc_per_node {wanted} -m embedprior embed ..."
+            f"torchrun --nproc_per_node {wanted} -m embedprior {command}"
         )
     if count == 1:
         return Processes()
