@@ -57,8 +57,8 @@ class CtCases:
     def known(self) -> CtCases:
         """Return the cases whose label is known."""
         rows = np.flatnonzero(~np.isnan(self.label))
-        inputs = self.inputs[rows] if isinstance(self.inputs, np.ndarray) else [self.inputs[i] for i in rows]
-        ids = [[column[i] for i in rows] for column in (self.exam_ids, self.patient_ids)]
+        inputs = self.inputs[rows] if isinstance(self.inputs, np.ndarray) else [self.inputs[i] for i in rows.tolist()]
+        ids = [[column[i] for i in rows.tolist()] for column in (self.exam_ids, self.patient_ids)]
         return CtCases(ids[0], ids[1], self.label[rows], inputs)
 
 

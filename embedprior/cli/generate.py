@@ -1,0 +1,155 @@
+"""``embedprior generate``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from embedprior.cache import EmbeddingCache
+    from embedprior.prior.generate import Generated
+    from embedprior.prior.generate_config import GenerateConfig
+    from embedprior.prior.model import Prior
+
+HELP = "draw CT-like embeddings from a radiograph cache with a trained prior, and say how good they are"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Generate, and measure where a reference is given; returns the exit code.
+
+    Everything that can be refused is refused before a file is written.
+
+    Raises:
+        BadInput: see ``prior.generate`` and ``prior.quality``.
+    """
+    from embedprior.cli.options import parse
+    from embedprior.errors import DONE, BadInput
+    from embedprior.prior.generate_config import GenerateConfig
+
+    config, common = parse(
+        GenerateConfig, "generate", argv, "embedprior generate", HELP, "default",
+        prior=(Path, None, "folder of a trained prior"),
+        cache=(Path, None, "embedding cache of the radiographs or DRRs"),
+        out=(Path, Path("runs/generated"), "folder of the results"),
+        head=(Path, None, "folder of a CT teacher, whose probabilities are kept too"),
+        exams=(Path, None, "exam table: only its CXR rows (DRR rows with --source drr) are drawn"),
+        reference=(Path, None, "cache of real CT embeddings, for the quality report"),
+        pairs=(Path, None, "pair table, for the quality report"),
+        splits=(Path, None, "split table: the quality report covers one part of it alone"),
+        part=(str, "test", "that part"),
+        device=(str, "cpu", "cpu or cuda"),
+    )  # fmt: skip
+    for name in ("prior", "cache"):
+        if common[name] is None:
+            raise BadInput(f"--{name} is missing. Next: embedprior generate --prior DIR --cache DIR --out DIR")
+    if (common["reference"] is None) != (common["pairs"] is None):
+        raise BadInput("the quality report needs both --reference and --pairs.")
+    from embedprior.cache import open_cache
+    from embedprior.cli.generate_story import tell
+    from embedprior.prior.generate import generate
+    from embedprior.prior.model import WEIGHTS, Prior
+    from embedprior.runs import Run, hash_file, hash_of, one_thread
+    from embedprior.tables import write_table
+
+    prior = Prior.load(common["prior"], common["device"])
+    cache = open_cache(common["cache"])
+    ids = _exams(cache, common["exams"], config.source)
+    inputs = {"prior": hash_file(common["prior"] / WEIGHTS), "cache": hash_of(cache.key)}
+    head, head_hash = None, ""
+    if common["head"] is not None:
+        from embedprior.teachers.teacher import load_head, weights_hash
+
+        head, head_hash = load_head(common["head"]), weights_hash(common["head"], "head")
+        inputs["head"] = head_hash
+    pairs, reference = None, None
+    if common["pairs"] is not None:
+        reference = open_cache(common["reference"])
+        pairs = _pairs(common["pairs"], common["splits"], common["part"], set(ids), set(reference.ids))
+        _same_space(prior, reference)
+        inputs["reference"] = hash_of(reference.key)
+    out = common["out"]
+    with one_thread():
+        made = generate(prior, common["prior"], cache, ids, config, out, head, head_hash)
+        run = Run(out, "generate", config, config.seed, inputs)
+        run.stage("embeddings", exams=len(ids), drawn=made.drawn)
+        if made.scores is not None:
+            write_table(made.scores, out / "scores.csv")
+        measured, figure = None, None
+        if pairs is not None and reference is not None:
+            measured, figure = _measure(prior, made, reference, pairs, cache, config, common["splits"], common["part"])
+    story = tell(out, config, prior, made, len(ids), measured, figure)
+    run.finish(story, [], outputs={name: each.path for name, each in made.caches.items()})
+    print(story)
+    print(f"{out}: {len(ids)} exams, {made.drawn} of them drawn now", file=sys.stderr)
+    return DONE
+
+
+def _exams(cache: EmbeddingCache, table: Path | None, source: str) -> list[str]:
+    """Return the exams to draw, in the order of the cache."""
+    from embedprior.errors import BadInput
+    from embedprior.tables import EXAM_REQUIRED, check_exams, read_table
+
+    if table is None:
+        return list(cache.ids)
+    exams = check_exams(read_table(table, EXAM_REQUIRED), str(table))
+    wanted = set(exams.loc[exams["modality"] == source.upper(), "exam_id"])
+    ids = [exam for exam in cache.ids if exam in wanted]
+    if not ids:
+        raise BadInput(f"{table}: no {source.upper()} exam that {cache.path.name} has an embedding of.")
+    return ids
+
+
+def _pairs(table: Path, splits: Path | None, part: str, drawn: set[str], real: set[str]) -> pd.DataFrame:
+    """Return the pairs that the quality report is about."""
+    from embedprior.errors import BadInput
+    from embedprior.tables import PAIR_REQUIRED, SPLIT_REQUIRED, check_splits, fold_parts, read_table
+
+    pairs = read_table(table, PAIR_REQUIRED)
+    if splits is not None:
+        parts = fold_parts(check_splits(read_table(splits, SPLIT_REQUIRED), str(splits)), None, 0, 0, str(splits))
+        pairs = pairs[pairs["patient_id"].map(parts) == part]
+    kept = pairs[pairs["cxr_exam_id"].isin(drawn) & pairs["ct_exam_id"].isin(real)]
+    if kept.empty:
+        where = f" of part '{part}'" if splits is not None else ""
+        raise BadInput(f"{table}: no pair{where} with a drawn radiograph and a real CT embedding in --reference.")
+    return kept
+
+
+def _same_space(prior: Prior, reference: EmbeddingCache) -> None:
+    from embedprior.errors import BadInput
+    from embedprior.prior.pairs import encoder_name
+
+    prior.check_encoders(target=encoder_name(reference))
+    dim = prior.target_scaler.dim
+    if int(reference.key["dim"]) != dim:
+        raise BadInput(f"{reference.path.name} has embeddings of {reference.key['dim']}. Allowed: {dim}, the prior's.")
+
+
+def _measure(
+    prior: Prior, made: Generated, reference: EmbeddingCache, pairs: pd.DataFrame, cache: EmbeddingCache,
+    config: GenerateConfig, splits: Path | None, part: str,
+) -> tuple[dict[str, Any], bytes]:  # fmt: skip
+    """Return the quality figures and the map of a sampling as PNG."""
+    from embedprior.cli.generate_story import path_figure
+    from embedprior.prior.generate import path, standardised
+    from embedprior.prior.quality import Matched, quality
+
+    radiographs, scans = pairs["cxr_exam_id"].tolist(), pairs["ct_exam_id"].tolist()
+    generated = standardised(prior, {name: each.take(radiographs) for name, each in made.caches.items()})
+    real = standardised(prior, {"real": reference.take(scans)})["real"]
+    matched = Matched(generated, real, pairs["patient_id"].tolist(), scans)
+    found = quality(matched, config.seed, config.halves, config.replicates)
+    found["part"] = part if splits is not None else "all pairs given"
+    found["in_sample"] = splits is None or part != "test"
+    first = pairs.drop_duplicates("patient_id").head(MAP_CASES)
+    way = path(prior, cache, first["cxr_exam_id"].tolist(), config)
+    states = {str(k): rows for k, rows in enumerate(way)} | {"real": reference.take(first["ct_exam_id"].tolist())}
+    return found, path_figure(standardised(prior, states), config.seed)
+
+
+MAP_CASES = 200
+"""Patients in the map: four points each."""
