@@ -48,6 +48,6 @@ class Budget(Config):
     augment: Augmentation = Augmentation()
     stages: tuple[PriorConfig, ...] = Field(default=(PriorConfig(),), min_length=1)
     artifacts: Path | None = None
-    samples: int = Field(default=8, gt=0)
+    samples: int = Field(default=64, gt=0)
     sampler: SamplerName = "analytic"
-    steps: int = Field(default=64, gt=0)
+    steps: int = Field(default=16, gt=0)

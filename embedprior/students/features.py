@@ -13,15 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from embedprior.prior.terms import aft, contrast
 from embedprior.students.base import FitData
-from embedprior.students.losses import (
-    attention_blocks,
-    contrastive,
-    hinton,
-    label_loss,
-    prototypes,
-    similarity_map,
-)
+from embedprior.students.losses import hinton, label_loss, prototypes, same_patient, similarity_map
 from embedprior.students.network import StudentNetwork
 from embedprior.students.student import StudentMethod
 from embedprior.students.training import Objective, Rows
@@ -83,8 +77,7 @@ class AttentionFeatures(Projected):
         got, wanted = self.projector(pairs.features), self.ct(pairs.ct)
         named = {"label": self.labels(labelled)}
         for g in self.groups:
-            difference = attention_blocks(got, g) - attention_blocks(wanted, g)
-            named[f"afb-{g}"] = difference.square().sum(1).mean()
+            named[f"afb-{g}"] = aft(got, wanted, g).mean()
         named["kd"] = hinton(pairs.logits, pairs.teacher, self.method.temperature)
         return named
 
@@ -193,8 +186,9 @@ class MarginPairs(Projected):
 
     def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
         """Return ``label`` and ``contrastive``."""
-        term = contrastive(self.projector(pairs.features), self.ct(pairs.ct), pairs.patient, self.margin)
-        return {"label": self.labels(labelled), "contrastive": term}
+        got, wanted = self.projector(pairs.features), self.ct(pairs.ct)
+        each = contrast(got, wanted, wanted, ~same_patient(pairs.patient), self.margin)
+        return {"label": self.labels(labelled), "contrastive": each.mean()}
 
 
 @dataclass(frozen=True)

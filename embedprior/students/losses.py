@@ -1,4 +1,4 @@
-"""The losses that methods transfer by: pure functions of one batch, each with its source.
+"""The losses that methods transfer by: pure functions of one batch, each with its source (more in ``prior.terms``).
 
 One logit z stands for the two-class logits (0, z). Teacher-side inputs carry no gradient.
 """
@@ -95,28 +95,6 @@ def similarity_map(features: Matrix, centres: Float[Tensor, "2 dim"]) -> Float[T
     return F.cosine_similarity(features[:, None], centres[None], dim=2)
 
 
-def attention_blocks(vector: Matrix, groups: int, power: float = 2.0) -> Float[Tensor, "cases groups"]:
-    """Return attention ⊗ feature of a vector cut into ``groups`` blocks (AFT-KD, a reconstruction).
-
-    A block's feature is its mean; its attention is Σ|v|^power over the block, divided by the sum over blocks.
-    """
-    energy = torch.stack([part.abs().pow(power).sum(1) for part in vector.tensor_split(groups, dim=1)], 1)
-    mean = torch.stack([part.mean(1) for part in vector.tensor_split(groups, dim=1)], 1)
-    return energy / energy.sum(1, keepdim=True).clamp(min=1e-12) * mean
-
-
-def contrastive(student: Matrix, teacher: Matrix, patient: Int[Tensor, " cases"], margin: float = 1.0) -> Tensor:
-    """Return mean d² over a case's own CT + mean max(0, m − d)² over other patients' (Hadsell 2006).
-
-    Both sides are set to unit length, so d is between 0 and 2. Rows of one patient are no negatives.
-    """
-    distance = torch.cdist(F.normalize(student, dim=1), F.normalize(teacher, dim=1))
-    same = patient[:, None] == patient[None]
-    pull = distance.diagonal().square().mean()
-    push = (margin - distance).clamp(min=0).square() * ~same
-    return pull + push.sum() / (~same).sum().clamp(min=1)
-
-
 def info_nce(student: Matrix, teacher: Matrix, patient: Int[Tensor, " cases"], scale: float) -> Tensor:
     """Return symmetric InfoNCE, ½[CE(s·AᵀB) + CE(s·BᵀA)] on unit vectors (X2CT-CLIP, arXiv 2503.02162).
 
@@ -131,7 +109,7 @@ def info_nce(student: Matrix, teacher: Matrix, patient: Int[Tensor, " cases"], s
     """
     cosines = scale * F.normalize(student, dim=1) @ F.normalize(teacher, dim=1).T
     own = torch.eye(len(patient), dtype=torch.bool, device=patient.device)
-    cosines = cosines.masked_fill(_same_patient(patient) & ~own, -torch.inf)
+    cosines = cosines.masked_fill(same_patient(patient) & ~own, -torch.inf)
     rows = torch.arange(len(patient), device=patient.device)
     return (F.cross_entropy(cosines, rows) + F.cross_entropy(cosines.T, rows)) / 2
 
@@ -142,7 +120,8 @@ def orthogonality(a: Matrix, b: Matrix) -> Tensor:
     return F.cosine_similarity(a, b, dim=1).abs().mean()
 
 
-def _same_patient(patient: Int[Tensor, " cases"]) -> Bool[Tensor, "cases cases"]:
+def same_patient(patient: Int[Tensor, " cases"]) -> Bool[Tensor, "cases cases"]:
+    """Return which rows are of one patient."""
     return patient[:, None] == patient[None]
 
 
