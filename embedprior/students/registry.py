@@ -89,6 +89,10 @@ METHODS: dict[str, MethodInfo] = _table(
         f"{_HERE}.features:FitNets", _ANY, needs_teacher=False,
     ),
     MethodInfo(
+        "rkd", "distances between patients as in CT", "Park 2019, arXiv 1904.05068",
+        f"{_HERE}.relational:Rkd", _ANY, needs_teacher=False,
+    ),
+    MethodInfo(
         "clip-alignment", "InfoNCE to frozen CT embeddings, then a linear probe", "X2CT-CLIP, arXiv 2503.02162",
         f"{_HERE}.alignment:ClipAlignment", _ANY, needs_teacher=False,
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ from embedprior.errors import BadInput
 from embedprior.runs import seed_for
 from embedprior.students.base import Cases, Head
 from embedprior.students.config import Augmentation, Balance, Budget, InputKind
+from embedprior.students.losses import label_loss
 from embedprior.students.network import StudentNetwork, student_inputs
 
 
@@ -80,6 +81,23 @@ class Objective(nn.Module):
 
     def advance(self, share: float, losses: Mapping[str, float]) -> None:
         """Adapt weights after a look at the losses; ``share`` of the steps are done. Nothing by default."""
+
+
+class LabelsAnd(Objective):
+    """The label term, and terms of the pairs that need no module of their own.
+
+    Args:
+        terms: a batch of pairs ↦ losses by name.
+        weights: of the terms.
+    """
+
+    def __init__(self, terms: Callable[[Rows], dict[str, Tensor]], weights: Mapping[str, float]) -> None:
+        super().__init__(weights)
+        self.terms = terms
+
+    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+        """Return ``label`` and the terms."""
+        return {"label": label_loss(labelled.logits, labelled.label, labelled.weight), **self.terms(pairs)}
 
 
 @dataclass(frozen=True)

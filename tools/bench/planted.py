@@ -59,7 +59,7 @@ WANTED_WINS, NOMINAL = 0.9, 0.025
 
 
 def repetition(number: int, cohort: str, seed: int, root: Path) -> dict[str, dict[str, float | None]]:
-    """Return AUC, and z of the difference to the reference, by method, on one cohort; kept, so a stopped run goes on."""
+    """Return AUC, and z of the difference to the reference, by method, on one cohort; what is done is kept."""
     own = seed_for(seed, cohort, number) % 2**31
     config = {"cohort": COHORTS[cohort], "budget": BUDGET, "methods": METHODS, "seed": own}
     made = artifact(

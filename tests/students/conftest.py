@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from embedprior.students.base import Cases, FitData, Stage
+from embedprior.students.registry import Budget
+from embedprior.teachers.config import FitConfig
+from embedprior.teachers.head import train_head
+
+SMALL = FitConfig(hidden=16, steps=40, check_every=20, batch_size=32)
+
+
+def pairs(count: int, seed: int, prefix: str = "p", labelled: int | None = None) -> Cases:
+    """Cases whose label depends on the first CT dimension, which the radiograph shows with noise."""
+    rng = np.random.default_rng(seed)
+    ct = rng.normal(size=(count, 6)).astype(np.float32)
+    cxr = np.concatenate([ct[:, :3] + 0.7 * rng.normal(size=(count, 3)), rng.normal(size=(count, 5))], axis=1)
+    label = (ct[:, 0] + 0.2 * rng.normal(size=count) > 0).astype(float)
+    ct_label = label.copy()
+    if labelled is not None:
+        label[labelled:] = np.nan
+    names = [f"{prefix}{i}" for i in range(count)]
+    return Cases(names, names, label, cxr.astype(np.float32), ct, ct_label)
+
+
+@pytest.fixture(scope="session")
+def small() -> FitData:
+    """48 pairs, 24 of them labelled, and a teacher."""
+    stage = Stage(pairs(48, 1, "t", labelled=24), pairs(16, 2, "v"))
+    own = pairs(200, 3, "c")
+    head = train_head(own.paired_ct(), own.label, own.paired_ct()[:40], own.label[:40], SMALL, 0)
+    return FitData((stage,), head)
+
+
+@pytest.fixture
+def budget() -> Budget:
+    """Of a few steps: enough to run, not to learn."""
+    return Budget.model_validate(
+        {
+            "fit": SMALL,
+            "stages": [
+                {
+                    "network": {"preset": "tiny", "dim": 16, "depth": 1, "inner": 16},
+                    "training": {
+                        "steps": 4, "batch": 8, "validate_every": 4, "validation_bins": 2, "variance_nodes": 3,
+                        "variance_draws": 1,
+                    },
+                }
+            ],
+            "samples": 2,
+            "steps": 3,
+        }
+    )  # fmt: skip
+
+
+def with_pixels(cases: Cases, size: int = 16) -> Cases:
+    """The same cases with pictures: the left half's brightness shows the first CT dimension."""
+    rng = np.random.default_rng(len(cases))
+    pixels = rng.integers(60, 90, size=(len(cases), size, size))
+    pixels[:, :, : size // 2] += (30 * (cases.paired_ct()[:, 0] > 0)).astype(int)[:, None, None]
+    tokens = np.repeat(cases.cxr[:, None], 4, axis=1)
+    tokens[:, 3] = np.nan
+    return replace(cases, pixels=pixels.astype(np.uint8), tokens=tokens)
