@@ -143,6 +143,62 @@ MUTANTS = (
         "for value in (0, 1)]",
         "tests/cohort/test_splits.py",
     ),
+    Mutant(
+        "teacher: the max pool sees the padding",
+        "embedprior/teachers/sequence.py",
+        "outputs.masked_fill(~real, -torch.inf).amax(dim=1)",
+        "outputs.amax(dim=1)",
+        "tests/teachers/test_sequence.py",
+    ),
+    Mutant(
+        "teacher: a CT without a label is a negative",
+        "embedprior/teachers/training.py",
+        "rows = np.flatnonzero(~np.isnan(self.label))",
+        "rows = np.arange(len(self.label))",
+        "tests/teachers/test_training.py",
+    ),
+    Mutant(
+        "teacher: patients it has seen may be scored",
+        "embedprior/teachers/teacher.py",
+        "        if both:\n",
+        "        if False:\n",
+        "tests/teachers/test_training.py",
+    ),
+    Mutant(
+        "teacher: the last step is kept, not the best",
+        "embedprior/teachers/fitting.py",
+        "    if looks:\n        network.load_state_dict(best)\n",
+        "",
+        "tests/teachers/test_training.py",
+    ),
+    Mutant(
+        "generate: noise keyed by the place in the batch",
+        "embedprior/prior/generate.py",
+        "keys = [noise_key(exam) for exam in ids]\n    drawn",
+        "keys = list(range(len(ids)))\n    drawn",
+        "tests/prior/test_generate.py",
+    ),
+    Mutant(
+        "generate: the head of the mean for the mean of the head",
+        "embedprior/prior/generate.py",
+        "columns = [chance[:, 0], chance.mean(axis=1),",
+        "columns = [chance[:, 0], _probability(head, made[\"mean\"]),",
+        "tests/prior/test_generate.py",
+    ),
+    Mutant(
+        "quality: generated and real of the same patients",
+        "embedprior/prior/quality.py",
+        "distance(rows[first], real[~first])",
+        "distance(rows[first], real[first])",
+        "tests/prior/test_quality.py",
+    ),
+    Mutant(
+        "quality: ties rank first",
+        "embedprior/prior/distances.py",
+        "1.0 + above + 0.5 * level",
+        "1.0 + above + 0.0 * level",
+        "tests/prior/test_quality.py",
+    ),
 )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,12 @@ def test_the_order_the_batch_and_the_neighbours_change_nothing(
         np.testing.assert_allclose(rows, matrices(other)[name], atol=1e-5)
         np.testing.assert_allclose(rows[7], few.caches[name].take(["x7"])[0], atol=1e-5)
         assert one.caches[name].key == other.caches[name].key
+
+
+def test_the_noise_of_an_exam_is_keyed_by_its_id() -> None:
+    digest = hashlib.sha256(b"x7").hexdigest()
+    assert noise_key("x7") == int("".join(reversed([digest[i : i + 2] for i in range(0, 16, 2)])), 16)
+    assert len({noise_key(name) for name in names()}) == COUNT
 
 
 def test_a_stopped_generation_goes_on_and_computes_nothing_twice(
