@@ -19,6 +19,23 @@ def _step() -> torch.Tensor:
     return image
 
 
+def test_open_field_beside_the_patient_does_not_set_the_exposure() -> None:
+    patient = torch.linspace(1, 3, 60, dtype=torch.float64).expand(60, 60)
+    ends = patient.clone()
+    ends[:20] = 0.0
+    made = Appearance(window=None, exposure_quantiles=(0.0, 1.0))
+    whole, cut = (to_radiograph(image[None], made, 1.0)[0] for image in (patient, ends))
+    assert torch.allclose(whole[20:], cut[20:])
+
+
+def test_levels_are_the_greys_of_the_window_ends() -> None:
+    ramp = torch.linspace(0, 4, 101, dtype=torch.float64).expand(1, 4, 101)
+    shown = to_radiograph(ramp, Appearance(levels=(0.2, 0.7), **PLAIN), 1.0)[0, 0]
+    assert float(shown[0]) == pytest.approx(0.2)
+    assert float(shown[50]) == pytest.approx(0.45)
+    assert float(shown[-1]) == pytest.approx(0.7)
+
+
 def test_plain_appearance_is_the_windowed_line_integral() -> None:
     assert torch.allclose(to_radiograph(_step(), Appearance(**PLAIN), 1.0), _step() / 4)
 

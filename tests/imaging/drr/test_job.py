@@ -1,0 +1,121 @@
+"""One CT to its images: what the pixels, the sidecar and the facts say, and that they stay the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from embedprior.imaging.drr import Poses, chest_geometry, get_renderer, hu_to_mu
+from embedprior.imaging.drr.job import CODE_TAG, continued, isocentre, poses_of, render_exam
+from embedprior.imaging.drr.settings import DrrConfig
+from embedprior.imaging.drr.sources import CtExam, Scanned, scan
+from embedprior.imaging.reading import write_npz
+from embedprior.imaging.volume import Volume, read_volume
+from embedprior.phantom import PhantomConfig, virtual_patient
+from embedprior.runs import read_json
+
+SMALL = DrrConfig(size=64, poses=2)
+
+
+def _chest(index: int = 0) -> Volume:
+    patient = virtual_patient(PhantomConfig(noise_hu=0), 3, index)
+    x, y, z = (float(v) for v in patient.affine[:3, 3])
+    return Volume(patient.volume, (5.25, 5.25, 5.5), (x, y, z))
+
+
+def _scanned(folder: Path, volume: Volume) -> Scanned:
+    write_npz(volume, folder / "ct.npz")
+    return scan([CtExam("ct", "p", folder / "ct.npz")])[0][0]
+
+
+def test_pixels_are_the_windowed_line_integrals_and_the_sidecar_says_how(tmp_path: Path) -> None:
+    item = _scanned(tmp_path, _chest())
+    made = render_exam(item, SMALL, tmp_path / "artifacts")
+    assert made.folder is not None
+    assert made.complete
+    said = read_json(made.folder / "pose-001.json")
+    import torch
+
+    volume, _ = read_volume(item.exam.path)
+    pose = Poses(torch.tensor([said["pose"]["angles_deg"]]).double(), torch.tensor([said["pose"]["shift_mm"]]).double())
+    assert float(pose.angles_deg.abs().max()) > 0.5
+    integrals = get_renderer(said["renderer"])(
+        hu_to_mu(torch.from_numpy(volume.hu).float(), said["hu_to_mu"]["energy_kev"]), volume.affine,
+        chest_geometry("PA", 64), pose, np.array(said["geometry"]["isocentre_lps_mm"]),
+    )[0]  # fmt: skip
+    low, high = said["appearance"]["window"]
+    with Image.open(made.folder / "pose-001.png") as image:
+        assert image.mode.startswith("I")
+        pixels = np.asarray(image).astype(float) / 65535
+    assert pixels == pytest.approx(np.clip((integrals.numpy() - low) / (high - low), 0, 1), abs=2e-5)
+    assert said["source_sha256"] == item.digest == hashlib.sha256(item.exam.path.read_bytes()).hexdigest()
+    assert said["seed"] == 42
+
+
+def test_first_pose_is_straight_and_others_do_not_depend_on_their_number() -> None:
+    few, many = (poses_of(DrrConfig(poses=n, max_angle_deg=6, max_shift_mm=12), "abc") for n in (3, 5))
+    assert float(few.angles_deg[0].abs().max()) == float(few.shift_mm[0].abs().max()) == 0
+    assert bool((few.angles_deg == many.angles_deg[:3]).all())
+    assert 0.1 < float(many.angles_deg[1:].abs().max()) <= 6
+    assert 0.1 < float(many.shift_mm[1:].abs().max()) <= 12
+    assert not bool((poses_of(DrrConfig(poses=3), "another").angles_deg[1] == few.angles_deg[1]).any())
+
+
+def test_central_beam_goes_through_the_middle_of_the_lungs() -> None:
+    volume = _chest()
+    cut = volume.crop((slice(None), slice(None), slice(8, None)))
+    lungs = isocentre(volume, "lungs")
+    # cropping one flank moves the volume's middle by 4 voxels, and the lungs not at all
+    assert isocentre(cut, "volume")[0] - isocentre(volume, "volume")[0] == pytest.approx(4 * 5.25)
+    assert isocentre(cut, "lungs") == pytest.approx(lungs, abs=3)
+    air = np.argwhere((volume.hu > -970) & (volume.hu < -400))
+    world = (volume.affine @ np.array([*((air.min(0) + air.max(0)) / 2)[::-1], 1]))[:3]
+    assert lungs == pytest.approx(world, abs=25)
+    nothing = dataclasses.replace(volume, hu=np.full_like(volume.hu, -1000))
+    assert isocentre(nothing, "lungs") == pytest.approx(isocentre(volume, "volume"))
+
+
+def test_overhang_repeats_the_end_slices_in_place() -> None:
+    volume = _chest()
+    longer = continued(volume, 20.0)
+    assert longer.shape == (volume.shape[0] + 8, *volume.shape[1:])
+    assert (longer.hu[:4] == volume.hu[0]).all()
+    assert (longer.hu[-4:] == volume.hu[-1]).all()
+    assert (longer.affine @ [3, 5, 4, 1]) == pytest.approx(volume.affine @ [3, 5, 0, 1])
+    assert continued(volume, 0.0) is volume
+
+
+def test_an_unreadable_ct_is_an_outcome_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 not a zip")
+    item = scan([CtExam("broken", "p", tmp_path / "broken.npz")])[0][0]
+    made = render_exam(item, SMALL, tmp_path / "artifacts")
+    assert made.folder is None
+    assert "broken.npz" in made.reason
+    assert str(tmp_path) not in made.reason
+
+
+def test_same_ct_and_settings_still_give_the_pixels_of_this_version(tmp_path: Path) -> None:
+    """Golden: when this fails because the images were meant to change, raise CODE_TAG and write the new values."""
+    z, y, x = np.meshgrid(*[np.arange(n) for n in (24, 28, 32)], indexing="ij")
+    hu = (((x * 7 + y * 5 + z * 3) % 41) * 20 - 700).astype(np.int16)
+    item = _scanned(tmp_path, Volume(hu, (9.0, 10.0, 11.0), (-140.0, -135.0, -120.0)))
+    # the poses of a CT come from its hash, and that of an .npz file is numpy's affair
+    item = dataclasses.replace(item, digest="golden")
+    made = render_exam(item, DrrConfig(size=32, poses=2, centre="volume", seed=1), tmp_path / "artifacts")
+    assert made.folder is not None
+    points = [(16, 16), (10, 20), (25, 6)]
+    found = []
+    for k in range(2):
+        with Image.open(made.folder / f"pose-{k:03d}.png") as image:
+            pixels = np.asarray(image)
+        found += [int(pixels[p]) for p in points]
+    assert CODE_TAG == "drr-1"
+    assert found == pytest.approx(GOLDEN, abs=3)
+
+
+GOLDEN = [36878, 35337, 35810, 36377, 36425, 37178]

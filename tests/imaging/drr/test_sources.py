@@ -1,0 +1,105 @@
+"""Finding CTs, and telling that two of them are one series."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from embedprior.errors import BadInput
+from embedprior.imaging.drr.sources import CtExam, ct_of_table, find_ct, scan
+from embedprior.imaging.reading import write_npz
+from embedprior.imaging.volume import Volume
+
+
+def _volume(value: int = 0) -> Volume:
+    return Volume(np.full((4, 5, 6), value, np.int16), (1.0, 1.0, 2.0))
+
+
+def _dicom(file: Path, series: str, number: int, comment: str = "") -> None:
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    data = pydicom.Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[series, str(number)])
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID
+    data.SeriesInstanceUID, data.Modality, data.ImageComments = series, "CT", comment
+    data.Rows = data.Columns = 4
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.PixelData = np.full((4, 4), number, np.int16).tobytes()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(file, enforce_file_format=True)
+
+
+def test_files_zips_and_dicom_folders_of_a_tree_are_found(tmp_path: Path) -> None:
+    write_npz(_volume(), tmp_path / "b.npz")
+    (tmp_path / "sub").mkdir()
+    write_npz(_volume(), tmp_path / "sub" / "a.npz")
+    (tmp_path / "notes.txt").write_text("not a volume")
+    _dicom(tmp_path / "scan" / "1.dcm", "1.2.3", 1)
+    found = find_ct(tmp_path)
+    assert [e.exam_id for e in found] == ["b", "scan", "sub_a"]
+    assert [e.exam_id for e in find_ct(tmp_path / "b.npz")] == ["b"]
+    assert [e.exam_id for e in find_ct(tmp_path / "scan")] == ["scan"]
+
+
+def test_nothing_to_render_is_refused_with_what_is_allowed(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no CT at"):
+        find_ct(tmp_path / "absent")
+    with pytest.raises(BadInput, match="no volume under"):
+        find_ct(tmp_path)
+    (tmp_path / "x.txt").write_text("")
+    with pytest.raises(BadInput, match=r"\.nii\.gz"):
+        find_ct(tmp_path / "x.txt")
+    write_npz(_volume(), tmp_path / "a.npz")
+    (tmp_path / "a.mha").write_bytes(b"")
+    with pytest.raises(BadInput, match="both be exam 'a'"):
+        find_ct(tmp_path)
+
+
+def test_same_bytes_or_same_dicom_series_count_once(tmp_path: Path) -> None:
+    write_npz(_volume(1), tmp_path / "a.npz")
+    (tmp_path / "copy.npz").write_bytes((tmp_path / "a.npz").read_bytes())
+    write_npz(_volume(2), tmp_path / "other.npz")
+    for number in (1, 2):
+        _dicom(tmp_path / "folder" / f"{number}.dcm", "1.2.3", number)
+        _dicom(tmp_path / "rewritten" / f"{number}.dcm", "1.2.3", number, comment="exported again")
+        _dicom(tmp_path / "next" / f"{number}.dcm", "1.2.4", number)
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as packed:
+        for number in (2, 1):
+            packed.write(tmp_path / "folder" / f"{number}.dcm", f"deep/{number}.dcm")
+    names = ["a", "copy", "other", "folder", "rewritten", "next", "packed"]
+    ending = {"a": ".npz", "copy": ".npz", "other": ".npz", "packed": ".zip"}
+    found, failures = scan(CtExam(n, n, tmp_path / (n + ending.get(n, ""))) for n in names)
+    assert not failures
+    assert {s.exam.exam_id: s.same_as for s in found} == {
+        "a": "", "copy": "a", "other": "", "folder": "", "rewritten": "folder", "next": "", "packed": "folder",
+    }  # fmt: skip
+    by_name = {s.exam.exam_id: s.digest for s in found}
+    assert by_name["packed"] == by_name["folder"] != by_name["rewritten"]
+
+
+def test_a_file_that_is_gone_is_a_failure_not_an_end(tmp_path: Path) -> None:
+    write_npz(_volume(), tmp_path / "a.npz")
+    found, failures = scan([CtExam("gone", "p", tmp_path / "gone.npz"), CtExam("a", "p", tmp_path / "a.npz")])
+    assert [s.exam.exam_id for s in found] == ["a"]
+    assert failures == [{"exam_id": "gone", "stage": "scan", "reason": "gone.npz: no such file or folder"}]
+
+
+def test_table_rows_keep_ids_labels_and_site(tmp_path: Path) -> None:
+    pd.DataFrame(
+        {"exam_id": ["x", "c"], "patient_id": ["p", "p"], "modality": ["CXR", "CT"], "path": ["x.png", "vol/c.npz"],
+         "site": ["s", "s"], "label:mass": [1, 1]}
+    ).to_csv(tmp_path / "exams.csv", index=False)  # fmt: skip
+    (exam,) = ct_of_table(tmp_path / "exams.csv")
+    assert (exam.exam_id, exam.patient_id, exam.path) == ("c", "p", tmp_path / "vol" / "c.npz")
+    assert exam.columns["label:mass"] == 1
+    assert exam.columns["site"] == "s"
