@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     exams = find_ct(common["ct"]) if common["ct"] is not None else ct_of_table(common["cohort"])
     exams = exams[: common["limit"]]
     get_renderer(config.renderer)
-    me = launched(common["processes"])
+    me = launched(common["processes"], "drr ...")
     if "--dry-run" in argv:
         if me.first:
             print(_plan(exams, config, common["workers"] * me.count))
@@ -99,17 +99,13 @@ def _finish(
     out: Path, config: DrrConfig, scanned: list[Scanned], rendered: list[Rendered], failures: list[dict[str, str]],
     incomplete: bool, note: str,
 ) -> str:  # fmt: skip
-    from embedprior.imaging.drr.sheet import contact_sheet
+    from embedprior.imaging.drr.sheet import drr_sheet
     from embedprior.imaging.drr.tables import IMAGES, publish, write_tables
 
     exams = [s.exam for s in scanned if not s.same_as]
     count = publish(out, exams, rendered, config)
-    table, pairs = write_tables(out, exams, rendered, config, incomplete)
-    pictures = table[table["modality"] == "DRR"]
-    shown = contact_sheet(
-        [(str(e), out / str(p)) for e, p in zip(pictures["exam_id"], pictures["path"], strict=True)],
-        out / "contact_sheet.png",
-    )  # fmt: skip
+    _, pairs = write_tables(out, exams, rendered, config, incomplete)
+    shown = drr_sheet(rendered, config, out / "contact_sheet.png")
     good = [r for r in rendered if r.folder is not None]
     cut = [r.exam_id for r in good if not r.complete]
     lines = [

@@ -39,7 +39,7 @@ class Rendered:
         exam_id: of the CT.
         folder: of its images; None when it failed.
         complete: whether the scan holds both lungs.
-        findings: codes of the CT's audit.
+        findings: of the CT's audit.
         reused: the images were there already.
         reason: why it failed; empty when it did not.
     """
@@ -47,7 +47,7 @@ class Rendered:
     exam_id: str
     folder: Path | None
     complete: bool = False
-    findings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
     reused: bool = False
     reason: str = ""
 
@@ -77,8 +77,8 @@ def render_exam(item: Scanned, config: DrrConfig, root: Path) -> Rendered:
     except (ValueError, RuntimeError) as error:
         return Rendered(item.exam.exam_id, None, reason=f"{type(error).__name__}: {reason_of(error, item.exam)}")
     facts = read_json(made.path / FACTS)
-    codes = tuple(f["code"] for f in facts["findings"])
-    return Rendered(item.exam.exam_id, made.path, bool(facts["complete"]), codes, made.reused)
+    findings = tuple(Finding(f["code"], f["message"]) for f in facts["findings"])
+    return Rendered(item.exam.exam_id, made.path, bool(facts["complete"]), findings, made.reused)
 
 
 def _builder(item: Scanned, config: DrrConfig) -> Callable[[Path], None]:
@@ -228,5 +228,5 @@ def facts_of(volume: Volume, findings: list[Finding]) -> dict[str, Any]:
         "complete": lungs_complete(findings),
         "shape_zyx": list(volume.shape),
         "spacing_xyz_mm": list(volume.spacing_mm),
-        "findings": [{"code": f.code, "severity": f.severity, "message": f.message} for f in findings],
+        "findings": [{"code": f.code, "message": f.message} for f in findings],
     }

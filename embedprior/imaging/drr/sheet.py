@@ -6,35 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from embedprior.runs.files import write_file
+from embedprior.imaging.contact_sheet import contact_sheet, picture_tile
 
-CELL, BAR, COLUMNS = 224, 18, 6
-MOST = 240
+from .job import Rendered, image_name
+from .settings import DrrConfig
+from .tables import drr_id
+
+COLUMNS, MOST = 6, 240
 
 
-def contact_sheet(images: Sequence[tuple[str, Path]], path: Path, columns: int = COLUMNS) -> int:
-    """Write a PNG with one cell for each image, at most 240; returns how many are on it.
-
-    Args:
-        images: caption and 16-bit PNG.
-        path: of the sheet.
-        columns: cells in a row.
-    """
-    shown = list(images)[:MOST]
-    columns = max(1, min(columns, len(shown)))
-    rows = -(-len(shown) // columns) or 1
-    sheet = Image.new("L", (columns * (CELL + 4) + 4, rows * (CELL + BAR + 4) + 4), 24)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for number, (caption, file) in enumerate(shown):
-        left, top = 4 + (number % columns) * (CELL + 4), 4 + (number // columns) * (CELL + BAR + 4)
-        with Image.open(file) as image:
-            grey = np.asarray(image, dtype=np.float32) / 65535
-        cell = Image.fromarray(np.round(grey * 255).astype(np.uint8))
-        sheet.paste(cell.resize((CELL, CELL), Image.Resampling.BOX), (left, top + BAR))
-        while caption and draw.textlength(caption, font) > CELL - 4:
-            caption = caption[:-2].rstrip("…") + "…"
-        draw.text((left + 2, top + 2), caption, fill=220, font=font)
-    write_file(path, lambda handle: sheet.save(handle, "PNG"))
-    return len(shown)
+def drr_sheet(rendered: Sequence[Rendered], config: DrrConfig, path: Path) -> int:
+    """Write the images with what the audit of their CTs found, at most 240; returns how many are on the sheet."""
+    tiles = []
+    for result in rendered:
+        for pose in range(config.poses):
+            if result.folder is None or len(tiles) == MOST:
+                break
+            with Image.open(result.folder / f"{image_name(pose)}.png") as image:
+                grey = np.asarray(image, dtype=np.float32) / 65535
+            detail = "lungs complete" if result.complete else "lungs not complete"
+            tiles.append(picture_tile(drr_id(result.exam_id, config.view, pose), grey, result.findings, detail))
+    if tiles:
+        contact_sheet(tiles, path, COLUMNS)
+    return len(tiles)
