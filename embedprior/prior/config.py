@@ -215,7 +215,8 @@ class TrainPriorConfig(Config):
         resample, fold: likewise.
         source: what the conditions are; each source has its own scaler.
         teacher: folder of a trained CT teacher, for the BCE term and the teacher's AUC.
-        exams, label: exam table and the name of one of its labels, for the same and for hard-label terms.
+        exams: exam table. It keeps only the pairs whose radiograph is of the ``source``'s modality.
+        label: one of its labels, for the teacher's AUC and for hard-label terms.
         label_of: whether the label of a pair is that of its CT or of its radiograph.
         init_from: folder of a prior to start from (second stage).
         out: folder of the training.
@@ -244,6 +245,6 @@ class TrainPriorConfig(Config):
 
     @model_validator(mode="after")
     def _labels_have_a_table(self) -> Self:
-        if (self.exams is None) != (self.label is None):
-            raise ValueError("exams and label belong together: the exam table, and the name of one of its labels")
+        if self.exams is None and self.label is not None:
+            raise ValueError("label needs exams, the exam table that holds it")
         return self

@@ -51,6 +51,9 @@ def read_pairs(config: TrainPriorConfig) -> tuple[PairArrays, PairArrays, dict[s
         if not Path(name).exists():
             raise BadInput(f"{name} does not exist. Next: {config.made_by}")
     pairs = read_table(Path(config.pairs), (*PAIR_REQUIRED, *config.views))
+    exams = None if config.exams is None else read_table(Path(config.exams), EXAM_REQUIRED).set_index("exam_id")
+    if exams is not None:
+        pairs = _of_source(pairs, exams, config)
     splits = check_splits(read_table(Path(config.splits), SPLIT_REQUIRED), config.splits)
     parts = fold_parts(splits, config.design, config.resample, config.fold, config.splits)
     condition, target = open_cache(config.condition_cache), open_cache(config.target_cache)
@@ -62,7 +65,7 @@ def read_pairs(config: TrainPriorConfig) -> tuple[PairArrays, PairArrays, dict[s
     # Padded to one width: validation may hold the longest exam.
     views = pd.concat(rows.values())[list(config.views)]
     tokens, mask = conditions(condition, views, config.pairs)
-    labels = _labels(config)
+    labels = None if exams is None or config.label is None else _labels(exams, config.label, str(config.exams))
     made = []
     start = 0
     for chosen in rows.values():
@@ -118,12 +121,22 @@ def padded(tokens: Sequence[NDArray[np.generic]]) -> tuple[Array, NDArray[np.boo
     return out, real
 
 
-def _labels(config: TrainPriorConfig) -> pd.Series | None:
-    if config.exams is None or config.label is None:
-        return None
-    exams = read_table(Path(config.exams), EXAM_REQUIRED)
+def _of_source(pairs: pd.DataFrame, exams: pd.DataFrame, config: TrainPriorConfig) -> pd.DataFrame:
+    """Return the pairs whose radiograph is of the source: a pair table may hold DRRs beside radiographs."""
+    modality = pairs[config.views[0]].map(exams["modality"])
+    kept = pairs[modality == config.source.upper()]
+    if kept.empty:
+        have = ", ".join(f"{count} {name}" for name, count in modality.fillna("unknown").value_counts().items())
+        raise BadInput(
+            f"{config.pairs}: no pair whose '{config.views[0]}' is a {config.source.upper()} in {config.exams}; "
+            f"it has {have}. Next: --source drr or --source cxr"
+        )
+    return kept
+
+
+def _labels(exams: pd.DataFrame, label: str, where: str) -> pd.Series:
     names = label_columns(exams)
-    if config.label not in names:
+    if label not in names:
         allowed = ", ".join(names) or "(the table has none)"
-        raise BadInput(f"{config.exams}: label '{config.label}'. Allowed: {allowed}.{nearest(config.label, names)}")
-    return exams.set_index("exam_id")[LABEL_PREFIX + config.label]
+        raise BadInput(f"{where}: label '{label}'. Allowed: {allowed}.{nearest(label, names)}")
+    return exams[LABEL_PREFIX + label]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from embedprior.errors import BadInput
-from embedprior.prior.config import ProcessConfig, SamplerConfig
+from embedprior.prior.config import PriorConfig, ProcessConfig, SamplerConfig, TrainingConfig
 from embedprior.prior.diffusion import Schedule, make_schedule
 from embedprior.prior.sampling import ReverseStep, even_trajectory, log_snr_trajectory, optimal_trajectory, plan, run
+from embedprior.prior.setup import PairTensors
+from embedprior.prior.validation import measure_variance
 
 SPREADS = np.array([0.3, 1.0, 4.0])
 SAMPLERS = {
@@ -52,9 +55,15 @@ def propagate(schedule: Schedule, steps: list[ReverseStep], spread: np.ndarray) 
 
 
 def trajectories(timesteps: int) -> list[list[int]]:
-    rng = np.random.default_rng(0)
+    rng, schedule = np.random.default_rng(0), cosine(timesteps)
     ragged = sorted({1, timesteps, *rng.integers(2, timesteps, 7).tolist()})
-    return [even_trajectory(timesteps, k) for k in (1, 2, 4, 10, 64)] + [ragged]
+    error = np.array([0.0, *(exact_error(schedule, n, SPREADS).mean() for n in range(1, timesteps + 1))])
+    return [
+        *(even_trajectory(timesteps, k) for k in (1, 2, 4, 10, 64)),
+        *(log_snr_trajectory(schedule, k) for k in (4, 10, 64)),
+        *(optimal_trajectory(schedule, error, k) for k in (4, 10, 64)),
+        ragged,
+    ]
 
 
 @pytest.mark.parametrize("timesteps", [64, 1000])
@@ -127,6 +136,52 @@ def test_drawn_samples_keep_the_variance_where_ddpm_small_does_not(count: int) -
     # The spread of a variance from 200,000 draws is sqrt(2/n) = 0.3 %.
     assert drawn["ddpm analytic"] == pytest.approx(1.0, abs=0.01)
     assert drawn["ddpm small"] < 0.92
+
+
+@pytest.mark.parametrize("count", [4, 64])
+def test_drawn_samples_keep_every_axis_with_a_variance_per_dimension(count: int) -> None:
+    """300,000 draws at N = 1000 (a variance is then known to 0.26 %); DDPM-small keeps neither axes nor total."""
+    schedule = cosine(1000)
+    ratios, totals = {}, {}
+    for variance in ("analytic_diag", "small", "analytic")[: 3 if count == 4 else 2]:
+        settings = SamplerConfig(variance=variance)  # type: ignore[arg-type]
+        trajectory = even_trajectory(1000, count)
+        steps = plan(schedule, settings, trajectory, lambda n: exact_error(schedule, n, SPREADS))
+        generator = torch.Generator().manual_seed(0)
+        x = run(
+            steps,
+            lambda x, n: torch.from_numpy(gain(schedule, n, SPREADS)).float() * x,
+            lambda _, g=generator: torch.randn(300_000, 3, generator=g),  # type: ignore[misc]
+        )
+        ratios[variance] = x.double().var(dim=0).numpy() / SPREADS
+        totals[variance] = float(x.double().var(dim=0).sum()) / SPREADS.sum()
+    np.testing.assert_allclose(ratios["analytic_diag"], 1.0, atol=0.01)
+    assert np.abs(ratios["small"] - 1.0).max() > 0.05
+    if count == 4:
+        assert np.abs(ratios["analytic"] - 1.0).max() > 0.02
+    assert totals["small"] < 0.97
+
+
+def test_held_out_error_keeps_its_digits_at_the_last_timesteps_where_gamma_loses_them() -> None:
+    """float32, d = 512, 900 draws: v_n = bbar S / (abar S + bbar) is .976 at n = 900 and 1 from 990 on."""
+    schedule, config = cosine(1000), PriorConfig(training=TrainingConfig(variance_nodes=101, variance_draws=4))
+    target = torch.randn(225, 512, generator=torch.Generator().manual_seed(0))
+    gamma = {}
+
+    def denoise(x: torch.Tensor, n: int) -> torch.Tensor:
+        x0hat = float(gain(schedule, n, np.ones(1))[0]) * x
+        abar = schedule.alpha_bar[n]
+        share = float(((x - float(np.sqrt(abar)) * x0hat) ** 2).mean() / np.float32(1 - abar))
+        gamma[n] = float((1 - abar) / abar * (1 - share))
+        return x0hat
+
+    held_out = PairTensors(torch.zeros(225, 1, 1), target, None, torch.zeros(225), torch.arange(225))
+    prior = SimpleNamespace(config=config, schedule=schedule, denoiser=lambda *_: denoise)
+    table = measure_variance(prior, target, held_out)  # type: ignore[arg-type]
+    for n, error in zip(table.nodes.tolist(), table.error.mean(axis=1), strict=True):
+        if n >= 900:
+            assert error == pytest.approx(float(exact_error(schedule, n, np.ones(1))[0]), rel=0.02)
+    assert abs(gamma[1000] - 1.0) > 10
 
 
 def test_variance_lies_between_its_published_bounds() -> None:

@@ -82,8 +82,11 @@ def test_teacher_and_labels_reach_the_objective_and_the_validation(study: Path) 
     positive = (data.target[:, 0] > 3.0).astype(float)
     config = FitConfig(hidden=4, steps=20)
     train_head(data.target[:40], positive[:40], data.target[40:], positive[40:], config, 0).save(study)
-    exams = pd.DataFrame({"exam_id": [f"c{i}" for i in range(60)], "patient_id": "p", "modality": "CT", "path": "x"})
-    exams.assign(**{"label:ill": positive}).to_csv(study / "exams.csv", index=False)
+    exams = pd.concat([
+        pd.DataFrame({"exam_id": [f"{kind}{i}" for i in range(60)], "modality": name, "label:ill": positive})
+        for kind, name in (("c", "CT"), ("x", "CXR"))
+    ])  # fmt: skip
+    exams.assign(patient_id="p", path="x").to_csv(study / "exams.csv", index=False)
     arguments = ["--config", str(study / "prior.yaml"), "--exams", str(study / "exams.csv"), "--label", "ill"]
     arguments += ["--teacher", str(study), "--prior.objective.bce", "0.2", "--prior.objective.proto", "0.1"]
     assert main(arguments) == 0
@@ -94,6 +97,20 @@ def test_teacher_and_labels_reach_the_objective_and_the_validation(study: Path) 
     assert 0.0 <= validated[-1]["val/teacher_auc"] <= 1.0
     assert json.loads((study / "out" / "run.json").read_text())["inputs"].keys() >= {"teacher", "exams"}
     assert main([*arguments[:4], "--label", "il", "--out", str(study / "o")]) == 2
+    assert main([*arguments[:4], "--source", "drr", "--out", str(study / "o")]) == 2
+
+
+def test_pairs_of_another_kind_of_radiograph_are_left_out(study: Path) -> None:
+    rows = [(f"x{i}", "p", "DRR" if i % 3 == 0 else "CXR", "x") for i in range(60)]
+    pd.DataFrame(rows, columns=["exam_id", "patient_id", "modality", "path"]).to_csv(study / "exams.csv", index=False)
+    given = yaml.safe_load((study / "prior.yaml").read_text()) | {"exams": str(study / "exams.csv")}
+    for source, kept in (("cxr", [i for i in range(40) if i % 3]), ("drr", list(range(0, 40, 3)))):
+        train, _, _ = read_pairs(TrainPriorConfig.model_validate(given | {"source": source}))
+        assert train.ids == [f"q{i}" for i in kept]
+    nothing = pd.read_csv(study / "exams.csv").replace("DRR", "CXR")
+    nothing.to_csv(study / "exams.csv", index=False)
+    with pytest.raises(BadInput, match=r"no pair whose 'cxr_exam_id' is a DRR.*it has 60 CXR"):
+        read_pairs(TrainPriorConfig.model_validate(given | {"source": "drr"}))
 
 
 def test_labels_are_those_of_the_ct_unless_the_radiographs_are_asked_for(study: Path) -> None:
@@ -177,7 +194,8 @@ def test_every_setting_of_the_command_is_read(study: Path, monkeypatch: pytest.M
         return plain(self, name)
 
     monkeypatch.setattr(TrainPriorConfig, "__getattribute__", spy)
-    exams = pd.DataFrame({"exam_id": ["c0"], "patient_id": "p0", "modality": "CT", "path": "x", "label:ill": 1})
+    rows = [(f"{kind}{i}", "p", name, "x", 1) for kind, name in (("c", "CT"), ("x", "CXR")) for i in range(60)]
+    exams = pd.DataFrame(rows, columns=["exam_id", "patient_id", "modality", "path", "label:ill"])
     exams.to_csv(study / "exams.csv", index=False)
     config = ["--config", str(study / "prior.yaml"), "--prior.training.steps", "2"]
     assert main([*config, "--exams", str(study / "exams.csv"), "--label", "ill"]) == 0
@@ -206,7 +224,7 @@ def test_second_stage_starts_from_the_first(study: Path) -> None:
         (["--teacher", "nowhere"], "nowhere holds no CT head.*Next: embedprior train teacher"),
         (["--prior.objective.bce", "0.2"], "no teacher was given.*--teacher DIR"),
         (["--prior.objective.proto", "0.2"], "--exams exams.csv --label NAME"),
-        (["--label", "ill"], "exams and label belong together"),
+        (["--label", "ill"], "label needs exams"),
         (["--views", "[lateral]"], "missing column 'lateral'"),
         (["--trackers", "[mlflow]"], "tracker 'mlflow' is not installed. Next: pip install mlflow"),
         (["extra"], "'extra' was not expected"),
