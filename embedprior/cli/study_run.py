@@ -36,10 +36,11 @@ def main(argv: Sequence[str]) -> int:
                 print(f"{len(needed)} images to embed with {config.encoder.name} ({size / 1e6:.1f} MB)")
         print(plan_text(plan, common["workers"]))
         return DONE
-    freeze(plan, study, out)
     from embedprior.runs import Run
 
     leads = os.environ.get("RANK", "0") == "0"
+    if leads:
+        freeze(plan, study, out)
     inputs = {**plan["inputs"], "plan": plan["hash"]}
     run = Run(out, "study run", config, config.seed, inputs) if leads else None
     result = run_study(study, out, run.stage if run else _nothing, common["workers"])

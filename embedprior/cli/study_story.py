@@ -248,7 +248,10 @@ def _caveats(config: StudyConfig, result: StudyResult) -> list[str]:
         if cell.design.cases == "paired":
             own = result.cohort.pairs[result.cohort.pairs["cxr_exam_id"].isin(cell.targets["exam_id"])]
             known, pairs = int(own["offset_days"].notna().sum()), len(own)
-            caveats.append(f"{cell.design.name}: days between X-ray and CT are known for {known} of {pairs} pairs.")
+            if known < pairs:
+                caveats.append(
+                    f"{cell.design.name}: days between X-ray and CT are known for {known} of {pairs} pairs."
+                )
         elif cell.targets["source"].nunique() > 1:
             caveats.append(
                 f"{cell.design.name}: the source of a picture confounds its label, so an AUC here is not evidence "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +34,9 @@ class Caches:
         every = {"cxr": self.cxr, "ct": self.ct, "pixels": self.pixels, "tokens": self.tokens}
         return {name: cache for name, cache in every.items() if cache is not None}
 
-    def folders(self) -> dict[str, Path]:
-        """Return the folder of each cache there is."""
-        return {name: cache.path for name, cache in self.named().items()}
+    def unread(self) -> Caches:
+        """Return the same caches with nothing of them in memory: small enough to send to another process."""
+        return Caches(**{name: replace(cache) for name, cache in self.named().items()})
 
     def need_ct(self) -> EmbeddingCache:
         """Return the CT cache.
@@ -80,11 +80,6 @@ def open_caches(choice: CacheChoice, data: Path) -> Caches:
         return None if path is None else open_cache(data / path)
 
     return Caches(open_cache(data / choice.cxr), at(choice.ct), at(choice.pixels), at(choice.tokens))
-
-
-def reopen(folders: dict[str, Path]) -> Caches:
-    """Open the same caches in another process (see ``Caches.folders``)."""
-    return Caches(**{name: open_cache(path) for name, path in folders.items()})
 
 
 def patients_seen(caches: Caches) -> dict[str, frozenset[str]]:

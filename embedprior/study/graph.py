@@ -44,6 +44,10 @@ class Outcome:
     reused: bool
 
 
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LONGEST_WAIT = 30
+"""Days that a launched process waits for the others to finish their rounds."""
+
 BenchMaker = Callable[[], list[Bench]]
 
 
@@ -89,16 +93,18 @@ def reason_of(error: Exception) -> str:
 
 
 def _launched(units: Sequence[Unit], make: BenchMaker, clock: _Clock) -> list[Outcome]:
+    from datetime import timedelta
+
     import torch
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT * timedelta(days=1))
     rounds = list(dict.fromkeys((u.round, u.seed) for u in units))
     mine = set(rounds[state.process_index :: state.num_processes])
-    benches = make()
-    with one_thread():
-        own = [clock.tick(_attempt(benches, u)) for u in units if (u.round, u.seed) in mine]
+    # A prior trains through accelerate too: seen from a launched process it would take the others for its helpers.
+    # So the fits run in a process of their own, which knows nothing of the launcher.
+    own = list(_pooled([u for u in units if (u.round, u.seed) in mine], make, 1, clock))
     state.wait_for_everyone()
     found: list[Outcome] = gather_object(own)
     return found
@@ -108,6 +114,8 @@ _BENCHES: list[Bench] = []
 
 
 def _start(make: BenchMaker) -> None:
+    for name in LAUNCHER:
+        os.environ.pop(name, None)
     import torch
     from threadpoolctl import threadpool_limits
 

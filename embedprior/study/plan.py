@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import pandas as pd
 from embedprior.cohort.sources.tables import read_splits
 from embedprior.errors import BadInput
 from embedprior.runs import artifacts_root, canonical, hash_of, read_json, write_json
-from embedprior.study.config import StudyConfig
+from embedprior.study.config import StudyConfig, rows_of
 from embedprior.study.detectable import detectable_difference, held_out_counts
-from embedprior.study.runner import CODE_TAG, RECORD
-from embedprior.study.units import Study, units_of
+from embedprior.study.runner import CODE_TAG, RECORD, TEACHER
+from embedprior.study.units import Study, Unit, units_of
 from embedprior.tables import write_table
 
 PLAN, SPLITS = "plan.json", "splits.csv"
@@ -57,7 +57,7 @@ def make_plan(config: StudyConfig, study: Study, out: Path) -> dict[str, Any]:
         **frozen,
         "designs": _designs(study),
         "hypotheses": _hypotheses(config, study),
-        "cost": cost(Counter(u.method for u in units), config, out),
+        "cost": cost(_costed(study, units), config, out),
     }
 
 
@@ -179,9 +179,21 @@ def plan_text(plan: Mapping[str, Any], workers: int = 1) -> str:
     return "\n".join(lines)
 
 
+def _costed(study: Study, units: Sequence[Unit]) -> Counter[str]:
+    """Count the fits of each row, and the CT heads they need."""
+    needing = {
+        (number, design.name)
+        for number, variant in enumerate(study.variants)
+        for design in variant.config.designs
+        if design.cases == "paired" and any(rows_of(variant.config)[m].uses_ct for m in design.methods)
+    }
+    heads = {(u.round, u.seed) for u in units if (u.round.variant, u.round.design) in needing}
+    return Counter({TEACHER: len(heads)} if heads else {}) + Counter(u.method for u in units)
+
+
 def _measured(root: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
-    for record in sorted((root / "fit").glob(f"*/{RECORD}")):
+    for record in sorted([*(root / "fit").glob(f"*/{RECORD}"), *(root / "teacher").glob(f"*/{RECORD}")]):
         fit = read_json(record)
         found.setdefault(fit["method"], []).append(float(fit["seconds"]))
     return found

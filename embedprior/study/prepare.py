@@ -61,7 +61,7 @@ class Prepared:
         if self.encoder is not None:
             found["encoder weights"] = self.encoder.spec.weights_sha256
         if self.caches is not None:
-            found |= {f"{name} cache": folder.name for name, folder in self.caches.folders().items()}
+            found |= {f"{name} cache": cache.path.name for name, cache in self.caches.named().items()}
         return found
 
 

@@ -16,7 +16,7 @@ from embedprior.cohort.splits import Round
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.runs import artifacts_root, read_json
 from embedprior.study.config import Design, StudyConfig, rows_of
-from embedprior.study.embeddings import Caches, reopen
+from embedprior.study.embeddings import Caches
 from embedprior.study.graph import Outcome, run_units
 from embedprior.study.materials import Materials
 from embedprior.study.prepare import Prepared, prepare
@@ -138,7 +138,7 @@ def run_materials(
 ) -> StudyResult:  # fmt: skip
     """Run every fit on materials that are there already; see ``run_study``."""
     units = units_of(study)
-    outcomes = run_units(units, partial(benches, [_packed(m) for m in materials]), workers)
+    outcomes = run_units(units, partial(benches, [replace(m, caches=m.caches.unread()) for m in materials]), workers)
     stage(
         "fits", fits=len(outcomes), reused=sum(o.reused for o in outcomes),
         failed=sum(o.path is None for o in outcomes),
@@ -255,21 +255,9 @@ def _refuse_missing(config: StudyConfig, prepared: Prepared, caches: Caches) -> 
                 )
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """Materials as they travel to another process: folders instead of open caches."""
-
-    materials: Materials
-    folders: dict[str, Path]
-
-
-def _packed(materials: Materials) -> _Packed:
-    return _Packed(replace(materials, caches=None), materials.caches.folders())  # type: ignore[arg-type]
-
-
-def benches(packed: Sequence[_Packed]) -> list[Bench]:
-    """Return one bench a variant, its caches opened in this process."""
-    return [Bench(replace(p.materials, caches=reopen(p.folders))) for p in packed]
+def benches(materials: Sequence[Materials]) -> list[Bench]:
+    """Return one bench a variant (called in every process that fits)."""
+    return [Bench(m) for m in materials]
 
 
 def _support(study: Study, materials: Sequence[Materials]) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from embedprior.study.units import RoundId, Unit
 from embedprior.tables import PREDICTION_REQUIRED
 
 CODE_TAG, TEACHER_TAG = "fit-1", "teacher-1"
-SCORES, RECORD, PATIENTS = "predictions.csv", "fit.json", "patients.json"
+SCORES, RECORD, TEACHER = "predictions.csv", "fit.json", "CT teacher"
 
 
 class NoScore(Exception):
@@ -231,8 +231,10 @@ def train_teacher(materials: Materials, data: TeacherData, seed: int) -> tuple[A
     own_seed = seed_for(seed, stream) if stream else seed
 
     def build(work: Path) -> None:
+        started = time.monotonic()
         train_head(data.train, data.train_label, data.val, data.val_label, settings, own_seed).save(work)
-        write_json(work / PATIENTS, data.patients)
+        seconds = round(time.monotonic() - started, 3)
+        write_json(work / RECORD, {"method": TEACHER, "seconds": seconds, "patients_seen": data.patients})
 
     inputs = {
         "embeddings": hash_array(data.train), "labels": hash_array(data.train_label), "val": hash_array(data.val),
