@@ -15,7 +15,7 @@ from embedprior.config import load_config
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.prior.config import TrainPriorConfig
 
-USAGE = """usage: train_prior.py --config NAME|FILE [--SETTING VALUE ...]
+USAGE = """usage: train_prior.py --config NAME|FILE [--SETTING VALUE ...]      (or: embedprior train prior ...)
 
 Trains the diffusion prior from embedding caches. NAME is a file in configs/prior/. A stopped training in the
 same --out goes on where it stopped. Any setting of the file can be given here, dotted: --prior.training.steps 500
@@ -69,7 +69,7 @@ def _train(name: str, overrides: dict[str, Any]) -> None:
     config = load_config(TrainPriorConfig, name, "prior", overrides)
     from embedprior.cache.processes import launched
 
-    launched()
+    launched(command="train prior --config ...")
     from embedprior.prior.pairs import read_pairs
 
     train, val, inputs = read_pairs(config)

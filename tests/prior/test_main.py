@@ -172,6 +172,7 @@ def test_fewer_processes_than_asked_for_is_an_error(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "2 processes were asked for, 1 started" in error
+    assert "torchrun --nproc_per_node 2 -m embedprior train prior" in error
     assert "exit code 2; accelerate launch makes 1 of it" in error
 
 
@@ -266,7 +267,7 @@ def test_demo_config_names_the_command_that_makes_its_caches() -> None:
 
 
 def test_help_lists_every_setting_without_torch() -> None:
-    code = "import sys; from embedprior.prior.main import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from embedprior.cli.train_prior import main; main(['--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     names = [name for name, _ in settings_of(TrainPriorConfig)]
     assert "prior.training.lr" in names
