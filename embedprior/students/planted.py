@@ -43,7 +43,7 @@ class PlantedConfig(Config):
     labelled: int = 40
     unlabelled: int = 1500
     val: int = 100
-    held_out: int = 800
+    held_out: int = 1500
     cxr_dim: int = 128
     ct_dim: int = 8
     anatomy: int = 2

@@ -1,22 +1,25 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from embedprior.students.base import Cases, FitData, Stage
 from embedprior.students.registry import Budget
 from embedprior.teachers.config import FitConfig
 from embedprior.teachers.head import train_head
 
+torch.set_num_threads(1)
 SMALL = FitConfig(hidden=16, steps=40, check_every=20, batch_size=32)
 
 
 def pairs(count: int, seed: int, prefix: str = "p", labelled: int | None = None) -> Cases:
     """Cases whose label depends on the first CT dimension, which the radiograph shows with noise."""
     rng = np.random.default_rng(seed)
-    ct = rng.normal(size=(count, 6)).astype(np.float32)
+    ct = rng.normal(size=(count, 8)).astype(np.float32)
     cxr = np.concatenate([ct[:, :3] + 0.7 * rng.normal(size=(count, 3)), rng.normal(size=(count, 5))], axis=1)
     label = (ct[:, 0] + 0.2 * rng.normal(size=count) > 0).astype(float)
     ct_label = label.copy()
@@ -56,8 +59,13 @@ def budget() -> Budget:
     )  # fmt: skip
 
 
-def with_pixels(cases: Cases, size: int = 16) -> Cases:
-    """The same cases with pictures: the left half's brightness shows the first CT dimension."""
+@pytest.fixture
+def with_pixels() -> Callable[[Cases], Cases]:
+    """Give cases tokens and pictures, whose left half shows the first CT dimension."""
+    return add_pixels
+
+
+def add_pixels(cases: Cases, size: int = 16) -> Cases:
     rng = np.random.default_rng(len(cases))
     pixels = rng.integers(60, 90, size=(len(cases), size, size))
     pixels[:, :, : size // 2] += (30 * (cases.paired_ct()[:, 0] > 0)).astype(int)[:, None, None]

@@ -1,0 +1,151 @@
+"""What holds for every registered method."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedprior.errors import BadInput
+from embedprior.students.base import Cases, CtNotAvailable, FitData, Stage
+from embedprior.students.registry import DEGENERATE, METHODS, Budget, MethodInfo, build_method, methods
+from embedprior.students.saved import load_fitted, save_fitted
+
+PRIORS = [n for n, i in METHODS.items() if i.takes == "prior"]
+READS_UNLABELLED = [n for n, i in METHODS.items() if i.uses_ct and i.role != "oracle"]
+
+
+@pytest.fixture(scope="module")
+def fitted(small: FitData, request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
+    done: dict[str, object] = {}
+
+    def of(name: str, budget: Budget) -> object:
+        if name not in done:
+            done[name] = build_method(name, budget).fit(small, 7)
+        return done[name]
+
+    return of
+
+
+def visible(cases: Cases, name: str) -> Cases:
+    return cases if METHODS[name].needs_ct else cases.without_ct()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_saved_method_scores_what_it_scored(name, small, budget, fitted, tmp_path: Path) -> None:
+    method, cases = fitted(name, budget), visible(small.target.val, name)
+    scores = method.scores(cases)
+    assert scores.shape == (len(cases),)
+    assert ((scores >= 0) & (scores <= 1)).all()
+    save_fitted(method, tmp_path / name, name)
+    again, named = load_fitted(tmp_path / name)
+    assert named == name
+    np.testing.assert_array_equal(again.scores(cases), scores)
+    assert not [p for p in (tmp_path / name).rglob("*") if p.suffix in (".pt", ".pkl", ".npy")]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_what_its_entry_says(name, small, budget, fitted) -> None:
+    info, method = METHODS[name], build_method(name, budget)
+    assert (method.name, method.needs_ct, method.uses_ct) == (name, info.needs_ct, info.uses_ct)
+    if info.needs_ct:
+        with pytest.raises(CtNotAvailable):
+            fitted(name, budget).scores(small.target.val.without_ct())
+    account = fitted(name, budget).account
+    assert (account.trainable, account.total) == method.parameters(small)
+    assert account.total >= account.trainable
+    if info.needs_teacher and name != "knn-head":
+        assert account.total > account.trainable
+    if info.takes != "nothing":
+        assert account.steps > 0
+        assert account.losses
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in PRIORS])
+def test_the_same_seed_gives_the_same_scores(name, small, budget, fitted) -> None:
+    cases = visible(small.target.val, name)
+    again = build_method(name, budget).fit(small, 7).scores(cases)
+    np.testing.assert_array_equal(again, fitted(name, budget).scores(cases))
+
+
+@pytest.mark.parametrize("name", READS_UNLABELLED)
+def test_every_method_that_uses_ct_learns_from_unlabelled_pairs(name, small, budget, fitted) -> None:
+    train = small.target.train
+    few = FitData((Stage(train.take(np.flatnonzero(train.known)), small.target.val),), small.teacher)
+    cases = visible(small.target.val, name)
+    assert not np.allclose(build_method(name, budget).fit(few, 7).scores(cases), fitted(name, budget).scores(cases))
+
+
+@pytest.mark.parametrize("name", [n for n, i in METHODS.items() if not i.needs_teacher and i.takes != "prior"])
+def test_a_method_that_needs_no_teacher_is_the_same_without_one(name, small, budget, fitted) -> None:
+    bare = FitData(small.stages, None, "none")
+    cases = visible(small.target.val, name)
+    np.testing.assert_array_equal(
+        build_method(name, budget).fit(bare, 7).scores(cases), fitted(name, budget).scores(cases)
+    )
+
+
+@pytest.mark.parametrize("kind", ["tokens", "pixels"])
+def test_student_methods_read_tokens_and_pixels(kind, small, budget, with_pixels, tmp_path: Path) -> None:
+    cases = [with_pixels(c) for c in (small.target.train, small.target.val)]
+    data = FitData((Stage(*cases),), small.teacher)
+    names = [n for n, i in METHODS.items() if kind in i.inputs]
+    assert {"cxr-only", "hinton-kd", "discom-kd", "aft-kd", "proto-kd", "clip-alignment"} <= set(names)
+    for name in names:
+        fitted = build_method(name, budget, inputs=kind).fit(data, 1)
+        blind = replace(cases[1].without_ct(), cxr=np.full_like(cases[1].cxr, np.nan))
+        scores = fitted.scores(blind)
+        assert np.isfinite(scores).all(), name
+        save_fitted(fitted, tmp_path / name, name)
+        np.testing.assert_array_equal(load_fitted(tmp_path / name)[0].scores(blind), scores)
+
+
+def test_padding_tokens_change_nothing(small, budget, with_pixels) -> None:
+    cases = with_pixels(small.target.val)
+    data = FitData((Stage(with_pixels(small.target.train), cases),), small.teacher)
+    fitted = build_method("cxr-only", budget, inputs="tokens").fit(data, 1)
+    longer = np.concatenate([cases.tokens, np.full_like(cases.tokens[:, :2], np.nan)], axis=1)
+    np.testing.assert_allclose(fitted.scores(replace(cases, tokens=longer)), fitted.scores(cases), atol=1e-6)
+
+
+def test_unknown_degenerate_and_impossible_choices_are_refused() -> None:
+    with pytest.raises(BadInput, match="Did you mean 'hinton-kd'"):
+        build_method("hinton")
+    for name in DEGENERATE:
+        with pytest.raises(BadInput, match="with two classes"):
+            build_method(name)
+    with pytest.raises(BadInput, match=r"can't read pixels\. Allowed: embedding"):
+        build_method("ridge-head", inputs="pixels")
+    with pytest.raises(BadInput, match="temprature"):
+        build_method("hinton-kd", temprature=2)
+
+
+def test_a_folder_never_names_code(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no fitted method"):
+        load_fitted(tmp_path)
+    (tmp_path / "fitted.json").write_text('{"format": 1, "kind": "os:system", "method": "x"}')
+    with pytest.raises(BadInput, match="unknown kind of fitted method 'os:system'"):
+        load_fitted(tmp_path)
+
+
+def test_methods_of_installed_packages_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = MethodInfo("mine", "s", "s", "embedprior.students.plain:CxrOnly")
+    entry = metadata.EntryPoint("mine", "somewhere:INFO", "embedprior.methods")
+    monkeypatch.setattr(metadata.EntryPoint, "load", lambda self: own)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [entry])
+    assert methods()["mine"] is own
+    assert build_method("mine").name == "mine"
+    taken = replace(own, name="prior")
+    monkeypatch.setattr(metadata.EntryPoint, "load", lambda self: taken)
+    with pytest.raises(BadInput, match="'prior' is taken"):
+        methods()
+
+
+def test_the_registry_imports_no_torch() -> None:
+    code = "import sys, embedprior.students.registry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
