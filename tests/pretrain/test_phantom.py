@@ -16,7 +16,8 @@ RECIPE = Path(__file__).parents[2] / "pretrain" / "phantom"
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
     spec = importlib.util.spec_from_file_location("phantom_pairs", RECIPE / "pairs.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
