@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -70,6 +70,12 @@ class ProcessConfig(Config):
     # "keep": the null branch still sees the noised target (2x cost). "both": it sees neither, as released.
     null: Literal["keep", "both"] = "keep"
     guidance: float = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_a_name(cls, data: Any) -> Any:
+        # YAML reads the bare word null as a key as "nothing"; here it can only be the field.
+        return {"null" if key is None else key: value for key, value in data.items()} if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _null_branch_is_trained(self) -> Self:

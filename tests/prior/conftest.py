@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from embedprior.prior.config import NetworkConfig, PriorConfig, ProcessConfig, TrainingConfig
+from embedprior.prior.config import NetworkConfig, ObjectiveConfig, PriorConfig, ProcessConfig, TrainingConfig
 from embedprior.prior.data import PairArrays
 
 torch.set_num_threads(1)
@@ -36,3 +38,24 @@ def small_config(**training: object) -> PriorConfig:
 @pytest.fixture
 def pairs() -> tuple[PairArrays, PairArrays]:
     return make_pairs(40, 0), make_pairs(16, 1000)
+
+
+def labelled_pairs() -> tuple[PairArrays, PairArrays]:
+    """Pairs of which every third has no label, two to a patient."""
+    parts = []
+    for count, first in ((40, 0), (16, 1000)):
+        part = make_pairs(count, first)
+        labels = np.where(np.arange(count) % 3, part.target[:, 0] > 3.0, np.nan)
+        parts.append(replace(part, labels=labels, patients=[f"p{first + i // 2}" for i in range(count)]))
+    return parts[0], parts[1]
+
+
+def every_term() -> PriorConfig:
+    """A small config with every term of the objective in use."""
+    terms = ObjectiveConfig(bce=0.2, bce_target="labels", aft=0.1, aft_groups=2, proto=0.1, contrastive=0.1)
+    return small_config().model_copy(update={"objective": terms})
+
+
+def first_logit(embedding: torch.Tensor) -> torch.Tensor:
+    """A teacher that reads the first dimension."""
+    return embedding[:, 0] - 3.0

@@ -16,7 +16,7 @@ from embedprior.config import load_config
 from embedprior.encoders.base import EncoderSpec, key8
 from embedprior.errors import BadInput
 from embedprior.prior import pairs as pairs_module
-from embedprior.prior.config import TrainPriorConfig
+from embedprior.prior.config import NetworkConfig, TrainPriorConfig
 from embedprior.prior.main import main, settings_of
 from embedprior.prior.model import Prior
 from embedprior.prior.pairs import conditions, read_pairs
@@ -264,6 +264,12 @@ def test_demo_config_names_the_command_that_makes_its_caches() -> None:
     config = load_config(TrainPriorConfig, "demo", "prior")
     assert "make demo" in config.made_by
     assert "embedprior demo --out runs/demo" in config.made_by
+
+
+def test_the_papers_recipe_loads_with_its_published_numbers() -> None:
+    prior = load_config(TrainPriorConfig, "pe_paper", "prior").prior
+    assert (prior.process.null, prior.process.timesteps, prior.objective.bce) == ("both", 64, 0.2)
+    assert prior.network.size == NetworkConfig(preset="prior-49m").size
 
 
 def test_help_lists_every_setting_without_torch() -> None:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from embedprior.prior.training import train_prior
 
-from .conftest import make_pairs, small_config
+from .conftest import every_term, first_logit, labelled_pairs
 
 ROOT = Path(__file__).parents[2]
 WORKER = """
@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from conftest import make_pairs, small_config
+from conftest import every_term, first_logit, labelled_pairs
 from embedprior.prior.training import train_prior
-train_prior(make_pairs(40, 0), make_pairs(16, 1000), small_config(), Path({out!r}), show_progress=False)
+train_prior(*labelled_pairs(), every_term(), Path({out!r}), teacher=first_logit, show_progress=False)
 import torch.distributed as dist
 assert dist.get_world_size() == 2
 dist.destroy_process_group()
@@ -32,7 +32,8 @@ dist.destroy_process_group()
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
-    train_prior(make_pairs(40, 0), make_pairs(16, 1000), small_config(), tmp_path / "one", show_progress=False)
+    """With every term of the objective: hard labels known for some, classes, and rivals from the whole batch."""
+    train_prior(*labelled_pairs(), every_term(), tmp_path / "one", teacher=first_logit, show_progress=False)
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER.format(tests=str(Path(__file__).parent), out=str(tmp_path / "two")))
     subprocess.run(
@@ -44,9 +45,10 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     for name in one:
         if not name.startswith("optimiser"):
             np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=2e-5, err_msg=name)
-    curves = []
-    for name in ("one", "two"):
-        rows = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
-        curves.append([row["loss/l2"] for row in rows if row["event"] == "train"])
-    assert len(curves[0]) == 2
-    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
+    for term in ("l2", "bce", "aft", "proto", "contrastive"):
+        curves = []
+        for name in ("one", "two"):
+            rows = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+            curves.append([row[f"loss/{term}"] for row in rows if row["event"] == "train"])
+        assert len(curves[0]) == 2
+        np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5, err_msg=term)
