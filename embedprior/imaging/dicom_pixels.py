@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int16
+from jaxtyping import Float, Int16
 
 from embedprior.imaging.dicom_header import DicomFiles, Header, quiet_pydicom, read_dataset
 from embedprior.imaging.files import UnreadableExam
@@ -56,7 +56,15 @@ def slice_hu(files: DicomFiles, header: Header) -> Int16[np.ndarray, "rows colum
     """
     if header.transfer_syntax in NATIVE:
         return rescaled(stored_values(files, header), header.slope, header.intercept)
-    return _compressed_hu(files, header)
+    return np.asarray(np.clip(np.rint(_decompressed(files, header)), LOWEST, HIGHEST), dtype=np.int16)
+
+
+def modality_values(files: DicomFiles, header: Header) -> Float[np.ndarray, "rows columns"]:
+    """Return one image after slope and intercept as float32, neither rounded nor clipped; raises as ``slice_hu``."""
+    if header.transfer_syntax not in NATIVE:
+        return np.asarray(_decompressed(files, header), dtype=np.float32)
+    slope, intercept = _rescale(header)
+    return np.asarray(stored_values(files, header) * np.float64(slope) + intercept, dtype=np.float32)
 
 
 def pixel_bytes(files: DicomFiles, name: str) -> bytes:
@@ -116,7 +124,13 @@ def padding_hu(header: Header) -> tuple[int, int] | None:
     return int(ends.min()), int(ends.max())
 
 
-def _compressed_hu(files: DicomFiles, header: Header) -> Int16[np.ndarray, "rows columns"]:
+def _rescale(header: Header) -> tuple[float, float]:
+    slope, intercept = header.slope, header.intercept
+    return 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+
+
+def _decompressed(files: DicomFiles, header: Header) -> np.ndarray[Any, Any]:
+    """Values after slope and intercept, (rows, columns), in whatever type the decoder gives."""
     import SimpleITK as sitk
 
     path = files.on_disk(header.name)
@@ -130,19 +144,20 @@ def _compressed_hu(files: DicomFiles, header: Header) -> Int16[np.ndarray, "rows
             with quiet_itk():
                 # GDCM applies slope and intercept itself; reading the stored values again would rescale twice
                 image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
-                values = sitk.GetArrayFromImage(image).reshape(header.rows, header.columns)
-            hu: Int16[np.ndarray, "rows columns"] = np.clip(np.rint(values), LOWEST, HIGHEST).astype(np.int16)
-            return hu
+                decoded: np.ndarray[Any, Any] = sitk.GetArrayFromImage(image).reshape(header.rows, header.columns)
+            return decoded
         except (RuntimeError, ValueError, MemoryError):
-            return _plugin_hu(path, header)
+            return _by_plugin(path, header)
 
 
-def _plugin_hu(path: Path, header: Header) -> Int16[np.ndarray, "rows columns"]:
+def _by_plugin(path: Path, header: Header) -> np.ndarray[Any, Any]:
     try:
         with path.open("rb") as handle, quiet_pydicom():
             stored = read_dataset(handle, pixels=True).pixel_array
         if stored.shape == (header.rows, header.columns):
-            return rescaled(stored, header.slope, header.intercept)
+            slope, intercept = _rescale(header)
+            scaled: np.ndarray[Any, Any] = stored * np.float64(slope) + intercept
+            return scaled
     # as in read_header: whatever a damaged file, or a plugin, leads to
     except Exception:
         pass

@@ -59,9 +59,10 @@ def _array(file: str) -> np.ndarray[Any, Any]:
 
 
 def read_image(root: Path, path: str) -> Float[np.ndarray, "height width"]:
-    """Return a PNG or JPEG, or one row of an image array, as grey values in [0, 1].
+    """Return a DICOM, PNG or JPEG picture, or one row of an image array, as grey values in [0, 1].
 
-    Colour is reduced to luminance (ITU-R 601). 16-bit files keep their depth.
+    A DICOM radiograph is returned as it is displayed (``radiographs.read_radiograph``). Colour is reduced to luminance
+    (ITU-R 601). 16-bit files keep their depth.
 
     Raises:
         UnreadableExam: not an image, or damaged.
@@ -70,6 +71,10 @@ def read_image(root: Path, path: str) -> Float[np.ndarray, "height width"]:
     if row is not None or file.endswith(".npy"):
         pixels = read_array(root, path)
         return (pixels / np.iinfo(pixels.dtype).max).astype(np.float32)
+    if Path(file).suffix.lower() in (".dcm", ".dicom", ".ima"):
+        from embedprior.imaging.radiographs import read_radiograph
+
+        return read_radiograph(root / file)[0].grey
     try:
         with Image.open(root / file) as image:
             image.load()

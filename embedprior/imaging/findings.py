@@ -54,7 +54,8 @@ CODES: dict[str, tuple[Severity, str]] = {
     "collimated": ("warning", "wide uniform borders"),
     "not-chest-like": ("warning", "does not look like a chest radiograph"),
     "no-voi": ("note", "no display window in the header; the full range was used"),
-    "several-frames": ("error", "more than one frame"),
+    "several-frames": ("error", "more than one frame, or colour"),
+    "not-radiograph": ("error", "the header names another modality than radiography"),
 }
 """Code → (severity, what it means). Codes are never renamed; new ones may be added."""
 

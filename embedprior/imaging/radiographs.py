@@ -1,0 +1,229 @@
+"""Chest radiographs from DICOM, PNG and JPEG: bone bright, values in [0, 1], the view known or said to be unknown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+from pydantic import Field
+
+from embedprior.config import Config
+from embedprior.imaging.files import UnreadableExam, read_image
+from embedprior.imaging.findings import Finding, UnusableExam, worst
+from embedprior.imaging.radiograph_quality import audit_pixels
+
+TRANSFORM_VERSION = 1
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+RADIOGRAPHY = ("CR", "DX", "RF", "XA", "OT", "DR", "RG", "")
+VIEWS = {
+    "PA": "PA", "POSTEROANTERIOR": "PA", "POSTERO-ANTERIOR": "PA",
+    "AP": "AP", "AP SUPINE": "AP", "AP ERECT": "AP", "AP PORTABLE": "AP", "ANTEROPOSTERIOR": "AP",
+    "ANTERO-POSTERIOR": "AP",
+    "L": "LATERAL", "LL": "LATERAL", "RL": "LATERAL", "LAT": "LATERAL", "LATERAL": "LATERAL", "LLAT": "LATERAL",
+    "RLAT": "LATERAL", "LEFT LATERAL": "LATERAL", "RIGHT LATERAL": "LATERAL",
+}  # fmt: skip
+"""Spellings of ViewPosition (DICOM PS3.3 C.8.1.1 and C.8.11.5) and of public tables → ``PA``, ``AP``, ``LATERAL``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Radiograph:
+    """A radiograph as it is displayed.
+
+    Attributes:
+        grey: values in [0, 1], bone and metal bright, rows from head to foot.
+        view: ``"PA"``, ``"AP"``, ``"LATERAL"``, or empty when nothing names it.
+        patient_id: of the header, or empty. For joining tables in memory: never print or write it.
+    """
+
+    grey: Float[np.ndarray, "height width"] = field(repr=False)
+    view: str = ""
+    patient_id: str = field(default="", repr=False)
+
+
+class RadiographProfile(Config):
+    """How a radiograph becomes an array.
+
+    Attributes:
+        side: rows and columns.
+        geometry: ``letterbox`` keeps the whole picture and pads the short side with black; ``crop`` scales the short
+            side and keeps the centre.
+        mean, std: subtracted from and divided into the [0, 1] values.
+    """
+
+    side: int = Field(224, ge=1)
+    geometry: Literal["letterbox", "crop"] = "letterbox"
+    mean: float = 0.0
+    std: float = Field(1.0, gt=0)
+
+
+def read_radiograph(path: Path | str, view: str = "") -> tuple[Radiograph, list[Finding]]:
+    """Read a radiograph and audit it.
+
+    Args:
+        path: ``.dcm``, ``.png``, ``.jpg`` or ``.jpeg``.
+        view: what the cohort's table says; it wins over the header, and a difference is a finding.
+
+    Raises:
+        UnreadableExam: damaged, or not a picture.
+        UnusableExam: several frames, colour, or one uniform grey.
+    """
+    path = Path(path)
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        radiograph, findings = _read_dicom(path)
+    else:
+        radiograph, findings = Radiograph(read_image(path.parent, path.name)), _audit_colour(path)
+    if radiograph.grey.ndim != 2:
+        raise UnreadableExam(f"{path.name}: expected one 2D picture, got shape {radiograph.grey.shape}")
+    if float(np.ptp(radiograph.grey)) == 0:
+        raise UnreadableExam(f"{path.name}: every pixel has the same value")
+    named = normal_view(view)
+    if named and radiograph.view and named != radiograph.view:
+        findings.append(Finding("view-differs", f"the header says {radiograph.view}, the table {named}"))
+    chosen = named or radiograph.view
+    if not chosen:
+        findings.append(Finding("view-unknown", "neither the header nor a table names the view"))
+    findings += audit_pixels(radiograph.grey, chosen)
+    return Radiograph(radiograph.grey, chosen, radiograph.patient_id), findings
+
+
+def normal_view(text: object) -> str:
+    """Return ``"PA"``, ``"AP"`` or ``"LATERAL"`` for any known spelling, else an empty string."""
+    return VIEWS.get(" ".join(str(text).upper().replace("_", " ").split()), "")
+
+
+def prepare_radiograph(
+    grey: Float[np.ndarray, "height width"], profile: RadiographProfile
+) -> Float[np.ndarray, "side side"]:
+    """Scale with antialiasing (bicubic, clipped to [0, 1]), bring to side × side, normalise; float32."""
+    height, width = grey.shape
+    fitted = max(height, width) if profile.geometry == "letterbox" else min(height, width)
+    size = (max(1, round(width * profile.side / fitted)), max(1, round(height * profile.side / fitted)))
+    picture = Image.fromarray(np.ascontiguousarray(grey, dtype=np.float32))
+    small = np.clip(np.asarray(picture.resize(size, Image.Resampling.BICUBIC)), 0.0, 1.0)
+    canvas = np.zeros((profile.side, profile.side), np.float32)
+    top, left = (small.shape[0] - profile.side) // 2, (small.shape[1] - profile.side) // 2
+    if profile.geometry == "letterbox":
+        canvas[-top : small.shape[0] - top, -left : small.shape[1] - left] = small
+    else:
+        canvas[:] = small[top : top + profile.side, left : left + profile.side]
+    return (canvas - np.float32(profile.mean)) / np.float32(profile.std)
+
+
+def _read_dicom(path: Path) -> tuple[Radiograph, list[Finding]]:
+    from embedprior.imaging.dicom_header import DicomFiles, known_modality, parse_header, quiet_pydicom, read_dataset
+    from embedprior.imaging.dicom_pixels import LOSSY, modality_values, syntax_name
+
+    if not path.is_file():
+        raise UnreadableExam(f"{path.name}: no such file")
+    try:
+        with path.open("rb") as handle, quiet_pydicom():
+            data = read_dataset(handle, pixels=False)
+            header = parse_header(data, path.name)
+            voi = _voi(data)
+            flipped = header.photometric == "MONOCHROME1" or str(data.get("PresentationLUTShape", "")) == "INVERSE"
+            view = normal_view(data.get("ViewPosition", ""))
+    # as in dicom_header: whatever a damaged header leads to, its text may be a name
+    except Exception as error:
+        raise UnreadableExam(f"{path.name}: header can't be decoded as DICOM ({type(error).__name__})") from None
+    findings = []
+    if header.modality not in RADIOGRAPHY:
+        findings.append(Finding("not-radiograph", f"the modality is {known_modality(header)}"))
+    if header.frames != 1 or header.samples != 1:
+        findings.append(Finding("several-frames", f"{header.frames} frames of {header.samples} colours, expected one"))
+    if worst(findings) == "error":
+        raise UnusableExam(path.name, findings)
+    with DicomFiles(path) as files:
+        values = modality_values(files, header)
+    if header.transfer_syntax in LOSSY:
+        findings.append(Finding("lossy", f"stored as {syntax_name(header)}"))
+    ignored = None
+    if header.padding is not None:
+        slope, intercept = header.slope or 1.0, header.intercept or 0.0
+        ends = sorted(p * slope + intercept for p in header.padding)
+        ignored = (values >= ends[0]) & (values <= ends[1])
+    grey = displayed(values, voi, ignored)
+    if voi is None:
+        findings.append(Finding("no-voi", "the range of the pixels was used"))
+    if flipped:
+        grey = 1 - grey
+        if ignored is not None:
+            grey[ignored] = 0.0
+    return Radiograph(grey, view, header.patient_id), findings
+
+
+@dataclass(frozen=True, eq=False)
+class Voi:
+    """A display transform: a window, or a table of output values from ``first`` on (DICOM PS3.3 C.11.2)."""
+
+    centre: float = 0.0
+    width: float = 1.0
+    function: str = "LINEAR"
+    table: np.ndarray[Any, Any] | None = None
+    first: int = 0
+    bits: int = 16
+
+
+def displayed(
+    values: Float[np.ndarray, "height width"], voi: Voi | None, ignored: np.ndarray[Any, Any] | None = None
+) -> Float[np.ndarray, "height width"]:
+    """Return display values in [0, 1] (float32) by the display transform, or over the range of the pixels.
+
+    Formulas: DICOM PS3.3 C.11.2.1.2 (LINEAR), C.11.2.1.3.1 (SIGMOID), C.11.2.1.3.2 (LINEAR_EXACT), C.11.1.1 (tables).
+    ``ignored`` marks padding, which is left out of that range and becomes 0.
+    """
+    if voi is not None and voi.table is not None:
+        index = np.clip(np.rint(values).astype(np.int64) - voi.first, 0, voi.table.size - 1)
+        grey = voi.table[index].astype(np.float32) / (2**voi.bits - 1)
+    elif voi is not None and voi.function == "SIGMOID":
+        grey = 1 / (1 + np.exp(-4 * (values - voi.centre) / voi.width))
+    elif voi is not None:
+        # LINEAR counts the end points as pixels, LINEAR_EXACT does not
+        exact = voi.function == "LINEAR_EXACT"
+        centre, width = (voi.centre, voi.width) if exact else (voi.centre - 0.5, voi.width - 1)
+        grey = (values - centre) / max(width, 1e-6) + 0.5
+    else:
+        kept = values if ignored is None or ignored.all() else values[~ignored]
+        low, high = float(kept.min()), float(kept.max())
+        grey = (values - low) / max(high - low, 1e-6)
+    shown = np.asarray(np.clip(grey, 0.0, 1.0), dtype=np.float32)
+    if ignored is not None:
+        shown[ignored] = 0.0
+    return shown
+
+
+def _voi(data: Any) -> Voi | None:
+    tables = data.get("VOILUTSequence")
+    if tables:
+        entries, first, bits = (int(v) & 0xFFFF for v in tables[0].LUTDescriptor)
+        raw = tables[0].LUTData
+        table = np.frombuffer(raw, "<u2") if isinstance(raw, bytes) else np.asarray(list(raw))
+        if data.get("PixelRepresentation", 0) == 1 and first > 0x7FFF:
+            first -= 0x10000
+        return Voi(table=table[: entries or 0x10000] & 0xFFFF, first=first, bits=min(16, max(1, bits)))
+    centre, width = (data.get(name) for name in ("WindowCenter", "WindowWidth"))
+    if centre in (None, "") or width in (None, ""):
+        return None
+    one, other = (float(v if isinstance(v, (int, float, str)) else v[0]) for v in (centre, width))
+    if not np.isfinite(one) or not other > 0:
+        return None
+    return Voi(one, other, str(data.get("VOILUTFunction", "LINEAR")).upper())
+
+
+def _audit_colour(path: Path) -> list[Finding]:
+    with Image.open(path) as image:
+        if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
+            return []
+        small = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR), dtype=np.float32) / 255
+    colour = float((small.max(axis=2) - small.min(axis=2)).mean())
+    if colour > 0.1:
+        return [Finding("not-chest-like", f"a colour picture (mean saturation {colour:.2f})")]
+    return []
+
+
+def radiograph_record(profile: RadiographProfile) -> dict[str, object]:
+    """Return what goes into a cache key: every setting, and the version of the code that applies it."""
+    return {"transform_version": TRANSFORM_VERSION, **profile.model_dump(mode="json")}
