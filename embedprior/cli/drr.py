@@ -102,7 +102,7 @@ def _finish(
     from embedprior.imaging.drr.sheet import drr_sheet
     from embedprior.imaging.drr.tables import IMAGES, publish, write_tables
 
-    exams = [s.exam for s in scanned if not s.same_as]
+    exams, alike = _grouped([s.exam for s in scanned if not s.same_as], rendered)
     count = publish(out, exams, rendered, config)
     _, pairs = write_tables(out, exams, rendered, config, incomplete)
     shown = drr_sheet(rendered, config, out / "contact_sheet.png")
@@ -121,9 +121,37 @@ def _finish(
     twice = [f"{s.exam.exam_id} = {s.same_as}" for s in scanned if s.same_as]
     if twice:
         lines.append(f"The same series twice, rendered once: {', '.join(twice)}.")
+    if alike:
+        lines.append(f"Images alike, so probably one patient, now in one group: {', '.join(alike)}.")
     if failures:
         lines.append(f"{len(failures)} failed (failures.csv): {', '.join(f['exam_id'] for f in failures[:10])}.")
     return "\n".join(lines) + "\n"
+
+
+def _grouped(exams: list[CtExam], rendered: list[Rendered]) -> tuple[list[CtExam], list[str]]:
+    """Join the groups of patients whose images are the same picture: one scan in two resolutions, or under two ids."""
+    from dataclasses import replace
+
+    import pandas as pd
+
+    from embedprior.cohort.duplicates import fingerprint, join_groups, near_duplicates
+    from embedprior.imaging.drr.job import image_name
+    from embedprior.imaging.files import read_image
+
+    rows = [
+        {"exam_id": e.exam_id, "patient_id": e.patient_id, "group_id": e.columns.get("group_id", e.patient_id),
+         "modality": "DRR"} for e in exams
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    first = image_name(0) + ".png"
+    prints = {r.exam_id: fingerprint(read_image(r.folder, first)) for r in rendered if r.folder is not None}
+    found = near_duplicates(table, prints)
+    found = found[~found["same_patient"].astype(bool)]
+    if found.empty:
+        return exams, []
+    groups = join_groups(table, found)["group_id"]
+    joined = [replace(e, columns={**e.columns, "group_id": g}) for e, g in zip(exams, groups, strict=True)]
+    return joined, [f"{a} = {b}" for a, b in zip(found["exam_a"], found["exam_b"], strict=True)]
 
 
 def _plan(exams: list[CtExam], config: DrrConfig, workers: int) -> str:

@@ -203,3 +203,15 @@ def test_two_processes_share_the_cts_and_agree_with_one(done: Path, chests: Path
     assert ours == theirs
     assert "drr 1/2" in ran.stderr
     assert "drr 2/2" in ran.stderr
+
+
+def test_one_scan_in_two_resolutions_is_one_group(chests: Path, tmp_path: Path) -> None:
+    from embedprior.imaging.resampling import resample
+
+    write_npz(_chest(0), tmp_path / "fine.npz")
+    write_npz(resample(_chest(0), (6.5, 6.5, 6.5)), tmp_path / "coarse.npz")
+    write_npz(_chest(1), tmp_path / "other.npz")
+    assert main(["drr", "--ct", str(tmp_path), "--out", str(tmp_path / "o"), "--size", "96"]) == 0
+    exams = pd.read_csv(tmp_path / "o" / "exams.csv").set_index("exam_id")
+    assert exams.loc["fine", "group_id"] == exams.loc["coarse_PA000", "group_id"] != exams.loc["other", "group_id"]
+    assert "coarse = fine" in (tmp_path / "o" / "summary.md").read_text()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from embedprior.imaging.contact_sheet import contact_sheet, picture_tile
+from embedprior.imaging.contact_sheet import Tile, contact_sheet, picture_tile
 
 from .job import Rendered, image_name
 from .settings import DrrConfig
@@ -19,7 +19,7 @@ COLUMNS, MOST = 6, 240
 
 def drr_sheet(rendered: Sequence[Rendered], config: DrrConfig, path: Path) -> int:
     """Write the images with what the audit of their CTs found, at most 240; returns how many are on the sheet."""
-    tiles = []
+    tiles: list[Tile] = []
     for result in rendered:
         for pose in range(config.poses):
             if result.folder is None or len(tiles) == MOST:
