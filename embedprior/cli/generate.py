@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from embedprior.prior.generate_config import GenerateConfig
     from embedprior.prior.model import Prior
 
-HELP = "draw CT-like embeddings from a radiograph cache with a trained prior, and say how good they are"
+HELP = (
+    "draw CT-like embeddings from a radiograph cache with a trained prior, and say how good they are "
+    "(--dry-run: say what would be done, and stop)"
+)
+SMALL = 2_000_000
+"""Parameters up to which threads cost more than they save."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,8 +36,9 @@ def main(argv: Sequence[str]) -> int:
     from embedprior.errors import DONE, BadInput
     from embedprior.prior.generate_config import GenerateConfig
 
+    words = [word for word in argv if word != "--dry-run"]
     config, common = parse(
-        GenerateConfig, "generate", argv, "embedprior generate", HELP, "default",
+        GenerateConfig, "generate", words, "embedprior generate", HELP, "default",
         prior=(Path, None, "folder of a trained prior"),
         cache=(Path, None, "embedding cache of the radiographs or DRRs"),
         out=(Path, Path("runs/generated"), "folder of the results"),
@@ -42,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
         splits=(Path, None, "split table: the quality report covers one part of it alone"),
         part=(str, "test", "that part"),
         device=(str, "cpu", "cpu or cuda"),
+        limit=(int, None, "draw the first exams only"),
     )  # fmt: skip
     for name in ("prior", "cache"):
         if common[name] is None:
@@ -52,12 +60,12 @@ def main(argv: Sequence[str]) -> int:
     from embedprior.cli.generate_story import tell
     from embedprior.prior.generate import generate
     from embedprior.prior.model import WEIGHTS, Prior
-    from embedprior.runs import Run, hash_file, hash_of, one_thread
+    from embedprior.runs import Run, hash_file, hash_of
     from embedprior.tables import write_table
 
     prior = Prior.load(common["prior"], common["device"])
     cache = open_cache(common["cache"])
-    ids = _exams(cache, common["exams"], config.source)
+    ids = _exams(cache, common["exams"], config.source)[: common["limit"]]
     inputs = {"prior": hash_file(common["prior"] / WEIGHTS), "cache": hash_of(cache.key)}
     head, head_hash = None, ""
     if common["head"] is not None:
@@ -70,9 +78,15 @@ def main(argv: Sequence[str]) -> int:
         reference = open_cache(common["reference"])
         pairs = _pairs(common["pairs"], common["splits"], common["part"], set(ids), set(reference.ids))
         _same_space(prior, reference)
+        if common["splits"] is not None and common["head"] is not None:
+            _refuse_seen(common["head"], pairs, common["part"])
         inputs["reference"] = hash_of(reference.key)
     out = common["out"]
-    with one_thread():
+    if len(words) < len(argv):
+        with _threads(prior):
+            print(_plan(prior, cache, ids, config))
+        return DONE
+    with _threads(prior):
         made = generate(prior, common["prior"], cache, ids, config, out, head, head_hash)
         run = Run(out, "generate", config, config.seed, inputs)
         run.stage("embeddings", exams=len(ids), drawn=made.drawn)
@@ -106,6 +120,7 @@ def _exams(cache: EmbeddingCache, table: Path | None, source: str) -> list[str]:
 def _pairs(table: Path, splits: Path | None, part: str, drawn: set[str], real: set[str]) -> pd.DataFrame:
     """Return the pairs that the quality report is about."""
     from embedprior.errors import BadInput
+    from embedprior.prior.quality import FEWEST_PATIENTS
     from embedprior.tables import PAIR_REQUIRED, SPLIT_REQUIRED, check_splits, fold_parts, read_table
 
     pairs = read_table(table, PAIR_REQUIRED)
@@ -113,10 +128,45 @@ def _pairs(table: Path, splits: Path | None, part: str, drawn: set[str], real: s
         parts = fold_parts(check_splits(read_table(splits, SPLIT_REQUIRED), str(splits)), None, 0, 0, str(splits))
         pairs = pairs[pairs["patient_id"].map(parts) == part]
     kept = pairs[pairs["cxr_exam_id"].isin(drawn) & pairs["ct_exam_id"].isin(real)]
-    if kept.empty:
+    patients = kept["patient_id"].nunique()
+    if patients < FEWEST_PATIENTS:
         where = f" of part '{part}'" if splits is not None else ""
-        raise BadInput(f"{table}: no pair{where} with a drawn radiograph and a real CT embedding in --reference.")
+        raise BadInput(
+            f"{table}: {patients} patients{where} with a drawn radiograph and a real CT embedding in --reference. "
+            f"Allowed: at least {FEWEST_PATIENTS}, below that a distribution can't be judged."
+        )
     return kept
+
+
+def _refuse_seen(folder: Path, pairs: pd.DataFrame, part: str) -> None:
+    """Refuse a head that was trained on the patients of the report (a head saved alone does not know whom it saw)."""
+    from embedprior.teachers.teacher import DESCRIPTION, Teacher
+
+    if (folder / DESCRIPTION).is_file():
+        Teacher.load(folder).refuse_seen(pairs["patient_id"], part)
+
+
+def _threads(prior: Prior) -> AbstractContextManager[None]:
+    from embedprior.runs import one_thread
+
+    return one_thread() if prior.network.parameter_count() <= SMALL else nullcontext()
+
+
+def _plan(prior: Prior, cache: EmbeddingCache, ids: list[str], config: GenerateConfig) -> str:
+    """Return items, bytes and minutes, from the time that a few exams take."""
+    import time
+
+    from embedprior.prior.generate import OUTPUTS, trial
+
+    few = ids[: min(8, len(ids))]
+    started = time.perf_counter()
+    trial(prior, cache, few, config)
+    minutes = (time.perf_counter() - started) / len(few) * len(ids) / 60
+    megabytes = len(ids) * prior.target_scaler.dim * 4 * len(OUTPUTS) / 1e6
+    return (
+        f"{len(ids)} exams, {config.samples} samples of {config.steps} steps each: about {minutes:.1f} minutes, "
+        f"{megabytes:.1f} MB, if nothing is there yet. Nothing was written."
+    )
 
 
 def _same_space(prior: Prior, reference: EmbeddingCache) -> None:
@@ -145,6 +195,8 @@ def _measure(
     found = quality(matched, config.seed, config.halves, config.replicates)
     found["part"] = part if splits is not None else "all pairs given"
     found["in_sample"] = splits is None or part != "test"
+    seen = (cache.patients_seen or frozenset()) | (reference.patients_seen or frozenset())
+    found["patients_seen_by_encoders"] = len(seen & set(pairs["patient_id"]))
     first = pairs.drop_duplicates("patient_id").head(MAP_CASES)
     way = path(prior, cache, first["cxr_exam_id"].tolist(), config)
     states = {str(k): rows for k, rows in enumerate(way)} | {"real": reference.take(first["ct_exam_id"].tolist())}

@@ -67,6 +67,9 @@ def _quality(found: Mapping[str, Any]) -> list[str]:
     lines = [f"## Quality: {found['part']}, {found['patients']} patients, {found['pairs']} pairs", ""]
     if found["in_sample"]:
         lines += ["**In-sample**: these patients may have trained the prior. Give `--splits` for held-out ones.", ""]
+    if found["patients_seen_by_encoders"]:
+        count = found["patients_seen_by_encoders"]
+        lines += [f"**Mind:** the encoders were trained on {count} of these patients: their embeddings flatter.", ""]
     size = f"{distances['halves']} halvings, {distances['patients_per_half']} patients a half"
     lines += [
         f"Distance from real CT embeddings (mean ± SD of {size}, Fréchet in {distances['frechet_dims']} principal "

@@ -87,7 +87,7 @@ def generate(
     if width not in (None, dim):
         raise BadInput(f"the head reads embeddings of {width}. Allowed: {dim}, those of the prior.")
     # One sample of one exam: whatever the prior refuses, it refuses before a file is written.
-    _draw(prior, cache, exam_ids[:1], config.model_copy(update={"samples": 1}), head)
+    trial(prior, cache, exam_ids[:1], config.model_copy(update={"samples": 1}))
     sources = dict(zip(cache.ids, cache.sources, strict=True))
     specs = {name: _spec(name, prior, folder, cache, config) for name in OUTPUTS}
     if head is not None:
@@ -118,6 +118,15 @@ def path(prior: Prior, cache: EmbeddingCache, ids: Sequence[str], config: Genera
         condition, (0.0, 0.5, 1.0), config.sampler, config.steps, config.seed, config.source, real, config.guidance,
         keys,
     )  # fmt: skip
+
+
+def trial(prior: Prior, cache: EmbeddingCache, ids: Sequence[str], config: GenerateConfig) -> None:
+    """Draw these exams and throw them away: to see whether it works, and how long it takes.
+
+    Raises:
+        BadInput: as ``generate``.
+    """
+    _draw(prior, cache, ids, config, None)
 
 
 def _draw(

@@ -15,7 +15,8 @@ from embedprior.prior.config import NetworkConfig, PriorConfig, ProcessConfig, T
 from embedprior.prior.data import PairArrays
 from embedprior.prior.training import train_prior
 from embedprior.teachers.config import FitConfig
-from embedprior.teachers.head import train_head
+from embedprior.teachers.head import TeacherHead, train_head
+from embedprior.teachers.teacher import Teacher
 
 COUNT, TRAIN = 90, 50
 
@@ -106,6 +107,35 @@ def test_without_a_reference_there_is_no_report(cohort: Path, tmp_path: Path) ->
     assert not (tmp_path / "scores.csv").exists()
 
 
+def test_a_head_that_saw_the_patients_of_the_report_is_refused(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = TeacherHead.load(cohort / "head")
+    for seen, code in (["p3"], 0), (["p3", "p60"], 2):
+        Teacher(head, "lesion", "key", {"train": seen}).save(tmp_path / "teacher")
+        words = ["--splits", str(cohort / "splits.csv"), "--head", str(tmp_path / "teacher")]
+        assert run(cohort, tmp_path / f"out{code}", *words) == code
+    assert "trained on 1 patients of part 'test' (such as 'p60')" in capsys.readouterr().err
+
+
+def test_a_dry_run_counts_and_writes_nothing(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(cohort, tmp_path / "out", "--dry-run", "--limit", "30", reference=False) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("30 exams, 5 samples of 4 steps each: about ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_summary_says_when_the_encoders_knew_the_patients(cohort: Path, tmp_path: Path) -> None:
+    flat = open_cache(cohort / "ct")
+    known = spec("ct", "CT", 3).model_copy(update={"patients_seen": ("p60", "p61", "p2")})
+    write_cache(tmp_path / "ct", known, flat.ids, flat.sources, flat.matrix)
+    words = ["--reference", str(tmp_path / "ct"), "--pairs", str(cohort / "pairs.csv")]
+    assert run(cohort, tmp_path / "out", *words, "--splits", str(cohort / "splits.csv"), reference=False) == 0
+    assert "trained on 2 of these patients" in (tmp_path / "out" / "summary.md").read_text()
+
+
 def test_a_second_run_draws_nothing(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(cohort, tmp_path, reference=False) == 0
     capsys.readouterr()
@@ -123,7 +153,8 @@ def test_a_second_run_draws_nothing(cohort: Path, tmp_path: Path, capsys: pytest
         (["--guidance", "2"], "voids the variance table"),
         (["--steps", "51"], "Allowed: 1 to 50"),
         (["--exams", "{root}/exams.csv", "--source", "drr"], "no DRR exam"),
-        (["--reference", "{root}/cxr", "--pairs", "{root}/pairs.csv"], "no pair"),
+        (["--reference", "{root}/cxr", "--pairs", "{root}/pairs.csv"], "0 patients with a drawn radiograph"),
+        (["--reference", "{root}/ct", "--pairs", "{root}/pairs.csv", "--limit", "19"], "Allowed: at least 20"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(
