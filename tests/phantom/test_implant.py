@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from embedprior.phantom import PhantomConfig, virtual_patient
 from embedprior.phantom.implant import ImplantConfig, implant
 
 
-def _chest(noise: float = 0.0) -> Volume:
-    patient = virtual_patient(PhantomConfig(shape=(80, 88, 88), spacing_mm=(3.9, 3.8, 3.8), noise_hu=noise), 3, 0)
+@cache
+def _chest() -> Volume:
+    patient = virtual_patient(PhantomConfig(shape=(80, 88, 88), spacing_mm=(3.9, 3.8, 3.8), noise_hu=0), 3, 0)
     x, y, z = (float(v) for v in patient.affine[:3, 3])
     return Volume(patient.volume, (3.8, 3.8, 3.9), (x, y, z))
 
