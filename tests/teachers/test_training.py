@@ -9,8 +9,9 @@ import pytest
 import torch
 from pydantic import BaseModel
 
+from embedprior.config import config_folder, load_config
 from embedprior.errors import BadInput
-from embedprior.teachers.config import FitConfig, SequenceConfig, TeacherConfig
+from embedprior.teachers.config import FitConfig, SequenceConfig, TeacherConfig, TrainTeacherConfig
 from embedprior.teachers.head import OneClass
 from embedprior.teachers.teacher import Teacher, load_head
 from embedprior.teachers.training import CtCases, class_weights, logits_of, train_teacher
@@ -188,3 +189,9 @@ def test_every_field_changes_what_comes_out(name: str, trained: Teacher) -> None
         return [logits_of(teacher, val).tolist(), looks]
 
     assert outcome(True) != outcome(False)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in config_folder("teacher").glob("*.yaml")))
+def test_shipped_configurations_load(name: str) -> None:
+    config = load_config(TrainTeacherConfig, name, "teacher")
+    assert config.teacher.kind == ("head" if name == "demo" else "sequence")
