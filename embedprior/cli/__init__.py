@@ -20,6 +20,8 @@ COMMANDS = {
     "cache trace": "what a run was made from, back to its source files",
     "train teacher": "a CT classifier on an embedding or token cache, frozen afterwards",
     "train prior": "the diffusion prior from radiograph embeddings to CT embeddings",
+    "train student": "one method on caches and tables, saved without pickle",
+    "methods": "every row a study can have: source, inputs, parameters, oracles, controls",
     "study plan": "freeze a study: every fit, its cost, the difference each hypothesis could show",
     "generate": "CT-like embeddings from a radiograph cache, and how good they are",
     "study run": "compare methods on the same held-out cases of a cohort",

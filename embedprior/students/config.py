@@ -1,11 +1,11 @@
-"""What every row of a comparison is given alike (torch-free)."""
+"""Settings of methods: what every row of a comparison is given alike, and ``train student`` (torch-free)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from embedprior.config import Config
 from embedprior.prior.config import PriorConfig, SamplerName
@@ -51,3 +51,54 @@ class Budget(Config):
     samples: int = Field(default=64, gt=0)
     sampler: SamplerName = "analytic"
     steps: int = Field(default=16, gt=0)
+
+
+class TrainStudentConfig(Config):
+    """What ``embedprior train student`` reads, and where it writes.
+
+    Attributes:
+        method: registry name (``embedprior methods``).
+        options: settings of the method itself.
+        inputs: what its student reads.
+        cxr_cache: embedding cache of the radiographs, and of the DRRs where there are pretraining pairs.
+        ct_cache: embedding cache of the CTs; None for methods that use no CT.
+        pixels, tokens: ``pixels-128`` and token caches of the same radiographs, for ``inputs``.
+        exams: exam table with the label.
+        pairs: pair table; None takes every radiograph of the exam table, without CT.
+        splits: split table.
+        label: name of the label, without the ``label:`` prefix.
+        design, resample, fold: rows of the split table to use; the design may be left out when there is one.
+        teacher: folder of a trained CT teacher; None trains a head on the labelled training CTs.
+        teacher_fit: of that head.
+        budget: the same for every method that is to be compared.
+        seed: of everything random.
+        out: folder of the student.
+        made_by: the command that makes the inputs, named when they are missing.
+    """
+
+    method: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    inputs: InputKind = "embedding"
+    cxr_cache: str
+    ct_cache: str | None = None
+    pixels: str | None = None
+    tokens: str | None = None
+    exams: str
+    pairs: str | None = None
+    splits: str
+    label: str
+    design: str | None = None
+    resample: int = 0
+    fold: int = 0
+    teacher: str | None = None
+    teacher_fit: FitConfig = FitConfig()
+    budget: Budget = Budget()
+    seed: int = Field(default=0, ge=0)
+    out: str
+    made_by: str = "embedprior embed"
+
+    @model_validator(mode="after")
+    def _pairs_have_a_cache(self) -> Self:
+        if self.pairs is not None and self.ct_cache is None:
+            raise ValueError("pairs need ct_cache, the embeddings of their CTs")
+        return self

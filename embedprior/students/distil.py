@@ -51,6 +51,7 @@ class SameModality(LabelsAndLogits):
     def __init__(self, teacher: StudentNetwork, temperature: float, share: float) -> None:
         super().__init__(temperature, share)
         self.teacher = teacher.eval().requires_grad_(False)
+        self.trained_before = (self.teacher,)
 
     def train(self, mode: bool = True) -> SameModality:
         """Change the mode of this module; the teacher stays without dropout."""

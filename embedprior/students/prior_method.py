@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -10,13 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from scipy.special import expit
 from torch import Tensor
 
 from embedprior.config import parse_config
-from embedprior.prior.config import ObjectiveConfig, PriorConfig, SamplerName, Source
+from embedprior.prior.config import NetworkConfig, ObjectiveConfig, PriorConfig, ProcessConfig, SamplerName, Source
 from embedprior.prior.data import PairArrays
 from embedprior.prior.model import Prior, new_network
 from embedprior.prior.training import train_prior
@@ -136,10 +136,8 @@ class PriorMethod:
 
     def parameters(self, data: FitData) -> tuple[int, int]:
         """Return (trainable, total) for cases like these, without training."""
-        cases = data.target.train
-        with torch.device("meta"):
-            network = new_network(self._config(0), cases.cxr.shape[1], cases.paired_ct().shape[1], 1)
-        trainable = sum(p.numel() for p in network.parameters())
+        cases, config = data.target.train, self._config(0)
+        trainable = _network_size(config.network, config.process, cases.cxr.shape[1], cases.paired_ct().shape[1])
         return trainable, trainable + head_size(data.teacher)
 
     def _config(self, stage: int) -> PriorConfig:
@@ -168,6 +166,12 @@ class PriorMethod:
             train_prior(train, val, config, work, init_from=before, teacher=teacher)
 
         return artifact("prior", inputs, config, CODE_TAG, build, root).path
+
+
+@functools.cache
+def _network_size(network: NetworkConfig, process: ProcessConfig, cxr_dim: int, ct_dim: int) -> int:
+    built = new_network(PriorConfig(network=network, process=process), cxr_dim, ct_dim, 1)
+    return sum(p.numel() for p in built.parameters())
 
 
 def _set_aside(cases: Cases, seed: int) -> Stage:

@@ -14,7 +14,7 @@ from embedprior.students.config import Augmentation, Balance, Budget, InputKind
 
 __all__ = [
     "DEGENERATE", "METHODS", "Augmentation", "Balance", "Budget", "InputKind", "MethodInfo", "build_method",
-    "create_method", "methods",
+    "methods",
 ]  # fmt: skip
 ENTRY_POINTS = "embedprior.methods"
 
@@ -36,6 +36,7 @@ class MethodInfo:
         role: ``row`` of a paper, ``control``, or ``oracle``.
         takes: which part of the budget it reads: the student's (``fit``), the prior's, or none.
         options: settings of its class that make it this row.
+        version: raised when its numbers change; part of every fit's code tag.
     """
 
     name: str
@@ -50,6 +51,7 @@ class MethodInfo:
     role: Literal["row", "control", "oracle"] = "row"
     takes: Literal["fit", "prior", "nothing"] = "fit"
     options: Mapping[str, Any] = field(default_factory=dict)
+    version: int = 1
 
 
 def _table(*infos: MethodInfo) -> dict[str, MethodInfo]:
@@ -231,11 +233,3 @@ def build_method(name: str, budget: Budget | None = None, **options: Any) -> Met
         return cast(Method, getattr(importlib.import_module(module), attribute)(**settings))
     except TypeError as error:
         raise BadInput(f"method '{name}': {error}") from error
-
-
-def create_method(name: str, **options: Any) -> Method:
-    """Return a method from single settings of its budget and its own; see ``build_method``."""
-    moved = {"fit_config": "fit", "folder": "artifacts"}
-    names = {"fit_config", "folder", *Budget.model_fields}
-    share = {moved.get(key, key): options.pop(key) for key in list(options) if key in names}
-    return build_method(name, Budget(**share), **options)

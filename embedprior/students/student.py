@@ -170,7 +170,8 @@ def head_size(head: object) -> int:
 
 def _counts(network: StudentNetwork, objective: Objective, head: object) -> tuple[int, int]:
     everything = {id(p): p for module in (network, objective) for p in module.parameters()}.values()
-    trainable = sum(p.numel() for p in everything if p.requires_grad)
+    before = {id(p) for module in objective.trained_before for p in module.parameters()}
+    trainable = sum(p.numel() for p in everything if p.requires_grad or id(p) in before)
     return trainable, sum(p.numel() for p in everything) + head_size(head)
 
 

@@ -53,6 +53,7 @@ class Objective(nn.Module):
         weights: by name; a loss that is not named weighs 1.
         reads_labels: needs labelled rows in every batch.
         reads_pairs: needs rows of CT–radiograph pairs, labelled or not.
+        trained_before: modules that the method trained first, and froze; they count as trained.
     """
 
     reads_labels = True
@@ -61,6 +62,7 @@ class Objective(nn.Module):
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         self.weights = dict(weights or {})
+        self.trained_before: tuple[nn.Module, ...] = ()
 
     def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
         """Return the losses by name, before weighting.

@@ -17,13 +17,14 @@ from sklearn.metrics import roc_auc_score
 
 from embedprior.students.base import CannotFit, Cases, CtNotAvailable, FitData, Stage
 from embedprior.students.losses import hinton
-from embedprior.students.registry import METHODS, create_method
+from embedprior.students.registry import Budget, build_method
 from embedprior.students.regression import RidgeHead
 from embedprior.students.regressors import summed
 from embedprior.teachers.config import FitConfig
 from embedprior.teachers.head import train_head
 
 FIT = FitConfig(hidden=32, steps=300)
+BUDGET = Budget(fit=FIT)
 SIMPLE = ("cxr-only", "ct-only", "late-fusion", "same-modality-kd", "hinton-kd", "direct-head", "ridge-head")
 
 
@@ -50,15 +51,11 @@ def held_out() -> Cases:
     return cohort(600, 3, "h")
 
 
-def options(name: str) -> dict[str, object]:
-    return {} if name in ("ct-only", "ridge-head") else {"fit_config": FIT}
-
-
 @pytest.fixture(scope="module")
 def aucs(data: FitData, held_out: Cases) -> dict[str, float]:
     found = {}
     for name in SIMPLE:
-        method = create_method(name, **options(name))
+        method = build_method(name, BUDGET)
         cases = held_out if method.needs_ct else held_out.without_ct()
         found[name] = float(roc_auc_score(held_out.label, method.fit(data, 0).scores(cases)))
     return found
@@ -72,11 +69,11 @@ def test_transfer_beats_few_labels_where_ct_carries_the_label(aucs: dict[str, fl
 
 def test_only_oracles_need_ct(data: FitData, held_out: Cases) -> None:
     for name in SIMPLE:
-        method = create_method(name, **options(name))
+        method = build_method(name, BUDGET)
         if method.needs_ct:
             with pytest.raises(CtNotAvailable):
                 method.fit(data, 0).scores(held_out.without_ct())
-    assert {n for n in SIMPLE if create_method(n, **options(n)).needs_ct} == {"ct-only", "late-fusion"}
+    assert {n for n in SIMPLE if build_method(n, BUDGET).needs_ct} == {"ct-only", "late-fusion"}
 
 
 def test_ct_swapped_between_patients_hurts(data: FitData, held_out: Cases, aucs: dict[str, float]) -> None:
@@ -84,14 +81,14 @@ def test_ct_swapped_between_patients_hurts(data: FitData, held_out: Cases, aucs:
     swapped = replace(train, ct=train.paired_ct()[np.random.default_rng(0).permutation(len(train))])
     worse = FitData((Stage(swapped, data.target.val),), data.teacher)
     for name in ("direct-head", "ridge-head"):
-        scores = create_method(name, **options(name)).fit(worse, 0).scores(held_out.without_ct())
+        scores = build_method(name, BUDGET).fit(worse, 0).scores(held_out.without_ct())
         assert roc_auc_score(held_out.label, scores) < aucs[name] - 0.05
 
 
 def test_methods_that_do_not_use_ct_are_the_same_without_it(data: FitData, held_out: Cases) -> None:
     bare = FitData((Stage(data.target.train.without_ct(), data.target.val.without_ct()),), None, "none")
     for name in ("cxr-only", "same-modality-kd"):
-        method = create_method(name, **options(name))
+        method = build_method(name, BUDGET)
         assert not method.uses_ct
         with_ct = method.fit(data, 4).scores(held_out.without_ct())
         np.testing.assert_array_equal(method.fit(bare, 4).scores(held_out.without_ct()), with_ct)
@@ -101,7 +98,7 @@ def test_methods_that_need_a_teacher_say_why_they_can_not_be_fitted(data: FitDat
     bare = FitData(data.stages, None, "only class 1")
     for name in ("ct-only", "hinton-kd", "direct-head", "ridge-head", "prior"):
         with pytest.raises(CannotFit, match="only class 1"):
-            create_method(name).fit(bare, 0)
+            build_method(name, BUDGET).fit(bare, 0)
 
 
 def test_one_class_can_not_be_fitted(data: FitData) -> None:
@@ -109,7 +106,7 @@ def test_one_class_can_not_be_fitted(data: FitData) -> None:
     one = FitData((Stage(replace(train, label=np.ones(len(train))), data.target.val),), data.teacher)
     for name in ("cxr-only", "hinton-kd", "late-fusion", "same-modality-kd"):
         with pytest.raises(CannotFit, match="fewer than two classes"):
-            create_method(name, **options(name)).fit(one, 0)
+            build_method(name, BUDGET).fit(one, 0)
 
 
 def test_distillation_loss_is_temperature_squared_kl() -> None:
@@ -140,11 +137,6 @@ def test_second_ridge_stage_corrects_the_first(data: FitData) -> None:
     assert len(terms) == 2
     first_error, both_error = (((summed(t, val.cxr) - val.paired_ct()) ** 2).sum() for t in (terms[:1], terms))
     assert both_error <= first_error
-
-
-def test_registry_resolves_every_name() -> None:
-    for name in METHODS:
-        assert create_method(name).name == name
 
 
 def test_cases_keep_their_rows_together() -> None:
