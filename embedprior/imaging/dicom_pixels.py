@@ -42,10 +42,9 @@ NEXT = (
 
 def syntax_name(header: Header) -> str:
     """Return the standard's name of the transfer syntax, or ``"private"``."""
-    from pydicom.uid import UID
+    from pydicom.uid import AllTransferSyntaxes
 
-    syntax = UID(header.transfer_syntax)
-    return str(syntax.name) if syntax.is_transfer_syntax and not syntax.is_private else "private"
+    return next((str(known.name) for known in AllTransferSyntaxes if known == header.transfer_syntax), "private")
 
 
 def slice_hu(files: DicomFiles, header: Header) -> Int16[np.ndarray, "rows columns"]:
@@ -162,5 +161,5 @@ def _by_plugin(path: Path, header: Header) -> np.ndarray[Any, Any]:
     except Exception:
         pass
     raise UnreadableExam(
-        f"{Path(header.name).name}: compressed as '{syntax_name(header)}', which can't be decoded. {NEXT}"
+        f"{Path(header.name).name}: compressed as '{syntax_name(header)}'; damaged, or no decoder for it here. {NEXT}"
     )

@@ -107,10 +107,8 @@ def _refuse_size(path: Path, size: tuple[int, ...], components: int) -> None:
 
 
 def _read_npz(path: Path) -> tuple[Volume, list[Finding]]:
-    import zipfile
-
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
             missing = [key for key in ("hu", "spacing_mm") if key not in stored.files]
             if missing:
                 wanted = "Expected hu (z, y, x) and spacing_mm (x, y, z)"
@@ -120,7 +118,10 @@ def _read_npz(path: Path) -> tuple[Volume, list[Finding]]:
             spacing = _three(stored["spacing_mm"])
             origin = _three(stored["origin_mm"]) if "origin_mm" in stored.files else (0.0, 0.0, 0.0)
             direction = stored["direction"].astype(np.float64) if "direction" in stored.files else np.eye(3)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, MemoryError, NotImplementedError) as error:
+    except UnreadableExam:
+        raise
+    # numpy, zipfile and zlib raise their own kinds for a damaged member, down to SyntaxError for its header
+    except Exception as error:
         raise UnreadableExam(f"{path.name}: damaged, or not an .npz of numbers ({type(error).__name__})") from None
     if values.ndim != 3 or values.dtype.kind not in "iuf" or 0 in values.shape:
         raise UnreadableExam(f"{path.name}: 'hu' is {values.dtype} {values.shape}; expected numbers (z, y, x)")
