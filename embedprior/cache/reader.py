@@ -51,6 +51,7 @@ class EmbeddingCache:
     sources: list[str]
     shards: list[tuple[Path, ShardHeader]]
     where: Int[np.ndarray, "exams 2"] = field(default_factory=lambda: _NOWHERE, repr=False)
+    _mapped_rows: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)
 
     @property
     def has_tokens(self) -> bool:
@@ -70,18 +71,33 @@ class EmbeddingCache:
         Raises:
             BadInput: it holds tokens.
         """
-        return self._gather(range(len(self.ids)))
+        whole = sum(len(header.exam_ids) for _, header in self.shards) == len(self.ids)
+        if self.ids and whole and not self.has_tokens and (np.diff(self.where @ [1 << 32, 1]) > 0).all():
+            return from_stored(np.concatenate(self._maps), self._dtype)
+        return self._gather(np.arange(len(self.ids)))
 
     def take(self, exam_ids: Sequence[str]) -> Num[np.ndarray, "exams dim"]:
-        """Return the rows of these exams, in this order: from memory once ``matrix`` was asked for, else by map.
+        """Return the rows of these exams, in this order; see ``read``.
 
         Raises:
             BadInput: an exam has no embedding, or the cache holds tokens.
         """
-        rows = self.rows(exam_ids)
-        if "matrix" in self.__dict__:
-            return self.matrix[rows]
-        return self._gather(rows)
+        return self.read(self.rows(exam_ids))
+
+    def read(self, rows: Sequence[int] | Int[np.ndarray, " some"]) -> Num[np.ndarray, "some dim"]:
+        """Return rows by number (``rows`` gives the numbers of exam ids), in this order.
+
+        They are read by memory map until as many were read as the cache has rows (a first epoch); then the matrix is
+        copied to memory once, if a quarter of what is free holds it.
+
+        Raises:
+            BadInput: the cache holds tokens.
+        """
+        if "matrix" not in self.__dict__:
+            self._mapped_rows[0] += len(rows)
+            if self.has_tokens or self._mapped_rows[0] <= len(self.ids) or not self._fits_in_memory():
+                return self._gather(rows)
+        return self.matrix.take(rows, axis=0)
 
     def rows(self, exam_ids: Sequence[str]) -> list[int]:
         """Return the rows of these exams.
@@ -91,7 +107,7 @@ class EmbeddingCache:
         """
         table = self._rows
         try:
-            return [table[i] for i in exam_ids]
+            return list(map(table.__getitem__, exam_ids))
         except KeyError:
             missing = [i for i in exam_ids if i not in table]
             close = nearest(missing[0], self.ids[:10_000])
@@ -130,15 +146,22 @@ class EmbeddingCache:
     def _maps(self) -> list[Array]:
         return [map_rows(path, header) for path, header in self.shards]
 
-    def _gather(self, rows: Sequence[int]) -> Array:
+    def _gather(self, rows: Sequence[int] | Array) -> Array:
         if self.has_tokens:
             raise BadInput(f"{self.path.name} holds tokens, not one embedding an exam. Next: use tokens(exam), or "
                            "embed without --tokens.")  # fmt: skip
+        shape = (len(rows), int(self.key["dim"]))
+        if not len(rows):
+            return np.empty(shape, working_dtype(self._dtype))
         maps = self._maps
-        stored = np.empty((len(rows), int(self.key["dim"])), maps[0].dtype if maps else working_dtype(self._dtype))
-        for to, (shard, place) in enumerate(self.where[list(rows)].tolist()):
-            stored[to] = maps[shard][place]
-        return from_stored(stored, self._dtype)
+        found = [maps[shard][place] for shard, place in self.where[np.asarray(rows)].tolist()]
+        return from_stored(np.concatenate(found).reshape(shape), self._dtype)
+
+    def _fits_in_memory(self) -> bool:
+        import psutil
+
+        size = len(self.ids) * int(self.key["dim"]) * working_dtype(self._dtype).itemsize
+        return bool(size < psutil.virtual_memory().available / 4)
 
 
 def open_cache(
@@ -168,11 +191,11 @@ def open_cache(
     note_use("cache", folder.name, folder, view)
     shards = read_shards(folder, key)
     if exams is not None:
-        rows = zip(exams["exam_id"], exams["path"], strict=True)
-        return _chosen(folder, key, shards, [(str(i), source_hash(root or Path(), str(p))) for i, p in rows])
+        wanted = [str(i) for i in exams["exam_id"]]
+        return _chosen(folder, key, shards, wanted, [source_hash(root or Path(), str(p)) for p in exams["path"]])
     if view:
         return _of_view(folder, key, shards, view)
-    return _chosen(folder, key, shards, _of_all_cohorts(folder, shards))
+    return _of_all_cohorts(folder, key, shards)
 
 
 def open_view(folder: Path, view: str) -> EmbeddingCache:
@@ -207,10 +230,13 @@ def read_shards(folder: Path, key: dict[str, Any]) -> list[tuple[Path, ShardHead
 def _of_view(
     folder: Path, key: dict[str, Any], shards: list[tuple[Path, ShardHeader]], view: str
 ) -> EmbeddingCache:
-    return _chosen(folder, key, shards, list(read_view(view_file(folder, view))))
+    pairs = list(read_view(view_file(folder, view)))
+    return _chosen(folder, key, shards, [i for i, _ in pairs], [s for _, s in pairs])
 
 
-def _of_all_cohorts(folder: Path, shards: list[tuple[Path, ShardHeader]]) -> list[tuple[str, str]]:
+def _of_all_cohorts(
+    folder: Path, key: dict[str, Any], shards: list[tuple[Path, ShardHeader]]
+) -> EmbeddingCache:
     views = sorted((folder / VIEWS).glob("*.csv"))
     pairs = dict.fromkeys(pair for view in views for pair in read_view(view))
     if not views:
@@ -225,21 +251,29 @@ def _of_all_cohorts(folder: Path, shards: list[tuple[Path, ShardHeader]]) -> lis
                 "above it (its 'current' names one cohort), or give the table: open_cache(path, exams=..., root=...)."
             )
     order = {exam_id: n for n, exam_id in enumerate(i for _, header in shards for i in header.exam_ids)}
-    return sorted(chosen.items(), key=lambda pair: order.get(pair[0], -1))
+    ids = sorted(chosen, key=lambda exam_id: order.get(exam_id, -1))
+    return _chosen(folder, key, shards, ids, [chosen[exam_id] for exam_id in ids])
 
 
 def _chosen(
-    folder: Path, key: dict[str, Any], shards: list[tuple[Path, ShardHeader]], pairs: list[tuple[str, str]]
+    folder: Path, key: dict[str, Any], shards: list[tuple[Path, ShardHeader]], ids: list[str], sources: list[str]
 ) -> EmbeddingCache:
-    places: dict[tuple[str, str], tuple[int, int]] = {}
-    for number, (_, header) in enumerate(shards):
-        for place, pair in enumerate(zip(header.exam_ids, header.sources, strict=True)):
-            places.setdefault(pair, (number, place))
-    gone = [exam_id for exam_id, source in pairs if (exam_id, source) not in places]
+    """Return these exams of the shards; a cohort that is all of them, in order, needs no look-up."""
+    counts = [len(header.exam_ids) for _, header in shards]
+    numbers = np.repeat(np.arange(len(shards)), counts)
+    everywhere = np.stack([numbers, np.concatenate([np.arange(n) for n in [*counts, 0]])], axis=1)
+    have_ids = [exam_id for _, header in shards for exam_id in header.exam_ids]
+    have_sources = [source for _, header in shards for source in header.sources]
+    if ids == have_ids and sources == have_sources:
+        return EmbeddingCache(folder, key, ids, sources, shards, everywhere)
+    places: dict[tuple[str, str], int] = {}
+    for place, pair in enumerate(zip(have_ids, have_sources, strict=True)):
+        places.setdefault(pair, place)
+    rows = [places.get(pair, -1) for pair in zip(ids, sources, strict=True)]
+    gone = [exam_id for exam_id, row in zip(ids, rows, strict=True) if row < 0]
     if gone:
         raise BadInput(
-            f"{folder.name}: {len(gone)} of {len(pairs)} exams have no embedding of their present file: "
+            f"{folder.name}: {len(gone)} of {len(ids)} exams have no embedding of their present file: "
             f"{', '.join(gone[:5])}. Next: run the command that filled the cache again."
         )
-    where = np.array([places[pair] for pair in pairs], dtype=np.int64).reshape(-1, 2)
-    return EmbeddingCache(folder, key, [i for i, _ in pairs], [s for _, s in pairs], shards, where)
+    return EmbeddingCache(folder, key, ids, sources, shards, everywhere[np.array(rows, dtype=np.int64)])

@@ -1,0 +1,172 @@
+"""The embedding cache: batch reads against an in-RAM gather and one .npy per study, opening, and memory while building.
+
+Ratios compare work done back to back in one run. Memory is the peak of a process of its own, by number of rows. Exits 1
+when a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from embedprior.cache import CacheWriter, open_cache
+from embedprior.cache.build import fill_cache
+from embedprior.encoders.base import EncoderSpec
+
+BATCH = 64
+PIECE = 10_000
+
+
+class Synthetic:
+    """Eight bytes → a fixed random projection: next to no work, so that the cache's own cost shows."""
+
+    def __init__(self, dim: int) -> None:
+        self.spec = EncoderSpec(
+            name="synthetic", modality="image", dim=dim, source="benchmark", weights_sha256="none", licence="none",
+            profile={"transform_version": 1}, pooling="none",
+        )  # fmt: skip
+        self._weights = np.random.default_rng(0).normal(size=(8, dim)).astype(np.float32)
+        self._rows: np.ndarray | None = None
+
+    def read(self, root: Path, path: str) -> np.ndarray:
+        if self._rows is None:
+            self._rows = np.load(root / "rows.npy", mmap_mode="r")
+        return np.array(self._rows[int(path.partition("#")[2])])
+
+    def embed(self, batch: np.ndarray) -> np.ndarray:
+        return batch.astype(np.float32) @ self._weights
+
+
+class Table:
+    """Prints rows, keeps them, and knows whether a bar was missed."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, object]] = []
+
+    def hold(self, name: str, value: float, unit: str, least: float | None = None, most: float | None = None) -> None:
+        met = (least is None or value >= least) and (most is None or value <= most)
+        self.rows.append({"name": name, "value": value, "unit": unit, "least": least, "most": most, "met": met})
+        bar = f"bar >= {least:g}" if least is not None else f"bar <= {most:g}" if most is not None else ""
+        print(f"{name:<66} {value:10.4g} {unit:<10} {bar:<12} {'' if met else 'MISSED'}", flush=True)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def exams(count: int) -> Iterator[pd.DataFrame]:
+    """The exam table in pieces: memory of the table itself is no part of the cache's."""
+    for start in range(0, count, PIECE):
+        numbers = range(start, min(start + PIECE, count))
+        yield pd.DataFrame({"exam_id": [f"e{i}" for i in numbers], "path": [f"rows.npy#{i}" for i in numbers]})
+
+
+def build(folder: Path, count: int, dim: int) -> None:
+    """Build a cache in this process and print its peak memory in KiB (Linux)."""
+    fill_cache(exams(count), folder, Synthetic(dim), folder / "cache", BATCH, "synthetic")
+    status = Path("/proc/self/status").read_text().splitlines()
+    print(next(line.split()[1] for line in status if line.startswith("VmHWM")))
+
+
+def peak_mib(folder: Path, count: int, dim: int) -> tuple[float, float]:
+    """Peak memory (MiB) and seconds of building ``count`` rows in a process of its own."""
+    folder.mkdir()
+    np.save(folder / "rows.npy", np.random.default_rng(1).integers(0, 256, (count, 8), dtype=np.uint8))
+    command = [sys.executable, __file__, "--build", str(folder), str(count), str(dim)]
+    start = time.perf_counter()
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return int(done.stdout.split()[-1]) / 1024, time.perf_counter() - start
+
+
+def reads(table: Table, folder: Path, count: int, dim: int, studies: int, rounds: int) -> None:
+    """Opening, and random batches of 64."""
+    rng = np.random.default_rng(2)
+    spec = Synthetic(dim).spec
+    ids = [f"study-{i:07d}" for i in range(count)]
+    with CacheWriter(folder / "cache", spec) as writer:
+        for start in range(0, count, 512):
+            part = ids[start : start + 512]
+            writer.append(part, ["0" * 64] * len(part), rng.normal(size=(len(part), dim)).astype(np.float32))
+    opening = [seconds(lambda: open_cache(folder / "cache")) for _ in range(3)]
+    table.hold(f"open {count} x {dim}", statistics.median(opening), "s", most=1.0)
+    mapped, copied = open_cache(folder / "cache"), open_cache(folder / "cache")
+    table.hold("copy to RAM, once", seconds(lambda: copied.matrix), "s")
+    matrix = np.array(copied.matrix)
+    (folder / "npy").mkdir()
+    for i in range(studies):
+        np.save(folder / "npy" / f"{ids[i]}.npy", matrix[i])
+
+    def one_npy_each(rows: np.ndarray) -> np.ndarray:
+        return np.stack([np.load(folder / "npy" / f"{ids[i]}.npy") for i in rows])
+
+    def other() -> np.ndarray:
+        """Rows that no turn has had: none finds its numbers warm from the turn before."""
+        return rng.integers(0, count, BATCH)
+
+    times: dict[str, list[float]] = {}
+    for n in range(rounds + 1):
+        gathered, by_ram, by_map = other(), other(), other()
+        wanted, few = [ids[i] for i in other()], rng.integers(0, studies, BATCH)
+        turn = {
+            "gather": seconds(lambda rows=gathered: matrix[rows]),
+            "map": seconds(lambda rows=by_map: mapped.read(rows)),
+            "ram": seconds(lambda rows=by_ram: copied.read(rows)),
+            "ids": seconds(lambda names=wanted: copied.take(names)),
+            "npy": seconds(lambda rows=few: one_npy_each(rows)),
+        }
+        for name, value in turn.items() if n else []:  # the first pays for maps and tables that are made once
+            times.setdefault(name, []).append(value)
+    assert np.array_equal(mapped.read(by_map), matrix[by_map])
+    assert "matrix" not in mapped.__dict__
+    middle = {name: statistics.median(values) for name, values in times.items()}
+    table.hold("in-RAM gather of 64 random rows (the ceiling)", 1e6 * middle["gather"], "us")
+    table.hold("read 64 rows, from the second epoch (in RAM), over it", middle["ram"] / middle["gather"], "x", most=2.0)
+    table.hold("read 64 rows, first epoch (by memory map), over it", middle["map"] / middle["gather"], "x")
+    table.hold("take 64 exams by id (in RAM), over it", middle["ids"] / middle["gather"], "x")
+    table.hold("one .npy per study over reading, from the second epoch", middle["npy"] / middle["ram"], "x", least=50.0)
+    table.hold("one .npy per study over reading, first epoch", middle["npy"] / middle["map"], "x", least=50.0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="less rows, the same code")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--build", nargs=3, metavar=("FOLDER", "ROWS", "DIM"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.build:
+        build(Path(args.build[0]), int(args.build[1]), int(args.build[2]))
+        return 0
+    table = Table()
+    small, large = (5_000, 50_000) if args.quick else (100_000, 1_000_000)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        reads(table, folder, 20_000 if args.quick else 100_000, 1024, 1000 if args.quick else 5000,
+              100 if args.quick else 400)  # fmt: skip
+        low, _ = peak_mib(folder / "small", small, 512)
+        high, wall = peak_mib(folder / "large", large, 512)
+        table.hold(f"peak memory building {small} x 512", low, "MiB")
+        table.hold(f"peak memory building {large} x 512 ({large * 2048 / 2**20:.0f} MiB of numbers)", high, "MiB")
+        growth = (high - low) * 2**20 / (large - small)
+        table.hold("  growth, of the 2048 bytes that a row has", growth, "bytes/row", most=102.4)
+        table.hold("  rows built, with the process's start", large / wall, "rows/s")
+    if args.json:
+        args.json.write_text(json.dumps({"numpy": np.__version__, "rows": table.rows}, indent=1))
+    missed = [row for row in table.rows if not row["met"]]
+    print(f"{len(table.rows) - len(missed)} of {len(table.rows)} rows within their bars.")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
