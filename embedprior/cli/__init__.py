@@ -10,6 +10,7 @@ COMMANDS = {
     "demo": "virtual patients, end to end, to a report (minutes, offline, no GPU)",
     "doctor": "check this installation: PASS, WARN or FAIL with a fix for each",
     "encoders": "the frozen encoders: what they read, what they give, their weights and licences",
+    "images check": "audit CT volumes and radiographs, with a contact sheet to look at",
     "drr": "render chest CTs as radiographs (DRRs), paired with them",
     "embed": "the exams of a table through a frozen encoder into an embedding cache",
     "cache ls": "caches and artifacts, their size and what uses them (--unused: what nothing uses)",

@@ -55,6 +55,20 @@ def volume_tile(title: str, volume: Volume, findings: Sequence[Finding]) -> Tile
     return Tile(title, f"{size} voxels of {spacing_text} mm, {volume.orientation}", tuple(views), tuple(findings))
 
 
+def prepared_tile(
+    title: str, prepared: Float[np.ndarray, "windows slices rows columns"], findings: Sequence[Finding], detail: str
+) -> Tile:
+    """Return what an encoder sees of a prepared volume: the middle slice of each axis, first window, as stored."""
+    shown = prepared[0]
+    low, high = float(shown.min()), float(shown.max())
+    scaled = (shown - low) / (high - low if high > low else 1.0)
+    views = []
+    for axis in range(3):
+        plane = scaled.take(scaled.shape[axis] // 2, axis=axis)
+        views.append(_view(plane[::-1] if axis else plane, None, (1.0, 1.0)))
+    return Tile(title, detail, tuple(views), tuple(findings))
+
+
 def picture_tile(title: str, grey: Float[np.ndarray, "height width"], findings: Sequence[Finding], detail: str) -> Tile:
     """Return one radiograph, values in [0, 1]."""
     return Tile(title, detail, (_view(grey, None, (1.0, 1.0)),), tuple(findings))

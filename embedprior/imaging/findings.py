@@ -12,6 +12,7 @@ from embedprior.imaging.files import UnreadableExam
 Severity = Literal["note", "warning", "error"]
 
 CODES: dict[str, tuple[Severity, str]] = {
+    "unreadable": ("error", "the file is damaged, or not what its name says"),
     # volumes: files and series
     "several-series": ("error", "more than one CT series, and no rule that names one"),
     "other-series": ("note", "other series in the folder were left out by the rule"),

@@ -121,7 +121,8 @@ def test_slice_copied_twice_is_dropped_and_two_slices_at_one_place_are_refused(
 
 def test_gantry_tilt_is_refused_with_its_angle(make_series: Callable[..., Path]) -> None:
     def tilt(index: int, data: Any) -> None:
-        data.ImagePositionPatient = [ORIGIN[0], ORIGIN[1] + index * STEP * np.tan(np.radians(15)), ORIGIN[2] + index * STEP]
+        up = index * STEP
+        data.ImagePositionPatient = [ORIGIN[0], ORIGIN[1] + up * np.tan(np.radians(15)), ORIGIN[2] + up]
 
     error = refused(make_series(edit=tilt))
     assert "gantry-tilt" in codes(error.findings)
@@ -205,7 +206,7 @@ def test_truncated_and_damaged_slices_are_named(make_series: Callable[..., Path]
     folder = make_series()
     victim = sorted(folder.iterdir())[3]
     victim.write_bytes(victim.read_bytes()[:-500])
-    with pytest.raises(UnreadableExam, match=rf"{victim.name}: .*bytes of pixels|{victim.name}: pixels can't") as caught:
+    with pytest.raises(UnreadableExam, match=rf"{victim.name}: (.*bytes of pixels|pixels can't)") as caught:
         read_volume(folder)
     assert SECRET not in str(caught.value)
 
@@ -255,10 +256,10 @@ def test_compressed_syntaxes_decode_to_the_same_numbers(
             _recompress(file, "JPEG2000" if syntax == "jpeg2000" else "JPEG")
         elif syntax != "rle":
             data = pydicom.dcmread(file)
-            uid = {"deflated": "1.2.840.10008.1.2.1.99", "implicit": "1.2.840.10008.1.2", "big-endian": "1.2.840.10008.1.2.2"}
+            tails = {"deflated": ".1.99", "implicit": "", "big-endian": ".2"}
             if syntax == "big-endian":
                 data.PixelData = np.frombuffer(data.PixelData, "<i2").astype(">i2").tobytes()
-            data.file_meta.TransferSyntaxUID = pydicom.uid.UID(uid[syntax])
+            data.file_meta.TransferSyntaxUID = pydicom.uid.UID("1.2.840.10008.1.2" + tails[syntax])
             options = {"implicit_vr": syntax == "implicit", "little_endian": syntax != "big-endian"}
             pydicom.dcmwrite(file, data, force_encoding=True, **options)
     volume, findings = read_volume(folder)
@@ -296,7 +297,7 @@ def test_undecodable_compression_names_the_syntax_and_the_way_out(make_series: C
         data.PixelData = encapsulate([b"\xff\x4f\xff\x51" + bytes(100)])
         data["PixelData"].is_undefined_length = True
         pydicom.dcmwrite(file, data)
-    with pytest.raises(UnreadableExam, match="High-Throughput JPEG 2000.*no decoder.*pip install pylibjpeg") as caught:
+    with pytest.raises(UnreadableExam, match=r"High-Throughput JPEG 2000.*no decoder.*pip install pylibjpeg") as caught:
         read_volume(folder)
     assert SECRET not in str(caught.value)
 

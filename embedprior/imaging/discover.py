@@ -1,0 +1,82 @@
+"""Which exams lie under a path: volume files, DICOM folders and zips, radiographs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from embedprior.errors import BadInput
+from embedprior.imaging.radiographs import DICOM_SUFFIXES
+from embedprior.imaging.reading import IMAGE_SUFFIXES
+
+PICTURES = (".png", ".jpg", ".jpeg")
+VOLUMES = (*IMAGE_SUFFIXES, ".npz", ".zip")
+SERIES_FROM = 8
+"""A folder with at least this many DICOM files is one volume; the files of a smaller one are radiographs."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One exam's source.
+
+    Attributes:
+        name: relative to the path that was searched.
+        path: file, or folder of one DICOM series (or of several).
+        kind: how it is to be read.
+    """
+
+    name: str
+    path: Path
+    kind: Literal["volume", "radiograph"]
+
+
+def discover(path: Path) -> list[Found]:
+    """Return the exams under a file or folder, sorted by name.
+
+    Raises:
+        BadInput: the path does not exist, or holds nothing that can be read.
+    """
+    if not path.exists():
+        raise BadInput(f"{path} does not exist.")
+    if path.is_file():
+        kind = _kind(path)
+        found = [Found(path.name, path, kind)] if kind else []
+    else:
+        found = _in_folder(path)
+    if not found:
+        allowed = ", ".join((*VOLUMES, *DICOM_SUFFIXES, *PICTURES))
+        raise BadInput(f"{path}: nothing to read. Allowed: a folder of DICOM files, or files named {allowed}.")
+    return found
+
+
+def _in_folder(folder: Path) -> list[Found]:
+    found: list[Found] = []
+    dicom: dict[Path, list[Path]] = {}
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        if kind := _kind(file):
+            if file.suffix.lower() in DICOM_SUFFIXES:
+                dicom.setdefault(file.parent, []).append(file)
+            else:
+                found.append(Found(file.relative_to(folder).as_posix(), file, kind))
+        elif not file.suffix and _is_dicom(file):
+            dicom.setdefault(file.parent, []).append(file)
+    for parent, files in dicom.items():
+        if len(files) >= SERIES_FROM:
+            name = parent.relative_to(folder).as_posix()
+            found.append(Found(folder.name if name == "." else name, parent, "volume"))
+        else:
+            found += [Found(f.relative_to(folder).as_posix(), f, "radiograph") for f in files]
+    return sorted(found, key=lambda item: item.name)
+
+
+def _kind(file: Path) -> Literal["volume", "radiograph"] | None:
+    name = file.name.lower()
+    if name.endswith(VOLUMES):
+        return "volume"
+    return "radiograph" if name.endswith((*PICTURES, *DICOM_SUFFIXES)) else None
+
+
+def _is_dicom(file: Path) -> bool:
+    with file.open("rb") as handle:
+        return handle.read(132)[128:] == b"DICM"
