@@ -75,7 +75,9 @@ class ProcessConfig(Config):
     @classmethod
     def _null_is_a_name(cls, data: Any) -> Any:
         # YAML reads the bare word null as a key as "nothing"; here it can only be the field.
-        return {"null" if key is None else key: value for key, value in data.items()} if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        return {"null" if key is None else key: value for key, value in data.items()}
 
     @model_validator(mode="after")
     def _null_branch_is_trained(self) -> Self:

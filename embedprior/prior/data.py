@@ -50,7 +50,8 @@ class PairArrays:
         """Refuse arrays that can't be trained on.
 
         Raises:
-            BadInput: no rows, unequal lengths, wrong number of axes, or a number that is not finite.
+            BadInput: no rows, unequal lengths, wrong number of axes, a number that is not finite, or a label that
+                is not 1, 0 or NaN.
         """
         rows = len(self.ids)
         if rows == 0:
@@ -79,6 +80,11 @@ class PairArrays:
                     f"{name} pair '{self.ids[bad[0]]}': its {what} embedding holds a number that is not finite "
                     f"({len(bad)} such rows). Next: embed these exams again"
                 )
+
+        if self.labels is not None:
+            odd = self.labels[~np.isin(self.labels, (0.0, 1.0)) & ~np.isnan(self.labels)]
+            if len(odd):
+                raise BadInput(f"{name} pairs: label {odd[0]:g} ({len(odd)} such). Allowed: 1, 0, NaN = unknown.")
 
     def patient_numbers(self) -> NDArray[np.int64]:
         """Return (N,) numbers that are equal where the patient is."""

@@ -72,15 +72,19 @@ class Learner:
         """Return the rows of the whole batch of a step, over all processes."""
         return batch_at(self._settings.seed, step, self._settings.batch, len(self.data))
 
-    def learn(self, step: int) -> dict[str, Tensor]:
-        """Take one optimiser step; return this process's weighted losses by name, detached."""
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Return this process's weighted losses of a step by name, with their graph."""
         batch, condition, visible, drop = self._noised(step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._settings.lr * min(1.0, (step + 1) / max(self._settings.warmup, 1))
         device = self._accelerator.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
             output = self._model(batch.x, batch.n, condition, visible, drop[:, 0], drop[:, 1])
-        named = self.objective.losses(output.float(), batch)
+        return self.objective.losses(output.float(), batch)
+
+    def learn(self, step: int) -> dict[str, Tensor]:
+        """Take one optimiser step; return this process's weighted losses by name, detached."""
+        named = self.losses(step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._settings.lr * min(1.0, (step + 1) / max(self._settings.warmup, 1))
         self._wrapped_optimiser.zero_grad()
         self._accelerator.backward(torch.stack(list(named.values())).sum())
         self._accelerator.clip_grad_norm_(self.network.parameters(), self._settings.clip)

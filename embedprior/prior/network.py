@@ -61,21 +61,24 @@ class Attention(nn.Module):
         return made
 
     def forward(self, x: Tensor, mask: Tensor, past: Tensor | None, last_only: bool) -> tuple[Tensor, Tensor]:
-        """Return the update of (B, n or 1, dim) and this call's keys and values (B, n, 2 · head_dim)."""
+        """Return the update of (B, n or 1, dim) and this call's keys and values (B, n, 2 · head_dim).
+
+        ``mask``: (n · heads, seen) or (B, 1, n · heads, seen); see ``PriorNetwork._mask``.
+        """
         hidden = self.norm(x)
         keys_values = self.key_value(hidden)
         seen = keys_values if past is None else torch.cat([past, keys_values], dim=1)
         key, value = seen.chunk(2, dim=-1)
+        # The heads share keys and values, so they can stand in line with the tokens: (B, 1, n · heads, head_dim). For
+        # a handful of tokens that is twice as quick as one small attention per head, and nothing is copied.
         queries = self.query(hidden[:, -1:] if last_only else hidden)
-        queries = queries.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
-        shared = (-1, self.heads, -1, -1)
         mixed = F.scaled_dot_product_attention(
-            queries,
-            key[:, None].expand(shared),
-            value[:, None].expand(shared),
-            attn_mask=mask[..., -1:, :] if last_only else mask,
+            queries.unflatten(-1, (self.heads, self.head_dim)).flatten(1, 2)[:, None],
+            key[:, None],
+            value[:, None],
+            attn_mask=mask[..., -self.heads :, :] if last_only else mask,
         )
-        return self.out(mixed.transpose(1, 2).flatten(-2)), keys_values
+        return self.out(mixed.reshape(queries.shape)), keys_values
 
 
 class FeedForward(nn.Module):
@@ -131,7 +134,7 @@ class PriorNetwork(nn.Module):
         null_target: bool = False,
     ) -> None:
         super().__init__()
-        dim = size.dim
+        dim, self._heads = size.dim, size.heads
         self.condition_dim, self.target_dim, self.timesteps = condition_dim, target_dim, timesteps
         self.condition_in = nn.Linear(condition_dim, dim)
         self.target_in = nn.Linear(target_dim, dim)
@@ -166,7 +169,7 @@ class PriorNetwork(nn.Module):
         """
         tokens = self._condition_tokens(condition, drop_condition)
         count = tokens.shape[1]
-        mask = _mask(count, SUFFIX, visible, tokens)
+        mask = self._mask(0, count + SUFFIX, visible, tokens)
         stream, _ = self._run(torch.cat([tokens, self._suffix_tokens(x, n, drop_target)], dim=1), mask, [])
         return self._read(stream)
 
@@ -193,7 +196,7 @@ class PriorNetwork(nn.Module):
         """
         tokens = self._suffix_tokens(x, n, drop_target)
         count = prefix.keys_values[0].shape[1]
-        mask = _mask(count, tokens.shape[1], prefix.visible, tokens)[..., count:, :]
+        mask = self._mask(count, tokens.shape[1], prefix.visible, tokens)
         stream, _ = self._run(tokens, mask, prefix.keys_values)
         return self._read(stream)
 
@@ -218,7 +221,7 @@ class PriorNetwork(nn.Module):
             visible = torch.ones(stream.shape[:2], dtype=torch.bool, device=stream.device)
         if prefix.visible is not None and visible is not None:
             visible = torch.cat([prefix.visible, visible], dim=1)
-        mask = _mask(count, more, visible, stream)[..., count:, :]
+        mask = self._mask(count, more, visible, stream)
         keys_values = []
         for index, block in enumerate(self.blocks):
             past = prefix.keys_values[index] if prefix.keys_values else None
@@ -229,6 +232,20 @@ class PriorNetwork(nn.Module):
                 made = block.attention.keys_values(stream)
             keys_values.append(made if past is None else torch.cat([past, made], dim=1))
         return Prefix(keys_values, visible)
+
+    def _mask(self, past: int, more: int, visible: Tensor | None, like: Tensor) -> Tensor:
+        """Return what the last ``more`` of the tokens may look at (True), a row per token and head.
+
+        (more · heads, past + more), or (B, 1, more · heads, past + more) when some tokens are padding. ``visible``:
+        (B, tokens), shorter where the tokens at the end are all real; None when every token is.
+        """
+        length = past + more
+        mask = torch.ones(length, length, dtype=torch.bool, device=like.device).tril()
+        if visible is not None:
+            seen = F.pad(visible, (0, length - visible.shape[1]), value=True)[:, None, None, :]
+            # A padding token may look at itself: a row that sees nothing would be NaN.
+            mask = (mask & seen) | torch.eye(length, dtype=torch.bool, device=like.device)
+        return mask[..., past:, :].repeat_interleave(self._heads, dim=-2)
 
     def _read(self, stream: Tensor) -> Tensor:
         prediction: Tensor = self.out(self.norm(stream[:, -1]))
@@ -260,18 +277,3 @@ def time_features(n: Tensor, dim: int, timesteps: int) -> Tensor:
     frequency = torch.exp(torch.arange(half, device=n.device) * (-math.log(10_000.0) / half))
     angle = n[:, None] * (1000.0 / timesteps) * frequency
     return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, dim - 2 * half))
-
-
-def _mask(past: int, more: int, visible: Tensor | None, like: Tensor) -> Tensor:
-    """Return the causal mask of ``past + more`` tokens, (n, n), or (B, 1, n, n) when some are padding; True = may look.
-
-    ``visible``: (B, n), or shorter where the tokens at the end are all real; None when every token is.
-    """
-    length = past + more
-    causal = torch.ones(length, length, dtype=torch.bool, device=like.device).tril()
-    if visible is None:
-        return causal
-    seen = F.pad(visible, (0, length - visible.shape[1]), value=True)[:, None, None, :]
-    # A padding token may look at itself: a row that sees nothing would be NaN.
-    itself = torch.eye(length, dtype=torch.bool, device=like.device)
-    return (causal & seen) | itself

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
 from safetensors.numpy import load_file
 
 from embedprior.errors import BadInput, EmbedpriorError
@@ -266,3 +269,83 @@ def test_training_config_refuses_settings_that_would_do_nothing() -> None:
         PriorConfig.model_validate({"objective": {"l2": 0.0}})
     with pytest.raises(ValueError, match="extra"):
         TrainingConfig.model_validate({"learning_rate": 1e-3})
+
+
+def test_trackers_get_what_metrics_jsonl_gets(
+    pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[int, dict[str, float]]] = []
+    told: dict[str, str] = {}
+
+    class Spy(GeneralTracker):  # type: ignore[misc]
+        name, requires_logging_directory, tracker = "tensorboard", True, None
+
+        def __init__(self, run_name: str, logging_dir: str) -> None:
+            super().__init__()
+
+        def store_init_configuration(self, values: dict[str, str]) -> None:
+            told.update(values)
+
+        def log(self, values: dict[str, float], step: int, **_: object) -> None:
+            sent.append((step, values))
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Spy)
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    with pytest.raises(BadInput, match="tracker 'tensorboard' is not installed"):
+        train(pairs, small_config(), tmp_path, trackers=["tensorboard"])
+    monkeypatch.setattr("embedprior.prior.training.require_tracker", lambda name: None)
+    train(pairs, small_config(), tmp_path, trackers=["tensorboard"])
+    assert told["training.lr"] == "0.001"
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for event in ("train", "validation"):
+        rows = [row for row in written if row["event"] == event]
+        for row in rows:
+            figures = {name: value for name, value in row.items() if name not in ("event", "step")}
+            assert (row["step"], figures) in sent
+    assert len(sent) == len([row for row in written if row["event"] != "start"])
+
+
+def test_a_resume_with_another_teacher_is_refused(pairs: Pairs, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, other = torch.nn.Linear(6, 1), torch.nn.Linear(6, 1)
+    train(pairs, small_config(), tmp_path, teacher=first, stop_after=5)
+    with pytest.raises(BadInput, match="other data or settings"):
+        train(pairs, small_config(), tmp_path, teacher=other)
+    train(pairs, small_config(), tmp_path, teacher=first)
+
+
+def test_embeddings_of_another_encoder_are_refused_by_name(pairs: Pairs, tmp_path: Path) -> None:
+    named = tuple(replace(part, encoders=("dinov2@aaaa0000", "slices@bbbb0000")) for part in pairs)
+    prior = train(named, small_config(), tmp_path)  # type: ignore[arg-type]
+    prior.check_encoders("dinov2@aaaa0000", "slices@bbbb0000")
+    prior.check_encoders()
+    with pytest.raises(BadInput, match=r"condition encoder: 'rad-dino@cccc0000' here, 'dinov2@aaaa0000' in this prior"):
+        prior.check_encoders("rad-dino@cccc0000")
+    with pytest.raises(BadInput, match="target encoder"):
+        prior.check_encoders("dinov2@aaaa0000", "other")
+
+
+def test_a_patient_on_both_sides_is_refused(pairs: Pairs, tmp_path: Path) -> None:
+    both = tuple(replace(part, patients=["same", *part.ids[1:]]) for part in pairs)
+    with pytest.raises(BadInput, match="patient 'same' is in training and in validation"):
+        train(both, small_config(), tmp_path)  # type: ignore[arg-type]
+
+
+def test_labels_other_than_one_zero_and_unknown_are_refused(pairs: Pairs, tmp_path: Path) -> None:
+    odd = replace(pairs[0], labels=np.array([2.0, np.nan] * 20))
+    with pytest.raises(BadInput, match="label 2"):
+        train((odd, pairs[1]), small_config(), tmp_path)
+
+
+def test_guidance_marks_table_and_calibration_as_void(pairs: Pairs, tmp_path: Path) -> None:
+    config = small_config()
+    config = config.model_copy(update={"process": config.process.model_copy(update={"guidance": 2.0})})
+    prior = train(pairs, config, tmp_path)
+    assert prior.variance is not None
+    assert prior.variance.guidance == 1.0
+    assert ["void" in caveat for caveat in prior.caveats()] == [True]
+    assert json.loads((tmp_path / "prior.json").read_text())["caveats"] == prior.caveats()
+    assert prior.caveats(guidance=1.0) == []
+    with pytest.raises(BadInput, match="voids the variance table"):
+        prior.sample(pairs[1].condition, steps=4)
+    assert np.isfinite(prior.sample(pairs[1].condition, steps=4, guidance=1.0)).all()
