@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from embedprior.runs import Lock, artifact, locks
+
+FORK = multiprocessing.get_context("fork")
+
+
+def write_owner(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(locks.identity() | {"token": "theirs"} | changes))
+
+
+def dead_pid() -> int:
+    process = FORK.Process(target=int)
+    process.start()
+    process.join()
+    assert process.pid is not None
+    return process.pid
+
+
+def test_one_of_two_gets_the_lock_and_it_comes_free(tmp_path: Path) -> None:
+    first, second = Lock(tmp_path / "l"), Lock(tmp_path / "l")
+    assert first.acquire()
+    assert not second.acquire()
+    assert not second.wait(patience=0.05)
+    assert first.owner() == second.owner() == f"host {os.uname().nodename}, process {os.getpid()}"
+    first.release()
+    assert second.acquire()
+    second.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_of_a_dead_process_is_taken_over_at_once(tmp_path: Path) -> None:
+    write_owner(tmp_path / "l", pid=dead_pid())
+    lock = Lock(tmp_path / "l")
+    assert lock.acquire()
+    assert lock.held()
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_process_number_that_was_given_again_is_not_the_owner(tmp_path: Path) -> None:
+    write_owner(tmp_path / "l", started=1.0)  # our own number, but another birth
+    assert Lock(tmp_path / "l").acquire()
+
+
+def test_lock_of_another_machine_is_stale_only_when_its_heart_stops(tmp_path: Path) -> None:
+    write_owner(tmp_path / "l", machine="elsewhere", pid=dead_pid())
+    assert not Lock(tmp_path / "l", stale_after=60).acquire()
+    old = time.time() - 61
+    os.utime(tmp_path / "l", (old, old))
+    assert Lock(tmp_path / "l", stale_after=60).acquire()
+
+
+def test_held_lock_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(locks, "_HEART", locks._Heart())
+    with Lock(tmp_path / "l"):
+        os.utime(tmp_path / "l", (0, 0))
+        deadline = time.monotonic() + 10
+        while (tmp_path / "l").stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (tmp_path / "l").stat().st_mtime > 0
+
+
+def test_lost_lock_is_noticed_and_not_taken_from_its_new_owner(tmp_path: Path) -> None:
+    slow = Lock(tmp_path / "l")
+    assert slow.acquire()
+    (tmp_path / "l").unlink()
+    write_owner(tmp_path / "l")
+    assert not slow.held()
+    slow.release()
+    assert json.loads((tmp_path / "l").read_text())["token"] == "theirs"
+
+
+def grab(path: Path, log: Path) -> None:
+    for _ in range(20):
+        lock = Lock(path)
+        lock.wait()
+        with log.open("a") as handle:
+            handle.write(f"in {os.getpid()}\n")
+        time.sleep(0.001)
+        with log.open("a") as handle:
+            handle.write(f"out {os.getpid()}\n")
+        lock.release()
+
+
+def test_processes_that_contend_are_never_inside_together(tmp_path: Path) -> None:
+    write_owner(tmp_path / "l", pid=dead_pid())  # they begin with a stale lock to take over
+    crowd = [FORK.Process(target=grab, args=(tmp_path / "l", tmp_path / "log")) for _ in range(4)]
+    for process in crowd:
+        process.start()
+    for process in crowd:
+        process.join()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len(lines) == 160
+    for entered, left in zip(lines[::2], lines[1::2], strict=True):
+        assert entered.replace("in", "out") == left
+
+
+def make(root: Path, log: Path) -> None:
+    def build(work: Path) -> None:
+        with log.open("a") as handle:
+            handle.write("built\n")
+        time.sleep(0.2)
+        (work / "x.txt").write_text("made")
+
+    made = artifact("thing", {}, {}, "thing-1", build, root)
+    assert (made.path / "x.txt").read_text() == "made"
+
+
+def test_two_processes_that_want_one_artifact_build_it_once(tmp_path: Path) -> None:
+    both = [FORK.Process(target=make, args=(tmp_path, tmp_path / "log")) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    assert (tmp_path / "log").read_text() == "built\n"
+    assert len(list((tmp_path / "thing").iterdir())) == 1
+
+
+def test_what_a_killed_build_left_is_cleared(tmp_path: Path) -> None:
+    made = artifact("thing", {}, {}, "thing-1", lambda work: None, tmp_path)
+    made.path.rename(tmp_path / "thing" / f".tmp-{made.key}-1")
+    (tmp_path / "thing" / f".tmp-{made.key}-1" / "half").write_text("half")
+    write_owner(tmp_path / "thing" / f".{made.key}.lock", pid=dead_pid())
+    again = artifact("thing", {}, {}, "thing-1", lambda work: None, tmp_path)
+    assert not again.reused
+    assert [p.name for p in (tmp_path / "thing").iterdir()] == [made.key]
