@@ -93,12 +93,13 @@ def _train(name: str, overrides: dict[str, Any]) -> None:
             "config": canonical(config),
             "inputs": inputs,
             "pairs": {"train": len(train), "val": len(val)},
-            "parameters": prior.network.parameter_count(),
+            "parameters": prior.network.parameter_parts(),
             "caveats": prior.caveats(),
             "versions": versions(),
         },
     )
-    print(f"{out}: a prior of {prior.network.parameter_count() / 1e6:.2f} M parameters, from {len(train)} pairs")
+    parts = ", ".join(f"{name} {count:,}" for name, count in prior.network.parameter_parts().items())
+    print(f"{out}: a prior of {prior.network.parameter_count():,} parameters ({parts}), from {len(train)} pairs")
     for caveat in prior.caveats():
         print(f"mind: {caveat}")
 

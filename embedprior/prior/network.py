@@ -204,6 +204,18 @@ class PriorNetwork(nn.Module):
         """Return the number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def parameter_parts(self) -> dict[str, int]:
+        """Return the number of trainable parameters by part; they add up to ``parameter_count``."""
+        parts: dict[str, list[nn.Module]] = {
+            "condition": [self.condition_in],
+            "target": [self.target_in],
+            "time": [self.time_in],
+            "blocks": [self.blocks],
+            "output": [self.norm, self.out],
+        }
+        counts = {name: sum(p.numel() for m in modules for p in m.parameters()) for name, modules in parts.items()}
+        return counts | {"learned tokens": self.parameter_count() - sum(counts.values())}
+
     def _run(self, stream: Tensor, mask: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return the query's stream (B, 1, dim) and every block's keys and values."""
         keys_values = []

@@ -25,6 +25,15 @@ def test_presets_have_their_published_sizes() -> None:
     assert 1.25e9 < counts["paper-text"] < 1.45e9
 
 
+def test_the_parts_are_all_there_is() -> None:
+    made = network(condition_tokens=3)
+    parts = made.parameter_parts()
+    assert sum(parts.values()) == made.parameter_count()
+    assert parts["condition"] == 5 * 16 + 16
+    # Three slots, the null condition, the null target, the query.
+    assert parts["learned tokens"] == 6 * 16
+
+
 def test_a_size_set_in_the_config_replaces_the_presets() -> None:
     assert NetworkConfig(preset="prior-49m", depth=2).size.depth == 2
     assert NetworkConfig(preset="prior-49m", depth=2).size.dim == 512
