@@ -23,7 +23,10 @@ def main(argv: Sequence[str]) -> int:
     from embedprior.errors import DONE
     from embedprior.teachers.config import TrainTeacherConfig
 
-    config, _ = parse(TrainTeacherConfig, "teacher", argv, "embedprior train teacher", HELP, "demo")
+    config, common = parse(
+        TrainTeacherConfig, "teacher", argv, "embedprior train teacher", HELP, "demo",
+        device=(str, "cpu", "cpu or cuda: where a sequence model is trained"),
+    )  # fmt: skip
     from embedprior.runs import Run, hash_of, one_thread, write_json
     from embedprior.tables import write_table
     from embedprior.teachers.training import predictions, read_cases, train_teacher
@@ -31,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     cases, cache, inputs = read_cases(config)
     with one_thread():
         teacher, looks = train_teacher(
-            cases["train"], cases["val"], config.teacher, config.label, hash_of(cache.key)
+            cases["train"], cases["val"], config.teacher, config.label, hash_of(cache.key), common["device"]
         )
         scored = predictions(teacher, cases, config)
     out = Path(config.out)

@@ -103,7 +103,9 @@ def _cases(rows: pd.DataFrame, column: str, cache: EmbeddingCache, kind: str) ->
     return CtCases(ids, rows["patient_id"].tolist(), rows[column].to_numpy(dtype=np.float64), inputs)
 
 
-def train_teacher(train: CtCases, val: CtCases, config: TeacherConfig, label: str, cache: str) -> tuple[Teacher, Looks]:
+def train_teacher(
+    train: CtCases, val: CtCases, config: TeacherConfig, label: str, cache: str, device: str = "cpu"
+) -> tuple[Teacher, Looks]:
     """Train on ``train``, choose the step on ``val`` (with none, the last step is kept).
 
     Cases without a label are left out: they are not negatives.
@@ -113,6 +115,7 @@ def train_teacher(train: CtCases, val: CtCases, config: TeacherConfig, label: st
         config: what is trained.
         label: its name, kept with the teacher.
         cache: hash of the cache's key, kept with the teacher.
+        device: where a sequence model is trained; the teacher comes back on the CPU. A head alone never needs another.
 
     Returns:
         The frozen teacher, and the validation losses by step.
@@ -136,7 +139,7 @@ def train_teacher(train: CtCases, val: CtCases, config: TeacherConfig, label: st
     if len(classes) < 2:
         have = "none" if not classes else f"only class {classes[0]}"
         raise OneClass(f"a CT teacher needs both classes; the {len(train)} labelled CTs hold {have}.")
-    return _train_sequence(train, val, config, Teacher(_new_head(config), label, cache, seen))
+    return _train_sequence(train, val, config, Teacher(_new_head(config), label, cache, seen), device)
 
 
 def _new_head(config: TeacherConfig) -> TeacherHead:
@@ -146,17 +149,20 @@ def _new_head(config: TeacherConfig) -> TeacherHead:
     return TeacherHead(network, config.fit)
 
 
-def _train_sequence(train: CtCases, val: CtCases, config: TeacherConfig, blank: Teacher) -> tuple[Teacher, Looks]:
+def _train_sequence(
+    train: CtCases, val: CtCases, config: TeacherConfig, blank: Teacher, device: str
+) -> tuple[Teacher, Looks]:
     settings, fit_config = config.sequence, config.fit
-    model = new_sequence(list(train.inputs), settings, config.seed)
-    head = blank.head.network.requires_grad_(True)
+    model = new_sequence(list(train.inputs), settings, config.seed).to(device)
+    head = blank.head.network.requires_grad_(True).to(device)
     network = torch.nn.Sequential()
     network.add_module("sequence", model)
     network.add_module("head", head)
     target, val_target = label_loss(train.label), label_loss(val.label)
 
     def outputs(cases: CtCases, rows: Sequence[int]) -> Tensor:
-        logits: Tensor = head(model(*pad([cases.inputs[i] for i in rows], settings.max_tokens)))
+        tokens, lengths = pad([cases.inputs[i] for i in rows], settings.max_tokens)
+        logits: Tensor = head(model(tokens.to(device), lengths)).cpu()
         return logits
 
     def batch_loss(rows: Tensor) -> Tensor:
@@ -171,8 +177,8 @@ def _train_sequence(train: CtCases, val: CtCases, config: TeacherConfig, blank: 
         network, batch_loss, len(train), look if len(val) else None, fit_config, config.seed,
         class_weights(train.label) if settings.balanced else None,
     )  # fmt: skip
-    frozen = TeacherHead(head, fit_config)
-    model.eval().requires_grad_(False)
+    frozen = TeacherHead(head.cpu(), fit_config)
+    model.cpu().eval().requires_grad_(False)
     return replace(blank, head=frozen, sequence=model, sequence_config=settings), looks
 
 

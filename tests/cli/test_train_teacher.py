@@ -85,6 +85,7 @@ def test_a_sequence_teacher_also_writes_its_embeddings(cohort: Path) -> None:
     [
         (["--label", "lesoin"], "Did you mean 'lesion'"),
         (["--fold", "3"], "fold 3. Allowed: 0"),
+        (["--resample", "3"], "resample 3. Allowed: 0"),
         (["--teacher.kind", "sequence"], "no tokens"),
         (["--design", "fixd"], "Did you mean 'fixed'"),
     ],
@@ -98,5 +99,5 @@ def test_bad_input_is_refused_and_nothing_is_written(
 
 
 def test_a_missing_cache_names_the_next_command(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(cohort, "nowhere") == 2
-    assert "Next: " in capsys.readouterr().err
+    assert run(cohort, "nowhere", "--made-by", "make the cache") == 2
+    assert "nowhere does not exist. Next: make the cache" in capsys.readouterr().err
