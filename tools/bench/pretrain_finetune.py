@@ -148,7 +148,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of the virtual patients (default: runs/pretrain-finetune)")
     parser.add_argument("--seed", type=int, default=77, help="of the population")
-    parser.add_argument("--repetitions", type=int, default=6)
+    parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=50)
     parser.add_argument("--quick", action="store_true", help="toy size: 12 pairs, two repetitions; says nothing")
     parser.add_argument("--json", type=Path)
