@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from embedprior.config import parse_config
 from embedprior.prior.config import NetworkConfig, ObjectiveConfig, PriorConfig, ProcessConfig, SamplerName, Source
 from embedprior.prior.data import PairArrays
 from embedprior.prior.model import Prior, new_network
-from embedprior.prior.training import train_prior
+from embedprior.prior.training import METRICS, train_prior
 from embedprior.runs import artifact, hash_array, hash_of, read_json, seed_for, write_json
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage, shuffled_stage
 from embedprior.students.config import Budget
@@ -119,9 +120,9 @@ class PriorMethod:
         steps = 0
         for number, stage in enumerate(data.stages if self.pretraining else data.stages[-1:]):
             config = self._config(min(number, len(self.budget.stages) - 1))
-            steps += config.training.steps
             pairs = shuffled_stage(stage, seed) if self.shuffled else stage
             before = self._train(pairs, config, head, seed, root, before)
+            steps += _steps_taken(before)
         assert before is not None
         prior = Prior.load(before)
         if kept is None:
@@ -172,6 +173,11 @@ class PriorMethod:
 def _network_size(network: NetworkConfig, process: ProcessConfig, cxr_dim: int, ct_dim: int) -> int:
     built = new_network(PriorConfig(network=network, process=process), cxr_dim, ct_dim, 1)
     return sum(p.numel() for p in built.parameters())
+
+
+def _steps_taken(folder: Path) -> int:
+    """Training may stop before its last step (``training.patience``)."""
+    return max(int(json.loads(line)["step"]) for line in (folder / METRICS).read_text().splitlines())
 
 
 def _set_aside(cases: Cases, seed: int) -> Stage:

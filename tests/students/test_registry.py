@@ -113,6 +113,22 @@ def test_padding_tokens_change_nothing(small, budget, with_pixels) -> None:
     np.testing.assert_allclose(fitted.scores(replace(cases, tokens=longer)), fitted.scores(cases), atol=1e-6)
 
 
+def test_every_setting_of_the_budget_is_read(small, budget, with_pixels, tmp_path: Path) -> None:
+    read: set[str] = set()
+
+    class Spy(Budget):
+        def __getattribute__(self, name: str) -> object:
+            read.add(name)
+            return super().__getattribute__(name)
+
+    spy = Spy.model_validate(budget.model_dump() | {"artifacts": tmp_path})
+    build_method("prior", spy).fit(small, 7)
+    cases = with_pixels(small.target.train)
+    build_method("cxr-only", spy, inputs="pixels").fit(FitData((Stage(cases, cases.take([])),), None), 7)
+    assert set(Budget.model_fields) <= read
+    assert list(tmp_path.glob("prior/*/prior.safetensors"))
+
+
 def test_unknown_degenerate_and_impossible_choices_are_refused() -> None:
     with pytest.raises(BadInput, match="Did you mean 'hinton-kd'"):
         build_method("hinton")

@@ -105,7 +105,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--repetitions", type=int, default=100, help="of the cohort where CT carries nothing more")
-    parser.add_argument("--carrying", type=int, default=20, help="repetitions of the cohort where CT carries the label")
+    parser.add_argument("--carrying", type=int, default=12, help="repetitions of the cohort where CT carries the label")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where finished repetitions are kept")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="2 and 4 repetitions")

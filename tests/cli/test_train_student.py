@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from embedprior.cache import write_cache
+from embedprior.cli import main
+from embedprior.encoders.base import EncoderSpec
+from embedprior.errors import BadInput
+from embedprior.students.config import TrainStudentConfig
+from embedprior.students.saved import load_fitted
+from embedprior.students.tables import load
+from embedprior.teachers.config import FitConfig
+from embedprior.teachers.head import train_head
+
+SMALL = ["--budget.fit.steps", "20", "--budget.fit.hidden", "8", "--teacher-fit.steps", "20"]
+
+
+def spec(name: str, dim: int, modality: str) -> EncoderSpec:
+    return EncoderSpec(
+        name=name, modality=modality, dim=dim, source="test", weights_sha256="none", licence="none", profile={},
+        dtype="uint8" if name == "pixels" else "float32", pooling="none",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    """40 patients with CT and radiograph, 20 with CT and DRR; embeddings, pictures, tables."""
+    rng = np.random.default_rng(0)
+    exams, pairs, splits = [], [], []
+    for p in range(60):
+        kind, part = ("CXR" if p < 40 else "DRR"), "test" if p < 12 else "val" if p % 4 == 0 else "train"
+        label = p % 2
+        known = label if p < 30 or p >= 40 else np.nan
+        exams.append((f"ct-{p}", str(p), "CT", "x", label))
+        exams.append((f"x-{p}", str(p), kind, "x", known))
+        pairs.append((f"pair-{p}", str(p), f"x-{p}", f"ct-{p}", 0, True))
+        splits.append((str(p), str(p), "fixed", 0, 0, part))
+    pd.DataFrame(exams, columns=["exam_id", "patient_id", "modality", "path", "label:nodule"]).to_csv(
+        tmp_path / "exams.csv", index=False
+    )
+    columns = ["pair_id", "patient_id", "cxr_exam_id", "ct_exam_id", "offset_days", "label_agree"]
+    pd.DataFrame(pairs, columns=columns).to_csv(tmp_path / "pairs.csv", index=False)
+    columns = ["patient_id", "group_id", "design", "resample", "fold", "part"]
+    pd.DataFrame(splits, columns=columns).to_csv(tmp_path / "splits.csv", index=False)
+    sign = np.array([p % 2 for p in range(60)])[:, None]
+    for name, prefix, dim, modality in (("cxr", "x", 6, "CXR"), ("ct", "ct", 5, "CT")):
+        rows = (rng.normal(size=(60, dim)) + sign).astype(np.float32)
+        write_cache(tmp_path / name, spec(name, dim, modality), [f"{prefix}-{p}" for p in range(60)], ["0"] * 60, rows)
+    pictures = rng.integers(0, 255, size=(60, 256)).astype(np.uint8)
+    write_cache(tmp_path / "pixels", spec("pixels", 256, "CXR"), [f"x-{p}" for p in range(60)], ["0"] * 60, pictures)
+    return tmp_path
+
+
+def words(cohort: Path, method: str, *more: str, ct: bool = True) -> list[str]:
+    given = ["--method", method, "--cxr-cache", str(cohort / "cxr"), "--exams", str(cohort / "exams.csv")]
+    given += ["--splits", str(cohort / "splits.csv"), "--label", "nodule", "--out", str(cohort / "out"), *SMALL, *more]
+    if ct:
+        return ["train", "student", *given, "--ct-cache", str(cohort / "ct"), "--pairs", str(cohort / "pairs.csv")]
+    return ["train", "student", *given, "--ct-cache", "None", "--pairs", "None"]
+
+
+def test_a_student_is_trained_saved_scored_and_read_back(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(cohort, "hinton-kd")) == 0
+    out = cohort / "out"
+    table = pd.read_csv(out / "predictions.csv", dtype={"exam_id": str})
+    assert sorted(table.loc[table["split"] == "test", "exam_id"]) == sorted(f"x-{p}" for p in range(12))
+    assert "x-16" in set(table["exam_id"])
+    assert "x-36" not in set(table["exam_id"])  # its label is unknown
+    config = TrainStudentConfig.model_validate(json.loads((out / "run.json").read_text())["config"])
+    cases = load(config, needs_teacher=False).scored["test"]
+    again = load_fitted(out)[0].scores(cases.without_ct())
+    written = table[table["split"] == "test"].set_index("exam_id").loc[list(cases.exam_ids), "score"]
+    np.testing.assert_allclose(again, written, rtol=1e-9)
+    shown = capsys.readouterr().out
+    assert "losses: label, kd" in shown
+    assert "| held out |" in shown
+    assert {"step", "kd", "label", "val"} <= set(json.loads((out / "metrics.jsonl").read_text().splitlines()[0]))
+
+
+def test_unlabelled_pairs_and_drr_pairs_take_part_in_training(cohort: Path) -> None:
+    assert main(words(cohort, "direct-head")) == 0
+    config = TrainStudentConfig.model_validate(json.loads((cohort / "out" / "run.json").read_text())["config"])
+    loaded = load(config, needs_teacher=True)
+    drr, cxr = loaded.data.stages
+    assert (drr.train.source, len(drr.train), len(drr.val)) == ("drr", 15, 5)
+    assert (len(cxr.train), int(cxr.train.known.sum())) == (21, 13)
+    assert np.isfinite(cxr.train.ct_label).all()
+    held_out = set(loaded.scored["test"].patient_ids)
+    assert not held_out & {p for s in loaded.data.stages for c in (s.train, s.val) for p in c.patient_ids}
+
+
+def test_pixels_and_no_ct_at_all(cohort: Path) -> None:
+    pixels = ["--pixels", str(cohort / "pixels"), "--inputs", "pixels"]
+    assert main(words(cohort, "cxr-only", *pixels, ct=False)) == 0
+    assert json.loads((cohort / "out" / "network.json").read_text())["kind"] == "pixels"
+
+
+def test_a_given_teacher_is_used_and_its_size_counted(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng, fit = np.random.default_rng(1), FitConfig(hidden=4, steps=10)
+    ct, label = rng.normal(size=(40, 5)).astype(np.float32), np.arange(40) % 2.0
+    (cohort / "teacher").mkdir()
+    train_head(ct, label, ct[:0], label[:0], fit, 0).save(cohort / "teacher")
+    assert main(words(cohort, "direct-head", "--teacher", str(cohort / "teacher"))) == 0
+    student, head = 6 * 8 + 8 + 8 + 1, 5 * 4 + 4 + 4 + 1
+    assert f"{student} parameters trained, {student + head} with" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "ct", "message"),
+    [
+        ("hintn", [], True, "Did you mean 'hinton-kd'"),
+        ("dist", [], True, "no gradient"),
+        ("ridge-head", ["--inputs", "pixels"], True, "can't read pixels"),
+        ("cxr-only", ["--label", "nodul"], True, "Did you mean 'nodule'"),
+        ("hinton-kd", [], False, "needs a CT teacher"),
+        ("cxr-only", ["--tokens", "nowhere"], True, "nowhere does not exist. Next: make demo"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(cohort, method, more, ct, message, capsys) -> None:
+    assert main(words(cohort, method, *more, ct=ct)) == 2
+    assert message in capsys.readouterr().err
+    assert not (cohort / "out").exists()
+
+
+def test_every_setting_is_read(cohort: Path) -> None:
+    read: set[str] = set()
+
+    class Spy(TrainStudentConfig):
+        def __getattribute__(self, name: str) -> object:
+            read.add(name)
+            return super().__getattribute__(name)
+
+    given = {n: str(cohort / n.removesuffix("_cache")) for n in ("cxr_cache", "ct_cache", "pixels")}
+    tables = {n: str(cohort / f"{n}.csv") for n in ("exams", "pairs", "splits")}
+    config = Spy(method="hinton-kd", label="nodule", out="out", **given, **tables)
+    load(config, needs_teacher=True)
+    used_by_command = {"method", "options", "inputs", "budget", "seed", "out"}
+    with pytest.raises(BadInput, match="Next: embedprior embed"):
+        load(config.model_copy(update={"tokens": "nowhere"}), needs_teacher=True)
+    assert set(TrainStudentConfig.model_fields) - read <= used_by_command
