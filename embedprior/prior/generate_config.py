@@ -15,7 +15,7 @@ class GenerateConfig(Config):
         sampler: see ``docs/prior.md``.
         steps: network calls per sample.
         samples: drawn per exam for the mean. The Monte-Carlo noise of a mean over few samples reorders cases of like
-            risk: 8 cost .02 AUC on a mixture with a known answer, 64 cost nothing that could be seen.
+            risk: 8 cost .01 AUC on a mixture with a known answer, against 64 (docs/generate.md).
         guidance: weight w; 1 is none. Any other voids the variance table, and with it the analytic samplers.
         source: what the exams are: ``cxr`` or ``drr``; each has its own scaler.
         seed: of the noise, and of the halves and intervals of the quality report.
