@@ -62,7 +62,8 @@ def tell(config: StudyConfig, result: StudyResult) -> Story:
         test = rows[rows["split"] == "test"]
         own = evidence[cell.key]
         notes = method_notes(cell.design, cell.targets, result.uses_ct)
-        drawn = test if test["resample"].nunique() == 1 else test.iloc[:0]
+        compared = [m["method"] for m in own["methods"] if m["auc"] is not None]
+        drawn = test[test["method"].isin(compared)] if test["resample"].nunique() == 1 else test.iloc[:0]
         heading = cell.design.question or cell.design.name
         heading += f" ({cell.variant.label})" if cell.variant.label else ""
         # The warnings stand in the introduction, so that the summary has them too.
@@ -105,7 +106,8 @@ def write_story(out: Path, result: StudyResult, story: Story, run: Run) -> str:
     """Write evidence, summary and report; return the summary."""
     write_json(out / "evidence.json", story.evidence)
     run.finish("", failure_records(result))
-    report = replace(story.report, run=read_json(out / "run.json"))
+    record = {k: v for k, v in read_json(out / "run.json").items() if k != "uses"}  # every fit: pages of them
+    report = replace(story.report, run=record)
     summary = summary_markdown(report)
     (out / "summary.md").write_text(summary, encoding="utf-8")
     write_report(out, report)

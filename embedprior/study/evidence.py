@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from embedprior.evidence import delong, evaluate_predictions
+from embedprior.evidence.evaluate import NO_PANEL
 from embedprior.evidence.rows import NOT_TESTABLE
 from embedprior.study.config import Decision, Design, Hypothesis
 from embedprior.study.repeats import repeated_evidence
@@ -219,7 +220,7 @@ def _null_row(method: str, oracle: bool, reason: str) -> dict[str, Any]:
         "method": method, "label_name": None, "oracle": oracle, "auc": None, "se": None, "ci_low": None,
         "ci_high": None, "ci_method": None, "df": None, "n_pos": None, "n_neg": None, "n_cases": None,
         "n_patients": None, "n_folds": 1, "n_seeds": 1, "auc_per_seed": None,
-        "against_half": {"z": None, "p": None, "reason": reason}, "reason": reason,
+        "against_half": {"z": None, "p": None, "reason": reason}, "reason": reason, **NO_PANEL,
     }  # fmt: skip
 
 

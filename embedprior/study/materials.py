@@ -94,7 +94,7 @@ def round_cases(materials: Materials, design: Design, one: Round) -> RoundCases:
     paired = design.cases == "paired"
     parts = {p: targets[targets["patient_id"].isin(one.patients(p))] for p in get_args(Part)}
     cases = {part: cases_of(frame, materials.caches, paired) for part, frame in parts.items()}
-    known = _patients_with_labels(materials, one)
+    known = _patients_with_labels(materials, one, set(targets["patient_id"]))
     train, val = (_only_labels(cases[part], known) for part in ("train", "val"))
     target = Stage(train, val)
     pretraining = _pretraining(materials, one, known) if paired else ()
@@ -180,19 +180,26 @@ def _teacher_data(materials: Materials, one: Round, known: set[str] | None) -> T
     )  # fmt: skip
 
 
-def _patients_with_labels(materials: Materials, one: Round) -> set[str] | None:
-    """Patients whose labels are known in this round; None = everyone's."""
+def _patients_with_labels(materials: Materials, one: Round, with_target: set[str]) -> set[str] | None:
+    """Patients whose labels are known in this round; None = everyone's.
+
+    The share is taken of those who choose, of those who train with an X-ray, and of all others (CT only, DRR), each
+    for itself: else the few X-rays with a label might all be of one class.
+    """
     config, exams = materials.config, materials.cohort.exams
     if config.label_fraction == 1:
         return None
     held, val = one.groups("test"), one.groups("val")
     highest = patient_labels(exams, materials.cohort.labels(config.label))
     group_of = dict(zip(exams["patient_id"], exams["group_id"], strict=True))
-    choosing = {p: v for p, v in highest.items() if group_of[p] in val}
-    training = {p: v for p, v in highest.items() if group_of[p] not in held | val}
-    return with_labels(training, config.label_fraction, config.seed) | (
-        with_labels(choosing, config.label_fraction, config.seed) if choosing else set()
-    )
+    known: set[str] = set()
+    for part in (
+        {p: v for p, v in highest.items() if group_of[p] in val},
+        {p: v for p, v in highest.items() if group_of[p] not in held | val and p in with_target},
+        {p: v for p, v in highest.items() if group_of[p] not in held | val and p not in with_target},
+    ):
+        known |= with_labels(part, config.label_fraction, config.seed)
+    return known
 
 
 def _only_labels(cases: Cases, known: set[str] | None) -> Cases:

@@ -15,7 +15,8 @@ from embedprior.cohort.base import Cohort
 from embedprior.cohort.splits import Round
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.runs import artifacts_root, read_json
-from embedprior.study.config import Design, StudyConfig, rows_of
+from embedprior.students.registry import Budget, build_method
+from embedprior.study.config import SOURCE_ONLY, Design, Row, StudyConfig, rows_of
 from embedprior.study.embeddings import Caches
 from embedprior.study.graph import Outcome, run_units
 from embedprior.study.materials import Materials
@@ -91,10 +92,25 @@ def prepare_study(config: StudyConfig, data: Path, splits_file: Path | None = No
     for variant in chosen:
         fields = {"source", "label", "missing_images", "duplicates", "seed", "encoder", "caches", "seen_patients"}
         key = variant.config.model_dump_json(include=fields | {"designs"})
+        refuse_bad_rows(variant.config)
         if key not in made:
             made[key] = prepare(variant.config, data, splits_file)
         prepared.append(made[key])
     return Study(tuple(chosen), tuple(prepared))
+
+
+def refuse_bad_rows(config: StudyConfig) -> None:
+    """Check that every row can be built, before anything is read or written.
+
+    Raises:
+        BadInput: an option its method does not take, or an input no cache gives.
+    """
+    for name in dict.fromkeys(m for d in config.designs for m in d.methods if m != SOURCE_ONLY):
+        row = config.rows.get(name, Row(method=name))
+        build_method(row.method, Budget(fit=config.fit, balance=config.balance), **row.options)
+        inputs = row.options.get("inputs", "embedding")
+        if inputs != "embedding" and (config.caches is None or getattr(config.caches, inputs) is None):
+            raise BadInput(f"row '{name}' reads {inputs}. Next: name the cache: 'caches: {{{inputs}: FOLDER}}'.")
 
 
 def run_study(study: Study, out: Path, stage: Callable[..., None], workers: int = 1) -> StudyResult:

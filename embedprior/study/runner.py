@@ -118,7 +118,7 @@ class Bench:
                 },
             )  # fmt: skip
 
-        tag = f"{CODE_TAG}/{row.method}-{getattr(info, 'version', 1)}"
+        tag = f"{CODE_TAG}/{row.method}-{info.version}"
         return artifact("fit", inputs, settings, tag, build, self.materials.artifacts)
 
     def _sources(self) -> dict[str, str]:

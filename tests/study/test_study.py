@@ -1,0 +1,280 @@
+"""Whole studies on embeddings: leaks refused, failures said in words, every design."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from embedprior.students import registry
+from embedprior.students.base import Cases, FitData, Fitted
+from embedprior.students.registry import MethodInfo
+
+from .conftest import change, refusal, write_cohort
+
+
+def evidence(out, design="kfold"):
+    return json.loads((out / "evidence.json").read_text())["designs"][design]
+
+
+def rows(out, design="kfold"):
+    return {m["method"]: m for m in evidence(out, design)["methods"]}
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A method that misbehaves as told."""
+
+    does: str = "nothing"
+    budget: object = None
+    name: str = "odd"
+    needs_ct: bool = False
+    uses_ct: bool = True
+
+    def fit(self, data: FitData, seed: int) -> Fitted:
+        if self.does == "fails" and seed == 2:
+            raise RuntimeError("out of\nluck")
+        return self
+
+    def scores(self, cases: Cases) -> np.ndarray:
+        if self.does == "reads CT":
+            return cases.paired_ct()[:, 0]
+        found = cases.cxr.mean(axis=1).astype(float)
+        if self.does == "lacks a case":
+            found[[i == "x-4" for i in cases.exam_ids]] = np.nan
+        return found
+
+
+@pytest.fixture
+def odd(monkeypatch):
+    """Register ``odd`` as a method, as an installed package would."""
+    module = types.ModuleType("an_odd_package")
+    module.Odd = Odd
+    monkeypatch.setitem(sys.modules, "an_odd_package", module)
+    info = MethodInfo("odd", "misbehaves", "test", "an_odd_package:Odd", needs_teacher=False, takes="nothing")
+    monkeypatch.setitem(registry.METHODS, "odd", info)
+
+    def settings(does: str) -> dict:
+        design = {"name": "kfold", "split": "kfold", "folds": 3, "validation": True}
+        return {
+            "seeds": [1, 2],
+            "rows": {"told": {"method": "odd", "options": {"does": does}}},
+            "designs": [{**design, "methods": ["cxr-only", "told"]}],
+            "hypotheses": [{"name": "H1", "claim": "c", "design": "kfold", "a": "told", "b": "cxr-only"}],
+        }
+
+    return settings
+
+
+def test_every_patient_is_held_out_once_a_seed_and_the_auc_is_the_one_of_the_table(run):
+    code, out = run(seeds=[1, 2])
+    assert code == 0
+    table = pd.read_csv(out / "predictions.csv")
+    test = table[table["split"] == "test"]
+    assert (test.groupby(["method", "seed", "exam_id"]).size() == 1).all()
+    assert test["exam_id"].nunique() == 36
+    splits = pd.read_csv(out / "cohort" / "splits.csv")
+    for (fold, split), part in table.groupby(["fold", "split"]):
+        own = splits[(splits["fold"] == fold) & (splits["part"] == split)]
+        assert set(part["patient_id"]) == set(own["patient_id"])
+    found = rows(out)["ridge-head"]
+    aucs, weights = [], []
+    for (_, fold), part in test[test["method"] == "ridge-head"].groupby(["seed", "fold"]):
+        aucs.append(roc_auc_score(part["label"], part["score"]))
+        weights.append(part["label"].sum() * (1 - part["label"]).sum())
+    assert found["auc"] == pytest.approx(np.average(aucs, weights=weights))
+    assert (found["n_folds"], found["n_seeds"]) == (3, 2)
+
+
+def test_method_that_reads_ct_at_inference_fails_and_the_rest_go_on(run, odd):
+    code, out = run(**odd("reads CT"))
+    assert code == 3
+    failures = pd.read_csv(out / "failures.csv")
+    assert len(failures) == 6
+    assert failures["reason"].str.contains("carry no CT").all()
+    assert rows(out)["told"]["auc"] is None
+    assert "not fitted in 6 of 6 rounds: these cases carry no CT" in rows(out)["told"]["reason"]
+    assert rows(out)["cxr-only"]["auc"] is not None
+
+
+def test_a_fit_that_fails_any_way_is_recorded_and_tried_again_by_the_next_run(run, odd, monkeypatch):
+    code, out = run(**odd("fails"))
+    assert code == 3
+    failures = pd.read_csv(out / "failures.csv")
+    assert failures["stage"].tolist() == [f"kfold: told, resample 0, fold {f}, seed 2" for f in range(3)]
+    assert set(failures["reason"]) == {"RuntimeError: out of luck"}
+    assert "not fitted in 3 of 6 rounds: RuntimeError: out of luck" in (out / "summary.md").read_text()
+    hypothesis = json.loads((out / "evidence.json").read_text())["hypotheses"][0]
+    assert hypothesis["status"] == "not testable at this size"
+    monkeypatch.setattr(Odd, "fit", lambda self, data, seed: self)
+    code, out = run(**odd("fails"))
+    assert code == 0
+    assert not (out / "failures.csv").exists()
+    assert rows(out)["told"]["auc"] is not None
+
+
+def test_method_that_lacks_a_case_is_named_with_the_case_and_not_compared(run, odd):
+    code, out = run(**odd("lacks a case"))
+    assert code == 3
+    reason = rows(out)["told"]["reason"]
+    assert "it gave 1 of 36 held-out cases no score (x-4)" in reason
+    assert "the same cases for every row" in reason
+    assert set(pd.read_csv(out / "failures.csv")["exam_id"]) == {"x-4"}
+    assert rows(out)["cxr-only"]["n_cases"] == 36
+    assert reason in (out / "summary.md").read_text()
+
+
+def test_fold_of_one_class_and_site_without_negatives_are_said_in_words(run, cohort):
+    change(cohort, **{"label:nodule": lambda f: np.where(f["site"] == "B", 1, f["label:nodule"])})
+    sites = {"name": "sites", "split": "site", "methods": ["cxr-only", "ridge-head"]}
+    claim = {"name": "H1", "claim": "c", "design": "sites", "a": "ridge-head", "b": "cxr-only"}
+    code, out = run(designs=[sites], hypotheses=[claim])
+    assert code == 0
+    text = "site B (fold 1) holds no negative case: its 12 positive cases form no pairs and no part of the AUC"
+    assert text in evidence(out, "sites")["warnings"]
+    assert text in (out / "summary.md").read_text()
+    assert text in (out / "report.html").read_text()
+    support = pd.read_csv(out / "support.csv")
+    assert support["site"].tolist() == ["A", "B", "C"]
+    assert support["held_out_patients_neg"].tolist() == [6, 0, 6]
+    # CTs of the held-out site train no teacher, those of patients without an X-ray included
+    exams = pd.read_csv(cohort / "exams.csv")
+    ct = exams[exams["modality"] == "CT"]
+    assert support["teacher_patients"].tolist() == [int((ct["site"] != s).sum()) for s in "ABC"]
+
+
+def test_round_that_no_method_could_be_fitted_in_is_left_out_and_said(run, cohort, tmp_path):
+    # while fold 2 is held out, everyone who trains is positive
+    change(cohort, **{"label:nodule": lambda f: (f["patient_id"].str[1:].astype(int) >= 4).astype(int)})
+    part = [("test" if p % 9 == 2 * f else "train") for f in range(3) for p in range(36)]
+    patients = [f"p{p:02d}" for p in range(36)] * 3
+    frame = pd.DataFrame({"patient_id": patients, "part": part, "fold": np.repeat(range(3), 36)})
+    frame.loc[(frame["fold"] == 2) & frame["patient_id"].isin(["p00", "p01", "p02", "p03"]), "part"] = "val"
+    frame = frame.assign(group_id=frame["patient_id"], design="kfold", resample=0)
+    frame.to_csv(tmp_path / "splits.csv", index=False)
+    only = {"name": "kfold", "split": "kfold", "folds": 3, "methods": ["cxr-only"]}
+    code, out = run("--splits", str(tmp_path / "splits.csv"), designs=[only], hypotheses=[])
+    assert code == 3
+    warnings = evidence(out)["warnings"]
+    assert "no method could be fitted in fold 2: its 4 cases are in no comparison" in warnings
+    assert rows(out)["cxr-only"]["n_cases"] == 8
+
+
+def test_encoder_that_saw_held_out_patients_is_refused_with_the_ids_or_lets_them_train(run, tmp_path, capsys):
+    data = write_cohort(tmp_path / "seen", seen=("p03", "p05", "p40"))
+    code, out = run(data=data)
+    error = refusal(capsys, code)
+    assert "the cxr encoder was trained on 2 held-out patients: p03, p05." in error
+    assert "seen_patients: train" in error
+    assert not out.exists()
+    code, out = run(data=data, seen_patients="train")
+    assert code == 0
+    splits = pd.read_csv(out / "cohort" / "splits.csv")
+    assert set(splits.loc[splits["patient_id"].isin(["p03", "p05"]), "part"]) == {"train"}
+    test = pd.read_csv(out / "predictions.csv").query("split == 'test'")
+    assert set(test["patient_id"]) == {f"p{p:02d}" for p in range(36)} - {"p03", "p05"}
+
+
+def test_partner_of_a_patient_the_encoder_saw_is_never_held_out(run, tmp_path, capsys):
+    data = write_cohort(tmp_path / "seen", seen=("p03",))
+    change(data, group_id=lambda f: f["patient_id"].where(f["patient_id"] != "p04", "p03"))
+    assert "1 held-out patients: p" in refusal(capsys, run(data=data)[0])
+    code, out = run(data=data, seen_patients="train")
+    assert code == 0
+    splits = pd.read_csv(out / "cohort" / "splits.csv")
+    assert set(splits.loc[splits["patient_id"].isin(["p03", "p04"]), "part"]) == {"train"}
+
+
+def test_external_sites_are_scored_by_models_that_never_saw_them(run):
+    external = {
+        "name": "outside", "split": "external", "external": ["C"], "validation": True, "methods": ["cxr-only", "prior"],
+    }  # fmt: skip
+    code, out = run(designs=[external], hypotheses=[])
+    assert code == 0
+    table = pd.read_csv(out / "predictions.csv")
+    number = table["patient_id"].str[1:].astype(int)
+    assert set(number[table["split"] == "test"] % 3) == {2}
+    assert set(number[table["split"] == "val"] % 3) == {0, 1}
+    assert rows(out, "outside")["prior"]["n_cases"] == 12
+
+
+def test_monte_carlo_resamples_are_judged_with_the_corrected_t(run):
+    design = {
+        "name": "mc", "split": "resamples", "resamples": 4, "held_out_share": 0.3, "methods": ["cxr-only", "ridge-head"],
+    }  # fmt: skip
+    claim = {"name": "H1", "claim": "c", "design": "mc", "a": "ridge-head", "b": "cxr-only"}
+    code, out = run(designs=[design], hypotheses=[claim])
+    assert code == 0
+    found = evidence(out, "mc")
+    (comparison,) = found["comparisons"]
+    assert comparison["test"] == "Nadeau-Bengio corrected resampled t"
+    d = np.array(comparison["per_resample"])
+    # five of the 18 patients of each class are held out, 26 train
+    assert comparison["se"] == pytest.approx(np.sqrt((1 / 4 + 10 / 26) * d.var(ddof=1)))
+
+
+def test_pretraining_pairs_come_first_and_never_from_a_held_out_group(run, cohort):
+    change(cohort, group_id=lambda f: f["patient_id"].where(f["patient_id"] != "p36", "p00"))
+    code, out = run()
+    assert code == 0
+    support = pd.read_csv(out / "support.csv")
+    splits = pd.read_csv(out / "cohort" / "splits.csv").set_index(["patient_id", "fold"])["part"]
+    wanted = [6 - (splits["p00", fold] != "train") for fold in range(3)]
+    assert support["pretraining_pairs"].tolist() == wanted
+    assert sorted(wanted) == [5, 5, 6]
+
+
+def test_shares_of_labels_and_pairs_are_taken_from_training_alone_and_nested(run):
+    sweep = {"label_fraction": [0.1, 1.0], "pair_fraction": [0.25, 1.0]}
+    code, out = run(sweep=sweep, hypotheses=[])
+    assert code == 0
+    support = pd.read_csv(out / "support.csv")
+    assert support["design"].nunique() == 4
+    one = support[support["design"] == "kfold@label_fraction=0.1,pair_fraction=0.25"]
+    train = one["train_images_pos"] + one["train_images_neg"]
+    assert one["train_pairs"].tolist() == [round(0.25 * n) for n in train]
+    assert (one["train_images_labelled"] < 0.3 * train).all()
+    assert (one["train_images_labelled"] >= 2).all()
+    assert one["held_out_images_pos"].sum() == 18
+    table = pd.read_csv(out / "predictions.csv")
+    assert table[table["split"] == "test"].groupby("design")["exam_id"].nunique().eq(36).all()
+    # what a row without CT scores does not depend on how many pairs there are
+    plain = table[table["method"] == "cxr-only"]
+    wide = plain.pivot_table(index=["seed", "exam_id", "split"], columns="design", values="score")
+    for share in ("0.1", "1"):
+        a, b = (f"kfold@label_fraction={share},pair_fraction={f}" for f in ("0.25", "1"))
+        pd.testing.assert_series_equal(wide[a], wide[b], check_names=False)
+    assert "| label_fraction | pair_fraction | cxr-only |" in (out / "summary.md").read_text()
+
+
+def test_sweep_adjusts_over_all_its_settings_together(run):
+    code, out = run(sweep={"fit.hidden": [4, 8], "fit.lr": [0.001, 0.01]})
+    assert code == 0
+    designs = json.loads((out / "evidence.json").read_text())["designs"]
+    found = [c for e in designs.values() for c in e["comparisons"] if c["in_family"]]
+    p = sorted(c["p"] for c in found)
+    assert len(p) == 4
+    assert min(c["p_holm"] for c in found) == pytest.approx(min(1.0, 4 * p[0]))
+    assert "4 settings were run on the same held-out cases" in (out / "summary.md").read_text()
+
+
+def test_class_balance_reaches_every_row(run):
+    a = pd.read_csv(run(out="plain")[1] / "predictions.csv")
+    b = pd.read_csv(run(out="balanced", balance="sampler")[1] / "predictions.csv")
+    assert not np.allclose(a.loc[a["method"] == "cxr-only", "score"], b.loc[b["method"] == "cxr-only", "score"])
+
+
+def test_exam_without_an_embedding_is_dropped_and_counted(run, cohort):
+    frame = pd.read_csv(cohort / "exams.csv")
+    extra = frame.iloc[[0]].assign(exam_id="lost", modality="CXR")
+    pd.concat([frame, extra]).to_csv(cohort / "exams.csv", index=False)
+    code, out = run()
+    assert code == 0
+    flow = pd.read_csv(out / "cohort" / "flow.csv").set_index("step")
+    assert flow.loc["embedding exists", "dropped"] == 1
