@@ -1,0 +1,108 @@
+"""What every encoder sees and says, by transform_version.
+
+A change of preprocessing, weights or arithmetic that moves these numbers needs a new transform_version, a new entry
+here, and thereby new caches.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedprior.encoders import pixels
+from embedprior.encoders.base import TokenEncoder
+from embedprior.encoders.registry import ENCODERS, encoder_card
+from embedprior.errors import BadInput
+
+from .golden import digest, make_encoder, write_inputs
+
+# (name, transform_version): digests of what `read` gives, and of the embedding of it
+GOLDEN = {
+    ("efficientnet-lite0", 1): (
+        [-1.0, -0.3652, -0.5758, 0.1104, 0.5721, -0.4231, -0.0177, -1.0, -0.2468, 0.6029],
+        [0.0, 0.0089, 0.0, 0.0, 0.0, 2.653, 0.0, 0.0, 0.1579, 0.4216],
+    ),
+    ("pixels-128", 1): (
+        [0.0, 153.0, 146.0, 138.0, 163.0, 110.0, 105.0, 0.0, 95.5845, 76.9311],
+        [0.0, 153.0, 146.0, 138.0, 163.0, 110.0, 105.0, 0.0, 95.5845, 76.9311],
+    ),
+    ("radiograph-cnn", 1): (
+        [65.0, 172.0, 244.0, 97.0, 201.0, 25.0, 136.0, 230.0, 145.8231, 75.8671],
+        [0.0348, 0.3434, -0.278, 0.5935, 0.0348, 0.3434, -0.278, 0.5935, 0.0512, 0.3387],
+    ),
+    ("slice-cnn", 1): (
+        [231.0, 221.0, 204.0, 133.0, 226.0, 181.0, 144.0, 190.0, 165.1346, 46.5211],
+        [-0.0013, 0.4039, -0.31, 0.6542, 0.0021, 0.4091, -0.3068, 0.6594, 0.0524, 0.3767],
+    ),
+    ("vit-b16", 1): (
+        [0.0, 0.3174, 0.2121, 0.5552, 0.786, 0.2884, 0.4911, 0.0, 0.3766, 0.3015],
+        [-0.3248, -0.8812, 0.3341, -1.3812, 0.4376, -0.5752, -0.4957, 0.7375, 0.0, 1.0],
+    ),
+}
+
+
+def found(name: str, folder: Path) -> tuple[int, list[float], list[float]]:
+    paths, encoder = write_inputs(folder), make_encoder(name, folder)
+    seen = encoder.read(folder, paths[encoder.spec.modality])
+    said = encoder.embed(seen[None])[0]
+    return encoder.spec.profile["transform_version"], digest(seen), digest(said)
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_encoder_has_the_golden_values_of_its_transform_version(name: str, tmp_path: Path) -> None:
+    if name in ("vit-b16", "efficientnet-lite0"):
+        pytest.importorskip("timm")
+    version, seen, said = found(name, tmp_path)
+    assert (name, version) in GOLDEN, "a new encoder or transform_version needs its golden values here"
+    np.testing.assert_allclose(seen, GOLDEN[name, version][0], atol=2e-3)
+    np.testing.assert_allclose(said, GOLDEN[name, version][1], atol=4e-3)
+
+
+def test_one_changed_number_leaves_the_golden_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "SIDE", 127)
+    version, seen, _ = found("pixels-128", tmp_path)
+    assert not np.allclose(seen, GOLDEN["pixels-128", version][0], atol=2e-3)
+
+
+@pytest.mark.parametrize("name", sorted(set(ENCODERS) - {"vit-b16"}))
+def test_tokens_are_as_many_and_as_long_as_the_spec_says(name: str, tmp_path: Path) -> None:
+    if name == "efficientnet-lite0":
+        pytest.importorskip("timm")
+    paths, encoder = write_inputs(tmp_path), make_encoder(name, tmp_path)
+    assert (encoder.spec.token_dim is not None) == isinstance(encoder, TokenEncoder)
+    if not isinstance(encoder, TokenEncoder):
+        return
+    batch = encoder.read(tmp_path, paths[encoder.spec.modality])[None]
+    (tokens,) = encoder.tokens(np.concatenate([batch, batch]))[:1]
+    assert tokens.shape[1] == encoder.spec.token_dim
+    if name == "efficientnet-lite0":
+        np.testing.assert_allclose(tokens.mean(0), encoder.embed(batch)[0], atol=1e-4)
+    else:
+        pooled = np.concatenate([tokens.mean(0), tokens.max(0)])
+        np.testing.assert_allclose(pooled, encoder.embed(batch)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(set(ENCODERS) - {"vit-b16"}))
+def test_card_agrees_with_the_spec(name: str, tmp_path: Path) -> None:
+    if name == "efficientnet-lite0":
+        pytest.importorskip("timm")
+    card, encoder = encoder_card(name), make_encoder(name, tmp_path)
+    assert card is not None
+    assert card.modality == encoder.spec.modality
+    assert bool(card.tokens) == (encoder.spec.token_dim is not None)
+    assert card.dim in (encoder.spec.dim, "by its weights")
+    if "cnn" in name:
+        assert encoder.spec.patients_seen == ("p1", "p2")
+
+
+def test_unknown_and_missing_options_are_named() -> None:
+    from embedprior.encoders.registry import create_encoder
+
+    with pytest.raises(BadInput, match=r"no option 'geometri'.*Did you mean 'geometry'"):
+        create_encoder("pixels-128", geometri="crop")
+    with pytest.raises(BadInput, match="needs 'weights'"):
+        create_encoder("slice-cnn")
+    with pytest.raises(BadInput, match=r"unknown geometry 'letter'.*letterbox"):
+        create_encoder("pixels-128", geometry="letter")
