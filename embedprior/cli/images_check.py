@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="embedprior images check", description=HELP + ".", allow_abbrev=False)
     p.add_argument(
         "paths", nargs="+", type=Path, metavar="PATH",
-        help="a volume (.nii.gz, .nrrd, .mha, .npz, DICOM folder or .zip), a radiograph (.dcm, .png, .jpg), or a folder",
+        help="a volume (.nii.gz, .nrrd, .mha, .npz, DICOM folder or zip), a radiograph (.dcm, .png, .jpg) or a folder",
     )  # fmt: skip
     p.add_argument(
         "--series", default="only", metavar="RULE",

@@ -140,6 +140,14 @@ def read_dataset(handle: IO[bytes], pixels: bool) -> Any:
     return pydicom.dcmread(handle, stop_before_pixels=not pixels)
 
 
+def read_pixels(handle: IO[bytes]) -> bytes:
+    """Return PixelData, decoding nothing else of the header."""
+    import pydicom
+
+    data: bytes = pydicom.dcmread(handle, specific_tags=["PixelData"]).PixelData
+    return data
+
+
 def parse_header(data: Any, name: str) -> Header:
     """Return the fields of a pydicom dataset; raises what pydicom raises."""
     bits, stored = int(data.get("BitsAllocated", 16)), int(data.get("BitsStored", data.get("BitsAllocated", 16)))

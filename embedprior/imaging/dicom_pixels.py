@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int16
 
-from embedprior.imaging.dicom_header import DicomFiles, Header, quiet_pydicom, read_dataset
+from embedprior.imaging.dicom_header import DicomFiles, Header, quiet_pydicom, read_dataset, read_pixels
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.hounsfield import HIGHEST, LOWEST
 from embedprior.imaging.quiet import quiet_itk
@@ -74,7 +74,7 @@ def pixel_bytes(files: DicomFiles, name: str) -> bytes:
     """
     try:
         with files.open(name) as handle, quiet_pydicom():
-            return bytes(read_dataset(handle, pixels=True).PixelData)
+            return bytes(read_pixels(handle))
     # as in read_header: whatever a damaged file leads to
     except Exception as error:
         raise UnreadableExam(f"{Path(name).name}: pixels can't be read ({type(error).__name__})") from None
@@ -110,6 +110,9 @@ def rescaled(
     """Return stored · slope + intercept (1 and 0 where absent), rounded and clipped to int16."""
     slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
     if slope == 1 and intercept == round(intercept) and abs(intercept) < 2**30:
+        low, high = int(stored.min()) + intercept, int(stored.max()) + intercept
+        if stored.dtype == np.int16 and low >= LOWEST and high <= HIGHEST:
+            return np.asarray(stored + np.int16(intercept))
         whole = stored.astype(np.int32) + np.int32(intercept)
         return np.clip(whole, LOWEST, HIGHEST, out=whole).astype(np.int16)
     return np.clip(np.rint(stored.astype(np.float64) * slope + intercept), LOWEST, HIGHEST).astype(np.int16)

@@ -14,7 +14,7 @@ from embedprior.imaging.dicom_header import DicomFiles, Header, known_modality, 
 from embedprior.imaging.dicom_pixels import LOSSY, NATIVE, padding_hu, pixel_bytes, slice_hu, syntax_name
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import Finding, UnusableExam, worst
-from embedprior.imaging.hounsfield import floor_at_air
+from embedprior.imaging.hounsfield import below_air, floor_at_air
 from embedprior.imaging.reading import MAX_VOXELS
 from embedprior.imaging.volume import AIR_HU, Volume
 
@@ -174,12 +174,17 @@ def _duplicates(
 def _pixels(files: DicomFiles, headers: Sequence[Header]) -> tuple[Int16[np.ndarray, "z y x"], list[Finding]]:
     """HU of all slices, one slice in memory besides the volume."""
     hu = np.empty((len(headers), headers[0].rows, headers[0].columns), np.int16)
-    padded = 0
+    padded = below = 0
+    lowest = AIR_HU
     for number, header in enumerate(headers):
-        hu[number] = slice_hu(files, header)
-        padded += fill_padding(hu[number], padding_hu(header))
+        plane = hu[number]
+        plane[:] = slice_hu(files, header)
+        padded += fill_padding(plane, padding_hu(header))
+        # slice by slice, while it is in the processor's cache
+        low, count = floor_at_air(plane)
+        lowest, below = min(lowest, low), below + count
     findings = [Finding("padding", f"{padded / hu.size:.1%} of the voxels")] if padded else []
-    return hu, findings + floor_at_air(hu)
+    return hu, findings + below_air(lowest, below, hu.size)
 
 
 def fill_padding(plane: Int16[np.ndarray, "rows columns"], declared: tuple[int, int] | None) -> int:

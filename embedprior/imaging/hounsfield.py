@@ -42,18 +42,28 @@ def to_int16(values: np.ndarray[Any, Any]) -> tuple[Int16[np.ndarray, "*shape"],
         values = np.clip(values, LOWEST, HIGHEST).astype(np.int16)
     elif not values.flags.writeable:
         values = values.copy()
-    findings += floor_at_air(values)
-    return values, findings
+    return values, findings + below_air(*floor_at_air(values), values.size)
 
 
-def floor_at_air(hu: Int16[np.ndarray, "*shape"]) -> list[Finding]:
-    """Set values below −1024 HU, which no tissue and no gas has, to −1024 in place, and report the lowest."""
+def floor_at_air(hu: Int16[np.ndarray, "*shape"]) -> tuple[int, int]:
+    """Set values below −1024 HU, which no tissue and no gas has, to −1024 in place.
+
+    Returns:
+        The lowest value there was, and how many were changed.
+    """
     lowest = int(hu.min())
     if lowest >= AIR_HU:
-        return []
-    share = float((hu < AIR_HU).mean())
+        return lowest, 0
+    count = int(np.count_nonzero(hu < AIR_HU))
     np.maximum(hu, AIR_HU, out=hu)
-    return [Finding("below-air", f"{share:.1%} of the voxels, down to {lowest} HU, are now {AIR_HU}")]
+    return lowest, count
+
+
+def below_air(lowest: int, count: int, size: int) -> list[Finding]:
+    """Return the finding of ``floor_at_air``, if it changed anything."""
+    if not count:
+        return []
+    return [Finding("below-air", f"{count / size:.1%} of the voxels, down to {lowest} HU, are now {AIR_HU}")]
 
 
 def audit_hu(hu: Int16[np.ndarray, "z y x"]) -> list[Finding]:

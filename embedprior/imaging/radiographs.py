@@ -200,7 +200,9 @@ def _voi(data: Any) -> Voi | None:
     if tables:
         entries, first, bits = (int(v) & 0xFFFF for v in tables[0].LUTDescriptor)
         raw = tables[0].LUTData
-        table = np.frombuffer(raw, "<u2") if isinstance(raw, bytes) else np.asarray(list(raw))
+        # entries of 8 bits may lie one or two to a word
+        packed = isinstance(raw, bytes) and len(raw) < 2 * (entries or 0x10000)
+        table = np.frombuffer(raw, "u1" if packed else "<u2") if isinstance(raw, bytes) else np.asarray(list(raw))
         if data.get("PixelRepresentation", 0) == 1 and first > 0x7FFF:
             first -= 0x10000
         return Voi(table=table[: entries or 0x10000] & 0xFFFF, first=first, bits=min(16, max(1, bits)))
