@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,7 +170,7 @@ class _Blocks:
         self.view = digest.hexdigest()[:12]
 
     def _own(self, number: int, exams: list[tuple[str, str]], digest: hashlib._Hash) -> Iterator[_Block]:
-        digest.update("".join(map(json.dumps, exams)).encode())
+        digest.update("".join(f"{len(i)}:{i}{len(p)}:{p}" for i, p in exams).encode())
         if number % self._me.count == self._me.rank:
             yield _Block(number, exams)
 
@@ -218,8 +218,8 @@ class _Builder:
         held.sources |= loaded.sources
         held.failed |= dict(loaded.failures)
         for ids, batch in loaded.batches:
-            for exam_id, row in zip(ids, self._embed(batch.numpy()), strict=True):
-                if finite(row, self._place.dtype):
+            for exam_id, row, is_finite in zip(ids, *self._embed(batch.numpy()), strict=True):
+                if is_finite:
                     held.rows[exam_id] = row
                 else:
                     held.failed[exam_id] = f"its embedding is not finite as {self._place.dtype}"
@@ -247,12 +247,15 @@ class _Builder:
     def _lock(self, block: _Block) -> Lock:
         return Lock(self._place.folder / f".block-{table_hash(block.exams)}{LOCK}")
 
-    def _embed(self, batch: Array) -> list[Array]:
+    def _embed(self, batch: Array) -> tuple[Sequence[Array], Sequence[bool]]:
+        """Return each exam's stored rows, and whether they are finite."""
         if not self._place.tokens:
-            return list(to_stored(self._rows_of(batch), self._place.dtype))
+            rows = to_stored(self._rows_of(batch), self._place.dtype)
+            return list(rows[:, None]), finite(rows, self._place.dtype).tolist()
         if not isinstance(self._encoder, TokenEncoder):
             raise BadInput(f"encoder '{self._encoder.spec.name}' says it gives tokens, but has no method for them.")
-        return [to_stored(tokens, self._place.dtype) for tokens in self._encoder.tokens(batch)]
+        each = [to_stored(tokens, self._place.dtype) for tokens in self._encoder.tokens(batch)]
+        return each, [bool(finite(tokens, self._place.dtype).all()) for tokens in each]
 
     def _rows_of(self, batch: Array) -> Array:
         rows = self._encoder.embed(batch)
@@ -265,7 +268,7 @@ class _Builder:
         ids = [exam_id for exam_id, _ in held.block.exams if exam_id in held.rows]
         sources = [held.sources[exam_id] for exam_id in ids]
         if ids:  # even when the lock was lost meanwhile: the same exams give the same name and bytes
-            rows = [np.atleast_2d(held.rows[exam_id]) for exam_id in ids]
+            rows = [held.rows[exam_id] for exam_id in ids]
             write_shard(
                 self._place.folder / shard_name(held.block.number, ids, sources),
                 self._place.short, self._place.dtype, ids, sources, np.concatenate(rows),

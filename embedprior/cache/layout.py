@@ -128,10 +128,7 @@ def shard_files(folder: Path) -> list[Path]:
 
 def table_hash(exams: Iterable[tuple[str, str]]) -> str:
     """Return a hash of exam ids and paths, in order."""
-    digest = hashlib.sha256()
-    for exam in exams:
-        digest.update(json.dumps(exam).encode())
-    return digest.hexdigest()[:12]
+    return hashlib.sha256(json.dumps(list(exams)).encode()).hexdigest()[:12]
 
 
 def view_file(folder: Path, name: str) -> Path:

@@ -52,6 +52,8 @@ def working_dtype(dtype: str) -> np.dtype[Any]:
     return np.dtype(np.uint8 if dtype == "uint8" else np.float32)
 
 
-def finite(stored: Array, dtype: str) -> bool:
-    """Return whether every stored number is finite (an overflow of float16 is not)."""
-    return bool(np.isfinite(from_stored(stored, dtype)).all())
+def finite(stored: Array, dtype: str) -> Array:
+    """Return of each stored row whether all its numbers are finite (an overflow of float16 is not)."""
+    if dtype == "uint8":
+        return np.ones(stored.shape[:-1], dtype=bool)
+    return np.asarray(np.isfinite(from_stored(stored, dtype)).all(-1))

@@ -168,10 +168,7 @@ def damage(path: Path, key: str) -> str:
 
 
 def _exams_hash(exam_ids: Sequence[str], sources: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for exam_id, source in zip(exam_ids, sources, strict=True):
-        digest.update(json.dumps([exam_id, source]).encode())
-    return digest.hexdigest()[:12]
+    return hashlib.sha256(json.dumps([list(exam_ids), list(sources)]).encode()).hexdigest()[:12]
 
 
 def _told(

@@ -76,7 +76,7 @@ class CacheWriter:
             row = to_stored(np.atleast_2d(rows[n]), place.dtype)
             if row.shape[1] != place.key["dim"] or not (place.tokens or len(row) == 1):
                 raise BadInput(f"exam '{exam_id}' has {row.shape}, the cache takes {place.key['dim']} numbers a row.")
-            if not finite(row, place.dtype):
+            if not finite(row, place.dtype).all():
                 raise BadInput(f"exam '{exam_id}' has a number that is not finite as {place.dtype}.")
             ids.append(exam_id)
             origins.append(source)

@@ -24,7 +24,7 @@ from embedprior.cache.build import fill_cache
 from embedprior.encoders.base import EncoderSpec
 
 BATCH = 64
-PIECE = 10_000
+PIECE = 1000
 
 
 class Synthetic:
