@@ -134,7 +134,8 @@ def _grouped(exams: list[CtExam], rendered: list[Rendered]) -> tuple[list[CtExam
 
     import pandas as pd
 
-    from embedprior.cohort.duplicates import fingerprint, join_groups, near_duplicates
+    from embedprior.cohort.duplicates import fingerprint, join_groups
+    from embedprior.cohort.same_scan import same_scans
     from embedprior.imaging.drr.job import image_name
     from embedprior.imaging.files import read_image
 
@@ -145,8 +146,7 @@ def _grouped(exams: list[CtExam], rendered: list[Rendered]) -> tuple[list[CtExam
     table = pd.DataFrame(rows)
     first = image_name(0) + ".png"
     prints = {r.exam_id: fingerprint(read_image(r.folder, first)) for r in rendered if r.folder is not None}
-    found = near_duplicates(table, prints)
-    found = found[~found["same_patient"].astype(bool)]
+    found = same_scans(table, prints)
     if found.empty:
         return exams, []
     groups = join_groups(table, found)["group_id"]

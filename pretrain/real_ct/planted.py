@@ -18,7 +18,8 @@ import pandas as pd
 from slabs import SlabEncoder, slabs_of
 
 from embedprior.cache import build_cache
-from embedprior.cohort.duplicates import fingerprint, near_duplicates
+from embedprior.cohort.duplicates import fingerprint
+from embedprior.cohort.same_scan import same_scans
 from embedprior.config import load_config
 from embedprior.encoders.base import Encoder
 from embedprior.encoders.registry import create_encoder
@@ -72,7 +73,7 @@ def without_repeats(items: list[tuple[Scanned, Path]], lesions: int) -> list[tup
     first = f"image-{lesions:03d}.png"
     prints = {item.exam.exam_id: fingerprint(read_image(folder, first)) for item, folder in items}
     table = pd.DataFrame({"exam_id": list(prints), "patient_id": list(prints), "modality": "CXR"})
-    repeats = set(near_duplicates(table, prints)["exam_b"])
+    repeats = set(same_scans(table, prints)["exam_b"])
     for name in sorted(repeats):
         print(f"{name}: the same scan as another, left out", file=sys.stderr)
     return [(item, folder) for item, folder in items if item.exam.exam_id not in repeats]
