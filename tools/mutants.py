@@ -227,6 +227,48 @@ MUTANTS = (
         "1.0 + above + 0.0 * level",
         "tests/prior/test_quality.py",
     ),
+    Mutant(
+        "a held-out patient's partner may train",
+        "embedprior/cohort/splits.py",
+        "if p in chosen or g not in groups}",
+        "if True}",
+        "tests/cohort/test_splits.py",
+    ),
+    Mutant(
+        "an encoder may have seen held-out patients",
+        "embedprior/study/prepare.py",
+        "    refuse_seen(table, cohort, targets, seen)\n",
+        "",
+        "tests/study/test_study.py",
+    ),
+    Mutant(
+        "results of two plans are mixed",
+        "embedprior/study/plan.py",
+        "if before.get(\"hash\") == plan[\"hash\"]:",
+        "if True:",
+        "tests/study/test_plan.py",
+    ),
+    Mutant(
+        "the teacher learns from the held-out patients' CTs",
+        "embedprior/study/materials.py",
+        "in_train = ~ct[\"group_id\"].isin(one.groups(\"val\", \"test\")).to_numpy() & usable",
+        "in_train = usable",
+        "tests/study/test_study.py",
+    ),
+    Mutant(
+        "pretraining on DRRs of held-out groups",
+        "embedprior/study/materials.py",
+        "in_train = ~np.isin(group, list(one.groups(\"val\", \"test\")))",
+        "in_train = np.ones(len(group), dtype=bool)",
+        "tests/study/test_study.py",
+    ),
+    Mutant(
+        "a sweep's settings are each judged alone",
+        "embedprior/study/hypotheses.py",
+        "    if config.sweep:\n",
+        "    if False:\n",
+        "tests/study/test_study.py",
+    ),
 )
 
 

@@ -67,7 +67,8 @@ def write_cohort(
     for name, modality, dim in (("cxr", "CXR", 3), ("ct", "CT", 4)):
         ids = list(rows[name])
         matrix = np.stack([rows[name][i] for i in ids]).astype(np.float32)
-        write_cache(folder / "caches" / name, spec(f"{name}-net", modality, dim, seen), ids, ["0" * 64] * len(ids), matrix)
+        encoder = spec(f"{name}-net", modality, dim, seen)
+        write_cache(folder / "caches" / name, encoder, ids, ["0" * 64] * len(ids), matrix)
     return folder
 
 
@@ -88,7 +89,9 @@ def run(tmp_path: Path, cohort: Path) -> Callable[..., tuple[int, Path]]:
     """Run ``study run`` (or another command) on the cohort with changed settings; returns the exit code and folder."""
     from embedprior.cli import main
 
-    def call(*more: str, command: str = "run", out: str = "out", data: Path = cohort, **changes: Any) -> tuple[int, Path]:
+    def call(
+        *more: str, command: str = "run", out: str = "out", data: Path = cohort, **changes: Any
+    ) -> tuple[int, Path]:
         config = tmp_path / "study.yaml"
         config.write_text(yaml.safe_dump({**BASE, **changes}))
         folder = tmp_path / out

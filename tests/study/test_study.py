@@ -85,7 +85,7 @@ def test_every_patient_is_held_out_once_a_seed_and_the_auc_is_the_one_of_the_tab
         assert set(part["patient_id"]) == set(own["patient_id"])
     found = rows(out)["ridge-head"]
     aucs, weights = [], []
-    for (_, fold), part in test[test["method"] == "ridge-head"].groupby(["seed", "fold"]):
+    for _, part in test[test["method"] == "ridge-head"].groupby(["seed", "fold"]):
         aucs.append(roc_auc_score(part["label"], part["score"]))
         weights.append(part["label"].sum() * (1 - part["label"]).sum())
     assert found["auc"] == pytest.approx(np.average(aucs, weights=weights))
@@ -206,7 +206,8 @@ def test_external_sites_are_scored_by_models_that_never_saw_them(run):
 
 def test_monte_carlo_resamples_are_judged_with_the_corrected_t(run):
     design = {
-        "name": "mc", "split": "resamples", "resamples": 4, "held_out_share": 0.3, "methods": ["cxr-only", "ridge-head"],
+        "name": "mc", "split": "resamples", "resamples": 4, "held_out_share": 0.3,
+        "methods": ["cxr-only", "ridge-head"],
     }  # fmt: skip
     claim = {"name": "H1", "claim": "c", "design": "mc", "a": "ridge-head", "b": "cxr-only"}
     code, out = run(designs=[design], hypotheses=[claim])

@@ -1,0 +1,74 @@
+"""Repeated k-fold: patients are counted once, repeats are further fits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from embedprior.evidence import evaluate_predictions
+from embedprior.study.config import Decision
+from embedprior.study.repeats import repeated_evidence
+
+METHODS = ("a", "b")
+
+
+def predictions(rng: np.random.Generator, repeats: int, n: int = 120, noise: float = 0.3) -> pd.DataFrame:
+    """Scores = a case's own value + a fit's noise; every repeat has its own folds."""
+    label = np.arange(n) % 2
+    own = {m: rng.normal(size=n) + strength * label for m, strength in zip(METHODS, (1.2, 0.8), strict=True)}
+    rows = []
+    for repeat in range(repeats):
+        fold = rng.permutation(n) % 3
+        for m in METHODS:
+            scores = own[m] + noise * rng.normal(size=n)
+            rows += [
+                (f"e{i}", f"p{i}", label[i], m, scores[i], fold[i], 0, "test", repeat) for i in range(n)
+            ]  # fmt: skip
+    columns = ["exam_id", "patient_id", "label", "method", "score", "fold", "seed", "split", "resample"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def evaluated(frame: pd.DataFrame) -> dict:
+    return repeated_evidence(frame, METHODS, "b", [("a", "b")], [], Decision(unit="patient"))
+
+
+def test_one_repeat_is_the_plain_k_fold():
+    frame = predictions(np.random.default_rng(0), 1)
+    found = evaluated(frame)
+    plain = evaluate_predictions(frame.drop(columns="resample"), "b", [("a", "b")], unit="patient")
+    for mine, theirs in zip(found["methods"], plain["methods"], strict=True):
+        assert (mine["auc"], mine["se"]) == pytest.approx((theirs["auc"], theirs["se"]))
+    assert found["comparisons"][0]["delta"] == pytest.approx(plain["comparisons"][0]["delta"])
+    assert found["comparisons"][0]["se"] == pytest.approx(plain["comparisons"][0]["se"], rel=0.05)
+
+
+def test_auc_is_the_mean_over_repeats_and_patients_are_counted_once():
+    frame = predictions(np.random.default_rng(1), 4)
+    found = evaluated(frame)
+    each = [
+        evaluate_predictions(part.drop(columns="resample"), "b", [("a", "b")], unit="patient")["methods"][0]["auc"]
+        for _, part in frame.groupby("resample")
+    ]
+    assert found["methods"][0]["auc"] == pytest.approx(np.mean(each))
+    assert found["methods"][0]["auc_per_seed"] == pytest.approx(each)
+    assert found["n_patients"] == 120
+    assert found["methods"][0]["n_patients"] == 120
+
+
+def test_standard_error_over_repeats_is_the_spread_of_the_mean_over_new_patients():
+    """The truth by simulation: the sd of the mean AUC over fresh patients, folds and fits."""
+    rng = np.random.default_rng(2)
+    runs = [evaluated(predictions(rng, 3, n=80)) for _ in range(100)]
+    spread = np.std([r["methods"][0]["auc"] for r in runs], ddof=1)
+    claimed = np.mean([r["methods"][0]["se"] for r in runs])
+    assert claimed == pytest.approx(spread, rel=0.2)
+    # a corrected resampled t over repeats would claim far less: repeats share every patient
+    naive = [np.std(r["methods"][0]["auc_per_seed"], ddof=1) * np.sqrt(1 / 3 + 1.5) for r in runs]
+    assert np.mean(naive) < 0.6 * spread
+
+
+def test_repeats_with_different_cases_are_refused():
+    frame = predictions(np.random.default_rng(3), 2)
+    with pytest.raises(ValueError, match="different cases"):
+        evaluated(frame[~((frame["resample"] == 1) & (frame["exam_id"] == "e3"))])
