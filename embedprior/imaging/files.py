@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, UnidentifiedImageError
 
-from embedprior.runs import hash_array, hash_file
+from embedprior.runs import hash_array, hash_file, hash_of
 
 ROW_SEPARATOR = "#"
 
@@ -31,8 +31,13 @@ def exam_file(root: Path, path: str) -> Path:
 
 
 def source_hash(root: Path, path: str) -> str:
-    """Return the sha256 of an exam's source: the file's bytes, or one row's bytes of an array file."""
+    """Return the sha256 of an exam's source: the file's bytes, one row's bytes of an array file, or a folder's files.
+
+    A folder's hash is that of the sorted hashes of its files, so that renaming or moving them changes nothing.
+    """
     file, row = split_path(path)
+    if row is None and (root / file).is_dir():
+        return hash_of(sorted(hash_file(member) for member in (root / file).rglob("*") if member.is_file()))
     if row is None:
         return hash_file(root / file)
     return hash_array(_array(str(root / file))[row])

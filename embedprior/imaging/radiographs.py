@@ -205,7 +205,7 @@ def _voi(data: Any) -> Voi | None:
         table = np.frombuffer(raw, "u1" if packed else "<u2") if isinstance(raw, bytes) else np.asarray(list(raw))
         if data.get("PixelRepresentation", 0) == 1 and first > 0x7FFF:
             first -= 0x10000
-        return Voi(table=table[: entries or 0x10000] & 0xFFFF, first=first, bits=min(16, max(1, bits)))
+        return Voi(table=table[: entries or 0x10000].astype(np.int64) & 0xFFFF, first=first, bits=min(16, max(1, bits)))
     centre, width = (data.get(name) for name in ("WindowCenter", "WindowWidth"))
     if centre in (None, "") or width in (None, ""):
         return None

@@ -20,6 +20,17 @@ def test_rows_of_an_array_file(tmp_path: Path) -> None:
         read_array(tmp_path, "v.npy#2")
 
 
+def test_folder_hash_follows_contents_and_not_names(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1").write_bytes(b"one")
+    (tmp_path / "a" / "2").write_bytes(b"two")
+    before = source_hash(tmp_path, "a")
+    (tmp_path / "a" / "1").rename(tmp_path / "a" / "renamed")
+    assert source_hash(tmp_path, "a") == before
+    (tmp_path / "a" / "2").write_bytes(b"TWO")
+    assert source_hash(tmp_path, "a") != before
+
+
 def test_pickled_array_is_never_executed(tmp_path: Path) -> None:
     np.save(tmp_path / "evil.npy", np.array([object()], dtype=object), allow_pickle=True)
     with pytest.raises(UnreadableExam):

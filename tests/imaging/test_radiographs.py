@@ -86,15 +86,13 @@ def test_windows_agree_with_pydicom(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_voi_table_is_applied(tmp_path: Path, bits: int) -> None:
-    from pydicom.pixels import apply_voi_lut
-
     table = Dataset()
     curve = np.rint((2**bits - 1) * (np.arange(4096) / 4095) ** 2)
     table.LUTDescriptor = [4096, 0, bits]
     table.LUTData = curve.astype(np.uint8 if bits == 8 else np.uint16).tobytes()
     path = write(tmp_path / "lut.dcm", frontal(), VOILUTSequence=[table])
-    theirs = apply_voi_lut(frontal(), pydicom.dcmread(path)) / (2**bits - 1)
-    np.testing.assert_allclose(read_radiograph(path)[0].grey, theirs, atol=1e-6)
+    expected = curve[frontal()] / (2**bits - 1)
+    np.testing.assert_allclose(read_radiograph(path)[0].grey, expected, atol=1e-6)
 
 
 def test_no_window_uses_the_range_without_padding_and_says_so(tmp_path: Path) -> None:
