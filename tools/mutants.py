@@ -269,6 +269,48 @@ MUTANTS = (
         "    if False:\n",
         "tests/study/test_study.py",
     ),
+    Mutant(
+        "scans without whole lungs are paired for pretraining",
+        "embedprior/imaging/drr/tables.py",
+        "if result.complete or incomplete:",
+        "if True:",
+        "tests/cli/test_drr.py::test_incomplete_lungs_are_rendered_marked_and_left_without_a_pair",
+    ),
+    Mutant(
+        "a series found twice is rendered twice",
+        "embedprior/imaging/drr/sources.py",
+        "same = next((first[n] for n in names if n in first), \"\")",
+        "same = \"\"",
+        "tests/imaging/drr/test_sources.py",
+    ),
+    Mutant(
+        "jittered poses stay straight",
+        "embedprior/imaging/drr/job.py",
+        "draw[0] * config.max_angle_deg",
+        "draw[0] * 0",
+        "tests/imaging/drr/test_job.py",
+    ),
+    Mutant(
+        "plane sweep reads a band one row off",
+        "embedprior/imaging/drr/planesweep.py",
+        "(1 - 2 * top) / rows - 1",
+        "(3 - 2 * top) / rows - 1",
+        "tests/imaging/drr/test_planesweep.py",
+    ),
+    Mutant(
+        "planted lesion reported at a mirrored place",
+        "embedprior/phantom/implant.py",
+        "np.array([*middle[::-1], 1.0])",
+        "np.array([*middle, 1.0])",
+        "tests/phantom/test_implant.py",
+    ),
+    Mutant(
+        "empty rows beside the patient set the exposure",
+        "embedprior/imaging/drr/appearance.py",
+        "middle[middle > OPEN_FIELD]",
+        "middle[middle > -1e9]",
+        "tests/imaging/drr/test_appearance.py",
+    ),
 )
 
 
