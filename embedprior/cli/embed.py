@@ -42,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--modality", choices=("CXR", "DRR", "CT"), help="only exams of this modality")
     p.add_argument("--batch-size", type=int, default=64, metavar="N", help="exams a batch (default: 64)")
     p.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read ahead (default: 0 = none)")
+    p.add_argument("--shard-exams", type=int, metavar="N", help="exams a shard, the most that a kill loses and what "
+                   "processes share out (default: 512; 64 with --tokens)")  # fmt: skip
     p.add_argument("--limit", type=int, metavar="N", help="the first N exams only")
     p.add_argument("--device", metavar="NAME", help="of encoders that take one: cpu, cuda (default: their own)")
     p.add_argument("--processes", type=int, metavar="N", help="refuse to start unless there are just so many")
@@ -61,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     from embedprior.cache.processes import launched
     from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
 
-    for name in ("batch_size", "limit"):
+    for name in ("batch_size", "shard_exams", "limit"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise BadInput(f"--{name.replace('_', '-')} {value}. Allowed: 1 or more.")
@@ -79,6 +81,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"{place.folder}\n{plan(exams, options.cohort.parent, encoder, place).words()}")
         return DONE
     filled = _fill(options, encoder, exams, me)
+    me.meet()  # a launcher ends all processes when one ends with exit code 3: not before the first has written all
     return NEEDS_ATTENTION if filled.failures else DONE
 
 
@@ -93,7 +96,7 @@ def _fill(options: argparse.Namespace, encoder: Encoder, exams: pd.DataFrame, me
         run = Run(options.out, "embed", config, 0, inputs)
     filled = fill_cache(
         exams, options.cohort.parent, encoder, options.out, options.batch_size, tokens=options.tokens,
-        dtype=options.dtype, workers=options.workers, processes=me,
+        dtype=options.dtype, workers=options.workers, shard_exams=options.shard_exams, processes=me,
     )  # fmt: skip
     if run is not None:
         note_use("cache", filled.place.folder.name, filled.place.folder, filled.view)
@@ -118,7 +121,7 @@ def _summary(filled: Filled, drift: dict[str, Any] | None, asked: int) -> str:
             f"{drift['one_minus_cos_max']:.1e}" + ("" if centred is None else f", {centred:.1e} about the mean") + "."
         )
     if filled.failures:
-        lines.append(f"{len(filled.failures)} exams were left out, each with its reason in failures.csv:")
+        lines.append(f"Left out, each with its reason in failures.csv: {len(filled.failures)}.")
         lines += [f"- {one['exam_id']}: {one['reason']}" for one in filled.failures[:5]]
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from embedprior.cache import open_cache
+from embedprior.cache.processes import launched
+from embedprior.cli import main
+from embedprior.errors import BadInput
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    """Twelve radiographs, one of them damaged, and a CT that no encoder of pictures can read."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "cohort"
+    folder.mkdir()
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (30, 40), dtype=np.uint8)).save(folder / f"{i}.png")
+    (folder / "5.png").write_bytes(b"\x89PNG cut")
+    exams = pd.DataFrame(
+        {"exam_id": [f"00{i}" for i in range(12)], "patient_id": [f"p{i}" for i in range(12)], "modality": "CXR",
+         "path": [f"{i}.png" for i in range(12)]}
+    )  # fmt: skip
+    exams.loc[11, "modality"] = "REPORT"
+    exams.to_csv(folder / "exams.csv", index=False)
+    return folder / "exams.csv"
+
+
+def embed(cohort: Path, out: Path, *more: str) -> int:
+    return main(["embed", "--cohort", str(cohort), "--encoder", "pixels-128", "--out", str(out), *more])
+
+
+def test_embed_fills_a_cache_and_names_what_it_left_out(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert embed(cohort, out, "--batch-size", "4", "--workers", "1") == 3
+    cache = open_cache(out)
+    assert cache.ids == [f"00{i}" for i in range(11) if i != 5]
+    assert cache.matrix.dtype == np.uint8
+    failures = pd.read_csv(out / "failures.csv", dtype=str)
+    assert failures["exam_id"].tolist() == ["005"]
+    assert "10 of 11 exams" in capsys.readouterr().out
+    record = json.loads((out / "run.json").read_text())
+    assert record["uses"][0]["key"] == cache.path.name
+    Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40).astype(np.uint8)).save(cohort.parent / "5.png")
+    assert embed(cohort, out) == 0
+    assert "1 were embedded now" in (out / "summary.md").read_text()
+    assert not (out / "failures.csv").exists()
+
+
+def test_dry_run_writes_nothing_and_counts(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert embed(cohort, tmp_path / "out", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "11 exams, 11 of them to embed" in said
+    assert "0.2 MB to write" in said
+    assert "seconds in one process" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--option", "geometry=crop"], "another profile.geometry: 'letterbox', not 'crop'"),
+        (["--option", "geometry"], "Allowed: NAME=VALUE"),
+        (["--weights", "x"], "has no option 'weights'"),
+        (["--dtype", "float16"], "Allowed: uint8"),
+        (["--tokens"], "gives no tokens"),
+        (["--modality", "CT"], "no exam for encoder 'pixels-128'"),
+        (["--batch-size", "0"], "Allowed: 1 or more"),
+        (["--processes", "2"], "2 processes were asked for, 1 started"),
+        (["--encoder", "pixel-128"], "Did you mean 'pixels-128'"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_anything_is_written(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    out = tmp_path / "out"
+    embed(cohort, out)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    assert embed(cohort, out, *more) == 2
+    assert message in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+def test_reduced_precision_reports_its_drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cohort: Path) -> None:
+    pytest.importorskip("timm")
+    from embedprior.encoders import vit
+
+    monkeypatch.setattr(vit, "ARCHITECTURE", "vit_tiny_patch16_224")
+    monkeypatch.setattr(vit, "DIM", 192)
+    words = ["embed", "--cohort", str(cohort), "--encoder", "vit-b16", "--out", str(tmp_path / "out"), "--limit", "3"]
+    assert main([*words, "--random-init", "--precision", "bf16", "--dtype", "float16"]) == 0
+    drift = json.loads((tmp_path / "out" / "run.json").read_text())["drift"]
+    assert drift["what"] == "bf16 arithmetic and float16 storage"
+    assert 0 < drift["one_minus_cos_max"] < 1e-3
+    assert "largest 1 − cos" in (tmp_path / "out" / "summary.md").read_text()
+
+
+def test_cache_commands_tell_a_whole_cache_from_a_damaged_one(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    embed(cohort, out)
+    shard = next(out.glob("*/shard-*"))
+    assert main(["cache", "verify", str(out)]) == 0
+    assert main(["cache", "diff", str(out), str(shard.parent)]) == 0
+    assert main(["cache", "trace", str(out), "--cohort", str(cohort)]) == 0
+    assert "10 source files are what they were, 0 are not" in capsys.readouterr().out
+    assert main(["cache", "ls", str(tmp_path), "--unused"]) == 0
+    assert "0 items" in capsys.readouterr().out
+    (out / "run.json").unlink()
+    main(["cache", "ls", str(tmp_path), "--unused"])
+    assert "pixels-128@" in capsys.readouterr().out
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 4]))
+    assert main(["cache", "verify", str(out)]) == 3
+    assert shard.name in capsys.readouterr().out
+    assert main(["cache", "verify", str(tmp_path)]) == 2
+
+
+def test_export_and_import_go_round(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    embed(cohort, tmp_path / "out")
+    assert main(["cache", "export", str(tmp_path / "out"), "--out", str(tmp_path / "all.npy")]) == 0
+    table, matrix = pd.read_csv(tmp_path / "all.csv", dtype={"exam_id": str}), np.load(tmp_path / "all.npy")
+    (tmp_path / "each").mkdir()
+    for row in table.itertuples():
+        np.save(tmp_path / "each" / f"{row.exam_id}.npy", matrix[row.row].astype(np.float32))
+    words = ["cache", "import", str(tmp_path / "each"), "--table", str(tmp_path / "all.csv"), "--name", "theirs",
+             "--modality", "CXR", "--out", str(tmp_path / "in")]  # fmt: skip
+    assert main([*words, "--origin", "grey values"]) == 0
+    imported = open_cache(tmp_path / "in")
+    np.testing.assert_array_equal(imported.take(table["exam_id"].tolist()), matrix)
+    assert main([*words, "--origin", "something else"]) == 2
+    assert "profile.origin" in capsys.readouterr().err
+    assert main(["cache", "export", str(tmp_path / "out"), "--out", str(tmp_path / "all.h5")]) == 2
+
+
+def test_encoders_are_listed_with_their_licences(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("timm")
+    assert main(["encoders"]) == 0
+    said = capsys.readouterr().out
+    assert "pixels-128" in said
+    assert "Apache-2.0" in said
+
+
+def test_fewer_processes_than_accelerate_was_told_is_an_error(tmp_path: Path) -> None:
+    """On a CPU accelerate launch starts one process whatever it is told; only its command line shows the number."""
+    program = "from embedprior.cache.processes import launched; launched()"
+    launcher = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', sys.argv[-1]]).returncode)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    script = tmp_path / "accelerate"
+    script.write_text(launcher)
+    command = [sys.executable, str(script), "--num_processes", "2", program]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode != 0
+    assert "2 processes were asked for, 1 started" in ran.stderr
+    with pytest.raises(BadInput, match="torchrun --nproc_per_node 3"):
+        launched(3)
+
+
+@pytest.mark.slow
+def test_two_processes_fill_the_cache_that_one_fills(cohort: Path, tmp_path: Path) -> None:
+    from ..cache.conftest import tree
+
+    words = ["-m", "embedprior", "embed", "--cohort", str(cohort), "--encoder", "efficientnet-lite0", "--random-init",
+             "--batch-size", "2", "--shard-exams", "2"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, launcher in (("one", [sys.executable]), ("two", two)):
+        command = [*launcher, *words, "--out", str(tmp_path / name), *(["--processes", "2"] if name == "two" else [])]
+        ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        # torchrun turns every exit code into 1; one exam is damaged, so both leave failures.csv
+        assert ran.returncode in (1, 3), ran.stderr
+    one, both = (next((tmp_path / name).glob("efficientnet-lite0@*")) for name in ("one", "two"))
+    assert len(list(both.glob("shard-*"))) == 6
+    assert tree(one) == tree(both)
+    left_out = [(tmp_path / name / "failures.csv").read_text() for name in ("one", "two")]
+    assert left_out[0] == left_out[1]
