@@ -140,6 +140,8 @@ def _intro(cell: Cell, evidence: Mapping[str, Any]) -> list[str]:
         how, chosen = "splits as given by the user", "the patients marked val, if any, choose the checkpoint"
     seeds = len(cell.variant.config.fit_seeds)
     fits = f" Every fit with {seeds} seeds." if seeds > 1 else ""
+    if cell.variant.config.as_published:
+        fits += f" Seeds as published ({cell.variant.config.as_published})."
     sentences = [
         f"{images} X-rays of {patients} patients, {positive} positive and {images - positive} negative.",
         f"{how[0].upper()}{how[1:]}; {chosen}.{fits}",
