@@ -112,7 +112,7 @@ def prepare(
         width=geometry.width,
         delx=geometry.pitch,
         renderer=kind,
-        patch_size=patch_size,
+        patch_size=patch_size if geometry.height * geometry.width >= (patch_size or 0) ** 2 else None,
     ).to(mu_volume.device)
     motions = pose_in_ras(geometry, poses, centre).float().to(mu_volume.device)
 

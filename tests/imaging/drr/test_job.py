@@ -119,3 +119,36 @@ def test_same_ct_and_settings_still_give_the_pixels_of_this_version(tmp_path: Pa
 
 
 GOLDEN = [36878, 35337, 35810, 36377, 36425, 37178]
+
+
+OTHER = {
+    "renderer": "diffdrr-siddon", "view": "AP", "poses": 3, "size": 32, "field_mm": 300.0, "centre": "volume",
+    "overhang_mm": 60.0, "max_angle_deg": 1.0, "max_shift_mm": 1.0, "energy_kev": 60.0, "series": "most-slices",
+    "seed": 5, "appearance": {"gamma": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(DrrConfig.model_fields))
+def test_every_setting_changes_the_images_or_what_is_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "renderer":
+        pytest.importorskip("diffdrr")
+    item = _scanned(tmp_path, _chest().crop((slice(None), slice(None), slice(6, None))))
+    asked: list[str] = []
+
+    def reading(path: Path, series: str) -> object:
+        asked.append(series)
+        return read_volume(path)
+
+    monkeypatch.setattr("embedprior.imaging.drr.job.read_volume", reading)
+    plain = DrrConfig(size=24, poses=2)
+    other = DrrConfig.model_validate(plain.model_dump() | {name: OTHER[name]})
+    one, two = (render_exam(item, c, tmp_path / "artifacts").folder for c in (plain, other))
+    assert one is not None
+    assert two is not None
+
+    def pixels(folder: Path) -> list[bytes]:
+        return [f.read_bytes() for f in sorted(folder.glob("*.png"))]
+
+    assert pixels(one) != pixels(two) or asked == ["only", "most-slices"]
