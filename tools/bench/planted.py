@@ -88,7 +88,7 @@ def measured(cohort: str, own: int) -> dict[str, dict[str, float | None]]:
 def summary(found: list[dict[str, dict[str, float | None]]]) -> pd.DataFrame:
     """Return one row a method: mean AUC, how often it was significantly better, and the interval of that rate."""
     threshold, rows = stats.norm.ppf(0.975), []
-    for method in found[0]:
+    for method in ("best possible", REFERENCE, *METHODS):
         z = np.array([f[method]["z"] for f in found], dtype=float)
         row: dict[str, Any] = {"method": method, "auc": np.mean([f[method]["auc"] or np.nan for f in found])}
         if method in METHODS:
