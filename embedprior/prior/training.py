@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +21,13 @@ from embedprior.prior.model import Prior
 from embedprior.prior.objectives import Head
 from embedprior.prior.setup import check_pairs, fingerprint, refuse_nan, require_tracker, to_tensors, untrained
 from embedprior.prior.validation import Validator, measure_variance
-from embedprior.runs import MetricsLog
+from embedprior.runs import MetricsLog, one_thread
 from embedprior.runs import progress as progress_bar
 
 METRICS = "metrics.jsonl"
 LOG_EVERY = 50
+ONE_THREAD_BELOW = 1_000_000
+"""Parameters. In smaller networks a step is so short that handing it to several threads costs more than it saves."""
 
 
 def train_prior(
@@ -75,10 +78,13 @@ def train_prior(
         )
     made_of = fingerprint(train, val, config, init_from, teacher)
     found = load_state(out, made_of)
-    training = _Training(train, val, untrained(train, config, start), out, accelerator, teacher, made_of, found)
+    begun = untrained(train, config, start)
+    training = _Training(train, val, begun, out, accelerator, teacher, made_of, found)
     if trackers:
         accelerator.init_trackers("embedprior-prior", config=_flat(config))
-    prior = training.run(stop_after, show_progress)
+    small = begun.network.parameter_count() < ONE_THREAD_BELOW
+    with one_thread() if small else nullcontext():
+        prior = training.run(stop_after, show_progress)
     if trackers:
         accelerator.end_training()
     return prior

@@ -18,6 +18,7 @@ from embedprior.prior.data import PairArrays
 from embedprior.prior.model import Prior
 from embedprior.prior.noise import batch_at
 from embedprior.prior.training import train_prior
+from embedprior.prior.validation import measure_variance
 
 from .conftest import make_pairs, small_config
 
@@ -349,3 +350,22 @@ def test_guidance_marks_table_and_calibration_as_void(pairs: Pairs, tmp_path: Pa
     with pytest.raises(BadInput, match="voids the variance table"):
         prior.sample(pairs[1].condition, steps=4)
     assert np.isfinite(prior.sample(pairs[1].condition, steps=4, guidance=1.0)).all()
+
+
+def test_a_small_network_trains_on_one_thread_and_leaves_the_others_as_they_were(
+    pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, before = [], torch.get_num_threads()
+
+    def spy(*arguments: object) -> object:
+        seen.append(torch.get_num_threads())
+        return measure_variance(*arguments)  # type: ignore[arg-type]
+
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr("embedprior.prior.training.measure_variance", spy)
+        train(pairs, small_config(steps=2), tmp_path)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
