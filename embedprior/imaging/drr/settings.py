@@ -18,7 +18,7 @@ class DrrConfig(Config):
     """What a set of DRRs is made by.
 
     Attributes:
-        renderer: see ``renderers.RENDERERS``.
+        renderer: planesweep, diffdrr-siddon, diffdrr-trilinear or nanodrr.
         view: PA, AP or LATERAL.
         poses: images of each CT. The first is straight; pose k is the same whatever the number.
         size: pixels along each side.
@@ -29,7 +29,7 @@ class DrrConfig(Config):
         max_angle_deg: the jittered poses turn by up to this about each axis.
         max_shift_mm: and move by up to this along each axis.
         energy_kev: of the beam, for bone and water.
-        series: which series of a DICOM folder that holds several (see ``volume.read_volume``).
+        series: of a DICOM folder that holds several: only (then it is an error), most-slices, or the short id of one.
         seed: of poses and quantum noise; each CT has streams of its own.
         appearance: how line integrals become grey values.
     """
