@@ -1,0 +1,259 @@
+"""How fast are training and sampling of the 49 M prior, beside `dalle2-pytorch`, which the PE paper's code is made of?
+
+The peer is installed from the package registry into a throw-away environment that borrows this one's PyTorch, and both
+run in turn in one process there: same width, depth 12, 12 heads of 64, batch, data, threads; no dropout on either
+side (the peer ships 0.05, which is left out in its favour). Training is the loss and its gradients, from embeddings in
+memory to ``.grad``; a whole step with clipping, AdamW and EMA is given too. Sampling is 64 steps for one batch of
+cases: a few steps are timed, and a step costs what the next one costs. Times are CPU seconds of this process, and a
+ratio compares runs made back to back. Exits 1 when a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from sklearn.metrics import roc_auc_score
+from torch.optim.swa_utils import AveragedModel
+
+from embedprior.prior.config import NetworkConfig, PriorConfig, TrainingConfig
+from embedprior.prior.data import PairArrays
+from embedprior.prior.learner import Learner
+from embedprior.prior.model import Prior
+from embedprior.prior.setup import ema_update, untrained
+from embedprior.prior.training import train_prior
+
+ROOT = Path(__file__).parents[2]
+# Of the peer's requirements only what its import needs and this environment lacks; it asks for no version.
+PEER = (
+    "dalle2-pytorch==1.15.6", "coca-pytorch==0.1.0", "einops-exts==0.0.4", "einx==0.4.3", "ema-pytorch==0.8.3",
+    "einops==0.8.2", "embedding-reader==1.8.1", "frozendict==2.5.1", "kornia==0.9.0", "kornia-rs==0.2.0",
+    "loguru==0.7.3", "pytorch-warmup==0.2.0", "resize-right==0.0.2", "rotary-embedding-torch==0.9.1",
+    "torch-einops-utils==0.2.0", "vector-quantize-pytorch==1.32.0", "webdataset==1.0.2", "braceexpand==0.1.7",
+    "x-clip==0.14.4", "clip-anytorch==2.6.0", "ftfy", "wcwidth", "regex", "sympy", "mpmath",
+)  # fmt: skip
+DIM, STEPS = 512, 64
+
+
+def inside_an_environment_of_its_own() -> int:
+    """Make the environment, run this script in it, throw it away; return the exit code."""
+    with tempfile.TemporaryDirectory(prefix="prior-speed-") as folder:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        (site,) = Path(folder).glob("lib/python3*/site-packages")
+        # Behind the borrowed packages, so that nothing installed here can stand in for one of them.
+        borrowed, peers = Path(str(torch.__file__)).parents[1], Path(folder) / "peers"
+        (site / "borrowed.pth").write_text(f"{borrowed}\n{peers}\n")
+        installed = subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(peers), *PEER],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        if installed.returncode != 0:
+            print(f"the peer can't be installed: {installed.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            return 1
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PRIOR_SPEED_INSIDE": "1"}
+        (python,) = Path(folder).glob("bin/python3")
+        return subprocess.run([str(python), __file__, *sys.argv[1:]], env=environment).returncode
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of one run."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+class Bench:
+    """Rows, printed as they come.
+
+    Args:
+        batch: cases.
+        repeats: of every comparison; the median counts.
+        quick: leave the longest row without a bar out.
+    """
+
+    def __init__(self, batch: int, repeats: int, quick: bool) -> None:
+        self.batch, self.repeats, self.quick = batch, repeats, quick
+        self.rows: list[dict[str, Any]] = []
+
+    def row(self, name: str, value: float, unit: str, least: float | None = None, most: float | None = None) -> None:
+        """Print and keep a figure with its bar."""
+        met = (least is None or value >= least) and (most is None or value <= most)
+        self.rows.append({"name": name, "value": value, "unit": unit, "least": least, "most": most, "met": met})
+        bar = f"bar >= {least:g}" if least is not None else f"bar <= {most:g}" if most is not None else ""
+        print(f"{name:<66} {value:9.4g} {unit:<8} {bar:<11} {'' if met else 'MISSED'}", flush=True)
+
+    def ratio(self, theirs: Callable[[], object], own: Callable[[], object], warm: bool = True) -> tuple[float, float]:
+        """Return the median of their seconds over ours, run back to back, and our least seconds.
+
+        Work of many seconds needs no warming up: what its first call adds is lost in it.
+        """
+        own()
+        if warm:
+            theirs()
+        pairs = [(seconds(theirs), seconds(own)) for _ in range(self.repeats)]
+        return statistics.median(a / b for a, b in pairs), min(b for _, b in pairs)
+
+
+def pairs(count: int, dim: int, seed: int) -> PairArrays:
+    """Embeddings without meaning: speed does not depend on it."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.standard_normal((2, count, dim), dtype=np.float32)
+    return PairArrays(drawn[0], drawn[1], [str(i) for i in range(count)], "cxr")
+
+
+def peer(max_text_len: int) -> Any:
+    """The peer's prior as the PE paper's code sets it up, but for dropout and the length of its constant prefix."""
+    dalle = importlib.import_module("dalle2_pytorch")
+    network = dalle.DiffusionPriorNetwork(
+        dim=DIM, depth=12, heads=12, dim_head=64, num_timesteps=STEPS, max_text_len=max_text_len, normformer=True
+    )
+    return dalle.DiffusionPrior(
+        network, image_embed_dim=DIM, timesteps=STEPS, cond_drop_prob=0.1, condition_on_text_encodings=False
+    )
+
+
+def against(bench: Bench, learner: Learner, prior: Prior, max_text_len: int, bars: tuple[float, float]) -> None:
+    """Rows of training and sampling against the peer with this prefix."""
+    theirs, tokens = peer(max_text_len), max_text_len + 4
+    count = sum(p.numel() for p in theirs.net.parameters())
+    label = f"{tokens} tokens, {count / 1e6:.1f} M"
+    condition, target = torch.randn(2, bench.batch, DIM)
+    optimiser = torch.optim.AdamW(theirs.net.parameters(), lr=1e-5, fused=True)
+    average = AveragedModel(theirs.net, multi_avg_fn=ema_update(0.99))
+    clock = torch.full((bench.batch,), STEPS // 2)
+    long = tokens > 10
+    # Ours pays for the condition once in a sampling; eight steps bear eight times the share that 64 would.
+    their_steps, our_steps = (1 if long else 4), 8
+
+    def gradients() -> None:
+        theirs.zero_grad(set_to_none=True)
+        theirs(text_embed=condition, image_embed=target.clone()).backward()
+
+    def whole_step() -> None:
+        gradients()
+        torch.nn.utils.clip_grad_norm_(theirs.net.parameters(), 0.5)
+        optimiser.step()
+        average.update_parameters(theirs.net)
+
+    def own_gradients() -> None:
+        learner.network.zero_grad(set_to_none=True)
+        learner.losses(0)["l2"].backward()
+
+    def sample() -> None:
+        for _ in range(their_steps):
+            theirs.p_sample(target, clock, text_cond={"text_embed": condition})
+
+    least_training, least_sampling = bars
+    theirs.train()
+    learner.network.train()
+    faster, own = bench.ratio(gradients, own_gradients, warm=not long)
+    bench.row(f"training, loss and gradients: peer ({label}) over ours", faster, "x", least=least_training)
+    bench.row("  ours", own, "s")
+    if not (long and bench.quick):
+        faster, _ = bench.ratio(whole_step, lambda: learner.learn(0), warm=not long)
+        bench.row("  with clipping, AdamW and EMA on both sides", faster, "x")
+    theirs.eval()
+    learner.network.eval()
+    embeddings = condition.numpy()
+    faster, own = bench.ratio(sample, lambda: prior.sample(embeddings, 1, "ddpm_small", our_steps), warm=not long)
+    faster *= our_steps / their_steps
+    bench.row(f"{STEPS}-step sampling: peer ({label}) over ours", faster, "x", least=least_sampling)
+    bench.row(f"  ours, {STEPS} steps", own / our_steps * STEPS, "s")
+
+
+def alone(bench: Bench, prior: Prior) -> None:
+    """Rows of our own sampling: many samples of one case, bf16, and the ceiling of the matrix products."""
+    one, many = np.zeros((1, DIM), np.float32), np.zeros((64, DIM), np.float32)
+    cost, own = bench.ratio(
+        lambda: prior.sample(one, 64, "ddpm_small", 4), lambda: prior.sample(many, 1, "ddpm_small", 4)
+    )
+    bench.row("64 samples of one case over 64 cases x 1", cost, "x", most=1.3)
+    # Three rows a case and step (time, target, query) and one for the condition; the last block's are counted in full.
+    inputs, weights = torch.randn(3 * 64, DIM), torch.randn(4096, DIM)
+    product = min(seconds(lambda: [F.linear(inputs, weights) for _ in range(20)]) for _ in range(3)) / 20
+    ceiling = 2 * inputs.numel() * 4096 / product / 1e9
+    matrices = sum(p.numel() for p in prior.network.blocks.parameters() if p.ndim == 2)
+    bench.row("ceiling: GFLOP/s of fp32 matrix products of this size", ceiling, "GFLOP/s")
+    bench.row("  ours, sampling 64 cases", (4 * 3 + 1) * 2 * 64 * matrices / own / 1e9 / ceiling, "of it")
+    half = prior.to("cpu", torch.bfloat16)
+    units = "amx_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+    faster, _ = bench.ratio(lambda: prior.to("cpu", torch.float32).sample(many, 1, "ddpm_small", 4),
+                            lambda: half.sample(many, 1, "ddpm_small", 4))  # fmt: skip
+    name = "bf16 weights over fp32, sampling" + ("" if units else " (no bf16 matrix units here: no bar)")
+    bench.row(name, faster, "x", least=2.0 if units else None)
+
+
+def same_answer(bench: Bench) -> None:
+    """Row of the held-out AUC with bf16 weights: the mean of a head over samples that share their noise."""
+    rng = np.random.default_rng(0)
+    maps = rng.standard_normal((16, 16)) / 4
+
+    def world(count: int, prefix: str) -> PairArrays:
+        condition = rng.standard_normal((count, 16))
+        target = np.tanh(condition @ maps) + 0.7 * rng.standard_normal((count, 16))
+        return PairArrays(
+            condition.astype(np.float32), target.astype(np.float32), [f"{prefix}{i}" for i in range(count)], "cxr"
+        )
+
+    config = PriorConfig(
+        network=NetworkConfig(preset="tiny"),
+        training=TrainingConfig(steps=600, lr=1e-3, ema=0.99, validate_every=200, variance_draws=1),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        prior = train_prior(world(2000, "t"), world(300, "v"), config, Path(folder), show_progress=False)
+    cases = world(3000, "h")
+    sick = 3 * cases.target[:, 0] + rng.logistic(size=3000) > 0
+    auc = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        drawn = prior.to("cpu", dtype).sample(cases.condition, 16, "analytic", 16)
+        auc[dtype] = float(roc_auc_score(sick, (1 / (1 + np.exp(-3 * drawn[..., 0]))).mean(axis=1)))
+    bench.row("held-out AUC of a small prior, fp32 weights", auc[torch.float32], "")
+    bench.row("  bf16 weights: off by", abs(auc[torch.bfloat16] - auc[torch.float32]), "", most=0.002)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="batch 32 and fewer repeats; the same depth")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    args = parser.parse_args()
+    if "PRIOR_SPEED_INSIDE" not in os.environ:
+        return inside_an_environment_of_its_own()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    bench = Bench(32, 2, quick=True) if args.quick else Bench(64, 5, quick=False)
+    config = PriorConfig(training=TrainingConfig(batch=bench.batch))
+    train = pairs(256, DIM, 0)
+    prior = untrained(train, config, None)
+    learner = Learner(prior, train, Accelerator(cpu=True), None, None)
+    print(f"batch {bench.batch}, {args.threads} thread(s), ours {prior.network.parameter_count() / 1e6:.1f} M, torch "
+          f"{torch.__version__}")  # fmt: skip
+    against(bench, learner, prior, 0, (1.0, 1.4))
+    alone(bench, prior)
+    same_answer(bench)
+    bench.repeats = 1 if args.quick else 2
+    against(bench, learner, prior, 77, (20.0, 20.0))
+    if args.json:
+        found = {"torch": torch.__version__, "batch": bench.batch, "rows": bench.rows}
+        args.json.write_text(json.dumps(found, indent=1))
+    missed = [row for row in bench.rows if not row["met"]]
+    print(f"{len(bench.rows) - len(missed)} of {len(bench.rows)} rows within their bars.")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
