@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from embedprior.runs import Lock, progress
 from embedprior.runs.files import saying_what_is_full
 
 SHARD_EXAMS, SHARD_TOKEN_EXAMS = 512, 64
+_QUIET_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,9 @@ class _Builder:
                 return
             # Whoever holds the first of them may finish it, or die: either way its lock comes free.
             waiting = self._lock(postponed[0])
-            waiting.wait()
+            if not waiting.wait(patience=_QUIET_S):
+                print(f"waiting for shards that {waiting.owner()} is making", file=sys.stderr)
+                waiting.wait()
             waiting.release()
             blocks = postponed
 
