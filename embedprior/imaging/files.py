@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from embedprior.runs import hash_array, hash_file, hash_of
 
@@ -85,6 +85,8 @@ def read_image(root: Path, path: str) -> Float[np.ndarray, "height width"]:
             image.load()
             deep = image.mode.startswith("I")
             grey = np.asarray(image if deep else image.convert("L"), dtype=np.float32)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise UnreadableExam(f"{Path(file).name}: {error or type(error).__name__}".replace(str(root), "")) from error
+    # Pillow raises its own kinds and, from damaged chunks, IndexError, struct.error and more; its texts name the folder
+    except Exception as error:
+        kind = "no such file" if isinstance(error, FileNotFoundError) else type(error).__name__
+        raise UnreadableExam(f"{Path(file).name}: not a picture, or damaged ({kind})") from None
     return grey / (65535.0 if deep else 255.0)

@@ -75,7 +75,7 @@ def _slices() -> list[bytes]:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("packing, rounds", [("plain", 40), ("rle", 20), ("jpeg2000", 10), ("jpeg", 6)])
+@pytest.mark.parametrize("packing, rounds", [("plain", 40), ("rle", 20), ("jpeg2000", 10), ("jpeg", 4)])
 def test_damaged_dicom_slice(tmp_path: Path, capfd: pytest.CaptureFixture[str], packing: str, rounds: int) -> None:
     for number, content in enumerate(_slices()):
         (tmp_path / f"{number}.dcm").write_bytes(content)
@@ -90,7 +90,7 @@ def test_damaged_dicom_slice(tmp_path: Path, capfd: pytest.CaptureFixture[str], 
     rng = np.random.default_rng([1, len(packing)])
     results = set()
     for _ in range(rounds):
-        victim.write_bytes(damaged(whole, rng, 1400 if packing == "plain" else len(whole)))
+        victim.write_bytes(damaged(whole, rng, len(whole) if packing == "jpeg2000" else 1400))
         results.add(outcome(lambda: read_volume(tmp_path), tmp_path, capfd)[:60])
     assert len(results) > 1
 

@@ -164,6 +164,7 @@ def test_letterbox_keeps_all_and_crop_fills(geometry: Any, shape: tuple[int, int
     assert int((made > 0.5).sum()) == (side * short if geometry == "letterbox" else side * side)
 
 
+@pytest.mark.slow
 def test_same_numbers_as_the_encoders_own_transform() -> None:
     pytest.importorskip("torch")
     from embedprior.encoders.timm_lite import transform

@@ -116,15 +116,16 @@ def ingest(table: Table, folder: Path, repeats: int) -> None:
     crop_s = seconds(lambda: lung_box(upright, profile.margin_mm), repeats)
     resample_s = seconds(lambda: resample(cropped, MM), repeats)
     fit_s = seconds(lambda: normalised(on_grid.hu, profile), repeats)
-    for name, value in (
+    parts = (
         ("headers: audit of series, order, spacing, coding", header_s),
         ("pixels to int16 HU, padding", read_s - header_s),
         ("audit of HU and lungs", audit_s),
         ("lung crop", crop_s),
         ("resample to 1 mm", resample_s),
         ("window and 128 x 128", fit_s),
-    ):
-        table.add(f"  share of {name}", 100 * value / total, "%")
+    )
+    for name, value in parts:
+        table.add(f"  share of {name}", 100 * value / sum(spent for _, spent in parts), "%")
     print("peers, same files, same run:")
     table.add("SimpleITK series reader over our audited read", ratio(lambda: sitk_series(folder), lambda: read_volume(
         folder), repeats), "x")  # fmt: skip
