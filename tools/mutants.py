@@ -440,8 +440,8 @@ MUTANTS = (
     Mutant(
         "rescale applied twice to compressed slices",
         "embedprior/imaging/dicom_pixels.py",
-        "                return decoded\n",
-        "                return decoded * (header.slope or 1) + (header.intercept or 0)\n",
+        "            return decoded\n",
+        "            return decoded * (header.slope or 1) + (header.intercept or 0)\n",
         "tests/imaging/test_dicom_series.py",
     ),
     Mutant(
@@ -470,7 +470,7 @@ MUTANTS = (
         "embedprior/imaging/hounsfield.py",
         "    if air < LEAST_SHARE:\n",
         "    if False:\n",
-        "tests/imaging/test_volume.py tests/imaging/test_dicom_series.py",
+        "tests/imaging/test_volume.py",
     ),
     Mutant(
         "reorienting moves the patient",
