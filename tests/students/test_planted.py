@@ -16,7 +16,7 @@ from embedprior.students.registry import Budget, build_method
 from embedprior.teachers.config import FitConfig
 
 TRAINING = {
-    "steps": 150, "lr": 3e-3, "ema": 0.98, "weight_decay": 1.0, "validate_every": 75, "validation_bins": 2,
+    "steps": 120, "lr": 3e-3, "ema": 0.98, "weight_decay": 1.0, "validate_every": 60, "validation_bins": 2,
     "variance_nodes": 6, "variance_draws": 1,
 }  # fmt: skip
 PRIOR = {"network": {"preset": "tiny", "dim": 32, "depth": 2}, "process": {"condition_noise": 0.5}}
@@ -55,7 +55,7 @@ def test_no_method_beats_the_best_possible_score(carrying, scores) -> None:
         assert z_of(carrying.held_out.label, scores[name], carrying.best) < 1.96, name
 
 
-@pytest.mark.parametrize("name", [*TOLD[:-1], "fitnets", "aft-kd"])
+@pytest.mark.parametrize("name", [*TOLD[:-1], "fitnets"])
 def test_teacher_embeddings_swapped_between_patients_hurt(name, carrying, scores) -> None:
     train = carrying.data.target.train
     order = np.random.default_rng(0).permutation(len(train))
@@ -70,7 +70,7 @@ def test_teacher_embeddings_swapped_between_patients_hurt(name, carrying, scores
 
 def test_nothing_beats_the_xray_only_student_where_ct_carries_nothing_more() -> None:
     config = PlantedConfig(ct="copy", ct_only=0, labelled=400, unlabelled=0, cxr_dim=24, held_out=300)
-    names, repetitions = ("hinton-kd", "proto-kd", "direct-head"), 4
+    names, repetitions = ("hinton-kd", "proto-kd", "direct-head"), 3
     wins = 0
     for seed in range(repetitions):
         drawn = planted(config, seed, BUDGET.fit)
@@ -78,7 +78,7 @@ def test_nothing_beats_the_xray_only_student_where_ct_carries_nothing_more() -> 
         reference = build_method("cxr-only", BUDGET).fit(drawn.data, seed).scores(visible)
         for name in names:
             wins += z_of(label, build_method(name, BUDGET).fit(drawn.data, seed).scores(visible), reference) > 1.96
-    # 12 tests that are each wrong at most once in forty: three or more wins have probability below 0.003.
+    # 9 tests that are each wrong at most once in forty: three or more wins have probability below 0.002.
     assert wins <= 2
 
 
