@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the rows here")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rounds, count = (3, 16) if args.quick else (7, 48)
+    rounds, count = (2, 8) if args.quick else (7, 48)
     rows: list[dict[str, object]] = []
 
     def hold(name: str, value: float, unit: str, least: float | None = None) -> None:
