@@ -49,6 +49,24 @@ def read(path: Path, series: str) -> tuple[Volume, list[Finding]]:
     return volume, findings
 
 
+def read_mask(path: Path | str) -> Volume:
+    """Return a lung mask from another tool (NIfTI, NRRD, MetaImage or ``.npz``): labels above 0 are lung.
+
+    Raises:
+        UnreadableExam: damaged, not one 3D volume of labels from 0 to 255, or of another format.
+        UnusableExam: no orientation in the file.
+    """
+    path = Path(path)
+    name = path.name.lower()
+    if not path.is_file() or not name.endswith((".npz", *IMAGE_SUFFIXES)):
+        raise UnreadableExam(f"{path.name}: no mask file. Allowed: .npz, {', '.join(IMAGE_SUFFIXES)}")
+    mask, findings = _read_npz(path) if name.endswith(".npz") else _read_image(path)
+    low, high = int(mask.hu.min()), int(mask.hu.max())
+    if low < 0 or high > 255 or findings:
+        raise UnreadableExam(f"{path.name}: a mask holds whole labels from 0 to 255; this file has {low} to {high}")
+    return mask
+
+
 def audit_geometry(volume: Volume) -> list[Finding]:
     """Return findings about spacing and orientation."""
     findings = []

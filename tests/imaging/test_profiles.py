@@ -21,6 +21,7 @@ from embedprior.imaging.profiles import (
     profile_record,
     windowed,
 )  # fmt: skip
+from embedprior.imaging.reading import read_mask
 from embedprior.imaging.volume import Volume, from_sitk, to_sitk
 
 from .conftest import chest
@@ -90,6 +91,19 @@ def test_mask_decides_the_crop_and_must_lie_on_the_grid(volume: Volume) -> None:
         on_grid(volume, profile, turned)
     with pytest.raises(BadInput, match="empty"):
         on_grid(volume, profile, volume.with_hu(np.zeros_like(mask)))
+
+
+def test_mask_of_another_tool_is_read_and_ct_is_no_mask(volume: Volume, tmp_path: Path) -> None:
+    labels = np.zeros_like(volume.hu)
+    labels[10:20, 20:30, 5:15] = 2
+    sitk.WriteImage(sitk.Cast(to_sitk(volume.with_hu(labels)), sitk.sitkUInt8), str(tmp_path / "mask.nii.gz"))
+    mask = read_mask(tmp_path / "mask.nii.gz")
+    profile = VolumeProfile(spacing_mm=None, margin_mm=10.0)
+    assert on_grid(volume, profile, mask).shape == (14, 14, 14)
+    sitk.WriteImage(to_sitk(volume), str(tmp_path / "ct.nii.gz"))
+    for name in ("ct.nii.gz", "gone.nii.gz"):
+        with pytest.raises(UnreadableExam, match="mask"):
+            read_mask(tmp_path / name)
 
 
 def test_crop_without_lungs_is_refused_not_skipped() -> None:

@@ -9,6 +9,7 @@ right and wrong. Exits 1 when a bar is missed.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import statistics
 import sys
@@ -49,6 +50,20 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 def ratio(theirs: Callable[[], object], own: Callable[[], object], repeats: int) -> float:
     """Median over the repeats of their CPU seconds over ours, measured back to back."""
     return statistics.median(seconds(theirs, 1) / seconds(own, 1) for _ in range(repeats))
+
+
+def extra_mib(work: Callable[[], object]) -> float:
+    """Peak resident memory of the work above what was resident before it (Linux: heap trimmed, peak mark reset)."""
+
+    def status(field: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    resident = status("VmRSS")
+    work()
+    return status("VmHWM") - resident
 
 
 class Table:
@@ -126,6 +141,10 @@ def ingest(table: Table, folder: Path, repeats: int) -> None:
     )
     for name, value in parts:
         table.add(f"  share of {name}", 100 * value / sum(spent for _, spent in parts), "%")
+    size = volume.hu.nbytes / 2**20
+    peak = extra_mib(lambda: read_volume(folder)) / size
+    table.add("peak memory of the audited read, over the int16 volume's size", peak, "x", most=1.5)
+    table.add("  of SimpleITK's int16 series reader", extra_mib(lambda: sitk_series(folder)) / size, "x")
     print("peers, same files, same run:")
     table.add("SimpleITK series reader over our audited read", ratio(lambda: sitk_series(folder), lambda: read_volume(
         folder), repeats), "x")  # fmt: skip
