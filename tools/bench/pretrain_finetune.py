@@ -143,6 +143,11 @@ def repetition(
     return scores, {arm: explained(begun, test, rows) for arm, rows in regressions.items()}
 
 
+def shown(value: float | None) -> str:
+    """Return a number, or that it is not defined."""
+    return "undefined" if value is None else f"{value:.3f}"
+
+
 def main() -> int:
     """Print AUCs and paired differences over patients and repetitions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,12 +185,13 @@ def main() -> int:
     print(f"{'arm':<12}{'AUC (95 % CI)':<28}variance explained by the one-step x0: mean, least, most")
     for row in evidence["methods"]:
         share = shares[row["method"]]
-        ends = f"{row['auc']:.3f} ({row['ci_low']:.3f} to {row['ci_high']:.3f})"
+        ends = f"{row['auc']:.3f} ({shown(row['ci_low'])} to {shown(row['ci_high'])})"
         print(f"{row['method']:<12}{ends:<28}{np.mean(share):+.3f}  {min(share):+.3f}  {max(share):+.3f}")
     print("\npaired differences, over patients and repetitions (Holm over these three):")
-    for row in evidence["comparisons"]:
-        ends = f"{row['delta']:+.3f} ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
-        print(f"{row['a']} - {row['b']:<12}{ends:<30}p = {row['p']:.3f}, Holm {row['p_holm']:.3f}")
+    declared = [row for row in evidence["comparisons"] if (row["a"], row["b"]) in family]
+    for row in declared:
+        ends = f"{row['delta']:+.3f} ({shown(row['ci_low'])} to {shown(row['ci_high'])})"
+        print(f"{row['a']} - {row['b']:<12}{ends:<30}p = {shown(row['p'])}, Holm {shown(row['p_holm'])}")
     gain = np.array(shares["pretrained"]) - np.array(shares["scratch"])
     half = float(stats.t.ppf(0.975, repetitions - 1)) * float(gain.std(ddof=1)) / np.sqrt(repetitions)
     print(f"variance explained, pretrained - scratch: {gain.mean():+.3f} (95 % t over repetitions: ± {half:.3f})")
