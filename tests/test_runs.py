@@ -3,12 +3,23 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 
 from embedprior.errors import BadInput
-from embedprior.runs import Run, artifact, artifacts_root, hash_array, hash_of, read_json, seed_for, write_json
+from embedprior.runs import (
+    Run,
+    artifact,
+    artifacts_root,
+    hash_array,
+    hash_of,
+    read_json,
+    seed_for,
+    write_file,
+    write_json,
+)
 
 
 def test_artifact_is_built_once_and_reused(tmp_path: Path) -> None:
@@ -86,3 +97,23 @@ def test_run_writes_its_record_and_the_failures(tmp_path: Path) -> None:
     assert "torch" in record["versions"]
     assert "cut short" in (tmp_path / "failures.csv").read_text()
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["stage"] == "first"
+
+
+def test_a_file_that_is_being_written_keeps_its_old_contents(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+
+    def half(handle: BinaryIO) -> None:
+        handle.write(b"ne")
+        handle.flush()
+        assert path.read_bytes() == b"old"
+
+    def broken(handle: BinaryIO) -> None:
+        half(handle)
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        write_file(path, broken)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"x": b"old"}
+    write_file(path, half)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"x": b"ne"}

@@ -90,8 +90,8 @@ MUTANTS = (
     Mutant(
         "checksum of a shard not compared",
         "embedprior/cache/shards.py",
-        "    if checksum != header.checksum or head",
-        "    if head",
+        "head != _header(told, checksum, header.dtype",
+        "head != _header(told, header.checksum, header.dtype",
         "tests/cache/test_repair.py",
     ),
     Mutant(
@@ -106,7 +106,7 @@ MUTANTS = (
         "embedprior/runs/files.py",
         "    temporary = temporary_beside(path)\n    try:\n        with saying",
         "    temporary = path\n    try:\n        with saying",
-        "tests/cache/test_builders.py",
+        "tests/test_runs.py",
     ),
     Mutant(
         "a live lock is taken over",

@@ -160,7 +160,7 @@ def damage(path: Path, key: str) -> str:
     with path.open("rb") as handle:
         head = handle.read(header.start)
         checksum = _checksum(told, iter(lambda: handle.read(_CHUNK), b""))
-    if checksum != header.checksum or head != _header(told, checksum, header.dtype, header.shape):
+    if head != _header(told, checksum, header.dtype, header.shape):
         return "its contents no longer have the checksum they were written with"
     if not path.name.endswith(f"-{_exams_hash(header.exam_ids, header.sources)}{SUFFIX}"):
         return "its name is not that of the exams in it"
