@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from embedprior.errors import BadInput
-from embedprior.imaging.radiographs import DICOM_SUFFIXES
+from embedprior.imaging.files import DICOM_SUFFIXES
 from embedprior.imaging.reading import IMAGE_SUFFIXES
 
 PICTURES = (".png", ".jpg", ".jpeg")

@@ -13,6 +13,7 @@ from PIL import Image
 from embedprior.runs import hash_array, hash_file, hash_of
 
 ROW_SEPARATOR = "#"
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 class UnreadableExam(Exception):
@@ -76,7 +77,7 @@ def read_image(root: Path, path: str) -> Float[np.ndarray, "height width"]:
     if row is not None or file.endswith(".npy"):
         pixels = read_array(root, path)
         return (pixels / np.iinfo(pixels.dtype).max).astype(np.float32)
-    if Path(file).suffix.lower() in (".dcm", ".dicom", ".ima"):
+    if Path(file).suffix.lower() in DICOM_SUFFIXES:
         from embedprior.imaging.radiographs import read_radiograph
 
         return read_radiograph(root / file)[0].grey

@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import Field, field_validator
 
 from embedprior.config import Config, load_config
-from embedprior.errors import BadInput, choose
+from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.lungs import lung_box
 from embedprior.imaging.orientation import canonical
@@ -155,15 +155,6 @@ def windowed(hu: Int16[np.ndarray, "*shape"], low: float, high: float) -> Float[
     values -= low
     values /= high - low
     return np.clip(values, 0.0, 1.0, out=values)
-
-
-def window(name: str) -> tuple[float, float]:
-    """Return a named window's lowest and highest HU.
-
-    Raises:
-        BadInput: an unknown name.
-    """
-    return choose("window", name, WINDOWS)
 
 
 def _mask_box(volume: Volume, mask: Volume, margin_mm: float) -> tuple[slice, slice, slice]:

@@ -12,12 +12,11 @@ from PIL import Image
 from pydantic import Field
 
 from embedprior.config import Config
-from embedprior.imaging.files import UnreadableExam, read_image
+from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, read_image
 from embedprior.imaging.findings import Finding, UnusableExam, worst
 from embedprior.imaging.radiograph_quality import audit_pixels
 
 TRANSFORM_VERSION = 1
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 RADIOGRAPHY = ("CR", "DX", "RF", "XA", "OT", "DR", "RG", "")
 VIEWS = {
     "PA": "PA", "POSTEROANTERIOR": "PA", "POSTERO-ANTERIOR": "PA",

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from embedprior.errors import BadInput
-from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import Finding
 
 if TYPE_CHECKING:
@@ -166,15 +165,3 @@ def read_volume(path: Path | str, series: str = "only") -> tuple[Volume, list[Fi
 def _triple(values: Any) -> Triple:
     x, y, z = (float(v) for v in values)
     return x, y, z
-
-
-__all__ = [
-    "AIR_HU",
-    "Triple",
-    "UnreadableExam",
-    "Volume",
-    "from_sitk",
-    "orientation_code",
-    "read_volume",
-    "to_sitk",
-]

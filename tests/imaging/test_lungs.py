@@ -38,6 +38,11 @@ def test_box_holds_the_drawn_lungs() -> None:
         assert part.stop > high
 
 
+def test_cross_section_at_the_end_is_seen_in_full() -> None:
+    areas = find_lungs(made(chest()[:20])).areas_cm2()
+    assert areas[-1] == pytest.approx(DRAWN[19].sum() * 0.25, rel=0.05)
+
+
 @pytest.mark.parametrize("part, code", [(slice(None, 20), "apex-cut"), (slice(20, None), "base-cut")])
 def test_half_a_chest_is_flagged_at_the_end_that_is_cut(part: slice, code: str) -> None:
     found = audit_lungs(made(chest()[part]))
