@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     found = inspect(folder)
     for one in found:
         print(f"{one.kind:<9} {one.file}: {one.reason}")
-    print(f"{folder.name}: {len(shard_files(folder))} shards read, {len(found)} problems")
+    print(f"{folder.name}: shards read: {len(shard_files(folder))}, problems: {len(found)}")
     if found:
         print("Next: run the same embed command again; it computes what is damaged or missing, and moves foreign files "
               "to quarantine/")  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from functools import cache
 from importlib import metadata
 from typing import Any, cast
 
 from embedprior.encoders.base import Encoder, EncoderCard
-from embedprior.errors import BadInput, choose
+from embedprior.errors import BadInput, choose, nearest
 
 ENCODERS = {
     "efficientnet-lite0": "embedprior.encoders.timm_lite:EfficientNetLite0",
@@ -38,12 +39,15 @@ def create_encoder(name: str, **options: Any) -> Encoder:
         BadInput: unknown name, an option it does not take, missing weights or a missing extra.
     """
     made = _resolve(name)
-    try:
-        return cast(Encoder, made(**options))
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise BadInput(f"encoder '{name}': {str(error).partition('()')[2].strip() or error}.") from error
+    takes = inspect.signature(made).parameters
+    for option in options:
+        if option not in takes:
+            allowed = ", ".join(sorted(takes)) or "(none)"
+            raise BadInput(f"encoder '{name}' has no option '{option}'. Allowed: {allowed}.{nearest(option, takes)}")
+    for option, parameter in takes.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise BadInput(f"encoder '{name}' needs '{option}'. Next: --{option} PATH (from Python: {option}=...)")
+    return cast(Encoder, made(**options))
 
 
 def encoder_card(name: str) -> EncoderCard | None:
