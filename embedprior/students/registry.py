@@ -6,11 +6,13 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from embedprior.errors import BadInput, choose
-from embedprior.students.base import Method
 from embedprior.students.config import Augmentation, Balance, Budget, InputKind
+
+if TYPE_CHECKING:  # arrays would double the time that --help takes
+    from embedprior.students.base import Method
 
 __all__ = [
     "DEGENERATE", "METHODS", "Augmentation", "Balance", "Budget", "InputKind", "MethodInfo", "build_method",
@@ -230,6 +232,6 @@ def build_method(name: str, budget: Budget | None = None, **options: Any) -> Met
     settings = {"name": info.name, "budget": budget or Budget(), **info.options, **options}
     module, _, attribute = info.build.partition(":")
     try:
-        return cast(Method, getattr(importlib.import_module(module), attribute)(**settings))
+        return cast("Method", getattr(importlib.import_module(module), attribute)(**settings))
     except TypeError as error:
         raise BadInput(f"method '{name}': {error}") from error

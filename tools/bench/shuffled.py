@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from sklearn.metrics import roc_auc_score
 
 from embedprior.config import load_config
 from embedprior.demo.config import DemoConfig
-from embedprior.demo.pipeline import build_spine, cases_of, fit_data, methods_of
+from embedprior.demo.pipeline import build_spine, study_of
 from embedprior.demo.population import default_workers
-from embedprior.runs import artifacts_root, progress, seed_for
+from embedprior.runs import artifacts_root, one_thread, progress, seed_for
+from embedprior.study.runner import Bench, method_of
+from embedprior.study.units import units_of
 
 
 def main() -> int:
@@ -36,12 +39,15 @@ def main() -> int:
     repetitions = 3 if options.quick else options.repetitions
     config = load_config(DemoConfig, options.config, "demo")
     spine = build_spine(config, options.seed, options.out, default_workers())
-    held_out, root = cases_of(spine, "cxr", "test"), artifacts_root(options.out)
+    _, study, materials = study_of(config, options.seed, spine, artifacts_root(options.out))
+    unit, bench = next(u for u in units_of(study) if u.method == "prior-shuffled"), Bench(materials)
+    held_out = bench.cases(unit.round).scored["test"]
     aucs = []
     for repetition in progress(range(repetitions), "shuffled priors", total=repetitions):
-        seed = seed_for(options.seed, "shuffled bench", repetition) % 2**31
-        method = methods_of(config, root, ["prior-shuffled"])[0]
-        scores = method.fit(fit_data(config, spine, seed, root), seed).scores(held_out.without_ct())
+        seeded = replace(unit, seed=seed_for(options.seed, "shuffled bench", repetition) % 2**31)
+        with one_thread():
+            fitted = method_of(materials, unit.method, {}).fit(bench.data(seeded), seeded.seed)
+            scores = fitted.scores(held_out.without_ct())
         aucs.append(float(roc_auc_score(held_out.label, scores)))
     mean, se = float(np.mean(aucs)), float(np.std(aucs, ddof=1) / np.sqrt(repetitions))
     half = float(stats.t.ppf(0.975, repetitions - 1)) * se
