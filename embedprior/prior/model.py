@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -211,8 +212,9 @@ class Prior:
         return choose("condition source", source, self.condition_scalers)
 
     def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Prior:
-        """Return the prior on a device, its weights in ``dtype`` (bfloat16 pays where matrix units have it)."""
-        return replace(self, network=self.network.to(device, dtype))
+        """Return a copy on a device, its weights in ``dtype`` (bfloat16 pays where matrix units have it)."""
+        # Module.to changes the module itself: the prior at hand would lose its digits.
+        return replace(self, network=copy.deepcopy(self.network).to(device, dtype))
 
     def save(self, folder: Path) -> None:
         """Write ``prior.safetensors``, then ``prior.json``, which marks completion, into ``folder``."""

@@ -369,3 +369,15 @@ def test_a_small_network_trains_on_one_thread_and_leaves_the_others_as_they_were
     finally:
         torch.set_num_threads(before)
     assert seen == [1]
+
+
+def test_bf16_weights_are_a_copy_that_samples_nearly_the_same(pairs: Pairs, tmp_path: Path) -> None:
+    prior, condition = train(pairs, small_config(), tmp_path), pairs[1].condition
+    before = prior.sample(condition, samples=2, steps=4)
+    half = prior.to("cpu", torch.bfloat16)
+    assert {value.dtype for value in half.network.parameters()} == {torch.bfloat16}
+    assert {value.dtype for value in prior.network.parameters()} == {torch.float32}
+    np.testing.assert_array_equal(prior.sample(condition, samples=2, steps=4), before)
+    rounded = half.sample(condition, samples=2, steps=4)
+    assert rounded.dtype == np.float32
+    assert 0 < np.abs(rounded - before).max() < 0.1 * before.std()
