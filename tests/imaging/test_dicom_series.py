@@ -179,6 +179,7 @@ def test_localizer_and_report_beside_the_series_are_left_out(make_series: Callab
         ("spacing-implausible", {"PixelSpacing": [50.0, 50.0]}),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
 def test_header_defects(make_series: Callable[..., Path], code: str, changes: dict[str, Any]) -> None:
     assert code in codes(refused(make_series(**changes)).findings)
 
@@ -308,3 +309,19 @@ def test_empty_folder_missing_path_and_bad_zip(tmp_path: Path) -> None:
     for name, words in (("empty", "no DICOM images"), ("gone.nii.gz", "no such file"), ("bad.zip", "not a zip")):
         with pytest.raises(UnreadableExam, match=words):
             read_volume(tmp_path / name)
+
+
+def test_lossy_syntax_is_a_warning(make_series: Callable[..., Path]) -> None:
+    folder = make_series(chest()[10:20])
+    for file in sorted(folder.iterdir()):
+        _recompress(file, "JPEG2000")
+        data = pydicom.dcmread(file)
+        data.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000
+        pydicom.dcmwrite(file, data)
+    assert {"lossy", "compressed"} <= codes(read_volume(folder)[1])
+
+
+def test_enhanced_multiframe_ct_says_what_to_do(make_series: Callable[..., Path]) -> None:
+    error = refused(make_series(chest()[:1], NumberOfFrames=40))
+    assert "40 frames in one file" in str(error)
+    assert "dcm2niix" in str(error)

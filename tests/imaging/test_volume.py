@@ -81,6 +81,27 @@ def test_float_hu_are_rounded_and_said_to_be(tmp_path: Path) -> None:
     assert "fractional-hu" in {f.code for f in findings}
 
 
+def test_values_beyond_int16_are_clipped_and_said_to_be(tmp_path: Path) -> None:
+    hu = chest().astype(np.int32)
+    hu[20, 30, 32] = 40_000
+    sitk.WriteImage(sitk.GetImageFromArray(hu), str(tmp_path / "v.mha"))
+    read, findings = read_volume(tmp_path / "v.mha")
+    assert read.hu[20, 30, 32] == 32767
+    assert "hu-clipped" in {f.code for f in findings}
+
+
+def test_sheared_nifti_is_refused_as_tilted(tmp_path: Path) -> None:
+    path = tmp_path / "v.nii"
+    sitk.WriteImage(sitk.GetImageFromArray(chest()), str(path))
+    raw = bytearray(path.read_bytes())
+    raw[252:254] = bytes(2)
+    # srow_y: y grows with z, as a tilted gantry leaves it
+    raw[296:312] = np.array([0, -1, 0.3, 0], "<f4").tobytes()
+    path.write_bytes(raw)
+    with pytest.raises(UnusableExam, match="gantry-tilt: the affine is sheared"):
+        read_volume(path)
+
+
 def test_not_a_number_is_refused(tmp_path: Path) -> None:
     hu = chest().astype(np.float32)
     hu[3, 4, 5] = np.nan
