@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from embedprior.demo.population import (
     Population,
     describe,
     generate,
+    one_thread_here,
     parts,
     patient_id,
 )
@@ -39,7 +43,17 @@ from embedprior.encoders.small_cnn import (
     train_small_cnn,
 )
 from embedprior.errors import DONE, NEEDS_ATTENTION
-from embedprior.runs import MetricsLog, Run, artifact, artifacts_root, one_thread, seed_for, write_json
+from embedprior.runs import (
+    Artifact,
+    MetricsLog,
+    Run,
+    artifact,
+    artifacts_root,
+    one_thread,
+    progress,
+    seed_for,
+    write_json,
+)
 from embedprior.students.base import Cases
 from embedprior.study.config import Decision, Design, Hypothesis, PriorChoice, StudyConfig
 from embedprior.study.embeddings import Caches, patients_seen
@@ -57,7 +71,7 @@ Rows = NDArray[np.intp]
 Labels = NDArray[np.float64]
 Pictures = NDArray[np.uint8]
 
-ENCODER_TAG, DESIGN = "small-cnn-3", "fixed"
+ENCODER_TAG, DESIGN = "small-cnn-4", "fixed"
 METHODS = ("ct-only", "cxr-only", "hinton-kd", "ridge-head", "direct-head", "prior-shuffled", "prior")
 REFERENCE = "cxr-only"
 FAMILY = (
@@ -96,16 +110,7 @@ def build_spine(config: DemoConfig, seed: int, out: Path, workers: int, run: Run
     )
     population = describe(config, made.path)
     _stage(run, "virtual patients", patients=len(population.splits), reused=made.reused)
-    encoders = {
-        "ct": artifact(
-            "encoder", {"phantoms": made.key}, {"ct": config.ct_encoder, "seed": seed}, ENCODER_TAG,
-            lambda work: _train_ct_encoder(config, seed, population, work), root,
-        ),
-        "cxr": artifact(
-            "encoder", {"phantoms": made.key}, {"cxr": config.cxr_encoder, "seed": seed}, ENCODER_TAG,
-            lambda work: _train_cxr_encoder(config, seed, population, work), root,
-        ),
-    }  # fmt: skip
+    encoders = _train_encoders(config, seed, population, made.key, root, workers)
     _stage(run, "frozen encoders", reused=all(e.reused for e in encoders.values()))
     exams, is_ct = population.exams, population.exams["modality"] == "CT"
     slices = create_encoder("slice-cnn", weights=encoders["ct"].path)
@@ -200,6 +205,36 @@ def _generated(
         fitted = method_of(materials, unit.method, {}).fit(bench.data(unit), unit.seed)
         assert isinstance(fitted, PriorStudent)
         return held_out, fitted.generate(held_out.without_ct())
+
+
+def _train_encoders(
+    config: DemoConfig, seed: int, population: Population, phantoms: str, root: Path, workers: int
+) -> dict[str, Artifact]:
+    """Return both encoders, each trained in a process with one thread: the same on every number of cores."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, 2), mp_context=context, initializer=_quiet_worker) as pool:
+        jobs = {
+            pool.submit(_encoder, kind, config, seed, population, phantoms, root): kind for kind in ("ct", "cxr")
+        }
+        return {jobs[job]: job.result() for job in progress(as_completed(jobs), "frozen encoders", total=len(jobs))}
+
+
+def _quiet_worker() -> None:
+    # Two bars would write over each other; the parent shows one.
+    os.environ["TQDM_DISABLE"] = "1"
+    one_thread_here()
+
+
+def _encoder(
+    kind: str, config: DemoConfig, seed: int, population: Population, phantoms: str, root: Path
+) -> Artifact:
+    train, settings = {
+        "ct": (_train_ct_encoder, config.ct_encoder), "cxr": (_train_cxr_encoder, config.cxr_encoder)
+    }[kind]  # fmt: skip
+    return artifact(
+        "encoder", {"phantoms": phantoms}, {kind: settings, "seed": seed}, ENCODER_TAG,
+        lambda work: train(config, seed, population, work), root,
+    )  # fmt: skip
 
 
 def _train_ct_encoder(config: DemoConfig, seed: int, population: Population, work: Path) -> None:

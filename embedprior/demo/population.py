@@ -18,7 +18,7 @@ from embedprior.phantom.config import PhantomConfig
 from embedprior.runs import progress, seed_for
 from embedprior.tables import check_exams, check_pairs, check_splits
 
-CODE_TAG = "phantoms-2"
+CODE_TAG = "phantoms-3"
 LABEL = "lesion"
 VOLUMES, PICTURES, PATIENTS = "volumes.npy", "radiographs.npy", "patients.csv"
 CHUNK = 20
@@ -72,7 +72,7 @@ def generate(config: DemoConfig, seed: int, workers: int, out: Path) -> None:
     stream = seed_for(seed, "phantoms") % 2**32
     rows: list[dict[str, Any]] = []
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread_here) as pool:
         jobs = [
             pool.submit(_generate_chunk, config.phantom, stream, [(i, styles[i]) for i in chunk], size, out)
             for chunk in chunks
@@ -152,7 +152,8 @@ def _create(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
     np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
 
 
-def _one_thread() -> None:
+def one_thread_here() -> None:
+    """Give this worker process one thread: the same sums on every machine, and no quarrel between workers."""
     import torch
     from threadpoolctl import threadpool_limits
 
