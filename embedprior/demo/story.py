@@ -88,7 +88,7 @@ def tell(
             "Encoders are trained on the training patients and frozen; the X-ray encoder never sees a CT or a DRR.",
             "Intervals take the trained encoders as given: another training sample would move them further.",
         ],
-        run=read_json(out / "run.json"),
+        run={k: v for k, v in read_json(out / "run.json").items() if k != "status"},  # it still says "running"
         failures=pd.DataFrame(failures),
     )  # fmt: skip
 
