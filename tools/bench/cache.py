@@ -7,17 +7,17 @@ when a bar is missed.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from common.measuring import Table, wall_seconds
 
 from embedprior.cache import CacheWriter, open_cache
 from embedprior.cache.build import fill_cache
@@ -45,25 +45,6 @@ class Synthetic:
 
     def embed(self, batch: np.ndarray) -> np.ndarray:
         return batch.astype(np.float32) @ self._weights
-
-
-class Table:
-    """Prints rows, keeps them, and knows whether a bar was missed."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, object]] = []
-
-    def hold(self, name: str, value: float, unit: str, least: float | None = None, most: float | None = None) -> None:
-        met = (least is None or value >= least) and (most is None or value <= most)
-        self.rows.append({"name": name, "value": value, "unit": unit, "least": least, "most": most, "met": met})
-        bar = f"bar >= {least:g}" if least is not None else f"bar <= {most:g}" if most is not None else ""
-        print(f"{name:<66} {value:10.4g} {unit:<10} {bar:<12} {'' if met else 'MISSED'}", flush=True)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def exams(count: int) -> Iterator[pd.DataFrame]:
@@ -99,10 +80,10 @@ def reads(table: Table, folder: Path, count: int, dim: int, studies: int, rounds
         for start in range(0, count, 512):
             part = ids[start : start + 512]
             writer.append(part, ["0" * 64] * len(part), rng.normal(size=(len(part), dim)).astype(np.float32))
-    opening = [seconds(lambda: open_cache(folder / "cache")) for _ in range(3)]
+    opening = [wall_seconds(lambda: open_cache(folder / "cache")) for _ in range(3)]
     table.hold(f"open {count} x {dim}", statistics.median(opening), "s", most=1.0)
     mapped, copied = open_cache(folder / "cache"), open_cache(folder / "cache")
-    table.hold("copy to RAM, once", seconds(lambda: copied.matrix), "s")
+    table.hold("copy to RAM, once", wall_seconds(lambda: copied.matrix), "s")
     matrix = np.array(copied.matrix)
     (folder / "npy").mkdir()
     for i in range(studies):
@@ -120,11 +101,11 @@ def reads(table: Table, folder: Path, count: int, dim: int, studies: int, rounds
         gathered, by_ram, by_map = other(), other(), other()
         wanted, few = [ids[i] for i in other()], rng.integers(0, studies, BATCH)
         turn = {
-            "gather": seconds(lambda rows=gathered: matrix[rows]),
-            "map": seconds(lambda rows=by_map: mapped.read(rows)),
-            "ram": seconds(lambda rows=by_ram: copied.read(rows)),
-            "ids": seconds(lambda names=wanted: copied.take(names)),
-            "npy": seconds(lambda rows=few: one_npy_each(rows)),
+            "gather": wall_seconds(lambda rows=gathered: matrix[rows]),
+            "map": wall_seconds(lambda rows=by_map: mapped.read(rows)),
+            "ram": wall_seconds(lambda rows=by_ram: copied.read(rows)),
+            "ids": wall_seconds(lambda names=wanted: copied.take(names)),
+            "npy": wall_seconds(lambda rows=few: one_npy_each(rows)),
         }
         for name, value in turn.items() if n else []:  # the first pays for maps and tables that are made once
             times.setdefault(name, []).append(value)
@@ -161,11 +142,7 @@ def main() -> int:
         growth = (high - low) * 2**20 / (large - small)
         table.hold("  growth, of the 2048 bytes that a row has", growth, "bytes/row", most=102.4)
         table.hold("  rows built, with the process's start", large / wall, "rows/s")
-    if args.json:
-        args.json.write_text(json.dumps({"numpy": np.__version__, "rows": table.rows}, indent=1))
-    missed = [row for row in table.rows if not row["met"]]
-    print(f"{len(table.rows) - len(missed)} of {len(table.rows)} rows within their bars.")
-    return 1 if missed else 0
+    return table.finish(args.json, numpy=np.__version__)
 
 
 if __name__ == "__main__":

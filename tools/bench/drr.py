@@ -7,16 +7,13 @@ compares runs made back to back, so that other work on the machine disturbs it l
 from __future__ import annotations
 
 import argparse
-import ctypes
-import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from common.measuring import Table, cpu_seconds, extra_mib, ratio
 
 from embedprior.imaging.drr import Poses, chest_geometry, hu_to_mu, jittered
 from embedprior.imaging.drr import diffdrr_backend as diffdrr
@@ -27,57 +24,21 @@ from embedprior.phantom import PhantomConfig, virtual_patient
 SIDE_MM = 336.0
 
 
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Least CPU seconds of the repeats."""
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        work()
-        times.append(time.process_time() - start)
-    return min(times)
-
-
-def slowdown(theirs: Callable[[], object], own: Callable[[], object], repeats: int) -> float:
-    """Median over the repeats of their CPU seconds over ours, the two measured back to back."""
-    return statistics.median(seconds(theirs, 1) / seconds(own, 1) for _ in range(repeats))
-
-
-def extra_mib(work: Callable[[], object]) -> float:
-    """Peak resident memory of the work above what was resident before it (Linux: heap trimmed, peak mark reset)."""
-
-    def status(field: str) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    resident = status("VmRSS")
-    work()
-    return status("VmHWM") - resident
-
-
 def ncc(a: torch.Tensor, b: torch.Tensor) -> float:
     """Normalised cross-correlation of two images."""
     a, b = (image.double().flatten() - image.double().mean() for image in (a, b))
     return float(a @ b / (a.norm() * b.norm()))
 
 
-def measure(side: int, size: int, peers: dict[str, float | None], repeats: int) -> list[dict[str, object]]:
-    """Rows of one volume side and image size; `peers` maps a peer's name to the ratio it must reach, if any."""
+def measure(table: Table, side: int, size: int, peers: dict[str, float | None], repeats: int) -> None:
+    """Add the rows of one volume side and image size; `peers` maps a peer's name to the ratio it must reach, if any."""
     spacing = SIDE_MM / side
     patient = virtual_patient(PhantomConfig(shape=(side,) * 3, spacing_mm=(spacing,) * 3), 20_000, 0)
     mu = hu_to_mu(torch.from_numpy(patient.volume.astype(np.float32)))
     geometry = chest_geometry("PA", size)
     where = f"{side}^3 to {size}^2"
-    rows: list[dict[str, object]] = []
-
     def hold(name: str, value: float, unit: str, least: float | None = None, most: float | None = None) -> None:
-        met = (least is None or value >= least) and (most is None or value <= most)
-        rows.append(
-            {"case": where, "name": name, "value": value, "unit": unit, "least": least, "most": most, "met": met}
-        )
-        bar = f"bar >= {least:g}" if least is not None else f"bar <= {most:g}" if most is not None else ""
-        print(f"{where:<14} {name:<60} {value:10.6g} {unit:<6} {bar:<14} {'' if met else 'MISSED'}", flush=True)
+        table.hold(name, value, unit, least, most, case=where)
 
     extra = extra_mib(lambda: render(mu, patient.affine, geometry))
     own = render(mu, patient.affine, geometry)[0]
@@ -85,18 +46,18 @@ def measure(side: int, size: int, peers: dict[str, float | None], repeats: int) 
     def one() -> torch.Tensor:
         return render(mu, patient.affine, geometry)
 
-    hold("plane sweep", seconds(one, repeats), "s")
+    hold("plane sweep", cpu_seconds(one, repeats), "s")
     hold("  peak memory beyond the volume", extra, "MiB", most=100)
-    hold("  over reading the volume once", 1 / slowdown(mu.sum, one, repeats), "x")
+    hold("  over reading the volume once", 1 / ratio(mu.sum, one, repeats), "x")
     poses = jittered(8, 10.0, 20.0, seed=1)
     single = [Poses(poses.angles_deg[i : i + 1], poses.shift_mm[i : i + 1]) for i in range(len(poses))]
-    together = slowdown(
+    together = ratio(
         lambda: render(mu, patient.affine, geometry, poses),
         lambda: [render(mu, patient.affine, geometry, pose) for pose in single],
         max(1, repeats // 3),
     )
     hold("  8 poses at once over one by one", together, "x", most=1.25)
-    turned = slowdown(lambda: render(mu, patient.affine, geometry, poses), lambda: [one() for _ in single], 1)
+    turned = ratio(lambda: render(mu, patient.affine, geometry, poses), lambda: [one() for _ in single], 1)
     hold("  poses turned up to 10 degrees over straight ones", turned, "x", most=2.0)
     setups: dict[str, Callable[[], Callable[[], torch.Tensor]]] = {
         "DiffDRR Siddon": lambda: diffdrr.prepare("siddon", mu, patient.affine, geometry),
@@ -113,11 +74,10 @@ def measure(side: int, size: int, peers: dict[str, float | None], repeats: int) 
         work = setups[name]()
         extra = extra_mib(work)
         theirs = work()[0]
-        hold(f"{name}, time over plane sweep's", slowdown(work, one, max(1, repeats // 3)), "x", least=least)
+        hold(f"{name}, time over plane sweep's", ratio(work, one, max(1, repeats // 3)), "x", least=least)
         hold("  its peak memory beyond the volume", extra, "MiB")
         hold("  likeness (NCC)", ncc(own, theirs), "", least=0.9995 if "Siddon" in name else 0.9999)
         hold("  ratio of means, off 1", abs(float(own.mean() / theirs.mean()) - 1), "", most=1e-3)
-    return rows
 
 
 def main() -> int:
@@ -126,6 +86,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the rows here")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    table = Table()
     everything: dict[str, float | None] = {
         "DiffDRR Siddon": 50.0,
         "DiffDRR Siddon, patch_size=32": None,
@@ -134,14 +95,10 @@ def main() -> int:
         "nanodrr, 250 samples, 4096 rays at once": 5.0,
     }
     with torch.inference_mode():
-        rows = measure(256, 224, everything, 3 if args.quick else 9)
+        measure(table, 256, 224, everything, 3 if args.quick else 9)
         if not args.quick:
-            rows += measure(256, 512, everything, 3)
-    if args.json:
-        args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1))
-    missed = [row for row in rows if not row["met"]]
-    print(f"{len(rows) - len(missed)} of {len(rows)} rows within their bars.")
-    return 1 if missed else 0
+            measure(table, 256, 512, everything, 3)
+    return table.finish(args.json, torch=torch.__version__)
 
 
 if __name__ == "__main__":

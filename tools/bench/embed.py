@@ -8,17 +8,15 @@ median over the rounds. Exits 1 when a bar is missed.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from common.measuring import Table, wall_seconds
 from PIL import Image
 
 from embedprior.cache.build import fill_cache
@@ -30,12 +28,6 @@ TOKENS, WIDTH, DEPTH = 197, 768, 12
 FLOP_PER_PICTURE = 2 * (196 * WIDTH * 768 + DEPTH * (12 * TOKENS * WIDTH**2 + 2 * TOKENS**2 * WIDTH))
 GEMM = 2048
 BATCH = 8
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def make_exams(folder: Path, count: int) -> pd.DataFrame:
@@ -57,14 +49,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     rounds, count = (2, 8) if args.quick else (7, 48)
-    rows: list[dict[str, object]] = []
-
-    def hold(name: str, value: float, unit: str, least: float | None = None) -> None:
-        met = least is None or value >= least
-        rows.append({"name": name, "value": value, "unit": unit, "least": least, "met": met})
-        bar = f"bar >= {least:g}" if least is not None else ""
-        print(f"{name:<58} {value:10.4g} {unit:<9} {bar:<12} {'' if met else 'MISSED'}", flush=True)
-
+    table = Table()
     encoder, half = VitB16(random_init=True), VitB16(random_init=True, precision="bf16")
     left, right = torch.randn(GEMM, GEMM), torch.randn(GEMM, GEMM)
     with tempfile.TemporaryDirectory() as name:
@@ -72,7 +57,7 @@ def main() -> int:
         exams = make_exams(folder / "pictures", count)
         root = folder / "pictures"
         pictures = np.stack([encoder.read(root, path) for path in exams["path"]])
-        decode = seconds(lambda: [encoder.read(root, path) for path in exams["path"]]) / count
+        decode = wall_seconds(lambda: [encoder.read(root, path) for path in exams["path"]]) / count
 
         def gemm() -> None:
             for _ in range(8):
@@ -96,27 +81,23 @@ def main() -> int:
         for warm in (gemm, bare, pipeline, bare_half):
             warm()
         turns = {"gemm": gemm, "bare": bare, "pipeline": pipeline, "gemm2": gemm, "half": bare_half}
-        times = [{name: seconds(work) for name, work in turns.items()} for _ in range(rounds)]
+        times = [{name: wall_seconds(work) for name, work in turns.items()} for _ in range(rounds)]
         exact, rounded = (e.embed(pictures[:16]) for e in (encoder, half))
     ceiling = [2 * 8 * GEMM**3 / ((t["gemm"] + t["gemm2"]) / 2) for t in times]
     flop = FLOP_PER_PICTURE * count
     median = statistics.median
-    hold("fp32 GEMM 2048, the ceiling", median(ceiling) / 1e9, "GFLOP/s")
-    hold("decode and scale one picture (done in a worker)", 1e3 * decode, "ms")
-    hold("bare encoder loop", median(count / t["bare"] for t in times), "images/s")
-    hold("pipeline", median(count / t["pipeline"] for t in times), "images/s")
-    hold("pipeline over the bare loop", median(t["bare"] / t["pipeline"] for t in times), "", 0.85)
+    table.hold("fp32 GEMM 2048, the ceiling", median(ceiling) / 1e9, "GFLOP/s")
+    table.hold("decode and scale one picture (done in a worker)", 1e3 * decode, "ms")
+    table.hold("bare encoder loop", median(count / t["bare"] for t in times), "images/s")
+    table.hold("pipeline", median(count / t["pipeline"] for t in times), "images/s")
+    table.hold("pipeline over the bare loop", median(t["bare"] / t["pipeline"] for t in times), "", 0.85)
     over = [flop / t["pipeline"] / c for t, c in zip(times, ceiling, strict=True)]
-    hold("pipeline over the GEMM ceiling", median(over), "", 0.80)
-    hold("bf16 weights over fp32, bare loop", median(t["bare"] / t["half"] for t in times), "x")
+    table.hold("pipeline over the GEMM ceiling", median(over), "", 0.80)
+    table.hold("bf16 weights over fp32, bare loop", median(t["bare"] / t["half"] for t in times), "x")
     moved = drift(exact, rounded)
-    hold("  its drift, largest 1 - cos", float(moved["one_minus_cos_max"] or 0), "")
-    hold("  its drift about the mean embedding", float(moved["centred_one_minus_cos_max"] or 0), "")
-    if args.json:
-        args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1))
-    missed = [row for row in rows if not row["met"]]
-    print(f"{len(rows) - len(missed)} of {len(rows)} rows within their bars.")
-    return 1 if missed else 0
+    table.hold("  its drift, largest 1 - cos", float(moved["one_minus_cos_max"] or 0), "")
+    table.hold("  its drift about the mean embedding", float(moved["centred_one_minus_cos_max"] or 0), "")
+    return table.finish(args.json, torch=torch.__version__)
 
 
 if __name__ == "__main__":

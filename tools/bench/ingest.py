@@ -9,20 +9,15 @@ right and wrong. Exits 1 when a bar is missed.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import json
-import statistics
 import sys
 import tempfile
-import time
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from common.measuring import Table, cpu_seconds, extra_mib, ratio
 
 from embedprior.imaging.dicom_header import DicomFiles, read_header
 from embedprior.imaging.dicom_series import read_series
@@ -35,49 +30,6 @@ from embedprior.imaging.volume import Volume, read_volume, to_sitk
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 MM = (1.0, 1.0, 1.0)
-
-
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Least CPU seconds of the repeats."""
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        work()
-        times.append(time.process_time() - start)
-    return min(times)
-
-
-def ratio(theirs: Callable[[], object], own: Callable[[], object], repeats: int) -> float:
-    """Median over the repeats of their CPU seconds over ours, measured back to back."""
-    return statistics.median(seconds(theirs, 1) / seconds(own, 1) for _ in range(repeats))
-
-
-def extra_mib(work: Callable[[], object]) -> float:
-    """Peak resident memory of the work above what was resident before it (Linux: heap trimmed, peak mark reset)."""
-
-    def status(field: str) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    resident = status("VmRSS")
-    work()
-    return status("VmHWM") - resident
-
-
-class Table:
-    """Rows with their bars."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def add(self, name: str, value: float, unit: str, least: float | None = None, most: float | None = None) -> None:
-        """Print one row and keep it."""
-        met = (least is None or value >= least) and (most is None or value <= most)
-        self.rows.append({"name": name, "value": value, "unit": unit, "least": least, "most": most, "met": met})
-        bar = f"bar >= {least:g}" if least is not None else f"bar <= {most:g}" if most is not None else ""
-        print(f"{name:<66} {value:10.4g} {unit:<6} {bar:<14} {'' if met else 'MISSED'}", flush=True)
 
 
 def sitk_series(folder: Path) -> sitk.Image:
@@ -121,16 +73,16 @@ def ingest(table: Table, folder: Path, repeats: int) -> None:
         return prepare(read_volume(folder)[0], profile)
 
     print(f"{len(files)} slices, {volume.shape[2]} x {volume.shape[1]}, {raw() / 2**20:.0f} MiB")
-    floor = seconds(raw, repeats)
-    table.add("read the raw bytes", floor, "s")
-    total = seconds(whole, repeats)
-    table.add("whole ingest: read, audit, crop, resample to 1 mm, 128 x 128", total, "s")
-    table.add("  over reading the raw bytes", total / floor, "x")
-    header_s, read_s = seconds(headers, repeats), seconds(lambda: read_series(folder, "only"), repeats)
-    audit_s = seconds(lambda: (audit_hu(volume.hu), audit_lungs(volume)), repeats)
-    crop_s = seconds(lambda: lung_box(upright, profile.margin_mm), repeats)
-    resample_s = seconds(lambda: resample(cropped, MM), repeats)
-    fit_s = seconds(lambda: normalised(on_grid.hu, profile), repeats)
+    floor = cpu_seconds(raw, repeats)
+    table.hold("read the raw bytes", floor, "s")
+    total = cpu_seconds(whole, repeats)
+    table.hold("whole ingest: read, audit, crop, resample to 1 mm, 128 x 128", total, "s")
+    table.hold("  over reading the raw bytes", total / floor, "x")
+    header_s, read_s = cpu_seconds(headers, repeats), cpu_seconds(lambda: read_series(folder, "only"), repeats)
+    audit_s = cpu_seconds(lambda: (audit_hu(volume.hu), audit_lungs(volume)), repeats)
+    crop_s = cpu_seconds(lambda: lung_box(upright, profile.margin_mm), repeats)
+    resample_s = cpu_seconds(lambda: resample(cropped, MM), repeats)
+    fit_s = cpu_seconds(lambda: normalised(on_grid.hu, profile), repeats)
     parts = (
         ("headers: audit of series, order, spacing, coding", header_s),
         ("pixels to int16 HU, padding", read_s - header_s),
@@ -140,21 +92,21 @@ def ingest(table: Table, folder: Path, repeats: int) -> None:
         ("window and 128 x 128", fit_s),
     )
     for name, value in parts:
-        table.add(f"  share of {name}", 100 * value / sum(spent for _, spent in parts), "%")
+        table.hold(f"  share of {name}", 100 * value / sum(spent for _, spent in parts), "%")
     size = volume.hu.nbytes / 2**20
     peak = extra_mib(lambda: read_volume(folder)) / size
-    table.add("peak memory of the audited read, over the int16 volume's size", peak, "x", most=1.5)
-    table.add("  of SimpleITK's int16 series reader", extra_mib(lambda: sitk_series(folder)) / size, "x")
+    table.hold("peak memory of the audited read, over the int16 volume's size", peak, "x", most=1.5)
+    table.hold("  of SimpleITK's int16 series reader", extra_mib(lambda: sitk_series(folder)) / size, "x")
     print("peers, same files, same run:")
-    table.add("SimpleITK series reader over our audited read", ratio(lambda: sitk_series(folder), lambda: read_volume(
+    table.hold("SimpleITK series reader over our audited read", ratio(lambda: sitk_series(folder), lambda: read_volume(
         folder), repeats), "x")  # fmt: skip
     image = to_sitk(volume)
-    table.add("SimpleITK resample to 1 mm over ours, whole volume", ratio(
+    table.hold("SimpleITK resample to 1 mm over ours, whole volume", ratio(
         lambda: sitk_resample(image, volume), lambda: resample(volume, MM), repeats), "x", least=1 / 0.3)  # fmt: skip
     theirs = sitk.GetArrayFromImage(sitk_resample(image, volume)).astype(np.int32)
     off = np.abs(resample(volume, MM).hu - theirs)
-    table.add("  largest difference (both round to whole HU)", float(off.max()), "HU", most=1)
-    table.add("SimpleITK read + resample, no audit, no crop, over our whole ingest", ratio(
+    table.hold("  largest difference (both round to whole HU)", float(off.max()), "HU", most=1)
+    table.hold("SimpleITK read + resample, no audit, no crop, over our whole ingest", ratio(
         lambda: sitk_resample(sitk_series(folder), volume), whole, repeats), "x", least=1)  # fmt: skip
     try:
         import torch
@@ -169,7 +121,7 @@ def ingest(table: Table, folder: Path, repeats: int) -> None:
         return torchio.Resample(1)(torchio.ToCanonical()(read)).data
 
     slower = ratio(by_torchio, whole, max(1, repeats // 2))
-    table.add("torchio read + canonical + resample over our whole ingest", slower, "x", least=1)
+    table.hold("torchio read + canonical + resample over our whole ingest", slower, "x", least=1)
 
 
 def real_agreement(table: Table, folder: Path) -> None:
@@ -178,9 +130,9 @@ def real_agreement(table: Table, folder: Path) -> None:
     ours = resample_onto(read_volume(folder)[0], grid_of(nifti)).hu.astype(np.float64)
     other = nifti.hu.astype(np.float64)
     likeness = float(np.corrcoef(ours.ravel(), other.ravel())[0, 1])
-    table.add("DICOM against NIfTI, LIDC-IDRI-0001: NCC", likeness, "", least=0.99)
+    table.hold("DICOM against NIfTI, LIDC-IDRI-0001: NCC", likeness, "", least=0.99)
     median = float(np.median(np.abs(ours - other)[other > -500]))
-    table.add("  median difference in the body (above -500 HU)", median, "HU", most=10)
+    table.hold("  median difference in the body (above -500 HU)", median, "HU", most=10)
 
 
 def warning_rates(table: Table) -> None:
@@ -204,9 +156,9 @@ def warning_rates(table: Table) -> None:
             negative.append({f.code for f in audit_pixels(1 - radiograph.grey, "")})
     print(f"{len(frontal)} frontal and {len(lateral)} lateral radiographs of patients that set no bar:")
     for code, most in (("inverted", 5), ("lateral", 5), ("not-chest-like", 5), ("collimated", None)):
-        table.add(f"false alarm '{code}' on frontal views", _share(frontal, code), "%", most=most)
-    table.add("found 'lateral' among lateral views", _share(lateral, "lateral"), "%")
-    table.add("found 'inverted' among frontal views turned negative", _share(negative, "inverted"), "%")
+        table.hold(f"false alarm '{code}' on frontal views", _share(frontal, code), "%", most=most)
+    table.hold("found 'lateral' among lateral views", _share(lateral, "lateral"), "%")
+    table.hold("found 'inverted' among frontal views turned negative", _share(negative, "inverted"), "%")
 
 
 def _share(found: list[set[str]], code: str) -> float:
@@ -257,11 +209,7 @@ def main() -> int:
         if packed.is_file():
             real_agreement(table, folder)
             warning_rates(table)
-    if args.json:
-        args.json.write_text(json.dumps({"SimpleITK": sitk.Version.VersionString(), "rows": table.rows}, indent=1))
-    missed = [row for row in table.rows if not row["met"]]
-    print(f"{len(table.rows) - len(missed)} of {len(table.rows)} rows within their bars.")
-    return 1 if missed else 0
+    return table.finish(args.json, SimpleITK=sitk.Version.VersionString())
 
 
 if __name__ == "__main__":

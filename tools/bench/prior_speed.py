@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from common.measuring import Table, cpu_seconds
 from sklearn.metrics import roc_auc_score
 from torch.optim.swa_utils import AveragedModel
 
@@ -69,15 +68,8 @@ def inside_an_environment_of_its_own() -> int:
         return subprocess.run([str(python), __file__, *sys.argv[1:]], env=environment).returncode
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """CPU seconds of one run."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-class Bench:
-    """Rows, printed as they come.
+class Bench(Table):
+    """Rows of one batch size.
 
     Args:
         batch: cases.
@@ -86,15 +78,8 @@ class Bench:
     """
 
     def __init__(self, batch: int, repeats: int, quick: bool) -> None:
+        super().__init__()
         self.batch, self.repeats, self.quick = batch, repeats, quick
-        self.rows: list[dict[str, Any]] = []
-
-    def row(self, name: str, value: float, unit: str, least: float | None = None, most: float | None = None) -> None:
-        """Print and keep a figure with its bar."""
-        met = (least is None or value >= least) and (most is None or value <= most)
-        self.rows.append({"name": name, "value": value, "unit": unit, "least": least, "most": most, "met": met})
-        bar = f"bar >= {least:g}" if least is not None else f"bar <= {most:g}" if most is not None else ""
-        print(f"{name:<66} {value:9.4g} {unit:<8} {bar:<11} {'' if met else 'MISSED'}", flush=True)
 
     def ratio(self, theirs: Callable[[], object], own: Callable[[], object], warm: bool = True) -> tuple[float, float]:
         """Return the median of their seconds over ours, run back to back, and our least seconds.
@@ -104,7 +89,7 @@ class Bench:
         own()
         if warm:
             theirs()
-        pairs = [(seconds(theirs), seconds(own)) for _ in range(self.repeats)]
+        pairs = [(cpu_seconds(theirs), cpu_seconds(own)) for _ in range(self.repeats)]
         return statistics.median(a / b for a, b in pairs), min(b for _, b in pairs)
 
 
@@ -161,18 +146,18 @@ def against(bench: Bench, learner: Learner, prior: Prior, max_text_len: int, bar
     theirs.train()
     learner.network.train()
     faster, own = bench.ratio(gradients, own_gradients, warm=not long)
-    bench.row(f"training, loss and gradients: peer ({label}) over ours", faster, "x", least=least_training)
-    bench.row("  ours", own, "s")
+    bench.hold(f"training, loss and gradients: peer ({label}) over ours", faster, "x", least=least_training)
+    bench.hold("  ours", own, "s")
     if not (long and bench.quick):
         faster, _ = bench.ratio(whole_step, lambda: learner.learn(0), warm=not long)
-        bench.row("  with clipping, AdamW and EMA on both sides", faster, "x")
+        bench.hold("  with clipping, AdamW and EMA on both sides", faster, "x")
     theirs.eval()
     learner.network.eval()
     embeddings = condition.numpy()
     faster, own = bench.ratio(sample, lambda: prior.sample(embeddings, 1, "ddpm_small", our_steps), warm=not long)
     faster *= our_steps / their_steps
-    bench.row(f"{STEPS}-step sampling: peer ({label}) over ours", faster, "x", least=least_sampling)
-    bench.row(f"  ours, {STEPS} steps", own / our_steps * STEPS, "s")
+    bench.hold(f"{STEPS}-step sampling: peer ({label}) over ours", faster, "x", least=least_sampling)
+    bench.hold(f"  ours, {STEPS} steps", own / our_steps * STEPS, "s")
 
 
 def alone(bench: Bench, prior: Prior) -> None:
@@ -181,17 +166,17 @@ def alone(bench: Bench, prior: Prior) -> None:
     cost, own = bench.ratio(
         lambda: prior.sample(one, 64, "ddpm_small", 4), lambda: prior.sample(many, 1, "ddpm_small", 4)
     )
-    bench.row("64 samples of one case over 64 cases x 1", cost, "x", most=1.3)
+    bench.hold("64 samples of one case over 64 cases x 1", cost, "x", most=1.3)
     # Rows of matrix products a case: three a step (time, target, query) and one for the condition, but for the last
     # block, which does the query's alone (and of the condition next to nothing).
     inputs, weights = torch.randn(3 * 64, DIM), torch.randn(4096, DIM)
-    product = min(seconds(lambda: [F.linear(inputs, weights) for _ in range(20)]) for _ in range(3)) / 20
+    product = min(cpu_seconds(lambda: [F.linear(inputs, weights) for _ in range(20)]) for _ in range(3)) / 20
     ceiling = 2 * inputs.numel() * 4096 / product / 1e9
     matrices = sum(p.numel() for p in prior.network.blocks.parameters() if p.ndim == 2)
     last = 1 / len(prior.network.blocks)
     rows = 4 * (3 - 2 * last) + 1 - last
-    bench.row("ceiling: GFLOP/s of fp32 matrix products of this size", ceiling, "GFLOP/s")
-    bench.row("  ours, sampling 64 cases", 2 * 64 * rows * matrices / own / 1e9 / ceiling, "of it")
+    bench.hold("ceiling: GFLOP/s of fp32 matrix products of this size", ceiling, "GFLOP/s")
+    bench.hold("  ours, sampling 64 cases", 2 * 64 * rows * matrices / own / 1e9 / ceiling, "of it")
     units = "amx_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
     if bench.quick and not units:
         return
@@ -201,7 +186,7 @@ def alone(bench: Bench, prior: Prior) -> None:
         lambda: whole.sample(many, 1, "ddpm_small", 4), lambda: half.sample(many, 1, "ddpm_small", 4)
     )
     name = "bf16 weights over fp32, sampling" + ("" if units else " (no bf16 matrix units here: no bar)")
-    bench.row(name, faster, "x", least=2.0 if units else None)
+    bench.hold(name, faster, "x", least=2.0 if units else None)
 
 
 def same_answer(bench: Bench) -> None:
@@ -228,8 +213,8 @@ def same_answer(bench: Bench) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         drawn = prior.to("cpu", dtype).sample(cases.condition, 16, "analytic", 16)
         auc[dtype] = float(roc_auc_score(sick, (1 / (1 + np.exp(-3 * drawn[..., 0]))).mean(axis=1)))
-    bench.row("held-out AUC of a small prior, fp32 weights", auc[torch.float32], "")
-    bench.row("  bf16 weights: off by", abs(auc[torch.bfloat16] - auc[torch.float32]), "", most=0.002)
+    bench.hold("held-out AUC of a small prior, fp32 weights", auc[torch.float32], "")
+    bench.hold("  bf16 weights: off by", abs(auc[torch.bfloat16] - auc[torch.float32]), "", most=0.002)
 
 
 def main() -> int:
@@ -254,12 +239,7 @@ def main() -> int:
     same_answer(bench)
     bench.repeats = 1 if args.quick else 2
     against(bench, learner, prior, 77, (20.0, 20.0))
-    if args.json:
-        found = {"torch": torch.__version__, "batch": bench.batch, "rows": bench.rows}
-        args.json.write_text(json.dumps(found, indent=1))
-    missed = [row for row in bench.rows if not row["met"]]
-    print(f"{len(bench.rows) - len(missed)} of {len(bench.rows)} rows within their bars.")
-    return 1 if missed else 0
+    return bench.finish(args.json, torch=torch.__version__, batch=bench.batch)
 
 
 if __name__ == "__main__":
