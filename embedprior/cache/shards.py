@@ -24,6 +24,7 @@ from embedprior.runs import write_file
 TENSOR = "embeddings"
 PREFIX, SUFFIX = "shard-", ".safetensors"
 _LONGEST_HEADER = 100_000_000
+PAGE = 4096
 _CHUNK = 1 << 20
 
 
@@ -145,6 +146,23 @@ def map_rows(path: Path, header: ShardHeader) -> Array:
     return np.frombuffer(mapped, stored, count, header.start).reshape(header.shape)
 
 
+def copy_rows(path: Path, header: ShardHeader, into: Array) -> None:
+    """Copy a shard's numbers, as stored, into ``into`` (rows × dim, contiguous): one read, where a map faults by page.
+
+    Raises:
+        BadInput: the file ends too soon.
+    """
+    wanted = into.reshape(-1).view(np.uint8).data
+    with path.open("rb", buffering=0) as handle:
+        handle.seek(header.start)
+        done = 0
+        while done < len(wanted):
+            got = handle.readinto(wanted[done:])
+            if not got:
+                raise BadInput(f"{path.name} ends too soon. Next: embedprior cache verify {path.parent}")
+            done += got
+
+
 def damage(path: Path, key: str) -> str:
     """Return what is wrong with a shard of the cache ``key`` in words, or an empty string.
 
@@ -187,7 +205,7 @@ def _header(told: str, checksum: str, dtype: str, shape: Sequence[int]) -> bytes
         TENSOR: {"data_offsets": [0, shape[0] * shape[1] * stored.itemsize], "dtype": code, "shape": list(shape)},
     }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % 64)  # the numbers start on a cache line
+    text += b" " * (-(len(text) + 8) % PAGE)  # a row of 1024 numbers then lies in one page, not in two
     return struct.pack("<Q", len(text)) + text
 
 

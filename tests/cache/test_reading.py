@@ -60,7 +60,8 @@ def test_rows_that_do_not_fit_are_refused(tmp_path: Path, ids: list[str], rows: 
         writer.append(ids, SOURCES[:2], rows)
 
 
-def test_reads_by_map_and_from_memory_are_the_same(tmp_path: Path) -> None:
+def test_reads_by_map_and_from_memory_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedprior.cache.reader.COPY_AFTER", 1.0)
     with CacheWriter(tmp_path, spec(dtype="bfloat16")) as writer:
         for n in range(5):
             writer.append(IDS[n : n + 1], SOURCES[n : n + 1], VALUES[n : n + 1])
