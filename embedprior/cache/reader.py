@@ -89,7 +89,7 @@ class EmbeddingCache:
         """Return rows by number (``rows`` gives the numbers of exam ids), in this order.
 
         The first few are read by memory map; once a sixteenth of the rows was asked for, the matrix is copied to
-        memory, if a quarter of what is free holds it: a training reads many epochs, and each is then three times faster.
+        memory, if a quarter of what is free holds it: a training reads many epochs, each then three times faster.
 
         Raises:
             BadInput: the cache holds tokens.
