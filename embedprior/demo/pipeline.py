@@ -44,6 +44,7 @@ from embedprior.encoders.small_cnn import (
 )
 from embedprior.errors import DONE, NEEDS_ATTENTION
 from embedprior.runs import (
+    QUIET,
     Artifact,
     MetricsLog,
     Run,
@@ -220,8 +221,7 @@ def _train_encoders(
 
 
 def _quiet_worker() -> None:
-    # Two bars would write over each other; the parent shows one.
-    os.environ["TQDM_DISABLE"] = "1"
+    os.environ[QUIET] = "1"
     one_thread_here()
 
 

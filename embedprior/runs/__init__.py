@@ -10,10 +10,10 @@ from embedprior.runs.hashing import canonical, hash_array, hash_file, hash_of
 from embedprior.runs.locks import Lock
 from embedprior.runs.provenance import note_use
 from embedprior.runs.run import MetricsLog, Run, git_revision, versions
-from embedprior.runs.work import one_thread, progress, seed_for
+from embedprior.runs.work import QUIET, one_thread, progress, seed_for
 
 __all__ = [
-    "Artifact", "DiskFull", "Lock", "MetricsLog", "Run", "artifact", "artifacts_root", "canonical", "fsync",
+    "QUIET", "Artifact", "DiskFull", "Lock", "MetricsLog", "Run", "artifact", "artifacts_root", "canonical", "fsync",
     "git_revision", "hash_array", "hash_file", "hash_of", "note_use", "one_thread", "progress", "read_json",
     "seed_for", "versions", "write_file", "write_json", "write_text",
 ]  # fmt: skip

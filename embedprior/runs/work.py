@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
+QUIET = "EMBEDPRIOR_QUIET"
 
 
 def seed_for(seed: int, *names: str | int) -> int:
@@ -19,11 +21,16 @@ def seed_for(seed: int, *names: str | int) -> int:
 
 
 def progress(items: Iterable[T], desc: str, total: int | None = None) -> Iterator[T]:
-    """Yield ``items`` with a progress bar on standard error (a line every so often when it is not a terminal)."""
+    """Yield ``items`` with a progress bar on standard error (a line every so often when it is not a terminal).
+
+    ``$EMBEDPRIOR_QUIET`` leaves it out; worker processes set it, so that their bars do not write over each other.
+    """
     from tqdm import tqdm
 
-    interval = 0.1 if sys.stderr.isatty() else 15.0
-    yield from tqdm(items, desc=desc, total=total, mininterval=interval, maxinterval=2 * interval, leave=True)
+    interval, quiet = 0.1 if sys.stderr.isatty() else 15.0, bool(os.environ.get(QUIET))
+    yield from tqdm(
+        items, desc=desc, total=total, mininterval=interval, maxinterval=2 * interval, leave=True, disable=quiet
+    )
 
 
 @contextmanager
