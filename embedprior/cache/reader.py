@@ -23,7 +23,7 @@ from embedprior.cache.layout import (
     view_file,
 )
 from embedprior.cache.numbers import STORED, Array, from_stored, working_dtype
-from embedprior.cache.shards import ShardHeader, copy_rows, damage, map_rows, read_header
+from embedprior.cache.shards import ShardHeader, copy_rows, map_rows, read_header
 from embedprior.encoders.base import key8
 from embedprior.errors import BadInput, nearest
 from embedprior.imaging.files import source_hash
@@ -130,10 +130,6 @@ class EmbeddingCache:
         """Return the number of rows of each exam (ones, unless it holds tokens)."""
         lengths = [np.diff(header.offsets) for _, header in self.shards]
         return np.array([lengths[shard][place] for shard, place in self.where.tolist()], dtype=np.int64)
-
-    def verify(self) -> list[str]:
-        """Return the names of the shards that are damaged. ``cache.check`` says more, and looks at every file."""
-        return [path.name for path, _ in self.shards if damage(path, key8(self.key))]
 
     @property
     def _dtype(self) -> str:
