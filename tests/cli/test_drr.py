@@ -71,6 +71,7 @@ def test_incomplete_lungs_are_rendered_marked_and_left_without_a_pair(done: Path
     exams = pd.read_csv(done / "exams.csv").set_index("exam_id")
     assert not exams.loc[["p2", "p2_PA000"], "complete"].any()
     assert exams.loc[["p0", "p1", "p1_PA001"], "complete"].all()
+    assert set(pd.read_csv(done / "pairs.csv")["ct_exam_id"]) == {"p0", "p1"}
     words = ["drr", "--ct", str(chests / "p2.npz"), "--out", str(tmp_path / "o"), *SETTINGS]
     assert main([*words, "--include-incomplete"]) == 0
     assert len(pd.read_csv(tmp_path / "o" / "pairs.csv")) == 2
