@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 
 from embedprior.cache import EmbeddingCache, open_cache
 from embedprior.errors import BadInput
+from embedprior.students.tables import pixels_of, tokens_of
 from embedprior.study.config import CacheChoice
 
 
@@ -50,23 +51,11 @@ class Caches:
 
     def pixels_of(self, exam_ids: list[str]) -> UInt8[np.ndarray, "cases height width"] | None:
         """Return the square pictures of some exams, or None without a pixel cache."""
-        if self.pixels is None:
-            return None
-        rows = self.pixels.take(exam_ids)
-        side = round(rows.shape[1] ** 0.5)
-        return np.asarray(rows, dtype=np.uint8).reshape(len(rows), side, side)
+        return None if self.pixels is None else pixels_of(self.pixels, exam_ids)
 
     def tokens_of(self, exam_ids: list[str]) -> Float[np.ndarray, "cases tokens dim"] | None:
         """Return the patch tokens of some exams, shorter sequences padded with NaN, or None without a token cache."""
-        if self.tokens is None:
-            return None
-        each = [np.asarray(self.tokens.tokens(i), dtype=np.float32) for i in exam_ids]
-        longest = max((len(t) for t in each), default=0)
-        dim = each[0].shape[1] if each else 0
-        found = np.full((len(each), longest, dim), np.nan, dtype=np.float32)
-        for row, tokens in zip(found, each, strict=True):
-            row[: len(tokens)] = tokens
-        return found
+        return None if self.tokens is None else tokens_of(self.tokens, exam_ids)
 
 
 def open_caches(choice: CacheChoice, data: Path) -> Caches:
