@@ -319,6 +319,20 @@ MUTANTS = (
         "tests/study/test_study.py",
     ),
     Mutant(
+        "the study's CT head ignores the class balance",
+        "embedprior/study/runner.py",
+        "settings, own_seed, balance=config.balance",
+        "settings, own_seed",
+        "tests/study/test_study.py::test_class_balance_reaches_every_row_that_trains_a_classifier",
+    ),
+    Mutant(
+        "the CT head's loss is not weighed by class",
+        "embedprior/teachers/fitting.py",
+        "counted = known * weight[rows]",
+        "counted = known",
+        "tests/teachers/test_head.py",
+    ),
+    Mutant(
         "a sweep's settings are each judged alone",
         "embedprior/study/hypotheses.py",
         "    if config.sweep:\n",
@@ -422,6 +436,20 @@ MUTANTS = (
         "return -ctx.strength * gradient, None",
         "return ctx.strength * gradient, None",
         "tests/students/test_discom.py",
+    ),
+    Mutant(
+        "permuted labels checked on the true ones",
+        "embedprior/students/controls.py",
+        '_permuted(data.target.val, seed, "val")',
+        "data.target.val",
+        "tests/students/test_controls.py",
+    ),
+    Mutant(
+        "the longer control trains no longer",
+        "embedprior/students/plain.py",
+        '{"steps": self.times * self.budget.fit.steps}',
+        '{"steps": self.budget.fit.steps}',
+        "tests/students/test_controls.py",
     ),
     Mutant(
         "shuffled control not shuffled",

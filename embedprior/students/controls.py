@@ -13,12 +13,13 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from embedprior.runs import read_json, seed_for, write_json
-from embedprior.students.base import Cases, FitData, Fitted
+from embedprior.students.base import Cases, FitData, Fitted, Stage
 from embedprior.students.config import Balance, Budget
 from embedprior.students.plain import CxrOnly
 from embedprior.students.regressors import Array, standard
 from embedprior.students.student import LogitStudent, labelled
 from embedprior.students.training import Account, timed
+from embedprior.teachers.fitting import class_weights
 
 PENALTIES = tuple(10.0**k for k in range(-4, 3))
 FIXED_PENALTY = 0.01
@@ -125,23 +126,29 @@ class Logistic:
 
 @dataclass(frozen=True)
 class LabelPermutation(CxrOnly):
-    """The X-ray-only student on training labels permuted between patients: what leaks in another way shows here."""
+    """The X-ray-only student on labels permuted between patients: what leaks in another way shows here.
+
+    Those of the validation cases are permuted too, each part for itself: true ones would choose a checkpoint that is
+    better than chance.
+    """
 
     name: str = "label-permutation"
 
     def fit(self, data: FitData, seed: int) -> Fitted:
-        """Permute the known labels of the training cases, then fit.
+        """Permute the known labels within each part, then fit.
 
         Raises:
             CannotFit: one class only.
         """
-        train = data.target.train
-        known = np.flatnonzero(train.known)
-        label = train.label.copy()
-        label[known] = label[np.random.default_rng(seed_for(seed, "label permutation")).permutation(known)]
-        target = replace(data.target, train=replace(train, label=label))
+        target = Stage(_permuted(data.target.train, seed, "train"), _permuted(data.target.val, seed, "val"))
         network, account = self.trained(replace(data, stages=(*data.stages[:-1], target)), seed)
         return LogitStudent(network, account)
+
+
+def _permuted(cases: Cases, seed: int, part: str) -> Cases:
+    known, label = np.flatnonzero(cases.known), cases.label.copy()
+    label[known] = label[np.random.default_rng(seed_for(seed, "label permutation", part)).permutation(known)]
+    return replace(cases, label=label)
 
 
 def probe(
@@ -151,7 +158,7 @@ def probe(
     """Return weights and bias of a logistic regression; the penalty with the least validation cross-entropy is taken.
 
     Without a validation case of either class the penalty is fixed (C = 0.01). ``class-weights`` and ``sampler`` both
-    weigh the classes alike here: there are no batches to draw.
+    weigh the classes alike here, of the validation cases too: there are no batches to draw.
     """
     weigh = "balanced" if balance != "none" else None
 
@@ -160,9 +167,12 @@ def probe(
 
     inverse = FIXED_PENALTY
     if len(np.unique(val_label)) == 2:
+        val_weight = class_weights(val_label) if weigh else None
+
         def loss(c: float) -> float:
             p = np.clip(at(c).predict_proba(val_x)[:, 1], 1e-6, 1 - 1e-6)
-            return float(-(val_label * np.log(p) + (1 - val_label) * np.log(1 - p)).mean())
+            each = val_label * np.log(p) + (1 - val_label) * np.log(1 - p)
+            return -float(np.average(each, weights=val_weight))
 
         inverse = min(PENALTIES, key=loss)
     model = at(inverse)

@@ -61,8 +61,8 @@ class Projected(Objective):
 class AttentionFeatures(Projected):
     """Labels, attention ⊗ feature blocks at several block sizes, and softened logits, adaptively weighted.
 
-    The weight of block term i is n · softmax(r_i / T), r_i = its mean loss over the latest look at the validation
-    cases by that over the look before: terms that fall slowly get more weight.
+    The weight of block term i is n · softmax(r_i / T), r_i = its mean training loss since the last look at the
+    validation cases by that between the two looks before: terms that fall slowly get more weight.
     """
 
     def __init__(self, data: FitData, network: StudentNetwork, method: AftKd) -> None:

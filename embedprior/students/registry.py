@@ -152,6 +152,14 @@ METHODS: dict[str, MethodInfo] = _table(
         f"{_HERE}.controls:Logistic", uses_ct=False, needs_teacher=False, role="control", takes="nothing",
     ),
     MethodInfo(
+        "cxr-only-long", "cxr-only with the steps of two stages: is it longer training?", "control",
+        f"{_HERE}.plain:CxrOnly", _ANY, uses_ct=False, needs_teacher=False, role="control", options={"times": 2},
+    ),
+    MethodInfo(
+        "cxr-only-drr", "labels of the DRRs too, no CT embedding: is it more pictures?", "control",
+        f"{_HERE}.plain:CxrAndDrr", _ANY, needs_teacher=False, role="control",
+    ),
+    MethodInfo(
         "same-modality-kd", "a wider radiograph teacher: gains without any CT", _PILOT,
         f"{_HERE}.distil:SameModalityKd", _ANY, uses_ct=False, needs_teacher=False, role="control",
     ),
@@ -169,7 +177,7 @@ METHODS: dict[str, MethodInfo] = _table(
     ),
     MethodInfo(
         "label-permutation", "cxr-only on labels permuted between patients", "control",
-        f"{_HERE}.controls:LabelPermutation", _ANY, uses_ct=False, needs_teacher=False, role="control",
+        f"{_HERE}.controls:LabelPermutation", _ANY, uses_ct=False, needs_teacher=False, role="control", version=2,
     ),
     MethodInfo(
         "constant", "the training share of positives, for everybody", "control",
