@@ -108,7 +108,9 @@ def fill_cache(
         if me.first:
             prepare(place, spec)
         me.meet()
-        presence = stack.enter_context(Lock(place.folder / f"{BUILDER}{secrets.token_hex(4)}{LOCK}"))
+        presence = Lock(place.folder / f"{BUILDER}{secrets.token_hex(4)}{LOCK}")
+        stack.callback(presence.release)
+        presence.place()
         if me.first:
             with Lock(place.folder / f".mend{LOCK}"):
                 clear_leftovers(place.folder, presence.path)

@@ -15,10 +15,10 @@ from embedprior.cache.shards import PREFIX, SUFFIX, damage, read_header
 from embedprior.cache.views import INDEX_COLUMNS, index_rows
 from embedprior.encoders.base import key8
 from embedprior.errors import BadInput
-from embedprior.runs.locks import is_stale
+from embedprior.runs import Lock
 
 Kind = Literal["damaged", "missing", "foreign", "manifest"]
-BUILDER, LOCK = ".builder-", ".lock"
+BUILDER, WRITER, LOCK = ".builder-", ".writer", ".lock"
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,7 @@ def mend(place: Place, found: list[Damage]) -> None:
 def clear_leftovers(folder: Path, own: Path) -> None:
     """Remove what killed runs left (temporary files, their locks), unless another builder is at work here."""
     for lock in folder.glob(f".*{LOCK}"):
-        if lock == own:
-            continue
-        if is_stale(lock):
-            lock.unlink(missing_ok=True)
-        elif lock.name.startswith(BUILDER):
+        if lock != own and not Lock(lock).remove_if_stale() and lock.name.startswith((BUILDER, WRITER)):
             return
     for left in folder.rglob(".*.tmp"):
         left.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Shaped
@@ -59,16 +60,15 @@ class PairDataset(Dataset[Pair]):
 
 class _Side:
     def __init__(self, cache: EmbeddingCache, exam_ids: list[str], in_memory: bool) -> None:
-        self._cache, self._exam_ids = cache, [str(i) for i in exam_ids]
-        cache.rows(self._exam_ids)
+        self._cache, self._rows = cache, cache.rows([str(i) for i in exam_ids])
         self._tensor = None
         if in_memory and not cache.has_tokens:
-            self._tensor = torch.from_numpy(cache.take(self._exam_ids))
+            self._tensor = torch.from_numpy(cache.read(self._rows))
 
     def read(self, indices: Sequence[int]) -> Sequence[Tensor]:
         if self._tensor is not None:
             return list(self._tensor[torch.as_tensor(indices)])
-        wanted = [self._exam_ids[i] for i in indices]
+        rows = self._rows[np.asarray(indices)]
         if self._cache.has_tokens:
-            return [torch.from_numpy(self._cache.tokens(i).copy()) for i in wanted]
-        return list(torch.from_numpy(self._cache.take(wanted)))
+            return [torch.from_numpy(self._cache.tokens(row).copy()) for row in rows.tolist()]
+        return list(torch.from_numpy(self._cache.read(rows)))

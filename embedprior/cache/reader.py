@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Int, Num
+from numpy.lib.stride_tricks import as_strided
 
 from embedprior.cache.layout import (
     MANIFEST,
@@ -52,7 +53,7 @@ class EmbeddingCache:
     sources: list[str]
     shards: list[tuple[Path, ShardHeader]]
     where: Int[np.ndarray, "exams 2"] = field(default_factory=lambda: _NOWHERE, repr=False)
-    _mapped_rows: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)
+    _mapped_rows: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)  # asked for so far
 
     @property
     def has_tokens(self) -> bool:
@@ -100,15 +101,17 @@ class EmbeddingCache:
                 return self._gather(rows)
         return self.matrix.take(rows, axis=0)
 
-    def rows(self, exam_ids: Sequence[str]) -> list[int]:
-        """Return the rows of these exams.
+    def rows(self, exam_ids: Sequence[str]) -> Int[np.ndarray, " exams"]:
+        """Return the rows of these exams, to be given to ``read``.
+
+        A look-up costs about as much as the reading: a loop over batches does it once, for all its exams.
 
         Raises:
             BadInput: an exam is not here.
         """
         table = self._rows
         try:
-            return list(map(table.__getitem__, exam_ids))
+            return np.fromiter(map(table.__getitem__, exam_ids), np.int64, len(exam_ids))
         except KeyError:
             missing = [i for i in exam_ids if i not in table]
             close = nearest(missing[0], self.ids[:10_000])
@@ -122,7 +125,7 @@ class EmbeddingCache:
         Raises:
             BadInput: there is no such exam.
         """
-        shard, place = self.where[self.rows([exam])[0] if isinstance(exam, str) else exam].tolist()
+        shard, place = self.where[int(self.rows([exam])[0]) if isinstance(exam, str) else exam].tolist()
         offsets = self.shards[shard][1].offsets
         return from_stored(self._maps[shard][offsets[place] : offsets[place + 1]], self._dtype)
 
@@ -143,6 +146,24 @@ class EmbeddingCache:
     def _maps(self) -> list[Array]:
         return [map_rows(path, header) for path, header in self.shards]
 
+    @cached_property
+    def _in_the_maps(self) -> tuple[Array, Array]:
+        """All maps as one array of overlapping rows of bytes, and where in it each exam's row lies.
+
+        Every shard has a place of its own in this process's memory, so one gather can reach them all. The array also
+        spans what lies between the maps; only the places of rows are ever used.
+        """
+        first = [np.int64(m.ctypes.data if len(m) else np.iinfo(np.int64).max) for m in self._maps]
+        lowest = int(np.argmin(first))
+        wide = self._maps[lowest].itemsize * int(self.key["dim"])
+        at = np.array(first)[self.where[:, 0]] - first[lowest] + wide * self.where[:, 1]
+        flat = self._maps[lowest].reshape(-1).view(np.uint8)
+        return as_strided(flat, (int(at.max()) + 1, wide), (1, 1), writeable=False), at
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave maps and copies behind: another process makes its own."""
+        return {one.name: self.__dict__[one.name] for one in fields(self)}
+
     def _copied(self) -> Array:
         first = self.shards[0][1]
         whole = np.empty((sum(h.shape[0] for _, h in self.shards), first.shape[1]), STORED[self._dtype][1])
@@ -159,9 +180,9 @@ class EmbeddingCache:
         shape = (len(rows), int(self.key["dim"]))
         if not len(rows):
             return np.empty(shape, working_dtype(self._dtype))
-        maps = self._maps
-        found = [maps[shard][place] for shard, place in self.where[np.asarray(rows)].tolist()]
-        return from_stored(np.concatenate(found).reshape(shape), self._dtype)
+        everything, at = self._in_the_maps
+        found: Array = everything[at[np.asarray(rows)]].view(STORED[self._dtype][1])
+        return from_stored(found, self._dtype)
 
     def _fits_in_memory(self) -> bool:
         import psutil

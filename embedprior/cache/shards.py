@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,14 +135,20 @@ def read_header(path: Path) -> ShardHeader:
 
 
 def map_rows(path: Path, header: ShardHeader) -> Array:
-    """Map a shard's numbers, as stored, without copying them; shape rows × dim."""
+    """Map a shard's numbers, as stored, without copying them; shape rows × dim, read-only.
+
+    Torch maps the file, because it closes it then: Python's own map keeps it open, and a cache may have more shards
+    than a process may have open files.
+    """
+    import torch
+
     stored = STORED[header.dtype][1]
     if header.shape[0] == 0:
         return np.empty(header.shape, stored)
-    with path.open("rb") as handle:
-        mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    count = header.shape[0] * header.shape[1]
-    return np.frombuffer(mapped, stored, count, header.start).reshape(header.shape)
+    size = header.start + header.shape[0] * header.shape[1] * stored.itemsize
+    mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    mapped.flags.writeable = False
+    return mapped[header.start :].view(stored).reshape(header.shape)
 
 
 def copy_rows(path: Path, header: ShardHeader, into: Array) -> None:

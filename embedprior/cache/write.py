@@ -8,7 +8,7 @@ from types import TracebackType
 
 import numpy as np
 
-from embedprior.cache.check import clear_leftovers, inspect, mend
+from embedprior.cache.check import LOCK, WRITER, clear_leftovers, inspect, mend
 from embedprior.cache.layout import place_for, prepare, shard_files, write_pointer
 from embedprior.cache.numbers import Array, finite, to_stored
 from embedprior.cache.reader import EmbeddingCache, open_view
@@ -35,7 +35,7 @@ class CacheWriter:
         """
         self._out, self._place = out, place_for(out, spec, tokens)
         prepare(self._place, spec)
-        self._lock = Lock(self._place.folder / ".writer.lock")
+        self._lock = Lock(self._place.folder / f"{WRITER}{LOCK}")
         self._lock.wait()
         clear_leftovers(self._place.folder, self._lock.path)
         mend(self._place, inspect(self._place.folder, self._place.key))

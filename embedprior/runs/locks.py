@@ -1,9 +1,10 @@
 """Locks between processes and hosts that share a folder.
 
 A lock is a file made with ``O_EXCL``: of several who try, one succeeds. It holds who made it (host, process, a token),
-and its modification time is a heartbeat. It is stale, and may be taken over, when its process is known to be dead, or
-when the heartbeat has stopped. Work under a lock must be safe to do twice (publish by rename): a process that was
-stopped for longer than the heartbeat allows finds with ``held`` that it has lost its lock.
+and its modification time is a heartbeat. It is stale, and may be taken over, when its process is known to be dead, when
+the heartbeat has stopped, or when its maker died before it had signed it. Work under a lock must be safe to do twice
+(publish by rename): a process that was stopped for longer than the heartbeat allows finds with ``held`` that it has
+lost its lock.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from embedprior.runs.files import write_text
+
 HEARTBEAT_S = 5.0
 STALE_AFTER_S = 60.0
+UNSIGNED_AFTER_S = 10.0
 _POLL_S = 0.1
 
 
@@ -36,7 +40,7 @@ class Lock:
         """Try once; return whether the lock is ours now."""
         if self._create():
             return True
-        return self._remove_if_stale() and self._create()
+        return self.remove_if_stale() and self._create()
 
     def wait(self, patience: float | None = None) -> bool:
         """Try until the lock is ours; return False when ``patience`` seconds passed without."""
@@ -46,6 +50,31 @@ class Lock:
                 return False
             time.sleep(_POLL_S)
         return True
+
+    def remove_if_stale(self) -> bool:
+        """Remove the lock when its owner is gone, and only then; return whether it is away."""
+        judged = _read(self.path)
+        if judged is None or not is_stale(self.path, judged, self.stale_after):
+            return False
+        aside = self.path.with_name(f"{self.path.name}.{self._token}.tmp")
+        try:
+            self.path.rename(aside)
+        except FileNotFoundError:
+            return True
+        moved = _read(aside)
+        if moved is not None and moved.get("token") != judged.get("token"):
+            # Somebody took the stale lock over between our look and our move: put theirs back.
+            with suppress(FileExistsError):
+                os.link(aside, self.path)
+            aside.unlink(missing_ok=True)
+            return False
+        aside.unlink(missing_ok=True)
+        return True
+
+    def place(self) -> None:
+        """Make the lock under a name that nobody else can have; unlike an acquired one it is never seen unsigned."""
+        write_text(self.path, self._signature())
+        _HEART.keep(self.path)
 
     def held(self) -> bool:
         """Return whether the lock file is still the one we made."""
@@ -72,38 +101,24 @@ class Lock:
     ) -> None:
         self.release()
 
+    def _signature(self) -> str:
+        return json.dumps(identity() | {"token": self._token})
+
     def _create(self) -> bool:
         try:
             handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return False
         try:
-            os.write(handle, json.dumps(identity() | {"token": self._token}).encode())
+            os.write(handle, self._signature().encode())
         except OSError:
             self.path.unlink(missing_ok=True)
             raise
         finally:
             os.close(handle)
+        if not self.held():  # we were stopped before we had signed it, for so long that it was taken over
+            return False
         _HEART.keep(self.path)
-        return True
-
-    def _remove_if_stale(self) -> bool:
-        judged = _read(self.path)
-        if judged is None or not is_stale(self.path, judged, self.stale_after):
-            return False
-        aside = self.path.with_name(f"{self.path.name}.{self._token}")
-        try:
-            self.path.rename(aside)
-        except FileNotFoundError:
-            return True
-        moved = _read(aside)
-        if moved is not None and moved.get("token") != judged.get("token"):
-            # Somebody took the stale lock over between our look and our move: put theirs back.
-            with suppress(FileExistsError):
-                os.link(aside, self.path)
-            aside.unlink(missing_ok=True)
-            return False
-        aside.unlink(missing_ok=True)
         return True
 
 
@@ -113,7 +128,7 @@ def is_stale(path: Path, owner: dict[str, Any] | None = None, stale_after: float
     Args:
         path: the lock file.
         owner: what it holds, where that was read already.
-        stale_after: seconds without a heartbeat.
+        stale_after: seconds without a heartbeat; an empty lock gets ``UNSIGNED_AFTER_S`` at most.
     """
     owner = _read(path) if owner is None else owner
     if owner is None:
@@ -124,7 +139,7 @@ def is_stale(path: Path, owner: dict[str, Any] | None = None, stale_after: float
         age = _now(path.parent) - path.stat().st_mtime
     except FileNotFoundError:
         return False
-    return age > stale_after
+    return age > (stale_after if owner else min(stale_after, UNSIGNED_AFTER_S))
 
 
 def identity() -> dict[str, Any]:

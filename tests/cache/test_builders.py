@@ -8,6 +8,7 @@ import random
 import resource
 import signal
 import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -29,19 +30,23 @@ BATCH, SHARD = 2, 4
 class Slow(MeanEncoder):
     """Takes a while, and notes on disk how many pictures it saw in which process."""
 
-    def __init__(self, notes: Path, seconds: float) -> None:
+    def __init__(self, notes: Path, seconds: float, meet: Barrier | None = None) -> None:
         super().__init__()
-        self.notes, self.seconds = notes, seconds
+        self.notes, self.seconds, self.meet = notes, seconds, meet
 
     def embed(self, batch: np.ndarray) -> np.ndarray:
+        if self.meet is not None and self.seen == 0:
+            self.meet.wait(30)  # each has a block by now: none is done before the other began
         time.sleep(self.seconds)
         with self.notes.open("a") as handle:
             handle.write(f"{os.getpid()} {len(batch)}\n")
         return super().embed(batch)
 
 
-def fill(exams: pd.DataFrame, root: Path, out: Path, seconds: float = 0.0, workers: int = 0) -> None:
-    fill_cache(exams, root, Slow(root / "notes", seconds), out, BATCH, shard_exams=SHARD, workers=workers)
+def fill(
+    exams: pd.DataFrame, root: Path, out: Path, seconds: float = 0.0, workers: int = 0, meet: Barrier | None = None
+) -> None:
+    fill_cache(exams, root, Slow(root / "notes", seconds, meet), out, BATCH, shard_exams=SHARD, workers=workers)
 
 
 def start(*given: object) -> multiprocessing.context.ForkProcess:
@@ -97,7 +102,8 @@ def test_two_builders_at_once_share_the_work(tmp_path: Path) -> None:
     exams, out = make_exams(tmp_path, 40), tmp_path / "cache"
     fill(exams, tmp_path, tmp_path / "whole")
     (tmp_path / "notes").unlink()
-    both = [start(exams, tmp_path, out, 0.02, workers) for workers in (0, 1)]
+    meet = FORK.Barrier(2)
+    both = [start(exams, tmp_path, out, 0.02, workers, meet) for workers in (0, 1)]
     for process in both:
         process.join()
         assert process.exitcode == 0

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import pickle
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +76,36 @@ def test_reads_by_map_and_from_memory_are_the_same(tmp_path: Path, monkeypatch: 
     np.testing.assert_array_equal(cache.read(rows), by_map)
     np.testing.assert_array_equal(by_map, torch.from_numpy(VALUES[rows]).bfloat16().float().numpy())
     np.testing.assert_array_equal(cache.take([IDS[i] for i in rows]), by_map)
+
+
+def test_a_cache_of_more_shards_than_open_files_is_read(tmp_path: Path) -> None:
+    tokens = ragged(2)
+    write_cache(tmp_path / "ragged", spec(), IDS, SOURCES, tokens, tokens=True)
+    with CacheWriter(tmp_path / "flat", spec(dtype="float16")) as writer:
+        for n in range(60):
+            writer.append([f"e{n}"], [f"{n:064x}"], np.full((1, 4), n, np.float32))
+    flat, several = open_cache(tmp_path / "flat"), open_cache(tmp_path / "ragged")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 10, before[1]))
+    try:
+        mapped = flat._gather(np.arange(59, -1, -1))
+        token = several.tokens("s2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    np.testing.assert_array_equal(mapped, np.repeat(np.arange(59.0, -1, -1)[:, None], 4, 1))
+    np.testing.assert_array_equal(token, tokens[2])
+    with pytest.raises(ValueError, match="read-only"):
+        token[0, 0] = 1
+
+
+def test_an_open_cache_reaches_another_process_without_its_numbers(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, spec(), IDS, SOURCES, VALUES)
+    cache.tokens(0)
+    np.testing.assert_array_equal(cache.matrix, VALUES)
+    sent = pickle.dumps(cache)
+    assert VALUES.tobytes()[:16] not in sent
+    np.testing.assert_array_equal(pickle.loads(sent).take(IDS[::-1]), VALUES[::-1])
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -59,6 +59,29 @@ def test_lock_of_another_machine_is_stale_only_when_its_heart_stops(tmp_path: Pa
     assert Lock(tmp_path / "l", stale_after=60).acquire()
 
 
+def test_lock_whose_maker_died_before_signing_it_comes_free_soon(tmp_path: Path) -> None:
+    (tmp_path / "l").touch()
+    assert not Lock(tmp_path / "l").acquire()
+    old = time.time() - locks.UNSIGNED_AFTER_S - 1
+    os.utime(tmp_path / "l", (old, old))
+    assert Lock(tmp_path / "l").acquire()
+
+
+def test_maker_that_was_stopped_before_signing_does_not_believe_it_has_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+
+    def others_come_first(handle: int, text: bytes) -> int:
+        (tmp_path / "l").unlink()
+        write_owner(tmp_path / "l")
+        return write(handle, text)
+
+    monkeypatch.setattr(os, "write", others_come_first)
+    assert not Lock(tmp_path / "l").acquire()
+    assert json.loads((tmp_path / "l").read_text())["token"] == "theirs"
+
+
 def test_held_lock_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "HEARTBEAT_S", 0.02)
     monkeypatch.setattr(locks, "_HEART", locks._Heart())
