@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from embedprior.errors import BadInput, nearest
+from embedprior.options import sections
 
 
 class Config(BaseModel):
@@ -42,7 +43,7 @@ def load_config(model: type[C], name_or_path: str, folder: str, overrides: dict[
     if not isinstance(data, dict):
         raise BadInput(f"{path}: expected a mapping of settings, got {type(data).__name__}.")
     for dotted, value in (overrides or {}).items():
-        _set(data, dotted, value)
+        _set(data, dotted, value, model)
     return parse_config(model, data, str(path))
 
 
@@ -74,10 +75,17 @@ def _find(name_or_path: str, folder: str) -> Path:
     )
 
 
-def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
+def _set(data: dict[str, Any], dotted: str, value: Any, model: type[BaseModel]) -> None:
+    """Put one value in its place; a section the file leaves out keeps what the model sets in it."""
     *parents, last = dotted.split(".")
+    current: Any = model
     for key in parents:
-        data = data.setdefault(key, {})
+        field = getattr(current, "model_fields", {}).get(key)
+        if not isinstance(data.get(key), dict):
+            held = None if field is None or data.get(key) is not None else field.default
+            data[key] = held.model_dump(exclude_unset=True) if isinstance(held, BaseModel) else {}
+        data = data[key]
+        current = next(iter(sections(field.annotation)), None) if field is not None else None
     data[last] = value
 
 
@@ -96,6 +104,6 @@ def _fields_at(model: type[BaseModel], parents: list[str]) -> list[str]:
     current: Any = model
     for name in parents:
         field = getattr(current, "model_fields", {}).get(name)
-        current = field.annotation if field is not None else current
+        current = next(iter(sections(field.annotation)), current) if field is not None else current
     fields = getattr(current, "model_fields", model.model_fields)
     return sorted(fields)

@@ -542,6 +542,13 @@ MUTANTS = (
         "{error}",
         "tests/imaging/test_fuzz.py",
     ),
+    Mutant(
+        "a typed setting forgets the rest of its section",
+        "embedprior/config.py",
+        "held.model_dump(exclude_unset=True) if isinstance(held, BaseModel) else {}",
+        "{}",
+        "tests/test_options.py",
+    ),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -92,5 +93,11 @@ def _command(words: list[str]) -> tuple[str | None, list[str]]:
 
 
 def entry() -> None:
-    """Console-script entry point."""
-    sys.exit(main(sys.argv[1:]))
+    """Console-script entry point. A reader that closes the pipe early (``| head``) ends it without a word."""
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + 13
+    sys.exit(code)

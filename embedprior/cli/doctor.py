@@ -15,7 +15,7 @@ from pathlib import Path
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 REQUIRED = (
     "accelerate", "einops", "matplotlib", "numpy", "pandas", "pillow", "pydantic", "pydicom", "pyyaml", "safetensors",
-    "scikit-learn", "scipy", "SimpleITK", "torch", "tqdm", "tyro",
+    "scikit-learn", "scipy", "SimpleITK", "torch", "tqdm",
 )  # fmt: skip
 EXTRAS = {
     "drr": (("diffdrr", "DiffDRR, a second DRR renderer"), ("nanodrr", "nanodrr, a third")),

@@ -11,11 +11,7 @@ if TYPE_CHECKING:
     from embedprior.imaging.drr.settings import DrrConfig
     from embedprior.imaging.drr.sources import CtExam, Scanned
 
-HELP = (
-    "render chest CTs as radiographs, paired with them (--dry-run: say what would be done, and stop; "
-    "--include-incomplete: pair scans that lack part of the lungs too)"
-)
-FLAGS = ("--dry-run", "--include-incomplete")
+HELP = "render chest CTs as radiographs, paired with them"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,13 +22,13 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         BadInput: no CT, a broken table or setting; nothing was written.
     """
-    from embedprior.cli.options import parse
+    from embedprior.cli.options import DRY_RUN, parse
     from embedprior.errors import BadInput
     from embedprior.imaging.drr.settings import DrrConfig
 
-    words = [w for w in argv if w not in FLAGS]
     config, common = parse(
-        DrrConfig, "drr", words, "embedprior drr", HELP, "default",
+        DrrConfig, "drr", argv, "embedprior drr", HELP, "default",
+        {"dry_run": DRY_RUN, "include_incomplete": "pair scans that lack part of the lungs too"},
         ct=(Path, None, "a volume file, a DICOM folder or zip, or a folder of such things"),
         cohort=(Path, None, "an exam table instead: its CT rows, with their labels"),
         out=(Path, Path("runs/drr"), "folder of images, tables and contact sheet"),
@@ -54,11 +50,11 @@ def main(argv: Sequence[str]) -> int:
     exams = exams[: common["limit"]]
     get_renderer(config.renderer)
     me = launched(common["processes"], "drr ...")
-    if "--dry-run" in argv:
+    if common["dry_run"]:
         if me.first:
             print(_plan(exams, config, common["workers"] * me.count))
         return 0
-    return _run(exams, config, common, me, "--include-incomplete" in argv)
+    return _run(exams, config, common, me, common["include_incomplete"])
 
 
 def _run(exams: list[CtExam], config: DrrConfig, common: dict[str, Any], me: Any, incomplete: bool) -> int:

@@ -16,10 +16,7 @@ if TYPE_CHECKING:
     from embedprior.prior.generate_config import GenerateConfig
     from embedprior.prior.model import Prior
 
-HELP = (
-    "draw CT-like embeddings from a radiograph cache with a trained prior, and say how good they are "
-    "(--dry-run: say what would be done, and stop)"
-)
+HELP = "draw CT-like embeddings from a radiograph cache with a trained prior, and say how good they are"
 SMALL = 2_000_000
 """Parameters up to which threads cost more than they save."""
 
@@ -32,13 +29,12 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         BadInput: see ``prior.generate`` and ``prior.quality``.
     """
-    from embedprior.cli.options import parse
+    from embedprior.cli.options import DRY_RUN, parse
     from embedprior.errors import DONE, BadInput
     from embedprior.prior.generate_config import GenerateConfig
 
-    words = [word for word in argv if word != "--dry-run"]
     config, common = parse(
-        GenerateConfig, "generate", words, "embedprior generate", HELP, "default",
+        GenerateConfig, "generate", argv, "embedprior generate", HELP, "default", {"dry_run": DRY_RUN},
         prior=(Path, None, "folder of a trained prior"),
         cache=(Path, None, "embedding cache of the radiographs or DRRs"),
         out=(Path, Path("runs/generated"), "folder of the results"),
@@ -82,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
             _refuse_seen(common["head"], pairs, common["part"])
         inputs["reference"] = hash_of(reference.key)
     out = common["out"]
-    if len(words) < len(argv):
+    if common["dry_run"]:
         with _threads(prior):
             print(_plan(prior, cache, ids, config))
         return DONE

@@ -22,16 +22,14 @@ def main(argv: Sequence[str]) -> int:
     """
     from embedprior.errors import DONE
 
-    measure = "--measure" in argv
-    words = [w for w in argv if w != "--measure"]
-    text = f"{HELP} (--measure: run one fit of each method now, to know the cost; it is kept)"
-    config, common, study = load(words, "embedprior study plan", text)
+    measured = {"measure": "run one fit of each method now, to know the cost; it is kept"}
+    config, common, study = load(argv, "embedprior study plan", HELP, measured)
     from embedprior.study.plan import freeze, make_plan, plan_text
 
     out: Path = common["out"]
     plan = make_plan(config, study, out)
     freeze(plan, study, out)
-    if measure:
+    if common["measure"]:
         from embedprior.study.measure import measure_units
 
         for line in measure_units(study, out):
@@ -42,7 +40,9 @@ def main(argv: Sequence[str]) -> int:
     return DONE
 
 
-def load(argv: Sequence[str], prog: str, text: str) -> tuple[StudyConfig, dict[str, Any], Study]:
+def load(
+    argv: Sequence[str], prog: str, text: str, flags: dict[str, str]
+) -> tuple[StudyConfig, dict[str, Any], Study]:
     """Return the configuration, the common options and the study: cohort read, splits made, nothing written.
 
     Raises:
@@ -53,7 +53,7 @@ def load(argv: Sequence[str], prog: str, text: str) -> tuple[StudyConfig, dict[s
     from embedprior.study.config import StudyConfig
 
     config, common = parse(
-        StudyConfig, "study", argv, prog, text, "covid_pilot",
+        StudyConfig, "study", argv, prog, text, "covid_pilot", flags,
         data=(Path, None, "folder of the cohort"),
         out=(Path, Path("runs/study"), "folder of the results"),
         splits=(Path, None, "your own split table, instead of the generated one"),

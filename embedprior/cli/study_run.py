@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-HELP = "compare methods on the same held-out cases of a cohort (--dry-run: say what would be done, and stop)"
+HELP = "compare methods on the same held-out cases of a cohort"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,17 +18,17 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         BadInput: see ``study.prepare.prepare`` and ``study.plan.freeze``.
     """
+    from embedprior.cli.options import DRY_RUN
     from embedprior.cli.study_plan import load
     from embedprior.errors import DONE, NEEDS_ATTENTION
 
-    words = [w for w in argv if w != "--dry-run"]
-    config, common, study = load(words, "embedprior study run", HELP)
+    config, common, study = load(argv, "embedprior study run", HELP, {"dry_run": DRY_RUN})
     from embedprior.study.plan import freeze, make_plan, plan_text
     from embedprior.study.run import needed_exams, run_study
 
     out: Path = common["out"]
     plan = make_plan(config, study, out)
-    if len(words) < len(argv):
+    if common["dry_run"]:
         for prepared in {id(p): p for p in study.prepared}.values():
             if prepared.encoder is not None:
                 needed = needed_exams(config, prepared)

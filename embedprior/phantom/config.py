@@ -10,17 +10,19 @@ from embedprior.config import Config
 class PhantomConfig(Config):
     """A population of virtual chest patients and how their disease shows.
 
-    shape: voxels (Z, Y, X) of the CT volume.
-    spacing_mm: voxel size (z, y, x); shapes are defined in mm, so any resolution gives the same patients.
-    prevalence: share of patients with the labelled lesion.
-    sign_rate_positive, sign_rate_negative: share with a pleural effusion among patients with and without the lesion.
-    lesion_radius_mm: smallest and largest lesion radius.
-    lesion_hidden_share: share of lesions behind the heart, spine, hila, collar bones or a diaphragm dome; the rest lie
-        in open lung.
-    effusion_rise_mm: smallest and largest height of the fluid above the lowest point of the lung.
-    granulomas_mean: mean count of calcified granulomas (harmless, in both classes alike).
-    scar_rate: share of patients with a plate-like scar (harmless, in both classes alike).
-    noise_hu: standard deviation of the CT noise.
+    Attributes:
+        shape: voxels (Z, Y, X) of the CT volume.
+        spacing_mm: voxel size (z, y, x); shapes are defined in mm, so any resolution gives the same patients.
+        prevalence: share of patients with the labelled lesion.
+        sign_rate_positive, sign_rate_negative: share of patients with and without the lesion who have a pleural
+            effusion.
+        lesion_radius_mm: smallest and largest lesion radius.
+        lesion_hidden_share: share of lesions behind the heart, spine, hila, collar bones or a diaphragm dome; the
+            rest lie in open lung.
+        effusion_rise_mm: smallest and largest height of the fluid above the lowest point of the lung.
+        granulomas_mean: mean count of calcified granulomas (harmless, in both classes alike).
+        scar_rate: share of patients with a plate-like scar (harmless, in both classes alike).
+        noise_hu: standard deviation of the CT noise.
     """
 
     shape: tuple[int, int, int] = (56, 64, 64)

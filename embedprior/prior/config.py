@@ -35,7 +35,16 @@ SIZES: dict[str, NetworkSize] = {
 
 
 class NetworkConfig(Config):
-    """The decoder. A preset gives every size; a size set here replaces the preset's."""
+    """The decoder. A preset gives every size; a size set here replaces the preset's.
+
+    Attributes:
+        preset: ``prior-49m`` as released, ``paper-text`` as the text has it (1.3 billion parameters), ``tiny``.
+        dim: width of a token.
+        depth: layers.
+        heads: query heads, which share one key and value head.
+        head_dim: width of a head.
+        inner: hidden width of the SwiGLU.
+    """
 
     preset: Literal["prior-49m", "paper-text", "tiny"] = "prior-49m"
     dim: int | None = Field(default=None, gt=1)
@@ -58,16 +67,26 @@ class NetworkConfig(Config):
 
 
 class ProcessConfig(Config):
-    """The noising process and what the network predicts."""
+    """The noising process and what the network predicts.
+
+    Attributes:
+        schedule: of the noise.
+        timesteps: of the forward process.
+        prediction: what the network is trained to put out.
+        condition_dropout: share of training rows that see no condition; guidance needs some.
+        condition_noise: while training, standard deviation of Gaussian noise on the standardised condition
+            (conditioning augmentation, Ho et al. 2022, JMLR 23(47)). With a few hundred pairs it keeps the network
+            from learning them by heart.
+        null: ``keep``: the branch without condition still sees the noised target (2x cost); ``both``: it sees
+            neither, as released.
+        guidance: weight w; 1 samples the model itself, anything else voids the variance table and calibration.
+    """
 
     schedule: Literal["cosine", "linear"] = "cosine"
     timesteps: int = Field(default=1000, ge=2)
     prediction: Prediction = "x0"
     condition_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
-    # Training only: standard deviation of Gaussian noise on the standardised condition (conditioning augmentation,
-    # Ho et al. 2022, JMLR 23(47)). With a few hundred pairs it keeps the network from learning them by heart.
     condition_noise: float = Field(default=0.0, ge=0.0)
-    # "keep": the null branch still sees the noised target (2x cost). "both": it sees neither, as released.
     null: Literal["keep", "both"] = "keep"
     guidance: float = 1.0
 
@@ -95,7 +114,9 @@ class ObjectiveConfig(Config):
         l2: squared error of what the network predicts.
         bce: cross-entropy of the frozen teacher head on x0hat, in the embedding's own scale.
         bce_target: "teacher": the head's own probability of the true CT embedding. "labels": 0/1, unknown left out.
-        aft: distance of attention blocks, a reconstruction of AFT-KD; ``aft_groups`` blocks.
+        bce_balanced: with ``labels``: weigh them by n / (2 · n_class), n the labelled training pairs.
+        aft: distance of attention blocks, a reconstruction of AFT-KD.
+        aft_groups: how many of these blocks.
         proto: distance of the cosines to the class prototypes (ProtoKD).
         contrastive: Chopra's margin loss against other patients' CT embeddings in the batch.
         contrastive_margin: distance of unit vectors at which repulsion ends.
@@ -105,6 +126,7 @@ class ObjectiveConfig(Config):
     l2: float = Field(default=1.0, ge=0.0)
     bce: float = Field(default=0.0, ge=0.0)
     bce_target: Literal["teacher", "labels"] = "teacher"
+    bce_balanced: bool = False
     aft: float = Field(default=0.0, ge=0.0)
     aft_groups: int = Field(default=8, gt=0)
     proto: float = Field(default=0.0, ge=0.0)
@@ -122,11 +144,32 @@ class ObjectiveConfig(Config):
     def _something_to_learn(self) -> Self:
         if self.l2 == 0.0 and not self.bends:
             raise ValueError("every loss weight is 0: nothing would be learned")
+        if self.bce_balanced and self.bce_target != "labels":
+            raise ValueError("bce_balanced weighs labels: it needs bce_target 'labels'")
         return self
 
 
 class TrainingConfig(Config):
-    """The optimisation. ``batch`` is the whole batch, over all processes."""
+    """The optimisation.
+
+    Attributes:
+        steps: of the optimiser.
+        batch: pairs a step, over all processes.
+        lr: AdamW learning rate.
+        weight_decay: AdamW weight decay.
+        betas: of AdamW.
+        warmup: steps of linear warm-up.
+        clip: largest norm of the gradient.
+        ema: decay of the averaged weights, which are the ones that are used.
+        precision: of the arithmetic.
+        validate_every: steps between two looks at the validation pairs; the best look is kept.
+        validation_bins: of timesteps, each with its own validation loss.
+        patience: looks without a better one after which training stops; None trains all steps.
+        checkpoint_every: steps between two checkpoints.
+        variance_nodes: timesteps at which the error on the validation pairs is measured, for Analytic-DPM.
+        variance_draws: noise drawn for each validation pair at each of them.
+        seed: of initial weights, noise and order.
+    """
 
     steps: int = Field(default=12_000, gt=0)
     batch: int = Field(default=64, gt=0)
@@ -139,7 +182,6 @@ class TrainingConfig(Config):
     precision: Literal["fp32", "bf16"] = "fp32"
     validate_every: int = Field(default=500, gt=0)
     validation_bins: int = Field(default=10, gt=0)
-    # Stop after this many validations without a better one; None trains all steps.
     patience: int | None = Field(default=None, gt=0)
     checkpoint_every: int = Field(default=1000, gt=0)
     variance_nodes: int = Field(default=64, ge=2)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel
-
 from embedprior.config import load_config
 from embedprior.errors import BadInput, EmbedpriorError
+from embedprior.options import describe, read_overrides
 from embedprior.prior.config import TrainPriorConfig
 
 USAGE = """usage: train_prior.py --config NAME|FILE [--SETTING VALUE ...]      (or: embedprior train prior ...)
@@ -27,7 +26,7 @@ settings:
 def main(argv: Sequence[str]) -> int:
     """Run the command; return its exit code (0 done, 1 failed, 2 bad input and nothing written)."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE + "\n".join(f"  --{name:<40} {default}" for name, default in settings_of(TrainPriorConfig)))
+        print(USAGE + describe(TrainPriorConfig))
         return 0
     try:
         _train(*_arguments(argv))
@@ -37,32 +36,16 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def settings_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every setting as (dotted name, default in words)."""
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from settings_of(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name, "required" if field.is_required() else f"default {field.default}"
-
-
 def _arguments(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    overrides: dict[str, Any] = {}
-    words = iter(argv)
-    for word in words:
-        if not word.startswith("--"):
-            raise BadInput(f"'{word}' was not expected. Allowed: --config NAME|FILE and --SETTING VALUE.")
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            following = next(words, None)
-            if following is None:
-                raise BadInput(f"--{name} needs a value.")
-            value = following
-        overrides[name] = value if name == "config" else yaml.safe_load(value)
-    if "config" not in overrides:
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--config")
+    try:
+        known, rest = first.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise BadInput(f"{error.argument_name} needs a value.") from error
+    if known.config is None:
         raise BadInput("--config is missing. Allowed: a name in configs/prior/ or a YAML file.")
-    return overrides.pop("config"), overrides
+    return known.config, read_overrides(rest, TrainPriorConfig, "train_prior.py")
 
 
 def _train(name: str, overrides: dict[str, Any]) -> None:

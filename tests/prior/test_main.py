@@ -15,9 +15,10 @@ from embedprior.cache.reader import EmbeddingCache
 from embedprior.config import load_config
 from embedprior.encoders.base import EncoderSpec, key8
 from embedprior.errors import BadInput
+from embedprior.options import settings_of
 from embedprior.prior import pairs as pairs_module
 from embedprior.prior.config import NetworkConfig, TrainPriorConfig
-from embedprior.prior.main import main, settings_of
+from embedprior.prior.main import main
 from embedprior.prior.model import Prior
 from embedprior.prior.pairs import conditions, read_pairs
 from embedprior.teachers.config import FitConfig
@@ -214,7 +215,7 @@ def test_second_stage_starts_from_the_first(study: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prior.training.stepz", "5"], "unknown key 'prior.training.stepz'.*Did you mean 'steps'"),
+        (["--prior.training.stepz", "5"], "unknown option '--prior.training.stepz'.*'--prior.training.steps'"),
         (["--prior.training.steps", "many"], "'prior.training.steps': .*integer"),
         (["--condition_cache", "gone"], "gone does not exist. Next: embedprior embed"),
         (["--condition_cache", "gone", "--made_by", "make demo"], "gone does not exist. Next: make demo"),
@@ -275,6 +276,6 @@ def test_the_papers_recipe_loads_with_its_published_numbers() -> None:
 def test_help_lists_every_setting_without_torch() -> None:
     code = "import sys; from embedprior.cli.train_prior import main; main(['--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    names = [name for name, _ in settings_of(TrainPriorConfig)]
+    names = [setting.name for setting in settings_of(TrainPriorConfig)]
     assert "prior.training.lr" in names
-    assert all(f"--{name} " in done.stdout for name in names)
+    assert all(f"--{name.replace('_', '-')} " in done.stdout for name in names)
