@@ -138,7 +138,13 @@ class Design(Config):
 class Hypothesis(Config):
     """One pre-declared claim: method ``a`` scores higher than ``b`` in one design.
 
-    ``missing`` says what the claim needs that this study does not run; then it is not testable.
+    Attributes:
+        name: short, such as ``H1``.
+        claim: one sentence.
+        design: in which it is tested.
+        a: the method that is claimed to score higher.
+        b: than this one.
+        missing: what the claim needs that this study does not run; then it is not testable.
     """
 
     name: str
