@@ -529,6 +529,20 @@ MUTANTS = (
         "tests/imaging/test_profiles.py",
     ),
     Mutant(
+        "the lung network joins the level's own maps before what came up",
+        "embedprior/imaging/lung_network.py",
+        'torch.cat([step["up"](pixels), kept.pop()], dim=1)',
+        'torch.cat([kept.pop(), step["up"](pixels)], dim=1)',
+        "tests/imaging/test_lung_network.py",
+    ),
+    Mutant(
+        "a profile's key holds the path of its lung weights, not their hash",
+        "embedprior/imaging/profiles.py",
+        'record["lungs"] = f"sha256:{hash_file(lung_weights(profile.lungs))}"',
+        "lung_weights(profile.lungs)",
+        "tests/imaging/test_lung_network.py",
+    ),
+    Mutant(
         "MONOCHROME1 is shown as it is stored",
         "embedprior/imaging/radiographs.py",
         "    if flipped:\n",

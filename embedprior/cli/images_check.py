@@ -31,7 +31,10 @@ def parser() -> argparse.ArgumentParser:
         "--series", default="only", metavar="RULE",
         help="of a DICOM folder that holds several: only (else it fails), most-slices, or a short id (default: only)",
     )  # fmt: skip
-    p.add_argument("--profile", metavar="NAME", help="also prepare volumes by this profile, and show the result")
+    p.add_argument(
+        "--profile", metavar="NAME",
+        help="also prepare volumes by this profile (a shipped name, or a YAML file), and show the result",
+    )  # fmt: skip
     p.add_argument("--contact-sheet", type=Path, metavar="FILE", help="write a PNG with every exam on it")
     p.add_argument("--out", type=Path, metavar="FILE", help="write the findings as CSV: exam, severity, code, message")
     p.add_argument("--limit", type=int, metavar="N", help="look at the first N exams only")
@@ -54,17 +57,18 @@ def main(argv: Sequence[str]) -> int:
     from embedprior.imaging.contact_sheet import contact_sheet
     from embedprior.imaging.discover import discover
     from embedprior.imaging.findings import worst
-    from embedprior.imaging.profiles import load_profile
+    from embedprior.imaging.profiles import load_profile, profile_key
     from embedprior.runs import progress
 
     profile = load_profile(options.profile) if options.profile else None
+    key = profile_key(profile) if profile else ""
     exams = [found for path in options.paths for found in discover(path)][: options.limit]
     tiles: list[Tile] = []
     rows: list[dict[str, str]] = []
     states: Counter[str] = Counter()
     width = max(len(found.name) for found in exams)
     for found in progress(exams, "images"):
-        findings, tile = _look(found, options.series, profile, options.contact_sheet is not None)
+        findings, tile = _look(found, options.series, profile, key, options.contact_sheet is not None)
         state = WORDS[worst(findings)]
         states[state] += 1
         print(f"{state:<4}  {found.name:<{width}}  {', '.join(dict.fromkeys(f.code for f in findings))}".rstrip())
@@ -89,12 +93,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _look(
-    found: Found, series: str, profile: VolumeProfile | None, draw: bool
+    found: Found, series: str, profile: VolumeProfile | None, key: str, draw: bool
 ) -> tuple[list[Finding], Tile | None]:
     from embedprior.imaging.contact_sheet import picture_tile, prepared_tile, volume_tile
     from embedprior.imaging.files import UnreadableExam
     from embedprior.imaging.findings import Finding, UnusableExam
-    from embedprior.imaging.profiles import prepare, profile_key
+    from embedprior.imaging.profiles import prepare
     from embedprior.imaging.radiographs import read_radiograph
     from embedprior.imaging.volume import read_volume
 
@@ -108,7 +112,7 @@ def _look(
         if profile is None:
             return findings, volume_tile(found.name, volume, findings) if draw else None
         prepared = prepare(volume, profile)
-        detail = f"{' x '.join(map(str, prepared.shape))}, profile {profile_key(profile)}"
+        detail = f"{' x '.join(map(str, prepared.shape))}, profile {key}"
         return findings, prepared_tile(found.name, prepared, findings, detail) if draw else None
     except UnusableExam as error:
         return list(error.findings), None

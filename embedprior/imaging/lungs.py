@@ -61,15 +61,12 @@ def find_lungs(volume: Volume) -> Lungs:
     """Segment the lungs of a volume in any of the axis-aligned orientations, at about 4 mm."""
     upright = canonical(volume)
     coarse, factors = _coarse(upright)
-    body = _largest(_opened(coarse > TISSUE_HU))
+    body = largest_part(_opened(coarse > TISSUE_HU))
     enclosed = sum(_shadow(body, axis, away).astype(np.int8) for axis in (1, 2) for away in (False, True)) >= 3
-    parts, count = ndimage.label(_opened((coarse > LUNG_HU[0]) & (coarse < LUNG_HU[1]) & enclosed))
+    aerated = _opened((coarse > LUNG_HU[0]) & (coarse < LUNG_HU[1]) & enclosed)
     x, y, z = upright.spacing_mm
     voxel_mm = (z * factors[0], y * factors[1], x * factors[2])
-    ml = np.bincount(parts.ravel(), minlength=count + 1) * np.prod(voxel_mm) / 1000
-    ml[0] = 0
-    kept = ml >= max(SMALLEST_PART_ML, SMALLEST_PART_SHARE * ml.max())
-    return Lungs(kept[parts], factors, voxel_mm, body)
+    return Lungs(large_parts(aerated, voxel_mm), factors, voxel_mm, body)
 
 
 def audit_lungs(volume: Volume, lungs: Lungs | None = None) -> list[Finding]:
@@ -125,6 +122,25 @@ def lung_box(volume: Volume, margin_mm: float = 10.0, lungs: Lungs | None = None
     return box[0], box[1], box[2]
 
 
+def large_parts(mask: Mask, voxel_mm: tuple[float, float, float]) -> Mask:
+    """Return the connected parts of at least 100 ml and a tenth of the largest one: each lung, or both in one."""
+    parts, count = ndimage.label(mask)
+    ml = np.bincount(parts.ravel(), minlength=count + 1) * np.prod(voxel_mm) / 1000
+    ml[0] = 0
+    kept = ml >= max(SMALLEST_PART_ML, SMALLEST_PART_SHARE * ml.max())
+    return np.asarray(kept[parts])
+
+
+def largest_part(mask: Bool[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
+    """Return the largest connected part of a mask."""
+    parts, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return np.asarray(parts == sizes.argmax())
+
+
 def _coarse(volume: Volume) -> tuple[Float[np.ndarray, "z y x"], tuple[int, int, int]]:
     """Average two readings along each axis of every coarse voxel: enough against noise, and far less to read."""
     factors = [min(n, max(1, round(COARSE_MM / s))) for s, n in zip(volume.spacing_mm[::-1], volume.shape, strict=True)]
@@ -145,15 +161,6 @@ def _opened(mask: Mask) -> Mask:
     wide = np.pad(mask, 2, mode="edge")
     opened: Mask = ndimage.binary_opening(wide, ndimage.generate_binary_structure(3, 1))[2:-2, 2:-2, 2:-2]
     return opened
-
-
-def _largest(mask: Mask) -> Mask:
-    parts, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    return np.asarray(parts == sizes.argmax())
 
 
 def _shadow(body: Mask, axis: int, away: bool) -> Mask:

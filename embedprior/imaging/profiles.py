@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int16
 from PIL import Image
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from embedprior.config import Config, load_config
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
-from embedprior.imaging.lungs import lung_box
+from embedprior.imaging.lungs import Lungs, find_lungs, lung_box
 from embedprior.imaging.orientation import canonical
 from embedprior.imaging.resampling import resample
 from embedprior.imaging.volume import Volume
-from embedprior.runs import hash_of
+from embedprior.runs import hash_file, hash_of
 
 FOLDER = "profile"
 TRANSFORM_VERSION = 1
@@ -40,6 +41,8 @@ class VolumeProfile(Config):
         spacing_mm: along x, y and z; null keeps the stored spacing.
         axes: where index x, y and z grow to: ``LPS`` (rows run from front to back, as a CT slice is shown) or ``RAS``.
         crop: ``lungs`` = the box around the lungs, or around a mask when one is given; ``none``.
+        lungs: weight file of a lung U-Net (``lung_network``) that finds the lungs to crop to; null = the threshold
+            method. A relative path is taken from the folder the command runs in.
         margin_mm: tissue kept around the lungs.
         windows: one output channel for each; names of ``WINDOWS``.
         side: rows and columns of the output; null keeps those of the grid.
@@ -53,6 +56,7 @@ class VolumeProfile(Config):
     spacing_mm: tuple[float, float, float] | None = (1.0, 1.0, 1.0)
     axes: Literal["LPS", "RAS"] = "LPS"
     crop: Literal["lungs", "none"] = "lungs"
+    lungs: Path | None = None
     margin_mm: float = Field(10.0, ge=0)
     windows: tuple[str, ...] = ("pe",)
     side: int | None = Field(128, ge=1)
@@ -72,6 +76,12 @@ class VolumeProfile(Config):
                 raise ValueError(f"unknown window '{name}', allowed: {', '.join(WINDOWS)}")
         return names
 
+    @model_validator(mode="after")
+    def _used(self) -> VolumeProfile:
+        if self.lungs is not None and self.crop != "lungs":
+            raise ValueError(f"'lungs' names a weight file, but 'crop: {self.crop}' never looks for lungs")
+        return self
+
 
 def load_profile(name_or_path: str) -> VolumeProfile:
     """Return a shipped profile by name (``configs/profile``) or one of a YAML file.
@@ -83,8 +93,19 @@ def load_profile(name_or_path: str) -> VolumeProfile:
 
 
 def profile_record(profile: VolumeProfile) -> dict[str, object]:
-    """Return what goes into a cache key: every setting, and the version of the code that applies it."""
-    return {"transform_version": TRANSFORM_VERSION, **profile.model_dump(mode="json")}
+    """Return what goes into a cache key: every setting, and the version of the code that applies it.
+
+    A weight file enters by its sha256, not by its path.
+
+    Raises:
+        BadInput: the profile names a weight file that does not exist.
+    """
+    record = {"transform_version": TRANSFORM_VERSION, **profile.model_dump(mode="json")}
+    if profile.lungs is not None:
+        from embedprior.imaging.lung_network import lung_weights
+
+        record["lungs"] = f"sha256:{hash_file(lung_weights(profile.lungs))}"
+    return record
 
 
 def profile_key(profile: VolumeProfile) -> str:
@@ -100,11 +121,11 @@ def prepare(
     Args:
         volume: as read, in any orientation.
         profile: see ``VolumeProfile``.
-        mask: lung mask on the volume's own grid (above 0 = lung), taken instead of the threshold method.
+        mask: lung mask on the volume's own grid (above 0 = lung), taken before any other method.
 
     Raises:
         UnreadableExam: a lung crop was asked for and no lungs were found.
-        BadInput: the mask lies on another grid, or is empty.
+        BadInput: the mask lies on another grid, or is empty; the profile's weight file can't be used.
     """
     return normalised(on_grid(volume, profile, mask).hu, profile)
 
@@ -113,11 +134,23 @@ def on_grid(volume: Volume, profile: VolumeProfile, mask: Volume | None = None) 
     """Return the reoriented, cropped and resampled volume in HU, always with LPS axes; raises as ``prepare``."""
     upright = canonical(volume)
     if profile.crop == "lungs":
-        box = lung_box(upright, profile.margin_mm) if mask is None else _mask_box(volume, mask, profile.margin_mm)
+        if mask is None:
+            box = lung_box(upright, profile.margin_mm, profile_lungs(upright, profile))
+        else:
+            box = _mask_box(volume, mask, profile.margin_mm)
         if box is None:
             raise UnreadableExam("no lungs were found to crop to. Next: give a mask, or a profile with 'crop: none'")
         upright = upright.crop(box)
     return upright if profile.spacing_mm is None else resample(upright, profile.spacing_mm)
+
+
+def profile_lungs(volume: Volume, profile: VolumeProfile) -> Lungs:
+    """Return the lungs as the profile wants them found; raises as ``prepare``."""
+    if profile.lungs is None:
+        return find_lungs(volume)
+    from embedprior.imaging.lung_network import find_lungs_by_network
+
+    return find_lungs_by_network(volume, profile.lungs)
 
 
 def normalised(
