@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -29,16 +29,26 @@ def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
     Raises:
         BadInput: the file is missing or unreadable, or lacks a required column.
     """
+    (frame,) = read_pieces(path, required, None)
+    return frame
+
+
+def read_pieces(path: Path, required: Sequence[str], rows: int | None) -> Iterator[pd.DataFrame]:
+    """Read a CSV with identifiers kept as text, ``rows`` lines at a time; None = all at once.
+
+    Raises:
+        BadInput: see ``read_table``.
+    """
     if not path.is_file():
         raise BadInput(f"{path} does not exist.")
     try:
         header = pd.read_csv(path, nrows=0).columns
         text = [name for name in header if name in _TEXT or str(name).endswith("_exam_id")]
-        frame = pd.read_csv(path, dtype=dict.fromkeys(text, str))
+        require_columns(pd.DataFrame(columns=header), required, str(path))
+        read = pd.read_csv(path, dtype=dict.fromkeys(text, str), chunksize=rows)
+        yield from [read] if isinstance(read, pd.DataFrame) else read
     except (ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
         raise BadInput(f"{path} can't be read as CSV: {error}") from error
-    require_columns(frame, required, str(path))
-    return frame
 
 
 def require_columns(frame: pd.DataFrame, required: Sequence[str], where: str) -> None:
@@ -58,13 +68,22 @@ def label_columns(exams: pd.DataFrame) -> list[str]:
     return [c.removeprefix(LABEL_PREFIX) for c in exams.columns if c.startswith(LABEL_PREFIX)]
 
 
-def check_exams(exams: pd.DataFrame, where: str) -> pd.DataFrame:
+def check_exams(exams: pd.DataFrame, where: str, first_line: int = 2) -> pd.DataFrame:
     """Return the exam table, checked.
+
+    Args:
+        exams: the table, or a piece of it.
+        where: the file, for messages.
+        first_line: of the table or piece in the file.
 
     Raises:
         BadInput: missing or unknown column, empty or repeated ``exam_id``, unknown modality, a label that is
             not 1, 0 or empty.
     """
+
+    def refuse(bad: pd.Series, what: str) -> None:
+        _refuse(exams, bad, what, where, first_line)
+
     require_columns(exams, EXAM_REQUIRED, where)
     known = {*EXAM_REQUIRED, *EXAM_OPTIONAL}
     for column in exams.columns:
@@ -74,12 +93,12 @@ def check_exams(exams: pd.DataFrame, where: str) -> pd.DataFrame:
                 f"{nearest(column, known)}"
             )
     for column in ("exam_id", "patient_id"):
-        _refuse(exams, exams[column].isna() | (exams[column].astype(str) == ""), f"empty '{column}'", where)
-    _refuse(exams, exams["exam_id"].duplicated(), "repeated 'exam_id'", where)
-    _refuse(exams, ~exams["modality"].isin(MODALITIES), f"modality not one of {', '.join(MODALITIES)}", where)
+        refuse(exams[column].isna() | (exams[column].astype(str) == ""), f"empty '{column}'")
+    refuse(exams["exam_id"].duplicated(), "repeated 'exam_id'")
+    refuse(~exams["modality"].isin(MODALITIES), f"modality not one of {', '.join(MODALITIES)}")
     for name in label_columns(exams):
         values = exams[LABEL_PREFIX + name]
-        _refuse(exams, values.notna() & ~values.isin([0, 1]), f"label '{name}' not 1, 0 or empty", where)
+        refuse(values.notna() & ~values.isin([0, 1]), f"label '{name}' not 1, 0 or empty")
     return exams.reset_index(drop=True)
 
 
@@ -167,9 +186,9 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     write_text(path, frame.to_csv(index=False, float_format="%.10g"))
 
 
-def _refuse(frame: pd.DataFrame, bad: pd.Series, what: str, where: str) -> None:
+def _refuse(frame: pd.DataFrame, bad: pd.Series, what: str, where: str, first_line: int = 2) -> None:
     if bad.any():
-        rows = [str(row + 2) for row, flag in enumerate(bad) if flag]
+        rows = [str(row + first_line) for row, flag in enumerate(bad) if flag]
         raise BadInput(f"{where}: {what} in line {_some(rows)}.")
 
 

@@ -19,9 +19,11 @@ import numpy as np
 import pandas as pd
 
 from embedprior.cache.check import BUILDER, LOCK, Damage, clear_leftovers, inspect, mend
+from embedprior.cache.exam_table import ExamTable
 from embedprior.cache.layout import Place, place_for, prepare, table_hash, write_pointer
 from embedprior.cache.loading import Loaded, Task, load
 from embedprior.cache.numbers import Array, finite, to_stored
+from embedprior.cache.present import HashSet, hash_ids
 from embedprior.cache.processes import Processes
 from embedprior.cache.reader import EmbeddingCache, open_view
 from embedprior.cache.shards import shard_name, write_shard
@@ -83,7 +85,8 @@ def fill_cache(
     """Embed every exam that the cache lacks, or whose source file changed.
 
     Args:
-        exams: exam table, or its pieces one after the other (then memory does not grow with the table).
+        exams: exam table, or its pieces one after the other, as of an ``ExamTable`` (then memory does not grow with
+            it).
         root: folder the exams' paths are relative to.
         encoder: a frozen encoder.
         out: folder of caches; the cache is ``out/<encoder>@<key8>`` and ``out/current`` names it.
@@ -96,11 +99,13 @@ def fill_cache(
         processes: this process's place among several that share the work.
 
     Raises:
-        BadInput: another cache lies in the folder (the field that differs is named), or tokens or dtype are asked
-            of an encoder that can't give them.
+        BadInput: another cache lies in the folder (the field that differs is named), tokens or dtype are asked of an
+            encoder that can't give them, or an exam is in the table twice (found on the way when it comes in pieces).
         DiskFull: no room for a shard; those before it are intact.
     """
     me = processes or Processes()
+    if isinstance(exams, pd.DataFrame):
+        _refuse_twice(HashSet(), exams)
     spec = encoder.spec if dtype is None else encoder.spec.model_copy(update={"dtype": dtype})
     place = place_for(out, spec, tokens)
     mended: list[Damage] = []
@@ -152,20 +157,26 @@ class _Blocks:
 
     def batches(self, batch_size: int) -> int | None:
         """Number of batches of this process where the table's length is known (about, when it is shared)."""
-        if not isinstance(self._exams, pd.DataFrame):
+        if isinstance(self._exams, ExamTable):
+            count = self._exams.count
+        elif isinstance(self._exams, pd.DataFrame):
+            count = len(self._exams)
+        else:
             return None
-        return -(-len(self._exams) // (batch_size * self._me.count))
+        return -(-count // (batch_size * self._me.count))
 
     def __iter__(self) -> Iterator[_Block]:
         pieces = [self._exams] if isinstance(self._exams, pd.DataFrame) else self._exams
         # A cohort is its table and where its files lie: elsewhere, the same names may be other exams.
         digest = hashlib.sha256(json.dumps(str(self._root.resolve())).encode())
         held: list[tuple[str, str]] = []
-        number = 0
+        number, seen = 0, HashSet()
         for piece in pieces:
+            _refuse_twice(seen, piece)
             for start in range(0, len(piece), self._size):
                 part = piece.iloc[start : start + self._size]
-                held += [(str(i), str(p)) for i, p in zip(part["exam_id"], part["path"], strict=True)]
+                paths = part["path"].where(part["path"].notna(), "")
+                held += [(str(i), str(p)) for i, p in zip(part["exam_id"], paths, strict=True)]
                 while len(held) >= self._size:
                     yield from self._own(number, held[: self._size], digest)
                     held, number = held[self._size :], number + 1
@@ -177,6 +188,17 @@ class _Blocks:
         digest.update("".join(f"{len(i)}:{i}{len(p)}:{p}" for i, p in exams).encode())
         if number % self._me.count == self._me.rank:
             yield _Block(number, exams)
+
+
+def _refuse_twice(seen: HashSet, piece: pd.DataFrame) -> None:
+    """Note a piece's exams; refuse one that was there before: its two files would be taken for each other."""
+    ids = [str(exam_id) for exam_id in piece["exam_id"]]
+    hashes = hash_ids(ids)
+    again = seen.has(hashes) | pd.Series(ids, dtype=object).duplicated().to_numpy()
+    if again.any():
+        twice = ids[int(again.argmax())]
+        raise BadInput(f"exam '{twice}' is in the table twice. Next: give each exam its own exam_id.")
+    seen.add(hashes)
 
 
 @dataclass
@@ -260,7 +282,7 @@ class _Builder:
             return list(rows[:, None]), finite(rows, self._place.dtype).tolist()
         if not isinstance(self._encoder, TokenEncoder):
             raise BadInput(f"encoder '{self._encoder.spec.name}' says it gives tokens, but has no method for them.")
-        each = [to_stored(tokens, self._place.dtype) for tokens in self._encoder.tokens(batch)]
+        each = [to_stored(tokens, self._place.dtype) for tokens in self._tokens_of(self._encoder, batch)]
         return each, [bool(finite(tokens, self._place.dtype).all()) for tokens in each]
 
     def _rows_of(self, batch: Array) -> Array:
@@ -269,6 +291,15 @@ class _Builder:
             raise BadInput(f"encoder '{self._encoder.spec.name}' gave {rows.shape} for {len(batch)} exams; its spec "
                            f"says {self._place.key['dim']} numbers each.")  # fmt: skip
         return rows
+
+    def _tokens_of(self, encoder: TokenEncoder, batch: Array) -> list[Array]:
+        each = encoder.tokens(batch)
+        wrong = [one.shape for one in each if one.ndim != 2 or not len(one) or one.shape[1] != self._place.key["dim"]]
+        if len(each) != len(batch) or wrong:
+            told = f"n x {self._place.key['dim']}"
+            raise BadInput(f"encoder '{self._encoder.spec.name}' gave tokens of {len(each)} exams for {len(batch)}, "
+                           f"shapes {wrong[:3] or told}; its spec says {told} each.")  # fmt: skip
+        return each
 
     def _finish(self, held: _Open) -> None:
         ids = [exam_id for exam_id, _ in held.block.exams if exam_id in held.rows]

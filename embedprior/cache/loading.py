@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from embedprior.cache.layout import Place
 from embedprior.cache.present import Present
 from embedprior.encoders.base import Encoder
-from embedprior.imaging.files import UnreadableExam, source_hash
+from embedprior.errors import EmbedpriorError
+from embedprior.imaging.files import UnreadableExam, source_hash, source_stamp
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,12 @@ class _Reader(Dataset[Loaded]):
     def __getitem__(self, task: Task) -> Loaded:
         self._present.refresh()
         loaded = Loaded(task)
+        stamps: dict[str, object] = {}
         for exam_id, path in task.exams:
             try:
+                if not path:
+                    raise UnreadableExam("the table gives it no path")
+                stamps[exam_id] = source_stamp(self._root, path)
                 loaded.sources[exam_id] = source_hash(self._root, path)
             except (UnreadableExam, OSError, IndexError, ValueError) as error:
                 loaded.failures.append((exam_id, _reason(error)))
@@ -73,7 +78,11 @@ class _Reader(Dataset[Loaded]):
                 continue
             try:
                 array = self._encoder.read(self._root, path)
-            except (UnreadableExam, OSError) as error:
+                if source_stamp(self._root, path) != stamps[exam_id]:
+                    raise UnreadableExam("its file was changed while it was read; run the same command again")
+            except EmbedpriorError:
+                raise
+            except Exception as error:  # decoders raise all kinds; one bad exam must not stop ten thousand
                 loaded.failures.append((exam_id, _reason(error)))
             else:
                 ids, arrays = by_shape.setdefault((array.shape, array.dtype.str), ([], []))
@@ -109,7 +118,9 @@ def load(tasks: Iterable[Task], root: Path, encoder: Encoder, place: Place, work
 
 def _reason(error: Exception) -> str:
     """Return the reason without the path, which may name a patient."""
-    return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(error) if isinstance(error, UnreadableExam) else f"it can't be read ({type(error).__name__})"
 
 
 def _as_it_is(loaded: Any) -> Any:

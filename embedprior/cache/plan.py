@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from embedprior.cache.numbers import STORED, Array
 from embedprior.cache.present import Present
 from embedprior.encoders.base import Encoder, TokenEncoder
 from embedprior.errors import BadInput
-from embedprior.imaging.files import UnreadableExam, exam_file, source_hash
+from embedprior.imaging.files import UnreadableExam, source_hash, source_size
 
 TRIED = 8
 
@@ -53,44 +54,46 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(exams: pd.DataFrame, root: Path, encoder: Encoder, place: Place) -> Plan:
-    """Return what ``fill_cache`` would do; nothing is written."""
-    sources: dict[str, str] = {}
-    sizes: dict[str, int] = {}
-    paths = {str(i): str(p) for i, p in zip(exams["exam_id"], exams["path"], strict=True)}
-    for exam_id, path in paths.items():
-        try:
-            sources[exam_id] = source_hash(root, path)
-        except (UnreadableExam, OSError, IndexError, ValueError):
-            continue
-        file = exam_file(root, path)
-        sizes[exam_id] = file.stat().st_size if file.is_file() else 0
-    known = np.zeros(len(sources), dtype=bool)
-    if place.folder.is_dir():
-        present = Present(place.folder, place.short)
+def plan(exams: Iterable[pd.DataFrame], root: Path, encoder: Encoder, place: Place) -> Plan:
+    """Return what ``fill_cache`` would do with a table in pieces; nothing is written."""
+    present = Present(place.folder, place.short) if place.folder.is_dir() else None
+    if present is not None:
         present.refresh()
-        known = present.has(sources.items())
-    missing = [exam_id for exam_id, is_there in zip(sources, known, strict=True) if not is_there]
-    rows, seconds = _try([paths[i] for i in missing], root, encoder, place.tokens)
+    count, missing, absent, size = 0, 0, 0, 0
+    tried: list[str] = []
+    for piece in exams:
+        sources: dict[str, str] = {}
+        paths = {str(i): str(p) for i, p in zip(piece["exam_id"], piece["path"], strict=True)}
+        for exam_id, path in paths.items():
+            try:
+                sources[exam_id] = source_hash(root, path)
+            except (UnreadableExam, OSError, IndexError, ValueError):
+                absent += 1
+        known = np.zeros(len(sources), dtype=bool) if present is None else present.has(sources.items())
+        lacking = [paths[i] for i, is_there in zip(sources, known, strict=True) if not is_there]
+        count, missing = count + len(paths), missing + len(lacking)
+        size += sum(source_size(root, path) for path in lacking)
+        tried += lacking[: 4 * TRIED - len(tried)]
+    rows, seconds = _try(tried, root, encoder, place.tokens)
     bytes_each = STORED[place.dtype][1].itemsize * int(place.key["dim"])
     return Plan(
-        exams=len(paths),
-        missing=len(missing),
-        absent=len(paths) - len(sources),
-        read_bytes=sum(sizes[i] for i in missing),
-        write_bytes=None if rows is None else round(rows * bytes_each * len(missing)),
-        seconds=None if seconds is None else seconds * len(missing),
+        exams=count,
+        missing=missing,
+        absent=absent,
+        read_bytes=size,
+        write_bytes=None if rows is None else round(rows * bytes_each * missing),
+        seconds=None if seconds is None else seconds * missing,
     )
 
 
-def sample(exams: pd.DataFrame, root: Path, encoder: Encoder, most: int) -> list[Array]:
+def sample(paths: Iterable[str], root: Path, encoder: Encoder, most: int) -> list[Array]:
     """Return the first readable exams, as ``encoder.read`` gives them, all of one shape."""
     read: list[Array] = []
-    for path in exams["path"]:
+    for path in paths:
         if len(read) == most:
             break
         try:
-            array = encoder.read(root, str(path))
+            array = encoder.read(root, path)
         except (UnreadableExam, OSError):
             continue
         if not read or array.shape == read[0].shape:
@@ -103,7 +106,7 @@ def _try(paths: list[str], root: Path, encoder: Encoder, tokens: bool) -> tuple[
     seconds, rows = None, None
     for _ in range(2):
         started = time.perf_counter()
-        read = sample(pd.DataFrame({"path": paths[: 4 * TRIED]}), root, encoder, TRIED)
+        read = sample(paths, root, encoder, TRIED)
         if not read:
             return None, None
         if not tokens:

@@ -1,4 +1,4 @@
-"""Which exams a cache folder holds already, in eight bytes each, kept up to date while others write."""
+"""Which exams there are already, in eight bytes each: of a cache folder while others write, of a table in pieces."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from embedprior.cache.layout import shard_files
@@ -18,8 +19,32 @@ from embedprior.errors import BadInput
 
 T = TypeVar("T")
 
+Array64 = NDArray[np.uint64]
+
 _MOST_RUNS = 24
 _GRAIN_NS = 50_000_000
+
+
+class HashSet:
+    """A set of hashes that grows by sorted runs, which are merged when there are many."""
+
+    def __init__(self) -> None:
+        self._runs: list[Array64] = []
+
+    def add(self, hashes: Array64) -> None:
+        """Put hashes in."""
+        if len(hashes):
+            self._runs.append(np.sort(hashes))
+        if len(self._runs) > _MOST_RUNS:
+            self._runs = [np.sort(np.concatenate(self._runs))]
+
+    def has(self, hashes: Array64) -> NDArray[np.bool_]:
+        """Return of each hash whether it is in."""
+        found = np.zeros(len(hashes), dtype=bool)
+        for run in self._runs:
+            at = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
+            found |= run[at] == hashes
+        return found
 
 
 class Present:
@@ -33,7 +58,7 @@ class Present:
         self._folder, self._key = folder, key
         self._seen: set[str] = set(skip)
         self._changed = -1
-        self._runs: list[NDArray[np.uint64]] = []
+        self._pairs = HashSet()
 
     def refresh(self) -> None:
         """Read the headers of shards that appeared since."""
@@ -51,23 +76,11 @@ class Present:
             except BadInput:
                 continue
             if header.key == self._key:
-                self._add(zip(header.exam_ids, header.sources, strict=True))
+                self._pairs.add(_hashes(zip(header.exam_ids, header.sources, strict=True)))
 
     def has(self, pairs: Iterable[tuple[str, str]]) -> NDArray[np.bool_]:
         """Return of each exam, with this content, whether it is there."""
-        wanted = _hashes(pairs)
-        found = np.zeros(len(wanted), dtype=bool)
-        for run in self._runs:
-            at = np.minimum(np.searchsorted(run, wanted), len(run) - 1)
-            found |= run[at] == wanted
-        return found
-
-    def _add(self, pairs: Iterable[tuple[str, str]]) -> None:
-        hashes = _hashes(pairs)
-        if len(hashes):
-            self._runs.append(np.sort(hashes))
-        if len(self._runs) > _MOST_RUNS:
-            self._runs = [np.sort(np.concatenate(self._runs))]
+        return self._pairs.has(_hashes(pairs))
 
 
 def in_pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -77,7 +90,12 @@ def in_pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield piece
 
 
-def _hashes(pairs: Iterable[tuple[str, str]]) -> NDArray[np.uint64]:
+def hash_ids(exam_ids: Iterable[object]) -> Array64:
+    """Return eight bytes that stand for each exam id."""
+    return pd.util.hash_array(np.array([str(i) for i in exam_ids], dtype=object), categorize=False)
+
+
+def _hashes(pairs: Iterable[tuple[str, str]]) -> Array64:
     digests = [hashlib.blake2b(f"{i}\0{s}".encode(), digest_size=8).digest() for i, s in pairs]
     return np.frombuffer(b"".join(digests), np.uint64)
 

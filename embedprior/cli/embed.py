@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from embedprior.cache.build import Filled
+    from embedprior.cache.exam_table import ExamTable
     from embedprior.encoders.base import Encoder
 
 HELP = "embed the exams of a table with a frozen encoder; what is there is kept"
@@ -85,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     return NEEDS_ATTENTION if filled.failures else DONE
 
 
-def _fill(options: argparse.Namespace, encoder: Encoder, exams: pd.DataFrame, me: Any) -> Filled:
+def _fill(options: argparse.Namespace, encoder: Encoder, exams: ExamTable, me: Any) -> Filled:
     from embedprior.cache.build import fill_cache
     from embedprior.runs import Run, hash_file, note_use
 
@@ -101,7 +100,7 @@ def _fill(options: argparse.Namespace, encoder: Encoder, exams: pd.DataFrame, me
     if run is not None:
         note_use("cache", filled.place.folder.name, filled.place.folder, filled.view)
         drift = _drift(options, encoder, exams)
-        text = _summary(filled, drift, len(exams))
+        text = _summary(filled, drift, exams.count)
         run.stage("embed", exams=filled.exams, embedded=filled.embedded, failures=len(filled.failures))
         run.finish(text, filled.failures, cache=filled.place.folder.name, view=filled.view, drift=drift,
                    mended=[vars(one) for one in filled.mended])  # fmt: skip
@@ -126,7 +125,7 @@ def _summary(filled: Filled, drift: dict[str, Any] | None, asked: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _drift(options: argparse.Namespace, encoder: Encoder, exams: pd.DataFrame) -> dict[str, Any] | None:
+def _drift(options: argparse.Namespace, encoder: Encoder, exams: ExamTable) -> dict[str, Any] | None:
     """Return how far reduced precision moves the embedding, measured on the first exams; None in float32."""
     import numpy as np
 
@@ -137,7 +136,8 @@ def _drift(options: argparse.Namespace, encoder: Encoder, exams: pd.DataFrame) -
     dtype = options.dtype or encoder.spec.dtype
     if dtype == "uint8" or (dtype == "float32" and encoder.spec.precision == "fp32"):
         return None
-    read = sample(exams, options.cohort.parent, encoder, DRIFT_EXAMS)
+    paths = (str(path) for piece in exams for path in piece["path"])
+    read = sample(paths, options.cohort.parent, encoder, DRIFT_EXAMS)
     if not read:
         return None
     batch = np.stack(read)
@@ -175,21 +175,16 @@ def _refuse_bytes(encoder: Encoder, dtype: str | None) -> None:
         raise BadInput(f"--dtype {dtype} with encoder '{encoder.spec.name}'. Allowed: {allowed}.")
 
 
-def _exams(options: argparse.Namespace, encoder: Encoder, quiet: bool) -> pd.DataFrame:
+def _exams(options: argparse.Namespace, encoder: Encoder, quiet: bool) -> ExamTable:
+    from embedprior.cache.exam_table import ExamTable
     from embedprior.errors import BadInput
-    from embedprior.tables import EXAM_REQUIRED, check_exams, read_table
 
-    exams = check_exams(read_table(options.cohort, EXAM_REQUIRED), str(options.cohort))
     readable = READS.get(encoder.spec.modality, (encoder.spec.modality,))
     wanted = readable if options.modality is None else tuple(m for m in readable if m == options.modality)
-    kept = exams[exams["modality"].isin(wanted)].reset_index(drop=True)
-    if kept.empty:
-        there = ", ".join(sorted(exams["modality"].unique())) or "(no exam)"
-        raise BadInput(
-            f"{options.cohort}: no exam for encoder '{encoder.spec.name}', which reads {', '.join(readable)}; asked "
-            f"for: {options.modality or 'any of them'}; the table has {there}."
-        )
-    if len(kept) < len(exams) and not quiet:
-        print(f"{len(exams) - len(kept)} exams of other modalities are left out; embedding {', '.join(wanted)}",
+    if not wanted:
+        raise BadInput(f"--modality {options.modality}: encoder '{encoder.spec.name}' reads {', '.join(readable)}.")
+    exams = ExamTable(options.cohort, wanted, options.limit)
+    if exams.left_out and not quiet:
+        print(f"{exams.left_out} exams of other modalities are left out; embedding {', '.join(wanted)}",
               file=sys.stderr)  # fmt: skip
-    return kept if options.limit is None else kept.head(options.limit)
+    return exams

@@ -41,7 +41,25 @@ def source_hash(root: Path, path: str) -> str:
         return hash_of(sorted(hash_file(member) for member in (root / file).rglob("*") if member.is_file()))
     if row is None:
         return hash_file(root / file)
-    return hash_array(_array(str(root / file))[row])
+    return hash_array(_array(root / file)[row])
+
+
+def source_size(root: Path, path: str) -> int:
+    """Return the bytes of an exam's source: of the file, of one row of an array file, or of a folder's files."""
+    file, row = split_path(path)
+    if row is not None:
+        return int(_array(root / file)[row].nbytes)
+    if (root / file).is_dir():
+        return sum(member.stat().st_size for member in (root / file).rglob("*") if member.is_file())
+    return (root / file).stat().st_size
+
+
+def source_stamp(root: Path, path: str) -> list[tuple[str, int, int, int]]:
+    """Return what changes when an exam's files are written to: name, inode, size and time of change of each."""
+    file = exam_file(root, path)
+    members = sorted(m for m in file.rglob("*") if m.is_file()) if file.is_dir() else [file]
+    states = [(member, member.stat()) for member in members]
+    return [(str(member), state.st_ino, state.st_size, state.st_mtime_ns) for member, state in states]
 
 
 def read_array(root: Path, path: str) -> np.ndarray[Any, Any]:
@@ -52,14 +70,20 @@ def read_array(root: Path, path: str) -> np.ndarray[Any, Any]:
     """
     file, row = split_path(path)
     try:
-        array = _array(str(root / file))
+        array = _array(root / file)
         return np.array(array if row is None else array[row])
     except (OSError, ValueError, IndexError) as error:
         raise UnreadableExam(f"{file}: {error}") from error
 
 
+def _array(file: Path) -> np.ndarray[Any, Any]:
+    state = file.stat()
+    return _mapped(str(file), state.st_ino, state.st_size, state.st_mtime_ns)
+
+
 @lru_cache(maxsize=8)
-def _array(file: str) -> np.ndarray[Any, Any]:
+def _mapped(file: str, *state: int) -> np.ndarray[Any, Any]:
+    """Map an array file; written again, it has another state, and must not be taken for what it was."""
     array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
     return array
 

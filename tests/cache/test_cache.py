@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from embedprior.cache import build_cache, open_cache
+from embedprior.cache.build import fill_cache
 from embedprior.cache.layout import place_for, refuse_neighbour
 from embedprior.encoders.base import encoder_key
 from embedprior.errors import BadInput
@@ -63,6 +65,55 @@ def test_embedding_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
     cache, failures = build_cache(make_exams(tmp_path, 3), tmp_path, Broken(), tmp_path / "cache")
     assert cache.ids == ["e1", "e2"]
     assert "not finite" in failures[0]["reason"]
+
+
+def test_reader_that_raises_what_it_likes_costs_one_exam(tmp_path: Path) -> None:
+    class Fragile(MeanEncoder):
+        def read(self, root: Path, path: str) -> np.ndarray:
+            if path == "1.png":
+                raise KeyError(f"{root}/{path}")
+            return super().read(root, path)
+
+    exams = make_exams(tmp_path, 4).assign(path=["0.png", "1.png", None, "3.png"])
+    cache, failures = build_cache(exams, tmp_path, Fragile(), tmp_path / "cache")
+    assert cache.ids == ["e0", "e3"]
+    reasons = {f["exam_id"]: f["reason"] for f in failures}
+    assert reasons == {"e1": "it can't be read (KeyError)", "e2": "the table gives it no path"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_file_that_changes_between_hash_and_reading_is_not_stored(tmp_path: Path, workers: int) -> None:
+    """Its row would stand under the hash of a picture that it does not show."""
+
+    class Replaced(MeanEncoder):
+        def read(self, root: Path, path: str) -> np.ndarray:
+            if path == "1.png":
+                Image.fromarray(np.full((8, 8), 9, np.uint8)).save(root / path)
+            return super().read(root, path)
+
+    exams = make_exams(tmp_path, 3)
+    cache, failures = build_cache(exams, tmp_path, Replaced(), tmp_path / "cache", workers=workers)
+    assert cache.ids == ["e0", "e2"]
+    assert "changed while it was read" in failures[0]["reason"]
+    cache, _ = build_cache(exams, tmp_path, MeanEncoder(), tmp_path / "cache")
+    np.testing.assert_allclose(cache.take(["e1"]), expected(tmp_path, [1]), atol=1e-6)
+
+
+def test_array_file_written_again_is_read_again_in_the_same_process(tmp_path: Path) -> None:
+    exams = pd.DataFrame({"exam_id": ["a", "b"], "path": ["all.npy#0", "all.npy#1"]})
+    for value in (50, 100):
+        np.save(tmp_path / "all.npy", np.full((2, 8, 8), value, np.uint8))
+        cache, _ = build_cache(exams, tmp_path, MeanEncoder(), tmp_path / "cache")
+        np.testing.assert_allclose(cache.matrix, value / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_exam_that_is_in_the_table_twice_is_refused(tmp_path: Path, in_pieces: bool) -> None:
+    exams = make_exams(tmp_path, 6)
+    exams.loc[5, "exam_id"] = "e1"
+    table = (exams.iloc[n : n + 2] for n in range(0, 6, 2)) if in_pieces else exams
+    with pytest.raises(BadInput, match="exam 'e1' is in the table twice"):
+        fill_cache(table, tmp_path, MeanEncoder(), tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -169,8 +220,12 @@ def test_readers_in_other_processes_change_no_byte_and_no_random_number(tmp_path
 
 
 def test_encoder_whose_width_differs_from_its_spec_is_refused(tmp_path: Path) -> None:
+    exams = make_exams(tmp_path, 2)
     with pytest.raises(BadInput, match="its spec says 5"):
-        build_cache(make_exams(tmp_path, 2), tmp_path, MeanEncoder(dim=5), tmp_path / "cache")
+        build_cache(exams, tmp_path, MeanEncoder(dim=5), tmp_path / "cache")
+    with pytest.raises(BadInput, match=r"shapes \[\(8, 2\), \(8, 2\)\]; its spec says n x 3"):
+        build_cache(exams, tmp_path, MeanEncoder(token_dim=3), tmp_path / "cache", tokens=True)
+    assert not list((tmp_path / "cache").rglob("shard-*"))
 
 
 def test_patients_seen_travel_with_the_cache(tmp_path: Path) -> None:

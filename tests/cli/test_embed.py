@@ -60,6 +60,28 @@ def test_embed_fills_a_cache_and_names_what_it_left_out(
     assert not (out / "failures.csv").exists()
 
 
+def test_table_is_checked_as_a_whole_and_read_in_pieces(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines are counted, repeated exams found and the limit kept across the borders of pieces."""
+    embed(cohort, tmp_path / "whole", "--limit", "8")
+    monkeypatch.setattr("embedprior.cache.exam_table.PIECE", 3)
+    assert embed(cohort, tmp_path / "pieces", "--limit", "8") == 3
+    assert open_cache(tmp_path / "pieces").ids == [f"00{i}" for i in range(8) if i != 5]
+    assert (tmp_path / "pieces" / "current").read_text() == (tmp_path / "whole" / "current").read_text()
+    text = cohort.read_text()
+    for before, after, message in (
+        ("007,p7", "002,p7", "repeated 'exam_id' in line 9 ('002')"),
+        ("009,p9", ",p9", "empty 'exam_id' in line 11"),
+        ("CXR,10.png", "MR,10.png", "modality not one of CT, CXR, DRR, REPORT in line 12"),
+    ):
+        assert before in text
+        cohort.write_text(text.replace(before, after))
+        assert embed(cohort, tmp_path / "bad") == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()
+
+
 def test_dry_run_writes_nothing_and_counts(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert embed(cohort, tmp_path / "out", "--dry-run") == 0
     said = capsys.readouterr().out
@@ -77,7 +99,7 @@ def test_dry_run_writes_nothing_and_counts(cohort: Path, tmp_path: Path, capsys:
         (["--weights", "x"], "has no option 'weights'"),
         (["--dtype", "float16"], "Allowed: uint8"),
         (["--tokens"], "gives no tokens"),
-        (["--modality", "CT"], "no exam for encoder 'pixels-128'"),
+        (["--modality", "CT"], "no exam of modality CT; the table has CXR, REPORT"),
         (["--batch-size", "0"], "Allowed: 1 or more"),
         (["--processes", "2"], "2 processes were asked for, 1 started"),
         (["--encoder", "pixel-128"], "Did you mean 'pixels-128'"),
