@@ -529,6 +529,13 @@ MUTANTS = (
         "tests/imaging/test_profiles.py",
     ),
     Mutant(
+        "a NIfTI whose two orientations disagree is read by one of them",
+        "embedprior/imaging/image_header.py",
+        "if turned <= TURN_DEG and scaled <= SCALE_SHARE:",
+        "if scaled <= SCALE_SHARE:",
+        "tests/imaging/test_image_header.py",
+    ),
+    Mutant(
         "the lung network joins the level's own maps before what came up",
         "embedprior/imaging/lung_network.py",
         'torch.cat([step["up"](pixels), kept.pop()], dim=1)',

@@ -31,6 +31,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "oblique": ("note", "axes turned against the patient's; resampling straightens them"),
     "reoriented": ("note", "stored in another orientation than LPS"),
     "no-geometry": ("error", "the file says nothing about spacing or position"),
+    "two-geometries": ("error", "the file gives two orientations that disagree"),
     "too-few-slices": ("error", "too few slices for a volume"),
     # volumes: values
     "compressed": ("note", "pixels were stored compressed"),

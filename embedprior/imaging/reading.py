@@ -11,6 +11,7 @@ from jaxtyping import Int16
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import Finding, UnusableExam, worst
 from embedprior.imaging.hounsfield import audit_hu, to_int16
+from embedprior.imaging.image_header import FIELDS, audit_header
 from embedprior.imaging.quiet import quiet_itk
 from embedprior.imaging.volume import Triple, Volume
 
@@ -93,8 +94,7 @@ def _read_image(path: Path) -> tuple[Volume, list[Finding]]:
             reader.ReadImageInformation()
             size, components = reader.GetSize(), reader.GetNumberOfComponents()
             _refuse_size(path, size, components)
-            keys = reader.GetMetaDataKeys()
-            codes = [reader.GetMetaData(k) for k in ("qform_code", "sform_code") if k in keys]
+            fields = {key: reader.GetMetaData(key) for key in FIELDS if reader.HasMetaDataKey(key)}
             if len(size) == 4:
                 reader.SetExtractSize([*size[:3], 0])
             image = reader.Execute()
@@ -104,9 +104,9 @@ def _read_image(path: Path) -> tuple[Volume, list[Finding]]:
                 message = "the affine is sheared. Next: straighten it first (dcm2niix writes a file ending in _Tilt_1)"
                 raise UnusableExam(path.name, [Finding("gantry-tilt", message)]) from None
             raise UnreadableExam(f"{path.name}: damaged, or not the format its name says") from None
-    if codes and not any(code.strip() not in ("0", "") and not code.startswith("NIFTI_XFORM_UNK") for code in codes):
-        message = "qform_code and sform_code are 0, so left and right are not known. Next: convert the DICOM again"
-        raise UnusableExam(path.name, [Finding("no-geometry", message)])
+    lost = audit_header(path, fields)
+    if lost:
+        raise UnusableExam(path.name, lost)
     hu, findings = to_int16(sitk.GetArrayFromImage(image))
     x, y, z = image.GetSpacing()
     left, back, up = image.GetOrigin()
