@@ -121,7 +121,7 @@ def _folder(out: Path) -> list[Finding]:
 def _configurations() -> list[Finding]:
     from embedprior.config import config_folder
 
-    names = [f"{f}/{p.stem}" for f in ("demo", "prior", "study") for p in sorted(config_folder(f).glob("*.yaml"))]
+    names = sorted(f"{file.parent.name}/{file.stem}" for file in config_folder("").glob("*/*.yaml"))
     if names:
         return [Finding(PASS, f"shipped configurations: {', '.join(names)}")]
     return [Finding(FAIL, "no shipped configuration found", "reinstall: pip install --force-reinstall embedprior")]
