@@ -445,6 +445,13 @@ MUTANTS = (
         "tests/students/test_controls.py",
     ),
     Mutant(
+        "an option lets a student see CT",
+        "embedprior/students/settings.py",
+        "if f.init and f.name not in FIXED",
+        "if f.init",
+        "tests/students/test_registry.py",
+    ),
+    Mutant(
         "the longer control trains no longer",
         "embedprior/students/plain.py",
         '{"steps": self.times * self.budget.fit.steps}',
@@ -527,6 +534,13 @@ MUTANTS = (
         "if mask.shape != volume.shape or not np.allclose(mask.affine, volume.affine, atol=1e-2):",
         "if mask.shape != volume.shape:",
         "tests/imaging/test_profiles.py",
+    ),
+    Mutant(
+        "every frame of an enhanced CT is rescaled as the first one",
+        "embedprior/imaging/dicom_header.py",
+        'slope=_number(value("PixelValueTransformationSequence", "RescaleSlope")),',
+        'slope=_number(value("PixelValueTransformationSequence", "RescaleSlope", (groups[0],))),',
+        "tests/imaging/test_enhanced_ct.py",
     ),
     Mutant(
         "a NIfTI whose two orientations disagree is read by one of them",

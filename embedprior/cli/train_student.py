@@ -20,25 +20,36 @@ def main(argv: Sequence[str]) -> int:
     """Fit one method; returns the exit code. Everything that can be refused is refused before a file is written.
 
     Raises:
-        BadInput: unknown method or option, or see ``students.tables.load``.
+        BadInput: unknown method or option, no CT for a method that learns from it, cases that do not allow a fit (one
+            class only, say), or see ``students.tables.load``.
         EmbedpriorError: the method read back from its folder scores differently.
     """
     from embedprior.cli.options import parse
-    from embedprior.errors import DONE, EmbedpriorError, choose
+    from embedprior.errors import DONE, BadInput, EmbedpriorError, choose
     from embedprior.students.config import TrainStudentConfig
     from embedprior.students.registry import build_method, methods
 
     config, _ = parse(TrainStudentConfig, "student", argv, "embedprior train student", HELP, "demo")
     method = build_method(config.method, config.budget, **({"inputs": config.inputs} | config.options))
     info = choose("method", config.method, methods())
+    missing = {"CT cache": config.ct_cache is None, "pair table": config.pairs is None}
+    if info.uses_ct and any(missing.values()):
+        raise BadInput(
+            f"method '{config.method}' learns from CT, and no {' and no '.join(w for w in missing if missing[w])} is "
+            "given. Next: --ct_cache DIR --pairs FILE, or a method without CT (embedprior methods)"
+        )
     from embedprior.runs import Run, one_thread
+    from embedprior.students.base import CannotFit
     from embedprior.students.saved import load_fitted, save_fitted
     from embedprior.students.tables import load
     from embedprior.tables import write_table
 
     loaded = load(config, info.needs_teacher)
-    with one_thread():
-        fitted = method.fit(loaded.data, config.seed)
+    try:
+        with one_thread():
+            fitted = method.fit(loaded.data, config.seed)
+    except CannotFit as error:
+        raise BadInput(f"method '{config.method}' can't be fitted on {config.exams}: {error}") from error
     out = Path(config.out)
     run = Run(out, "train student", config, config.seed, loaded.inputs)
     account = getattr(fitted, "account", None)
@@ -76,6 +87,8 @@ def _predictions(config: TrainStudentConfig, fitted: Fitted, scored: Mapping[str
 
 
 def _aucs(predictions: pd.DataFrame) -> list[tuple[str, str, str]]:
+    import numpy as np
+
     from embedprior.evidence import delong
     from embedprior.evidence.intervals import auc_interval
 
@@ -90,7 +103,8 @@ def _aucs(predictions: pd.DataFrame) -> list[tuple[str, str, str]]:
             float(joint.auc[0]), float(joint.covariance[0, 0]), joint.independent_pairs, reason=joint.reason
         )
         bounds = ends.reason if ends.reason else f"{ends.low:.3f}–{ends.high:.3f}"
-        rows.append((text, f"{joint.auc[0]:.3f} ({bounds})", f"{joint.n_pos} / {joint.n_neg}"))
+        auc = f"{joint.auc[0]:.3f}" if np.isfinite(joint.auc[0]) else "–"
+        rows.append((text, f"{auc} ({bounds})", f"{joint.n_pos} / {joint.n_neg}"))
     return rows
 
 
@@ -98,8 +112,10 @@ def _summary(config: TrainStudentConfig, account: Any, aucs: Sequence[tuple[str,
     lines = [f"# {config.method} for {config.label}", ""]
     if account is not None:
         losses = f"; losses: {', '.join(account.losses)}" if account.losses else ""
+        frozen = account.total - account.trainable
+        reads = f" ({account.total:,} with the frozen head it reads)" if frozen else ""
         lines += [
-            f"{account.trainable:,} parameters trained, {account.total:,} with the frozen ones it reads; "
+            f"{account.trainable:,} parameters trained{reads}; "
             f"{account.steps:,} steps, {account.seconds:.1f} s{losses}.",
             "",
         ]

@@ -14,6 +14,7 @@ from embedprior.students.controls import probe
 from embedprior.students.features import StandardCt
 from embedprior.students.losses import info_nce
 from embedprior.students.network import ProbeReadout, StudentNetwork, student_inputs
+from embedprior.students.settings import Positive
 from embedprior.students.student import LogitStudent, Sizes, StudentMethod, labelled
 from embedprior.students.training import Objective, Rows
 
@@ -49,7 +50,7 @@ class ClipAlignment(StudentMethod):
         scale: of the cosines, 1 / 0.07 (CLIP's starting temperature).
     """
 
-    scale: float = 1 / 0.07
+    scale: Positive = 1 / 0.07
     name: str = "clip-alignment"
     readout: ClassVar[str] = "probe"
     needs_teacher: ClassVar[bool] = False

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from embedprior.errors import BadInput
 from embedprior.students.base import FitData
 from embedprior.students.losses import label_loss, orthogonality
 from embedprior.students.network import DisentangledReadout, StudentNetwork
+from embedprior.students.settings import Count, Weight
 from embedprior.students.student import Sizes, StudentMethod
 from embedprior.students.training import Objective, Rows
 from embedprior.teachers.fitting import tensor
 
 CXR, CT = 0, 1
+TERMS = ("cl", "aux", "mod", "adv", "perp")
 
 
 class ReverseGradient(torch.autograd.Function):
@@ -118,13 +121,18 @@ class DiscomKd(StudentMethod):
         weights: of ``cl``, ``aux``, ``mod``, ``adv``, ``perp``; 1 where not named.
     """
 
-    width: int = 64
-    reversal: float = 1.0
+    width: Count = 64
+    reversal: Weight = 1.0
     schedule: bool = False
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, Weight] = field(default_factory=dict)
     name: str = "discom-kd"
     readout: ClassVar[str] = "disentangled"
     needs_teacher: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in self.weights:
+            if name not in TERMS:
+                raise BadInput(f"method '{self.name}': no term '{name}' to weigh. Allowed: {', '.join(TERMS)}.")
 
     def latent(self, sizes: Sizes) -> int:
         """Return the width of each part."""

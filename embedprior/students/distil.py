@@ -12,6 +12,7 @@ from embedprior.students.base import FitData
 from embedprior.students.losses import hinton, label_loss, soft_label_loss
 from embedprior.students.network import StudentNetwork
 from embedprior.students.plain import CxrOnly
+from embedprior.students.settings import Count, Positive, Share
 from embedprior.students.student import StudentMethod
 from embedprior.students.training import Objective, Rows
 
@@ -75,8 +76,8 @@ class HintonKd(StudentMethod):
         soft_share: weight of the distillation term, 0.6 (the pilot study's protocol).
     """
 
-    temperature: float = 4.0
-    soft_share: float = 0.6
+    temperature: Positive = 4.0
+    soft_share: Share = 0.6
     name: str = "hinton-kd"
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
@@ -109,9 +110,9 @@ class SameModalityKd(StudentMethod):
         teacher_width: hidden width of the radiograph teacher, as a multiple of the student's.
     """
 
-    temperature: float = 4.0
-    soft_share: float = 0.6
-    teacher_width: int = 4
+    temperature: Positive = 4.0
+    soft_share: Share = 0.6
+    teacher_width: Count = 4
     name: str = "same-modality-kd"
     uses_ct: bool = False
     needs_teacher: ClassVar[bool] = False

@@ -17,6 +17,7 @@ from embedprior.prior.terms import aft, contrast
 from embedprior.students.base import FitData
 from embedprior.students.losses import hinton, label_loss, prototypes, same_patient, similarity_map
 from embedprior.students.network import StudentNetwork
+from embedprior.students.settings import Counts, Positive, Weight
 from embedprior.students.student import StudentMethod
 from embedprior.students.training import Objective, Rows
 from embedprior.teachers.fitting import tensor
@@ -115,11 +116,11 @@ class AftKd(StudentMethod):
         weighting_temperature: T above.
     """
 
-    groups: tuple[int, ...] = (4, 16, 64)
-    weight: float = 1.0
-    kd_weight: float = 1.0
-    temperature: float = 4.0
-    weighting_temperature: float = 2.0
+    groups: Counts = (4, 16, 64)
+    weight: Weight = 1.0
+    kd_weight: Weight = 1.0
+    temperature: Positive = 4.0
+    weighting_temperature: Positive = 2.0
     name: str = "aft-kd"
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
@@ -167,9 +168,9 @@ class ProtoKd(StudentMethod):
         temperature: of the softened logits.
     """
 
-    kd_weight: float = 10.0
-    proto_weight: float = 0.1
-    temperature: float = 10.0
+    kd_weight: Weight = 10.0
+    proto_weight: Weight = 0.1
+    temperature: Positive = 10.0
     name: str = "proto-kd"
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
@@ -202,8 +203,8 @@ class ContrastiveKd(StudentMethod):
         weight: of the term.
     """
 
-    margin: float = 1.0
-    weight: float = 1.0
+    margin: Positive = 1.0
+    weight: Weight = 1.0
     name: str = "contrastive-kd"
     needs_teacher: ClassVar[bool] = False
 
@@ -229,7 +230,7 @@ class FitNets(StudentMethod):
         weight: of the hint; 1, for a standardised z_CT (mdistiller's 100 belongs to feature maps).
     """
 
-    weight: float = 1.0
+    weight: Weight = 1.0
     name: str = "fitnets"
     needs_teacher: ClassVar[bool] = False
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from embedprior.errors import BadInput
 from embedprior.students.base import FitData, Stage
 from embedprior.students.losses import label_loss
 from embedprior.students.network import StudentNetwork
+from embedprior.students.settings import Count
 from embedprior.students.student import LogitStudent, StudentMethod, labelled
 from embedprior.students.training import Account, Objective, Rows
 
@@ -37,14 +37,10 @@ class CxrOnly(StudentMethod):
             a gain over ``cxr-only`` that it has too is a gain of training longer.
     """
 
-    times: int = 1
+    times: Count = 1
     name: str = "cxr-only"
     uses_ct: bool = False
     needs_teacher: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.times < 1:
-            raise BadInput(f"method '{self.name}': times {self.times}. Allowed: 1 or more.")
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
         """Return the label term alone."""

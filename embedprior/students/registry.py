@@ -227,19 +227,23 @@ def build_method(name: str, budget: Budget | None = None, **options: Any) -> Met
         options: settings of the method itself, over those of its registry entry.
 
     Raises:
-        BadInput: unknown or degenerate name, an input the method can't read, or an option it does not take.
+        BadInput: unknown or degenerate name, an input the method can't read, or an option or a value that it does
+            not take.
     """
     if name in DEGENERATE:
         raise BadInput(f"method '{name}': {DEGENERATE[name]}. Next: embedprior methods")
+    from embedprior.students.settings import checked
+
     info = choose("method", name, methods())
     kind = options.get("inputs", "embedding")
     if kind not in info.inputs:
         raise BadInput(f"method '{name}' can't read {kind}. Allowed: {', '.join(info.inputs)}.")
     if info.inputs == ("embedding",):
         options.pop("inputs", None)
-    settings = {"name": info.name, "budget": budget or Budget(), **info.options, **options}
     module, _, attribute = info.build.partition(":")
+    built = getattr(importlib.import_module(module), attribute)
+    own = checked(name, built, {**info.options, **options})
     try:
-        return cast("Method", getattr(importlib.import_module(module), attribute)(**settings))
+        return cast("Method", built(name=info.name, budget=budget or Budget(), **own))
     except TypeError as error:
         raise BadInput(f"method '{name}': {error}") from error

@@ -26,6 +26,7 @@ from embedprior.students.regressors import (
     standard,
     summed,
 )
+from embedprior.students.settings import Positive, Positives
 from embedprior.students.student import head_size
 from embedprior.students.training import Account, timed
 from embedprior.teachers.fitting import fit, new_mlp, tensor
@@ -93,8 +94,8 @@ class RidgeHead(RegressionMethod):
         fixed_penalty: taken when there is no validation pair.
     """
 
-    penalties: tuple[float, ...] = tuple(10.0**k for k in range(-1, 6))
-    fixed_penalty: float = 100.0
+    penalties: Positives = tuple(10.0**k for k in range(-1, 6))
+    fixed_penalty: Positive = 100.0
     name: str = "ridge-head"
 
     def term(self, stage: Stage, wanted: Array, val_wanted: Array, seed: int) -> Affine:
@@ -121,9 +122,9 @@ class KernelRidgeHead(RegressionMethod):
         fixed: width and penalty taken when there is no validation pair.
     """
 
-    widths: tuple[float, ...] = (0.1, 0.3, 1.0)
-    penalties: tuple[float, ...] = (0.03, 0.3, 3.0, 30.0)
-    fixed: tuple[float, float] = (0.3, 3.0)
+    widths: Positives = (0.1, 0.3, 1.0)
+    penalties: Positives = (0.03, 0.3, 3.0, 30.0)
+    fixed: tuple[Positive, Positive] = (0.3, 3.0)
     name: str = "kernel-ridge-head"
 
     def term(self, stage: Stage, wanted: Array, val_wanted: Array, seed: int) -> Kernel:

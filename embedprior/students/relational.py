@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from embedprior.students.base import FitData
 from embedprior.students.network import StudentNetwork
+from embedprior.students.settings import Weight
 from embedprior.students.student import StudentMethod
 from embedprior.students.training import LabelsAnd
 
@@ -28,7 +29,7 @@ def distance_relations(student: Tensor, teacher: Tensor) -> Tensor:
 class Rkd(StudentMethod):
     """Labels and the distance term of relational distillation (Park 2019), weight 25 as in mdistiller."""
 
-    weight: float = 25.0
+    weight: Weight = 25.0
     name: str = "rkd"
     needs_teacher: ClassVar[bool] = False
 

@@ -17,6 +17,7 @@ from embedprior.runs import read_json, write_json
 from embedprior.students.base import Cases, FitData, Fitted
 from embedprior.students.config import Budget
 from embedprior.students.regressors import Array, standard
+from embedprior.students.settings import Count, Counts
 from embedprior.students.student import head_size
 from embedprior.students.training import Account, timed
 
@@ -62,8 +63,8 @@ class KnnHead:
     """
 
     budget: Budget = field(default_factory=Budget)
-    neighbours: tuple[int, ...] = (5, 10, 20, 40, 80)
-    fixed_neighbours: int = 20
+    neighbours: Counts = (5, 10, 20, 40, 80)
+    fixed_neighbours: Count = 20
     name: str = "knn-head"
     needs_ct: bool = False
     uses_ct: bool = True

@@ -107,7 +107,7 @@ def test_a_given_teacher_is_used_and_its_size_counted(cohort: Path, capsys: pyte
     train_head(ct, label, ct[:0], label[:0], fit, 0).save(cohort / "teacher")
     assert main(words(cohort, "direct-head", "--teacher", str(cohort / "teacher"))) == 0
     student, head = 6 * 8 + 8 + 8 + 1, 5 * 4 + 4 + 4 + 1
-    assert f"{student} parameters trained, {student + head} with" in capsys.readouterr().out
+    assert f"{student} parameters trained ({student + head} with" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,9 @@ def test_a_given_teacher_is_used_and_its_size_counted(cohort: Path, capsys: pyte
         ("dist", [], True, "no gradient"),
         ("ridge-head", ["--inputs", "pixels"], True, "can't read pixels"),
         ("cxr-only", ["--label", "nodul"], True, "Did you mean 'nodule'"),
-        ("hinton-kd", [], False, "needs a CT teacher"),
+        ("hinton-kd", [], False, "'hinton-kd' learns from CT, and no CT cache and no pair table is given"),
+        ("hinton-kd", ["--options", '{"temperature": 0}'], True, "'temperature': input should be greater than 0"),
+        ("cxr-only", ["--inputs", "pixels"], True, "Next: give a pixels-128 cache"),
         ("cxr-only", ["--tokens", "nowhere"], True, "nowhere does not exist. Next: make demo"),
     ],
 )
@@ -125,6 +127,25 @@ def test_bad_input_is_refused_and_nothing_is_written(cohort, method, more, ct, m
     assert main(words(cohort, method, *more, ct=ct)) == 2
     assert message in capsys.readouterr().err
     assert not (cohort / "out").exists()
+
+
+def test_labels_of_one_class_are_refused_and_nothing_is_written(
+    cohort: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exams = pd.read_csv(cohort / "exams.csv")
+    exams.assign(**{"label:nodule": 1}).to_csv(cohort / "exams.csv", index=False)
+    for method, message in (("cxr-only", "fewer than two classes"), ("direct-head", "both classes")):
+        assert main(words(cohort, method)) == 2
+        assert message in capsys.readouterr().err
+    assert not (cohort / "out").exists()
+
+
+def test_an_undefined_auc_is_told_with_its_reason(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exams = pd.read_csv(cohort / "exams.csv", dtype={"patient_id": str})
+    exams.loc[exams["patient_id"].astype(int) < 12, "label:nodule"] = 0
+    exams.to_csv(cohort / "exams.csv", index=False)
+    assert main(words(cohort, "cxr-only")) == 0
+    assert "| held out | – (AUC undefined: only negatives (12)) |" in capsys.readouterr().out
 
 
 def test_every_setting_is_read(cohort: Path) -> None:

@@ -139,8 +139,37 @@ def test_unknown_degenerate_and_impossible_choices_are_refused() -> None:
             build_method(name)
     with pytest.raises(BadInput, match=r"can't read pixels\. Allowed: embedding"):
         build_method("ridge-head", inputs="pixels")
-    with pytest.raises(BadInput, match="temprature"):
+    with pytest.raises(BadInput, match=r"unknown option 'temprature'.*Did you mean 'temperature'"):
         build_method("hinton-kd", temprature=2)
+    with pytest.raises(BadInput, match=r"no term 'advv' to weigh\. Allowed: cl, aux, mod, adv, perp"):
+        build_method("discom-kd", weights={"advv": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "message"),
+    [
+        ("hinton-kd", "temperature", -2, "greater than 0"),
+        ("hinton-kd", "temperature", "hot", "valid number"),
+        ("hinton-kd", "soft_share", 1.5, "less than or equal to 1"),
+        ("aft-kd", "groups", [4, 0], "greater than 0"),
+        ("discom-kd", "weights", {"adv": -1}, "greater than or equal to 0"),
+        ("cxr-only", "times", 0, "greater than 0"),
+        ("ridge-head", "penalties", [], "at least 1"),
+        ("knn-head", "neighbours", [], "at least 1"),
+        ("prior", "pretraining", "perhaps", "valid boolean"),
+    ],
+)
+def test_a_value_that_an_option_does_not_take_is_refused(name: str, option: str, value: object, message: str) -> None:
+    with pytest.raises(BadInput, match=rf"method '{name}': option '{option}': .*{message}"):
+        build_method(name, **{option: value})
+
+
+def test_options_are_read_as_their_types_and_never_change_what_a_row_is() -> None:
+    method = build_method("aft-kd", groups=[2, 4], shuffled="true")
+    assert (method.groups, method.shuffled) == ((2, 4), True)  # type: ignore[attr-defined]
+    for name in ("needs_ct", "uses_ct"):
+        with pytest.raises(BadInput, match=f"unknown option '{name}'"):
+            build_method("hinton-kd", **{name: True})
 
 
 def test_a_folder_never_names_code(tmp_path: Path) -> None:
