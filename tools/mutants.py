@@ -578,6 +578,13 @@ MUTANTS = (
         "tests/imaging/test_fuzz.py",
     ),
     Mutant(
+        "a dependency is not declared",
+        "pyproject.toml",
+        '  "psutil>=5.9",\n',
+        "",
+        "tests/test_wheel.py",
+    ),
+    Mutant(
         "a typed setting forgets the rest of its section",
         "embedprior/config.py",
         "held.model_dump(exclude_unset=True) if isinstance(held, BaseModel) else {}",

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def imported(file: Path) -> set[str]:
+    """Return the top-level names of every absolute import in a module, those inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_everything_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = project["dependencies"] + [line for lines in project["optional-dependencies"].values() for line in lines]
+    declared = {re.split(r"[\[<>=;]", line)[0].strip().lower().replace("_", "-") for line in asked}
+    owners = packages_distributions()
+    missing = {}
+    for file in (ROOT / "embedprior").rglob("*.py"):
+        for name in imported(file) - set(sys.stdlib_module_names) - {"embedprior"}:
+            own = {owner.lower().replace("_", "-") for owner in owners.get(name, [])}
+            if not own & declared:
+                missing[name] = f"{file.relative_to(ROOT)}: {sorted(own) or 'of no installed package'}"
+    assert missing == {}
+
+
+@pytest.mark.slow
+def test_the_built_wheel_runs_the_demo_away_from_the_checkout(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(wheels)]
+    subprocess.run([*build, str(ROOT)], check=True)
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=False)
+    (site,) = environment.glob("lib/python*/site-packages")
+    # the dependencies of this environment, but not its editable embedprior: a folder named here runs no .pth of its own
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
+        wheel.extractall(site)
+    python = str(environment / "bin" / "python")
+    where = [python, "-c", "import embedprior; print(embedprior.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+    assert Path(found).is_relative_to(site)
+    demo = [python, "-m", "embedprior", "demo", "--config", "quick", "--workers", "1", "--out", "run"]
+    done = subprocess.run(demo, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
