@@ -8,7 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +29,7 @@ class Header:
         spacing_yx: PixelSpacing (between rows, between columns) in mm, or None.
         slope, intercept: rescale to HU, or None where the header has none.
         padding: lowest and highest stored value of PixelPaddingValue and PixelPaddingRangeLimit, or None.
+        frame: which frame of an enhanced (multi-frame) CT this is, from 0; None for a file that is one image.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Header:
     intercept: float | None
     padding: tuple[int, int] | None
     transfer_syntax: str
+    frame: int | None = None
 
     @property
     def series(self) -> str:
@@ -67,12 +69,15 @@ def short_id(uid: str) -> str:
 class DicomFiles:
     """The files of a folder (with its subfolders), of a zip, or one file; opened one at a time.
 
+    ``last_pixels`` keeps the name and PixelData of the file read last, which may hold hundreds of frames.
+
     Raises:
         UnreadableExam: not a zip, or an encrypted or damaged one.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.last_pixels: tuple[str, bytes] = ("", b"")
         self._zip: zipfile.ZipFile | None = None
         if path.is_dir():
             found = (p for p in path.rglob("*") if p.is_file())
@@ -111,8 +116,8 @@ class DicomFiles:
             self._zip.close()
 
 
-def read_header(files: DicomFiles, name: str) -> Header | None:
-    """Return the header of one file, None when it is no DICOM image.
+def read_headers(files: DicomFiles, name: str) -> list[Header]:
+    """Return the header of one file, one a frame for an enhanced CT; none when it is no DICOM image.
 
     Raises:
         UnreadableExam: DICOM, but its header can't be decoded.
@@ -123,10 +128,11 @@ def read_header(files: DicomFiles, name: str) -> Header | None:
         with files.open(name) as handle, quiet_pydicom():
             data = read_dataset(handle, pixels=False)
             if not data.get("Rows") or not data.get("Columns"):
-                return None
-            return parse_header(data, name)
+                return []
+            header = parse_header(data, name)
+            return [header] if header.frames == 1 else frame_headers(data, header)
     except (InvalidDicomError, EOFError):
-        return None
+        return []
     # pydicom raises whatever a damaged value leads to (ValueError, TypeError, NotImplementedError, struct.error …)
     # with the value in its text, which may be a name
     except Exception as error:
@@ -176,6 +182,41 @@ def parse_header(data: Any, name: str) -> Header:
         padding=_padding(data, signed, bits),
         transfer_syntax=str(data.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2")),
     )
+
+
+def frame_headers(data: Any, header: Header) -> list[Header]:
+    """Return a header for each frame of an enhanced image: place, spacing and rescale of its functional groups.
+
+    What the per-frame groups leave out the shared ones say (DICOM PS3.3 C.7.6.16). An image of several frames without
+    such groups comes back as it is.
+
+    Raises:
+        ValueError: not one group a frame; and what pydicom raises.
+    """
+    groups = list(data.get("PerFrameFunctionalGroupsSequence") or [])
+    if not groups:
+        return [header]
+    if len(groups) != header.frames:
+        raise ValueError(f"{len(groups)} functional groups for {header.frames} frames")
+    shared = list(data.get("SharedFunctionalGroupsSequence") or [])[:1]
+    found = []
+    for number, own in enumerate(groups):
+
+        def value(group: str, field: str, places: tuple[Any, ...] = (own, *shared)) -> Any:
+            return next((place[group][0].get(field) for place in places if place.get(group)), None)
+
+        found.append(
+            replace(
+                header,
+                frame=number,
+                position=_numbers(value("PlanePositionSequence", "ImagePositionPatient"), 3),
+                orientation=_numbers(value("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
+                spacing_yx=_numbers(value("PixelMeasuresSequence", "PixelSpacing"), 2),
+                slope=_number(value("PixelValueTransformationSequence", "RescaleSlope")),
+                intercept=_number(value("PixelValueTransformationSequence", "RescaleIntercept")),
+            )
+        )
+    return found
 
 
 def known_modality(header: Header) -> str:

@@ -66,22 +66,34 @@ def modality_values(files: DicomFiles, header: Header) -> Float[np.ndarray, "row
     return np.asarray(stored_values(files, header) * np.float64(slope) + intercept, dtype=np.float32)
 
 
-def pixel_bytes(files: DicomFiles, name: str) -> bytes:
-    """Return the raw PixelData of one file.
+def pixel_bytes(files: DicomFiles, header: Header) -> bytes | memoryview:
+    """Return the raw PixelData of one image, or of one frame of an enhanced CT.
 
     Raises:
         UnreadableExam: there is none, or it can't be read.
     """
+    whole = _pixel_data(files, header.name)
+    if header.frame is None:
+        return whole
+    size = header.rows * header.columns * (header.bits_allocated // 8)
+    return memoryview(whole)[header.frame * size : (header.frame + 1) * size]
+
+
+def _pixel_data(files: DicomFiles, name: str) -> bytes:
+    if files.last_pixels[0] == name:
+        return files.last_pixels[1]
     try:
         with files.open(name) as handle, quiet_pydicom():
-            return bytes(read_pixels(handle))
-    # as in read_header: whatever a damaged file leads to
+            data = bytes(read_pixels(handle))
+            files.last_pixels = (name, data)
+            return data
+    # as in read_headers: whatever a damaged file leads to
     except Exception as error:
         raise UnreadableExam(f"{Path(name).name}: pixels can't be read ({type(error).__name__})") from None
 
 
 def stored_values(files: DicomFiles, header: Header) -> np.ndarray[Any, Any]:
-    """Return the stored integers of an uncompressed one-frame, one-sample image, (rows, columns).
+    """Return the stored integers of an uncompressed one-sample image or frame, (rows, columns).
 
     Unused high bits, where old scanners kept overlays, are cleared; the sign is kept.
 
@@ -90,7 +102,7 @@ def stored_values(files: DicomFiles, header: Header) -> np.ndarray[Any, Any]:
     """
     if header.bits_allocated not in (8, 16) or not 1 <= header.bits_stored <= header.bits_allocated:
         raise UnreadableExam(f"{Path(header.name).name}: {header.bits_stored} of {header.bits_allocated} bits stored")
-    raw = pixel_bytes(files, header.name)
+    raw = pixel_bytes(files, header)
     kind = np.dtype(f"{NATIVE[header.transfer_syntax]}{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
     count = header.rows * header.columns
     if len(raw) < count * kind.itemsize:
@@ -160,7 +172,7 @@ def _by_plugin(path: Path, header: Header) -> np.ndarray[Any, Any]:
             slope, intercept = _rescale(header)
             scaled: np.ndarray[Any, Any] = stored * np.float64(slope) + intercept
             return scaled
-    # as in read_header: whatever a damaged file, or a plugin, leads to
+    # as in read_headers: whatever a damaged file, or a plugin, leads to
     except Exception:
         pass
     raise UnreadableExam(

@@ -10,7 +10,7 @@ from jaxtyping import Int16
 
 from embedprior.errors import BadInput, nearest
 from embedprior.imaging import dicom_geometry as geometry
-from embedprior.imaging.dicom_header import DicomFiles, Header, known_modality, read_header
+from embedprior.imaging.dicom_header import DicomFiles, Header, known_modality, read_headers
 from embedprior.imaging.dicom_pixels import LOSSY, NATIVE, padding_hu, pixel_bytes, slice_hu, syntax_name
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import Finding, UnusableExam, worst
@@ -21,6 +21,8 @@ from embedprior.imaging.volume import AIR_HU, Volume
 RULES = ("only", "most-slices")
 SURE_PADDING = (-900, 3072)
 """A padding value below or above these HU can be no tissue; between them only what touches the border is padding."""
+
+UNPACK = "Next: decompress the enhanced CT (gdcmconv --raw), or convert it with dcm2niix"
 
 
 def read_series(path: Path, rule: str) -> tuple[Volume, list[Finding]]:
@@ -105,7 +107,7 @@ def _no_candidate(series: dict[str, list[Header]]) -> Finding:
     if members[0].frames > 1:
         return Finding(
             "too-few-slices",
-            f"{members[0].frames} frames in one file (enhanced CT), which is not read. Next: convert with dcm2niix",
+            f"{members[0].frames} frames in one file that does not say where each lies. Next: export the series again",
         )
     return Finding("too-few-slices", f"{len(members)} slices; a volume needs {geometry.FEWEST_SLICES}")
 
@@ -117,17 +119,16 @@ def _describe(members: Sequence[Header]) -> str:
 
 
 def _headers(files: DicomFiles, name: str) -> tuple[list[Header], list[Finding]]:
-    headers, broken, others = [], [], 0
+    headers: list[Header] = []
+    broken, others = [], 0
     for file in files.names:
         try:
-            header = read_header(files, file)
+            found = read_headers(files, file)
         except UnreadableExam as error:
             broken.append(str(error))
             continue
-        if header is None:
-            others += 1
-        else:
-            headers.append(header)
+        headers += found
+        others += not found
     if broken:
         message = f"{len(broken)} of {len(files.names)} files, first: {broken[0]}"
         raise UnusableExam(name, [Finding("unreadable-slice", message)])
@@ -138,12 +139,14 @@ def _headers(files: DicomFiles, name: str) -> tuple[list[Header], list[Finding]]
 
 def _audit_coding(headers: Sequence[Header]) -> list[Finding]:
     first, findings = headers[0], []
-    if any(h.samples != 1 or h.frames != 1 for h in headers):
-        findings.append(Finding("mixed-frames", "colour or multi-frame images, expected one grey slice a file"))
+    if any(h.samples != 1 or (h.frames != 1 and h.frame is None) for h in headers):
+        findings.append(Finding("mixed-frames", "colour, or frames without a place: expected one grey slice each"))
     if float(first.rows) * first.columns * len(headers) > MAX_VOXELS:
         findings.append(Finding("mixed-frames", f"{len(headers)} slices of {first.columns} x {first.rows}: too many"))
     packed = [h for h in headers if h.transfer_syntax not in NATIVE]
     if packed:
+        if any(h.frame is not None for h in packed):
+            findings.append(Finding("unreadable-slice", f"frames compressed as {syntax_name(packed[0])}. {UNPACK}"))
         findings.append(Finding("compressed", f"{len(packed)} of {len(headers)} slices: {syntax_name(packed[0])}"))
     if any(h.transfer_syntax in LOSSY for h in packed):
         findings.append(Finding("lossy", "the transfer syntax may lose detail"))
@@ -157,7 +160,7 @@ def _duplicates(
     equal: set[int] = set()
     different = []
     for first, second in pairs:
-        if pixel_bytes(files, ordered[first].name) == pixel_bytes(files, ordered[second].name):
+        if pixel_bytes(files, ordered[first]) == pixel_bytes(files, ordered[second]):
             equal.add(second)
         else:
             different.append(second)

@@ -12,6 +12,8 @@ from embedprior.imaging.reading import IMAGE_SUFFIXES
 
 PICTURES = (".png", ".jpg", ".jpeg")
 VOLUMES = (*IMAGE_SUFFIXES, ".npz", ".zip")
+ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+"""SOP classes (DICOM PS3.4 B.5) of Enhanced and Legacy Converted Enhanced CT: a whole series in one file."""
 SERIES_FROM = 8
 """A folder with at least this many DICOM files is one volume; the files of a smaller one are radiographs."""
 
@@ -40,7 +42,7 @@ def discover(path: Path) -> list[Found]:
     if not path.exists():
         raise BadInput(f"{path} does not exist.")
     if path.is_file():
-        kind = _kind(path)
+        kind = _dicom_kind(path) if path.suffix.lower() in DICOM_SUFFIXES else _kind(path)
         found = [Found(path.name, path, kind)] if kind else []
     else:
         found = _in_folder(path)
@@ -66,7 +68,7 @@ def _in_folder(folder: Path) -> list[Found]:
             name = parent.relative_to(folder).as_posix()
             found.append(Found(folder.name if name == "." else name, parent, "volume"))
         else:
-            found += [Found(f.relative_to(folder).as_posix(), f, "radiograph") for f in files]
+            found += [Found(f.relative_to(folder).as_posix(), f, _dicom_kind(f)) for f in files]
     return sorted(found, key=lambda item: item.name)
 
 
@@ -75,6 +77,20 @@ def _kind(file: Path) -> Literal["volume", "radiograph"] | None:
     if name.endswith(VOLUMES):
         return "volume"
     return "radiograph" if name.endswith((*PICTURES, *DICOM_SUFFIXES)) else None
+
+
+def _dicom_kind(file: Path) -> Literal["volume", "radiograph"]:
+    import pydicom
+
+    from embedprior.imaging.dicom_header import quiet_pydicom
+
+    try:
+        with quiet_pydicom():
+            meta = pydicom.filereader.read_file_meta_info(file)
+            return "volume" if str(meta.get("MediaStorageSOPClassUID", "")) in ENHANCED_CT else "radiograph"
+    # a damaged file is reported by what reads it
+    except Exception:
+        return "radiograph"
 
 
 def _is_dicom(file: Path) -> bool:

@@ -319,9 +319,3 @@ def test_lossy_syntax_is_a_warning(make_series: Callable[..., Path]) -> None:
         data.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000
         pydicom.dcmwrite(file, data)
     assert {"lossy", "compressed"} <= codes(read_volume(folder)[1])
-
-
-def test_enhanced_multiframe_ct_says_what_to_do(make_series: Callable[..., Path]) -> None:
-    error = refused(make_series(chest()[:1], NumberOfFrames=40))
-    assert "40 frames in one file" in str(error)
-    assert "dcm2niix" in str(error)

@@ -21,6 +21,7 @@ from embedprior.imaging.volume import read_volume
 
 from .conftest import SECRET, chest, slice_dataset
 from .test_dicom_series import _recompress
+from .test_enhanced_ct import enhanced
 
 ROUNDS = 40
 
@@ -92,6 +93,18 @@ def test_damaged_dicom_slice(tmp_path: Path, capfd: pytest.CaptureFixture[str], 
     for _ in range(rounds):
         victim.write_bytes(damaged(whole, rng, len(whole) if packing == "jpeg2000" else 1400))
         results.add(outcome(lambda: read_volume(tmp_path), tmp_path, capfd)[:60])
+    assert len(results) > 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_damaged_enhanced_ct(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = enhanced(tmp_path / "ct.dcm")
+    whole = path.read_bytes()
+    rng = np.random.default_rng(5)
+    results = set()
+    for _ in range(ROUNDS // 2):
+        path.write_bytes(damaged(whole, rng, 8000))
+        results.add(outcome(lambda: read_volume(path), tmp_path, capfd)[:60])
     assert len(results) > 1
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 from common.measuring import Table, cpu_seconds, extra_mib, ratio
 
-from embedprior.imaging.dicom_header import DicomFiles, read_header
+from embedprior.imaging.dicom_header import DicomFiles, read_headers
 from embedprior.imaging.dicom_series import read_series
 from embedprior.imaging.hounsfield import audit_hu
 from embedprior.imaging.lungs import audit_lungs, find_lungs, lung_box
@@ -58,7 +58,7 @@ def ingest(table: Table, folder: Path, repeats: int) -> None:
 
     def headers() -> int:
         with DicomFiles(folder) as source:
-            return sum(read_header(source, name) is not None for name in source.names)
+            return sum(len(read_headers(source, name)) for name in source.names)
 
     volume, _ = read_volume(folder)
     upright = canonical(volume)

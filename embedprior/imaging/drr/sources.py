@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from embedprior.errors import BadInput
-from embedprior.imaging.dicom_header import DicomFiles, read_header
+from embedprior.imaging.dicom_header import DicomFiles, read_headers
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.reading import IMAGE_SUFFIXES
 
@@ -126,15 +126,14 @@ def identities(path: Path) -> list[str]:
     if path.is_file() and not path.name.lower().endswith((".zip", ".dcm")):
         with path.open("rb") as handle:
             return [hashlib.file_digest(handle, "sha256").hexdigest()]
-    total, series = hashlib.sha256(), set()
+    total = hashlib.sha256()
+    series: set[str] = set()
     with DicomFiles(path) as files:
         digests = []
         for name in files.names:
             with files.open(name) as handle:
                 digests.append(hashlib.file_digest(handle, "sha256").digest())  # type: ignore[arg-type]
-            header = read_header(files, name)
-            if header is not None and header.series_uid:
-                series.add(header.series_uid)
+            series.update(header.series_uid for header in read_headers(files, name) if header.series_uid)
         for digest in sorted(digests):
             total.update(digest)
     # several series in one folder are told apart by the series rule, not here
