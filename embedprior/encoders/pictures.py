@@ -1,18 +1,17 @@
-"""Bring a grey picture to a square of fixed side."""
+"""What the encoders of pictures share: reading one, and the name of the way it becomes a square."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from embedprior.errors import BadInput, nearest
 from embedprior.imaging.files import UnreadableExam, read_image
+from embedprior.imaging.radiographs import Geometry
 
-Geometry = Literal["letterbox", "crop"]
 GREY = "ITU-R 601 luminance, repeated over three channels"
 
 
@@ -40,30 +39,3 @@ def read_picture(root: Path, path: str) -> Float[np.ndarray, "height width"]:
     if grey.min() == grey.max():
         raise UnreadableExam(f"{name}: every pixel has the same value")
     return grey
-
-
-def to_square(
-    grey: Float[np.ndarray, "height width"], side: int, geometry: Geometry, resampling: Image.Resampling
-) -> Float[np.ndarray, "side side"]:
-    """Resize with antialiasing and bring to ``side`` × ``side``; values stay in [0, 1].
-
-    Args:
-        grey: values in [0, 1].
-        side: in pixels.
-        geometry: ``"letterbox"`` keeps the whole picture and pads the short side with 0; ``"crop"`` scales the short
-            side to ``side`` and keeps the centre.
-        resampling: filter of the resize.
-    """
-    height, width = grey.shape
-    fitted = max(height, width) if geometry == "letterbox" else min(height, width)
-    size = (max(1, round(width * side / fitted)), max(1, round(height * side / fitted)))
-    picture = Image.fromarray(np.ascontiguousarray(grey, dtype=np.float32))
-    # bicubic overshoots at edges; 8-bit pipelines clip it, so networks trained on those never saw it
-    small = np.clip(np.asarray(picture.resize(size, resampling)), 0.0, 1.0)
-    if geometry == "letterbox":
-        canvas = np.zeros((side, side), np.float32)
-        top, left = (side - small.shape[0]) // 2, (side - small.shape[1]) // 2
-        canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
-        return canvas
-    top, left = (small.shape[0] - side) // 2, (small.shape[1] - side) // 2
-    return np.asarray(small[top : top + side, left : left + side], dtype=np.float32)

@@ -10,7 +10,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from embedprior.encoders.base import EncoderCard, EncoderSpec
-from embedprior.encoders.pictures import Geometry, check_geometry, read_picture, to_square
+from embedprior.encoders.pictures import check_geometry, read_picture
+from embedprior.imaging.radiographs import Geometry, to_square
 
 SIDE = 128
 TRANSFORM_VERSION = 1
@@ -20,7 +21,7 @@ class Pixels128:
     """Radiograph, DRR or key slice → its 128 × 128 grey values, row by row (``reshape(-1, 128, 128)``).
 
     Args:
-        geometry: see ``pictures.to_square``.
+        geometry: see ``RadiographProfile``.
 
     Raises:
         BadInput: unknown geometry.

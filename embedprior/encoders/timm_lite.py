@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 
 from embedprior.encoders.base import EncoderCard, EncoderSpec
-from embedprior.encoders.pictures import GREY, Geometry, check_geometry, read_picture, to_square
+from embedprior.encoders.pictures import GREY, check_geometry, read_picture
 from embedprior.errors import BadInput
+from embedprior.imaging.radiographs import Geometry, RadiographProfile, prepare_radiograph
 from embedprior.runs import hash_file
 
 NAME = "efficientnet-lite0"
@@ -109,8 +109,7 @@ def transform(grey: Float[np.ndarray, "height width"], geometry: Geometry) -> Fl
         grey: values in [0, 1].
         geometry: see ``EfficientNetLite0``.
     """
-    square = to_square(grey, SIDE, geometry, Image.Resampling.BICUBIC)
-    return ((square - MEAN) / STD).astype(np.float32)
+    return prepare_radiograph(grey, RadiographProfile(side=SIDE, geometry=geometry, mean=MEAN, std=STD))
 
 
 def load_by_order(model: torch.nn.Module, file: Path) -> None:

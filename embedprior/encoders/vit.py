@@ -16,8 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from embedprior.encoders.base import EncoderCard, EncoderSpec
-from embedprior.encoders.pictures import GREY, Geometry, check_geometry, read_picture, to_square
+from embedprior.encoders.pictures import GREY, check_geometry, read_picture
 from embedprior.errors import BadInput, require_extra
+from embedprior.imaging.radiographs import Geometry, to_square
 from embedprior.runs import hash_file
 
 NAME, ARCHITECTURE = "vit-b16", "vit_base_patch16_224"
@@ -36,7 +37,7 @@ class VitB16:
         weights: local ``.safetensors`` or ``.pth`` with the tensors of timm's ``vit_base_patch16_224`` (the
             classification head may be there and is left out).
         random_init: random weights instead, stamped into the cache key. For tests and benchmarks only.
-        geometry: see ``pictures.to_square``.
+        geometry: see ``RadiographProfile``.
         precision: ``"bf16"`` computes with bfloat16 weights; about three times as fast on a CPU with AMX or a GPU.
         device: of the network, ``"cpu"`` or ``"cuda"``.
 

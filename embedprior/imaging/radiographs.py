@@ -16,6 +16,7 @@ from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, read_image
 from embedprior.imaging.findings import Finding, UnusableExam, worst
 from embedprior.imaging.radiograph_quality import audit_pixels
 
+Geometry = Literal["letterbox", "crop"]
 TRANSFORM_VERSION = 1
 RADIOGRAPHY = ("CR", "DX", "RF", "XA", "OT", "DR", "RG", "")
 VIEWS = {
@@ -54,7 +55,7 @@ class RadiographProfile(Config):
     """
 
     side: int = Field(224, ge=1)
-    geometry: Literal["letterbox", "crop"] = "letterbox"
+    geometry: Geometry = "letterbox"
     mean: float = 0.0
     std: float = Field(1.0, gt=0)
 
@@ -97,19 +98,35 @@ def normal_view(text: object) -> str:
 def prepare_radiograph(
     grey: Float[np.ndarray, "height width"], profile: RadiographProfile
 ) -> Float[np.ndarray, "side side"]:
-    """Scale with antialiasing (bicubic, clipped to [0, 1]), bring to side × side, normalise; float32."""
+    """Bring to side × side (bicubic, see ``to_square``) and normalise; float32."""
+    square = to_square(grey, profile.side, profile.geometry, Image.Resampling.BICUBIC)
+    return (square - np.float32(profile.mean)) / np.float32(profile.std)
+
+
+def to_square(
+    grey: Float[np.ndarray, "height width"], side: int, geometry: Geometry, resampling: Image.Resampling
+) -> Float[np.ndarray, "side side"]:
+    """Resize with antialiasing and bring to ``side`` × ``side``; values stay in [0, 1], float32.
+
+    Args:
+        grey: values in [0, 1].
+        side: in pixels.
+        geometry: see ``RadiographProfile``.
+        resampling: filter of the resize.
+    """
     height, width = grey.shape
-    fitted = max(height, width) if profile.geometry == "letterbox" else min(height, width)
-    size = (max(1, round(width * profile.side / fitted)), max(1, round(height * profile.side / fitted)))
+    fitted = max(height, width) if geometry == "letterbox" else min(height, width)
+    size = (max(1, round(width * side / fitted)), max(1, round(height * side / fitted)))
     picture = Image.fromarray(np.ascontiguousarray(grey, dtype=np.float32))
-    small = np.clip(np.asarray(picture.resize(size, Image.Resampling.BICUBIC)), 0.0, 1.0)
-    canvas = np.zeros((profile.side, profile.side), np.float32)
-    top, left = (small.shape[0] - profile.side) // 2, (small.shape[1] - profile.side) // 2
-    if profile.geometry == "letterbox":
-        canvas[-top : small.shape[0] - top, -left : small.shape[1] - left] = small
-    else:
-        canvas[:] = small[top : top + profile.side, left : left + profile.side]
-    return (canvas - np.float32(profile.mean)) / np.float32(profile.std)
+    # bicubic overshoots at edges; 8-bit pipelines clip it, so networks trained on those never saw it
+    small = np.clip(np.asarray(picture.resize(size, resampling)), 0.0, 1.0)
+    if geometry == "letterbox":
+        canvas = np.zeros((side, side), np.float32)
+        top, left = (side - small.shape[0]) // 2, (side - small.shape[1]) // 2
+        canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
+        return canvas
+    top, left = (small.shape[0] - side) // 2, (small.shape[1] - side) // 2
+    return np.asarray(small[top : top + side, left : left + side], dtype=np.float32)
 
 
 def _read_dicom(path: Path) -> tuple[Radiograph, list[Finding]]:

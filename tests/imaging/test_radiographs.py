@@ -164,15 +164,16 @@ def test_letterbox_keeps_all_and_crop_fills(geometry: Any, shape: tuple[int, int
     assert int((made > 0.5).sum()) == (side * short if geometry == "letterbox" else side * side)
 
 
-@pytest.mark.slow
-def test_same_numbers_as_the_encoders_own_transform() -> None:
-    pytest.importorskip("torch")
-    from embedprior.encoders.timm_lite import transform
-
+def test_values_are_those_of_a_plain_resize_in_the_middle_then_normalised() -> None:
     grey = np.random.default_rng(0).random((300, 220)).astype(np.float32)
-    for geometry in ("letterbox", "crop"):
-        ours = prepare_radiograph(grey, RadiographProfile(geometry=geometry, mean=0.5, std=0.5))
-        np.testing.assert_allclose(ours, transform(grey, geometry), atol=1e-6)
+    boxed = prepare_radiograph(grey, RadiographProfile(geometry="letterbox", mean=0.5, std=0.25))
+    small = np.asarray(Image.fromarray(grey).resize((164, 224), Image.Resampling.BICUBIC)).clip(0, 1)
+    np.testing.assert_allclose(boxed[:, 30:194], (small - 0.5) / 0.25, atol=1e-6)
+    assert (boxed[:, :30] == -2).all()
+    assert (boxed[:, 194:] == -2).all()
+    cut = prepare_radiograph(grey, RadiographProfile(geometry="crop"))
+    large = np.asarray(Image.fromarray(grey).resize((224, 305), Image.Resampling.BICUBIC)).clip(0, 1)
+    np.testing.assert_allclose(cut, large[40:264], atol=1e-6)
 
 
 def test_every_field_of_the_profile_is_recorded_and_used() -> None:
