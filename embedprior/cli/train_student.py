@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         )
     from embedprior.runs import Run, one_thread
     from embedprior.students.base import CannotFit
-    from embedprior.students.saved import load_fitted, save_fitted
+    from embedprior.students.saved import load_fitted, refuse_unsaveable, save_fitted
     from embedprior.students.tables import load
     from embedprior.tables import write_table
 
@@ -50,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
             fitted = method.fit(loaded.data, config.seed)
     except CannotFit as error:
         raise BadInput(f"method '{config.method}' can't be fitted on {config.exams}: {error}") from error
+    refuse_unsaveable(fitted, config.method)
     out = Path(config.out)
     run = Run(out, "train student", config, config.seed, loaded.inputs)
     account = getattr(fitted, "account", None)

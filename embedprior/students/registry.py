@@ -205,11 +205,17 @@ def methods() -> dict[str, MethodInfo]:
     """Return every method: the package's own, and those of installed packages (entry points, see CONTRIBUTING).
 
     Raises:
-        BadInput: a foreign entry is no ``MethodInfo``, or takes a name that is taken.
+        BadInput: a foreign entry can't be loaded, is no ``MethodInfo``, or takes a name that is taken.
     """
     found = dict(METHODS)
     for entry in metadata.entry_points(group=ENTRY_POINTS):
-        info = entry.load()
+        try:
+            info = entry.load()
+        except Exception as error:  # whatever a foreign module raises while it is imported
+            raise BadInput(
+                f"entry point '{entry.value}' of {ENTRY_POINTS} can't be loaded ({type(error).__name__}: {error}). "
+                "Next: mend the package that declares it, or uninstall it"
+            ) from error
         if not isinstance(info, MethodInfo):
             raise BadInput(f"entry point '{entry.value}' of {ENTRY_POINTS} is a {type(info).__name__}, no MethodInfo.")
         if info.name in found:

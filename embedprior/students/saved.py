@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol, Self, cast, runtime_checkable
 
@@ -24,6 +25,7 @@ KINDS = {
     "fused": f"{_HERE}.oracles:FusedStudent",
 }
 """What a folder may hold. The folder names a kind, never code."""
+ENTRY_POINTS = "embedprior.fitted"
 
 
 @runtime_checkable
@@ -32,7 +34,7 @@ class Saveable(Fitted, Protocol):
 
     @property
     def kind(self) -> str:
-        """One of ``KINDS``."""
+        """One of ``kinds()``."""
 
     def save(self, folder: Path) -> None:
         """Write it into an existing folder."""
@@ -42,17 +44,44 @@ class Saveable(Fitted, Protocol):
         """Read it back."""
 
 
+def kinds() -> dict[str, str]:
+    """Return import strings by kind: ``KINDS``, and those of installed packages (entry points, see CONTRIBUTING).
+
+    Raises:
+        BadInput: a foreign entry takes a name that is taken.
+    """
+    found = dict(KINDS)
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        if entry.name in found:
+            raise BadInput(f"entry point '{entry.value}' of {ENTRY_POINTS}: the kind '{entry.name}' is taken.")
+        found[entry.name] = entry.value
+    return found
+
+
+def refuse_unsaveable(fitted: Fitted, method: str) -> None:
+    """Check that a fitted method can be written.
+
+    Raises:
+        BadInput: it has no ``kind``, ``save`` and ``load``, or its kind is nobody's.
+    """
+    if not isinstance(fitted, Saveable) or fitted.kind not in kinds():
+        raise BadInput(
+            f"method '{method}' ({type(fitted).__name__}) can't be saved. Allowed: kinds {', '.join(kinds())}. "
+            f"Next: give it kind, save and load, and declare the kind as an entry point of {ENTRY_POINTS}"
+        )
+
+
 def save_fitted(fitted: Fitted, folder: Path, method: str) -> None:
     """Write a fitted method; ``fitted.json`` is written last and marks completion.
 
     Raises:
-        BadInput: this kind of method can't be written.
+        BadInput: see ``refuse_unsaveable``.
     """
-    if not isinstance(fitted, Saveable) or fitted.kind not in KINDS:
-        raise BadInput(f"method '{method}' ({type(fitted).__name__}) can't be saved. Allowed: {', '.join(KINDS)}.")
+    refuse_unsaveable(fitted, method)
+    saved = cast(Saveable, fitted)
     folder.mkdir(parents=True, exist_ok=True)
-    fitted.save(folder)
-    write_json(folder / DESCRIPTION, {"format": FORMAT, "kind": fitted.kind, "method": method})
+    saved.save(folder)
+    write_json(folder / DESCRIPTION, {"format": FORMAT, "kind": saved.kind, "method": method})
 
 
 def load_fitted(folder: Path) -> tuple[Fitted, str]:
@@ -66,6 +95,6 @@ def load_fitted(folder: Path) -> tuple[Fitted, str]:
     described = read_json(folder / DESCRIPTION)
     if described.get("format") != FORMAT:
         raise BadInput(f"{folder / DESCRIPTION} has format {described.get('format')}. Allowed: {FORMAT}.")
-    module, _, attribute = choose("kind of fitted method", str(described["kind"]), KINDS).partition(":")
+    module, _, attribute = choose("kind of fitted method", str(described["kind"]), kinds()).partition(":")
     fitted = getattr(importlib.import_module(module), attribute).load(folder)
     return cast(Fitted, fitted), str(described["method"])

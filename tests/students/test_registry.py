@@ -193,6 +193,72 @@ def test_methods_of_installed_packages_are_listed(monkeypatch: pytest.MonkeyPatc
         methods()
 
 
+FOREIGN = """
+from dataclasses import dataclass, field
+from pathlib import Path
+import numpy as np
+from embedprior.students.config import Budget
+from embedprior.students.registry import MethodInfo
+INFO = MethodInfo("first-number", "the first number of z_CXR", "this package", "foreign_method:FirstNumber",
+                  uses_ct=False, needs_teacher=False, takes="nothing")
+@dataclass(frozen=True)
+class Fitted:
+    above: float
+    kind = "first-number"
+    def scores(self, cases):
+        return (cases.cxr[:, 0] > self.above).astype(float)
+    def save(self, folder):
+        (folder / "above.txt").write_text(repr(self.above))
+    @classmethod
+    def load(cls, folder):
+        return cls(float((folder / "above.txt").read_text()))
+@dataclass(frozen=True)
+class FirstNumber:
+    budget: Budget = field(default_factory=Budget)
+    name: str = "first-number"
+    needs_ct: bool = False
+    uses_ct: bool = False
+    def fit(self, data, seed):
+        return Fitted(float(data.target.train.cxr[:, 0].mean()))
+"""
+
+
+def install(folder: Path, entry_points: str) -> None:
+    (folder / "foreign_method.py").write_text(FOREIGN)
+    (folder / "foreign-1.dist-info").mkdir()
+    (folder / "foreign-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign\nVersion: 1\n")
+    (folder / "foreign-1.dist-info" / "entry_points.txt").write_text(entry_points)
+
+
+def test_an_installed_package_brings_a_method_and_what_it_leaves_behind(
+    small: FitData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "[embedprior.methods]\nx = foreign_method:INFO\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    fitted = build_method("first-number").fit(small, 0)
+    cases = small.target.val.without_ct()
+    with pytest.raises(BadInput, match=r"can't be saved.*entry point of embedprior\.fitted"):
+        save_fitted(fitted, tmp_path / "out", "first-number")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "foreign-1.dist-info" / "entry_points.txt").write_text(
+        "[embedprior.methods]\nx = foreign_method:INFO\n[embedprior.fitted]\nfirst-number = foreign_method:Fitted\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    save_fitted(fitted, tmp_path / "out", "first-number")
+    again, name = load_fitted(tmp_path / "out")
+    assert name == "first-number"
+    np.testing.assert_array_equal(again.scores(cases), fitted.scores(cases))
+    with pytest.raises(BadInput, match=r"unknown option 'x'. Allowed: \(it has none\)"):
+        build_method("first-number", x=1)
+
+
+def test_a_broken_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "[embedprior.methods]\nx = foreign_method:NOTHING\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BadInput, match=r"'foreign_method:NOTHING' of embedprior\.methods can't be loaded"):
+        methods()
+
+
 def test_the_registry_imports_no_torch() -> None:
     code = "import sys, embedprior.students.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
