@@ -84,6 +84,7 @@ class Objective:
         self._scale = torch.from_numpy(scaler.scale).float().to(device)
         self._teacher = None if teacher is None else frozen(teacher, device)
         self._known = float(labels.isfinite().double().mean())
+        self._class_weight = _class_weights(labels) if config.bce_balanced else torch.ones(2, device=device)
         self._prototypes = class_prototypes(target, labels)
         self._check(target)
 
@@ -134,7 +135,8 @@ class Objective:
         known = batch.labels.isfinite()
         each = F.binary_cross_entropy_with_logits(logits, batch.labels.nan_to_num(0.0), reduction="none")
         # Divided by the share known in the whole fold, not in this slice: the processes' gradients then average right.
-        return (each * known).mean() / self._known
+        weight = self._class_weight[batch.labels.nan_to_num(0.0).long()]
+        return (each * known * weight).mean() / self._known
 
     def _check(self, target: Tensor) -> None:
         config, dim = self._config, target.shape[1]
@@ -160,6 +162,12 @@ class Objective:
                     f"the teacher can't read CT embeddings of {dim} dimensions ({str(error).splitlines()[0]}). "
                     "Next: train it on the same CT embeddings"
                 ) from error
+
+
+def _class_weights(labels: Tensor) -> Tensor:
+    """n / (2 · n_class) of class 0 and 1; n counts the labelled. Their mean over the labelled is 1."""
+    counts = torch.stack([(labels == value).sum() for value in (0, 1)])
+    return counts.sum() / (2 * counts.clamp(min=1))
 
 
 def frozen(teacher: Head, device: torch.device) -> Head:

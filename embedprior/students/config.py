@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 
 from embedprior.config import Config
 from embedprior.prior.config import PriorConfig, SamplerName
+from embedprior.teachers.config import Balance as Balance
 from embedprior.teachers.config import FitConfig
 
 InputKind = Literal["embedding", "tokens", "pixels"]
-Balance = Literal["none", "class-weights", "sampler"]
 
 
 class Augmentation(Config):

@@ -144,6 +144,8 @@ class PriorMethod:
     def _config(self, stage: int) -> PriorConfig:
         config = self.budget.stages[stage]
         changed = {**config.objective.model_dump(), **self.objective}
+        if self.budget.balance != "none" and changed["bce"] > 0 and changed["bce_target"] == "labels":
+            changed["bce_balanced"] = True
         return config.model_copy(update={"objective": parse_config(ObjectiveConfig, changed, self.name)})
 
     def _train(

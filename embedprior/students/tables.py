@@ -168,6 +168,7 @@ def _teacher(config: TrainStudentConfig, stages: tuple[Stage, ...], held_out: se
         (np.concatenate([c.paired_ct() for c in p]), np.concatenate([c.ct_label for c in p])) for p in parts
     )
     try:
-        return train_head(train, train_y, val, val_y, config.teacher_fit, seed_for(config.seed, "teacher")), ""
+        seed, balance = seed_for(config.seed, "teacher"), config.budget.balance
+        return train_head(train, train_y, val, val_y, config.teacher_fit, seed, balance=balance), ""
     except OneClass as error:
         return None, str(error)

@@ -18,6 +18,7 @@ from embedprior.students.base import Cases, Head
 from embedprior.students.config import Augmentation, Balance, Budget, InputKind
 from embedprior.students.losses import label_loss
 from embedprior.students.network import StudentNetwork, student_inputs
+from embedprior.teachers.fitting import class_weights
 
 
 @dataclass(frozen=True)
@@ -168,16 +169,6 @@ def material(cases: Cases, kind: InputKind, head: Head | None, balance: Balance)
         patient=torch.tensor([codes[p] for p in cases.patient_ids], dtype=torch.long),
         mirrored=mirrored,
     )
-
-
-def class_weights(label: Float[np.ndarray, " cases"]) -> Float[np.ndarray, " cases"]:
-    """Return n / (2 · n_class) for every labelled case, 1 for the others."""
-    weights = np.ones(len(label))
-    for value in (0.0, 1.0):
-        own = label == value
-        if own.any():
-            weights[own] = (~np.isnan(label)).sum() / (2 * own.sum())
-    return weights
 
 
 def train_student(

@@ -232,7 +232,10 @@ def train_teacher(materials: Materials, data: TeacherData, seed: int) -> tuple[A
 
     def build(work: Path) -> None:
         started = time.monotonic()
-        train_head(data.train, data.train_label, data.val, data.val_label, settings, own_seed).save(work)
+        head = train_head(
+            data.train, data.train_label, data.val, data.val_label, settings, own_seed, balance=config.balance
+        )
+        head.save(work)
         seconds = round(time.monotonic() - started, 3)
         write_json(work / RECORD, {"method": TEACHER, "seconds": seconds, "patients_seen": data.patients})
 
@@ -242,7 +245,8 @@ def train_teacher(materials: Materials, data: TeacherData, seed: int) -> tuple[A
     }  # fmt: skip
     try:
         made = artifact(
-            "teacher", inputs, {"head": settings, "seed": own_seed}, TEACHER_TAG, build, materials.artifacts
+            "teacher", inputs, {"head": settings, "seed": own_seed, "balance": config.balance}, TEACHER_TAG, build,
+            materials.artifacts,
         )
     except OneClass as error:
         return None, str(error), "none"

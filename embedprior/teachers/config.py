@@ -8,6 +8,9 @@ from pydantic import Field
 
 from embedprior.config import Config
 
+Balance = Literal["none", "class-weights", "sampler"]
+"""Of labelled training cases: as they come; their loss weighed by n / (2 · n_class); both classes drawn alike."""
+
 
 class FitConfig(Config):
     """Size and budget of a network on embeddings.

@@ -77,6 +77,7 @@ def fit(
     config: FitConfig,
     seed: int,
     looks: list[dict[str, float]] | None = None,
+    weights: Tensor | None = None,
 ) -> Mlp:
     """Fit by AdamW and return the network as it was at its lowest validation loss.
 
@@ -91,6 +92,7 @@ def fit(
         config: budget.
         seed: of batches and dropout.
         looks: filled with one record (``step``, ``val_loss``) a look, when given.
+        weights: (cases,) how often a training case is drawn; None draws all alike.
     """
     inputs, val_inputs = tensor(train), tensor(val)
 
@@ -100,7 +102,7 @@ def fit(
     def batch_loss(rows: Tensor) -> Tensor:
         return loss(network(inputs[rows]), rows)
 
-    seen = descend(network, batch_loss, len(inputs), look if len(val_inputs) else None, config, seed)
+    seen = descend(network, batch_loss, len(inputs), look if len(val_inputs) else None, config, seed, weights)
     if looks is not None:
         looks += seen
     return network
@@ -174,9 +176,27 @@ def predict(network: Mlp, inputs: Float[np.ndarray, "cases inputs"]) -> Float[np
         return np.asarray(network(tensor(inputs)).numpy())
 
 
-def label_loss(labels: Float[np.ndarray, " cases"]) -> Loss:
-    """Return binary cross-entropy against these labels; cases without a label do not count."""
+def class_weights(labels: Float[np.ndarray, " cases"]) -> Float[np.ndarray, " cases"]:
+    """Return n / (2 · n_class) for every labelled case, 1 for the others; n counts the labelled ones."""
+    weights = np.ones(len(labels))
+    for value in (0.0, 1.0):
+        own = labels == value
+        if own.any():
+            weights[own] = (~np.isnan(labels)).sum() / (2 * own.sum())
+    return weights
+
+
+def label_loss(
+    labels: Float[np.ndarray, " cases"], weights: Float[np.ndarray, " cases"] | None = None
+) -> Loss:
+    """Return binary cross-entropy against these labels; cases without a label do not count.
+
+    Args:
+        labels: 1, 0 or NaN (unknown).
+        weights: of each case, 1 without them; the weights of a batch's known cases are what its sum is divided by.
+    """
     targets = tensor(labels)
+    weight = torch.ones_like(targets) if weights is None else tensor(weights)
 
     def loss(outputs: Tensor, rows: Tensor) -> Tensor:
         wanted = targets[rows]
@@ -184,6 +204,7 @@ def label_loss(labels: Float[np.ndarray, " cases"]) -> Loss:
         each = nn.functional.binary_cross_entropy_with_logits(
             outputs[:, 0], torch.nan_to_num(wanted), reduction="none"
         )
-        return (each * known).sum() / known.sum().clamp(min=1)
+        counted = known * weight[rows]
+        return (each * counted).sum() / counted.sum().clamp(min=1e-6)
 
     return loss

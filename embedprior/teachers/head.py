@@ -12,8 +12,8 @@ from torch import Tensor
 from embedprior.config import parse_config
 from embedprior.errors import BadInput
 from embedprior.runs import read_json, write_json
-from embedprior.teachers.config import FitConfig
-from embedprior.teachers.fitting import Mlp, fit, label_loss, new_mlp, predict
+from embedprior.teachers.config import Balance, FitConfig
+from embedprior.teachers.fitting import Mlp, class_weights, fit, label_loss, new_mlp, predict, tensor
 
 WEIGHTS, SETTINGS = "head.safetensors", "head.json"
 
@@ -61,6 +61,7 @@ def train_head(
     config: FitConfig,
     seed: int,
     looks: list[dict[str, float]] | None = None,
+    balance: Balance = "none",
 ) -> TeacherHead:
     """Train a head on labelled CT embeddings.
 
@@ -72,6 +73,8 @@ def train_head(
         config: network and budget.
         seed: of weights, batches and dropout.
         looks: filled with the validation losses by step, when given.
+        balance: ``class-weights`` weighs the loss (that of the validation CTs by their own classes, too); ``sampler``
+            draws both classes alike.
 
     Raises:
         OneClass: fewer than two classes among the training labels.
@@ -83,8 +86,10 @@ def train_head(
         raise OneClass(f"a CT head needs both classes; the {int(known.sum())} labelled CTs hold {have}.")
     val_known = ~np.isnan(val_labels)
     network = new_mlp(embeddings[known], 1, config, seed)
+    train, val = labels[known], val_labels[val_known]
+    loss, val_loss = (label_loss(y, class_weights(y) if balance == "class-weights" else None) for y in (train, val))
     fit(
-        network, embeddings[known], label_loss(labels[known]),
-        val_embeddings[val_known], label_loss(val_labels[val_known]), config, seed, looks,
+        network, embeddings[known], loss, val_embeddings[val_known], val_loss, config, seed, looks,
+        tensor(class_weights(train)) if balance == "sampler" else None,
     )  # fmt: skip
     return TeacherHead(network, config)

@@ -28,7 +28,7 @@ from embedprior.tables import (
     read_table,
 )
 from embedprior.teachers.config import TeacherConfig, TrainTeacherConfig
-from embedprior.teachers.fitting import Mlp, descend, label_loss
+from embedprior.teachers.fitting import Mlp, class_weights, descend, label_loss, tensor
 from embedprior.teachers.head import OneClass, TeacherHead, train_head
 from embedprior.teachers.sequence import Tokens, new_sequence, pad
 from embedprior.teachers.teacher import Teacher
@@ -175,17 +175,11 @@ def _train_sequence(
 
     looks = descend(
         network, batch_loss, len(train), look if len(val) else None, fit_config, config.seed,
-        class_weights(train.label) if settings.balanced else None,
+        tensor(class_weights(train.label)) if settings.balanced else None,
     )  # fmt: skip
     frozen = TeacherHead(head.cpu(), fit_config)
     model.cpu().eval().requires_grad_(False)
     return replace(blank, head=frozen, sequence=model, sequence_config=settings), looks
-
-
-def class_weights(label: Float[np.ndarray, " cases"]) -> Tensor:
-    """Return how often each case is drawn so that both classes come equally often."""
-    positive = float(label.mean())
-    return torch.from_numpy(np.where(label == 1, 0.5 / positive, 0.5 / (1 - positive)))
 
 
 def logits_of(teacher: Teacher, cases: CtCases) -> Float[np.ndarray, " cases"]:

@@ -90,6 +90,18 @@ def test_bce_reads_the_embedding_in_its_own_scale() -> None:
     assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
+def test_balanced_bce_weighs_both_classes_of_the_fold_alike() -> None:
+    head, fold = Head(), [1.0, 0.0, 1.0, 1.0, float("nan")]
+    batch, output = noised(fold), torch.randn(5, 3, dtype=torch.float64)
+    z = head(torch.from_numpy(output.numpy() * SCALER.scale + SCALER.mean)).detach().numpy()
+    each = np.log1p(np.exp(z)) - z * np.nan_to_num(np.array(fold))
+    expected = (each[[0, 2, 3]].mean() + each[1]) / 2
+    found = objective(head, fold, bce=1.0, bce_target="labels", bce_balanced=True).losses(output, batch)["bce"]
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="needs bce_target 'labels'"):
+        ObjectiveConfig(bce=1.0, bce_balanced=True)
+
+
 def test_l2_is_the_plain_mean_of_squared_errors() -> None:
     for prediction in ("x0", "epsilon", "v"):
         batch = noised([float("nan")] * 5, prediction)

@@ -16,10 +16,10 @@ from embedprior.students.training import (
     Objective,
     Rows,
     augmented,
-    class_weights,
     material,
     train_student,
 )
+from embedprior.teachers.fitting import class_weights
 
 
 class Watch(Objective):

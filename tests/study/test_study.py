@@ -265,10 +265,36 @@ def test_sweep_adjusts_over_all_its_settings_together(run):
     assert "4 settings were run on the same held-out cases" in (out / "summary.md").read_text()
 
 
-def test_class_balance_reaches_every_row(run):
-    a = pd.read_csv(run(out="plain")[1] / "predictions.csv")
-    b = pd.read_csv(run(out="balanced", balance="sampler")[1] / "predictions.csv")
-    assert not np.allclose(a.loc[a["method"] == "cxr-only", "score"], b.loc[b["method"] == "cxr-only", "score"])
+BALANCED_ROWS = [
+    "ct-only", "late-fusion", "cxr-only", "hinton-kd", "discom-kd", "direct-head", "ridge-head", "logistic",
+    "clip-alignment", "labels",
+]  # fmt: skip
+
+
+def test_class_balance_reaches_every_row_that_trains_a_classifier(run, tmp_path):
+    """One positive in six: rows trained on labels as they are score low, balanced ones near a half."""
+    data = write_cohort(tmp_path / "many", 160, pretraining=0)
+    change(data, **{"label:nodule": lambda f: (f["patient_id"].str[1:].astype(int) % 6 == 0).astype(int)})
+    bce = {"l2": 1.0, "bce": 1.0, "bce_target": "labels"}
+    settings = {
+        "rows": {"labels": {"method": "prior", "options": {"objective": bce}}},
+        "designs": [{"name": "fixed", "split": "fixed", "methods": BALANCED_ROWS}],
+        "hypotheses": [],
+        "fit": {"hidden": 8, "steps": 60, "lr": 0.03, "check_every": 60},
+    }
+    mean, out = {}, None
+    for balance in ("none", "class-weights", "sampler"):
+        code, out = run(out=balance, balance=balance, data=data, **settings)
+        assert code == 0
+        table = pd.read_csv(out / "predictions.csv")
+        mean[balance] = table.groupby("method")["score"].mean()
+    for balance in ("class-weights", "sampler"):
+        gain = mean[balance] - mean["none"]
+        assert gain.min() > 0.05, f"{balance}: {gain.to_dict()}"
+    # The prior's own cross-entropy with labels follows too, not only the head it looks through.
+    trained = [json.loads(p.read_text()) for p in (out / "artifacts" / "prior").glob("*/prior.json")]
+    assert trained
+    assert all(c["config"]["objective"]["bce_balanced"] for c in trained)
 
 
 def test_exam_without_an_embedding_is_dropped_and_counted(run, cohort):

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import log_loss
 
-from embedprior.teachers.config import FitConfig
+from embedprior.teachers.config import Balance, FitConfig
+from embedprior.teachers.fitting import class_weights, label_loss
 from embedprior.teachers.head import OneClass, TeacherHead, train_head
 
 FIT = FitConfig(hidden=16, steps=200)
@@ -49,3 +51,31 @@ def test_one_class_is_refused() -> None:
     inputs, label = data(0)
     with pytest.raises(OneClass, match="only class 1"):
         train_head(inputs, np.ones_like(label), *data(1), FIT, 0)
+
+
+def test_weighed_loss_is_the_log_loss_with_balanced_sample_weights() -> None:
+    label, logits = np.array([1.0, 0, 0, 0, np.nan]), np.array([0.3, -1.0, 2.0, 0.1, 5.0])
+    known = slice(0, 4)
+    expected = log_loss(label[known], 1 / (1 + np.exp(-logits[known])), sample_weight=[2, 2 / 3, 2 / 3, 2 / 3])
+    loss = label_loss(label, class_weights(label))
+    assert loss(torch.tensor(logits)[:, None], torch.arange(5)).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("balance", "mean"), [("none", 0.1), ("class-weights", 0.5), ("sampler", 0.5)])
+def test_head_on_noise_predicts_the_share_of_positives_or_a_half_when_balanced(balance: Balance, mean: float) -> None:
+    rng = np.random.default_rng(3)
+    inputs, label = rng.normal(size=(600, 2)).astype(np.float32), (np.arange(600) % 10 == 0).astype(float)
+    fit = FitConfig(hidden=4, steps=400, lr=1e-2)
+    head = train_head(inputs[:400], label[:400], inputs[:0], label[:0], fit, 0, balance=balance)
+    probability = 1 / (1 + np.exp(-head.logits(inputs[400:])))
+    assert probability.mean() == pytest.approx(mean, abs=0.08)
+
+
+def test_validation_cts_choose_the_step_by_the_weighed_loss_too() -> None:
+    rng = np.random.default_rng(4)
+    inputs, label = rng.normal(size=(200, 2)).astype(np.float32), (np.arange(200) % 10 == 0).astype(float)
+    looks: list[dict[str, float]] = []
+    fit = FitConfig(hidden=4, steps=20, check_every=20)
+    head = train_head(inputs[:100], label[:100], inputs[100:], label[100:], fit, 0, looks, "class-weights")
+    p = 1 / (1 + np.exp(-head.logits(inputs[100:]).astype(float)))
+    assert looks[0]["val_loss"] == pytest.approx(log_loss(label[100:], p, sample_weight=class_weights(label[100:])))
