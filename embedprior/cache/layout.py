@@ -13,7 +13,7 @@ from typing import Any
 from embedprior.cache.shards import PREFIX, SUFFIX
 from embedprior.encoders.base import EncoderSpec, differing_field, encoder_key, key8
 from embedprior.errors import BadInput
-from embedprior.runs import hash_file, read_json, write_json, write_text
+from embedprior.runs import hash_file, make_folder, read_json, write_json, write_text
 
 MANIFEST = "manifest.json"
 CURRENT = "current"
@@ -67,9 +67,9 @@ def prepare(place: Place, spec: EncoderSpec) -> None:
     """Make the folder and its manifest where they are not there, or where the manifest is damaged.
 
     Raises:
-        BadInput: a cache of another key lies in this folder; the field is named.
+        BadInput: a cache of another key lies in this folder (the field is named), or it can't be written to.
     """
-    place.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(place.folder)
     manifest = place.folder / MANIFEST
     try:
         have = key_of(place.folder)

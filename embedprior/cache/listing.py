@@ -91,9 +91,10 @@ def _needed(run: Path) -> Iterator[Path]:
 
 def _uses(record: Path, where: Path) -> list[dict[str, Any]]:
     try:
-        uses: list[dict[str, Any]] = read_json(record).get("uses", [])
+        found = read_json(record)
     except BadInput:
         return []
+    uses: list[dict[str, Any]] = found.get("uses", []) + [{"path": name} for name in found.get("keeps", [])]
     return [use | {"path": str(where / use["path"])} for use in uses]
 
 

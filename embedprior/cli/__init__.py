@@ -100,4 +100,7 @@ def entry() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + 13
+    except KeyboardInterrupt:
+        print("\nstopped. What was finished is kept. Next: run the same command again.", file=sys.stderr)
+        code = 128 + 2
     sys.exit(code)

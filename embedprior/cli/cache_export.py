@@ -22,11 +22,12 @@ def main(argv: Sequence[str]) -> int:
     from embedprior.cache.exchange import export_npy, export_parquet
     from embedprior.cache.reader import open_cache
     from embedprior.errors import BadInput
+    from embedprior.runs import make_folder
 
     if options.out.suffix not in (".npy", ".parquet"):
         raise BadInput(f"--out {options.out}. Allowed endings: .npy, .parquet.")
     cache = open_cache(options.cache)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out.parent)
     if options.out.suffix == ".npy":
         table = export_npy(cache, options.out)
         print(f"{len(cache.ids)} exams: {options.out} and {table}")

@@ -50,9 +50,11 @@ def main(argv: Sequence[str]) -> int:
         licence=options.licence, profile={"transform_version": "imported", "origin": options.origin},
         pooling="imported", token_dim=dim if options.tokens else None,
     )  # fmt: skip
-    refuse_neighbour(options.out, place_for(options.out, spec, options.tokens))
+    place = place_for(options.out, spec, options.tokens)
+    refuse_neighbour(options.out, place)
     config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     run = Run(options.out, "cache import", config, 0, {"table": hash_file(options.table)})
+    run.keep(place.folder)
     cache, failures = import_npy(options.folder, table, spec, options.out, options.tokens)
     text = f"# {cache.path.name}\n\n{len(cache.ids)} exams, {len(failures)} files left out.\n"
     run.finish(text, failures, cache=cache.path.name)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from embedprior.cache.build import Filled
     from embedprior.cache.exam_table import ExamTable
+    from embedprior.cache.layout import Place
     from embedprior.encoders.base import Encoder
 
 HELP = "embed the exams of a table with a frozen encoder; what is there is kept"
@@ -79,12 +80,12 @@ def main(argv: Sequence[str]) -> int:
         if me.first:
             print(f"{place.folder}\n{plan(exams, options.cohort.parent, encoder, place).words()}")
         return DONE
-    filled = _fill(options, encoder, exams, me)
+    filled = _fill(options, encoder, exams, place, me)
     me.meet()  # a launcher ends all processes when one ends with exit code 3: not before the first has written all
     return NEEDS_ATTENTION if filled.failures else DONE
 
 
-def _fill(options: argparse.Namespace, encoder: Encoder, exams: ExamTable, me: Any) -> Filled:
+def _fill(options: argparse.Namespace, encoder: Encoder, exams: ExamTable, place: Place, me: Any) -> Filled:
     from embedprior.cache.build import fill_cache
     from embedprior.runs import Run, hash_file, note_use
 
@@ -93,6 +94,7 @@ def _fill(options: argparse.Namespace, encoder: Encoder, exams: ExamTable, me: A
         config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
         inputs = {"cohort": hash_file(options.cohort), "encoder weights": encoder.spec.weights_sha256}
         run = Run(options.out, "embed", config, 0, inputs)
+        run.keep(place.folder)
     filled = fill_cache(
         exams, options.cohort.parent, encoder, options.out, options.batch_size, tokens=options.tokens,
         dtype=options.dtype, workers=options.workers, shard_exams=options.shard_exams, processes=me,

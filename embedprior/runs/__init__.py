@@ -5,7 +5,7 @@ and "reuse" are one question: is the folder there?
 """
 
 from embedprior.runs.artifacts import Artifact, artifact, artifacts_root
-from embedprior.runs.files import DiskFull, fsync, read_json, write_file, write_json, write_text
+from embedprior.runs.files import DiskFull, fsync, make_folder, read_json, write_file, write_json, write_text
 from embedprior.runs.hashing import canonical, hash_array, hash_file, hash_of
 from embedprior.runs.locks import Lock
 from embedprior.runs.provenance import note_use
@@ -14,6 +14,6 @@ from embedprior.runs.work import QUIET, one_thread, progress, seed_for
 
 __all__ = [
     "QUIET", "Artifact", "DiskFull", "Lock", "MetricsLog", "Run", "artifact", "artifacts_root", "canonical", "fsync",
-    "git_revision", "hash_array", "hash_file", "hash_of", "note_use", "one_thread", "progress", "read_json",
-    "seed_for", "versions", "write_file", "write_json", "write_text",
+    "git_revision", "hash_array", "hash_file", "hash_of", "make_folder", "note_use", "one_thread", "progress",
+    "read_json", "seed_for", "versions", "write_file", "write_json", "write_text",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,23 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for results, with those above it, and see that files can be made in it.
+
+    Raises:
+        BadInput: something else has that name, or files can't be made there.
+        DiskFull: no room.
+    """
+    try:
+        with saying_what_is_full(path / "the results"):
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+    except OSError as error:
+        what = "is a file" if path.is_file() else f"can't be written to ({error.strerror})"
+        raise BadInput(f"{path} {what}. Next: give a folder that files can be made in.") from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from embedprior.errors import BadInput
 from embedprior.runs.files import read_json, write_json
 from embedprior.runs.hashing import hash_of
 
@@ -97,6 +98,15 @@ def registered_runs(root: Path) -> list[Path]:
     notes = [note for folder in root.rglob(RUNS) for note in sorted(folder.glob("*.json"))]
     runs = [Path(read_json(note)["run"]) for note in notes]
     return [run for run in runs if (run / RECORD).is_file()]
+
+
+def kept_caches(out: Path) -> list[str]:
+    """Return the names of the caches in a folder that runs there filled (``keeps`` of its ``run.json``)."""
+    try:
+        names: list[str] = read_json(out / RECORD).get("keeps", [])
+    except BadInput:
+        return []
+    return names
 
 
 def runs_under(root: Path) -> list[Path]:

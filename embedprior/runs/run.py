@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from embedprior import __version__
-from embedprior.runs.files import write_json, write_text
+from embedprior.runs.files import make_folder, write_json, write_text
 from embedprior.runs.hashing import canonical
-from embedprior.runs.provenance import RECORD, close_ledger, open_ledger, register_run
+from embedprior.runs.provenance import RECORD, close_ledger, kept_caches, open_ledger, register_run
 
 
 class MetricsLog:
@@ -35,16 +35,20 @@ class Run:
 
     Create it only when the input has been found good: on bad input nothing is written. Artifacts and caches used
     until ``finish`` are listed in ``run.json`` under ``uses``.
+
+    Raises:
+        BadInput: the folder can't be made or written to.
     """
 
     def __init__(self, out: Path, command: str, config: Any, seed: int, inputs: Mapping[str, str]) -> None:
         self.out = out
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         for stale in ("metrics.jsonl", "summary.md", "failures.csv"):
             (out / stale).unlink(missing_ok=True)
         self.metrics = MetricsLog(out / "metrics.jsonl")
         self._started = time.monotonic()
         self._ledger = open_ledger()
+        self._kept_before = kept_caches(out)
         self._record = {
             "command": command,
             "config": canonical(config),
@@ -55,6 +59,15 @@ class Run:
             "status": "running",
         }
         write_json(out / RECORD, self._record)
+
+    def keep(self, cache: Path) -> None:
+        """Note a cache in this folder that the run fills, from now on: not unused, even should the run be stopped.
+
+        Caches that earlier runs filled here stay noted; their ``run.json`` lay where ours lies now.
+        """
+        names = {*self._kept_before, cache.name}
+        self._record["keeps"] = sorted(name for name in names if name == cache.name or (self.out / name).is_dir())
+        write_json(self.out / RECORD, self._record)
 
     def stage(self, name: str, **fields: Any) -> None:
         """Record that a stage ended, with the seconds since the start."""

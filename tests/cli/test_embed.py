@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +153,57 @@ def test_cache_commands_tell_a_whole_cache_from_a_damaged_one(
     assert main(["cache", "verify", str(out)]) == 3
     assert shard.name in capsys.readouterr().out
     assert main(["cache", "verify", str(tmp_path)]) == 2
+
+
+def test_caches_that_share_a_folder_are_all_in_use(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder's run.json tells of its last run; what earlier ones filled there must not be taken for garbage."""
+    out = tmp_path / "out"
+    embed(cohort, out)
+    np.save(tmp_path / "a.npy", np.ones(3, np.float32))
+    (tmp_path / "table.csv").write_text("exam_id\na\n")
+    assert main(["cache", "import", str(tmp_path), "--table", str(tmp_path / "table.csv"), "--name", "theirs",
+                 "--modality", "CXR", "--out", str(out), "--origin", "mine"]) == 0  # fmt: skip
+    capsys.readouterr()
+    shutil.move(out, tmp_path / "moved")
+    main(["cache", "ls", str(tmp_path), "--unused"])
+    assert "0 items" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_folder_that_cannot_be_is_refused(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / place
+    assert embed(cohort, out) == 2
+    assert f"error: {out}" in capsys.readouterr().err
+    embed(cohort, tmp_path / "good")
+    assert main(["cache", "export", str(tmp_path / "good"), "--out", str(out / "x.npy")]) == 2
+    assert "Next: give a folder" in capsys.readouterr().err
+
+
+def test_interrupt_is_one_line_and_what_was_finished_is_kept(cohort: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    program = (
+        "import time; from embedprior.encoders.pixels import Pixels128 as P; from embedprior.cli import entry\n"
+        "embed = P.embed; P.embed = lambda self, batch: time.sleep(0.3) or embed(self, batch); entry()"
+    )
+    words = ["embed", "--cohort", str(cohort), "--encoder", "pixels-128", "--out", str(out), "--batch-size", "1",
+             "--shard-exams", "1", "--workers", "1"]  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True, cwd=ROOT,
+                               start_new_session=True)  # fmt: skip
+    while len(list(out.glob("*/shard-*"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130
+    assert said.rstrip().endswith("stopped. What was finished is kept. Next: run the same command again.")
+    assert "Traceback" not in said
+    assert not list(out.glob("*/.*"))
+    assert main(["cache", "verify", str(next(out.glob("pixels-128@*")))]) == 0
 
 
 def test_export_and_import_go_round(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
