@@ -22,6 +22,7 @@ from embedprior.config import load_config
 from embedprior.demo.config import DemoConfig
 from embedprior.demo.pipeline import build_spine
 from embedprior.demo.population import LABEL, default_workers
+from embedprior.errors import choose
 from embedprior.runs import artifact, artifacts_root, one_thread, progress, read_json, write_json
 from embedprior.students.config import Budget, TrainStudentConfig
 from embedprior.students.registry import build_method, methods
@@ -80,12 +81,16 @@ def main() -> int:
     parser.add_argument("--config", default="default", help="of configs/demo")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--seeds", type=int, default=FEWEST_SEEDS, help="fits of every method")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these rows (default: every method)")
     parser.add_argument("--quick", action="store_true", help="the demo's toy size")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    names = list(options.methods or methods())
+    for name in names:
+        choose("method", name, methods())
     budget, loaded, root = prepared(options)
     rows = []
-    for name in progress(list(methods()), "methods"):
+    for name in progress(names, "methods"):
         fits = []
         for seed in range(options.seeds):
             made = artifact(
