@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
 
         write_table(pd.DataFrame(rows, columns=["exam", "severity", "code", "message"]), options.out)
     if options.contact_sheet and tiles:
-        contact_sheet(tiles, options.contact_sheet, columns=3 if len(tiles[0].pictures) > 1 else 8)
+        contact_sheet(tiles, options.contact_sheet, columns=3 if max(len(tile.pictures) for tile in tiles) > 1 else 8)
         print(f"contact sheet: {options.contact_sheet} ({len(tiles)} exams)")
     return NEEDS_ATTENTION if states["WARN"] or states["FAIL"] else DONE
 
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
 def _look(
     found: Found, series: str, profile: VolumeProfile | None, key: str, draw: bool
 ) -> tuple[list[Finding], Tile | None]:
-    from embedprior.imaging.contact_sheet import picture_tile, prepared_tile, volume_tile
+    from embedprior.imaging.contact_sheet import Tile, picture_tile, prepared_tile, volume_tile
     from embedprior.imaging.files import UnreadableExam
     from embedprior.imaging.findings import Finding, UnusableExam
     from embedprior.imaging.profiles import prepare
@@ -115,6 +115,8 @@ def _look(
         detail = f"{' x '.join(map(str, prepared.shape))}, profile {key}"
         return findings, prepared_tile(found.name, prepared, findings, detail) if draw else None
     except UnusableExam as error:
-        return list(error.findings), None
+        findings = list(error.findings)
     except UnreadableExam as error:
-        return [Finding("unreadable", str(error))], None
+        findings = [Finding("unreadable", str(error))]
+    # a page without the exams that failed would look as if there were none
+    return findings, Tile(found.name, "no picture: see the findings", (), tuple(findings)) if draw else None

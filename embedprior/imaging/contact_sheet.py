@@ -82,7 +82,7 @@ def contact_sheet(tiles: Sequence[Tile], path: Path, columns: int = 2) -> None:
         path: of the PNG.
         columns: tiles side by side.
     """
-    across = max(len(tile.pictures) for tile in tiles)
+    across = max(1, *(len(tile.pictures) for tile in tiles))
     tile_width, tile_height = across * (WIDTH + GAP) + GAP, HEIGHT + CAPTION + 2 * GAP
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (min(columns, len(tiles)) * tile_width, rows * tile_height), PAPER)

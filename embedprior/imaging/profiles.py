@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int16
 from PIL import Image
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from embedprior.config import Config, load_config
 from embedprior.errors import BadInput
@@ -76,11 +76,12 @@ class VolumeProfile(Config):
                 raise ValueError(f"unknown window '{name}', allowed: {', '.join(WINDOWS)}")
         return names
 
-    @model_validator(mode="after")
-    def _used(self) -> VolumeProfile:
-        if self.lungs is not None and self.crop != "lungs":
-            raise ValueError(f"'lungs' names a weight file, but 'crop: {self.crop}' never looks for lungs")
-        return self
+    @field_validator("lungs")
+    @classmethod
+    def _looked_for(cls, weights: Path | None, info: ValidationInfo) -> Path | None:
+        if weights is not None and info.data.get("crop") != "lungs":
+            raise ValueError("a weight file, but without 'crop: lungs' no lungs are looked for")
+        return weights
 
 
 def load_profile(name_or_path: str) -> VolumeProfile:

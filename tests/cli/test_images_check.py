@@ -36,6 +36,7 @@ def test_names_every_exam_with_its_findings(
     assert "WARN  cut.npz" in said
     assert "ok    whole.npz" in said
     assert "1 FAIL" in said
+    assert "(4 exams)" in said, "the one that failed is on the sheet too"
     assert str(folder) not in said
     findings = pd.read_csv(table).set_index("exam")
     assert "apex-cut" in set(findings.loc[["cut.npz"], "code"])

@@ -240,5 +240,5 @@ def test_weight_file_runs_no_code_and_damage_is_named(
     for use in (profile_key, lambda profile: on_grid(volume, profile)):
         with pytest.raises(BadInput, match=r"no lung weights at .*gone\.pth.*unet_r231-d5d2fc3d\.pth"):
             use(missing)
-    with pytest.raises(ValueError, match="never looks for lungs"):
+    with pytest.raises(ValueError, match="no lungs are looked for"):
         VolumeProfile(lungs=tmp_path / "spy.pth", crop="none")

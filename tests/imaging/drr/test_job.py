@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from embedprior.imaging.drr import Poses, chest_geometry, get_renderer, hu_to_mu
-from embedprior.imaging.drr.job import CODE_TAG, continued, isocentre, poses_of, render_exam
+from embedprior.imaging.drr.job import CODE_TAG, continued, isocentre, poses_of, project, render_exam
 from embedprior.imaging.drr.settings import DrrConfig
 from embedprior.imaging.drr.sources import CtExam, Scanned, scan
 from embedprior.imaging.reading import write_npz
-from embedprior.imaging.volume import Volume, read_volume
+from embedprior.imaging.volume import Volume, from_sitk, read_volume, to_sitk
 from embedprior.phantom import PhantomConfig, virtual_patient
 from embedprior.runs import read_json
 
@@ -88,6 +89,38 @@ def test_overhang_repeats_the_end_slices_in_place() -> None:
     assert (longer.hu[-4:] == volume.hu[-1]).all()
     assert (longer.affine @ [3, 5, 4, 1]) == pytest.approx(volume.affine @ [3, 5, 0, 1])
     assert continued(volume, 0.0) is volume
+
+
+@pytest.mark.parametrize("code", ["RPS", "RAS", "LAI", "SRA", "PIR"])
+@pytest.mark.parametrize("overhang", [0.0, 40.0])
+def test_how_the_voxels_are_stored_changes_no_image(code: str, overhang: float) -> None:
+    volume = _chest()
+    config = DrrConfig(size=48, poses=2, overhang_mm=overhang)
+    turned = from_sitk(sitk.DICOMOrient(to_sitk(volume), code))
+    assert turned.orientation == code
+    plain, other = (project(v, config, poses_of(config, "x"), isocentre(v, "lungs")) for v in (volume, turned))
+    assert float((plain - other).abs().max()) < 1e-3
+    # and the chest is not symmetric, so that a mirrored image would not pass
+    assert float((plain - plain.flip(-1)).abs().max()) > 1
+
+
+def test_oblique_scan_gives_the_image_of_the_straight_one() -> None:
+    volume = _chest()
+    a, b = np.radians(12), np.radians(8)
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    direction, size, spacing = about_z @ about_x, np.array([100, 90, 80]), np.array([5.0, 4.5, 5.0])
+    middle = isocentre(volume, "volume")
+    oblique = sitk.Resample(
+        to_sitk(volume), size.tolist(), sitk.Transform(), sitk.sitkLinear,
+        (middle - direction @ ((size - 1) / 2 * spacing)).tolist(), spacing.tolist(), direction.ravel().tolist(), -1000,
+    )  # fmt: skip
+    config = DrrConfig(size=48, poses=2)
+    plain, other = (
+        project(v, config, poses_of(config, "x"), middle).numpy() for v in (volume, from_sitk(oblique))
+    )
+    assert np.corrcoef(plain.ravel(), other.ravel())[0, 1] > 0.999
+    assert np.corrcoef(plain[..., ::-1].ravel(), other.ravel())[0, 1] < 0.98
 
 
 def test_an_unreadable_ct_is_an_outcome_with_its_reason(tmp_path: Path) -> None:
