@@ -103,7 +103,7 @@ def _missing(folder: Path, short: str, reported: set[str]) -> Iterator[Damage]:
     except (OSError, ValueError, IndexError, csv.Error) as error:
         yield Damage(INDEX, "damaged", f"not the index of these shards ({error})")
     for name, count in sorted(lost.items()):
-        yield Damage(name, "missing", f"the index has {count} exams in it")
+        yield Damage(name, "missing", f"it is gone; the index has {count} exams in it")
     for view in sorted((folder / VIEWS).glob("*.csv")):
         try:
             gone, first = 0, ""

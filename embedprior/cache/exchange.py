@@ -125,9 +125,10 @@ def first_shape(folder: Path, table: pd.DataFrame) -> tuple[int, ...]:
     for _, file in _files(folder, table):
         try:
             shape: tuple[int, ...] = np.load(file, mmap_mode="r", allow_pickle=False).shape
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError, AttributeError):
             continue
-        return shape
+        if shape:
+            return shape
     raise BadInput(f"{folder}: none of the table's {len(table)} files is there and a plain .npy array.")
 
 
@@ -139,12 +140,15 @@ def _files(folder: Path, table: pd.DataFrame) -> Iterator[tuple[str, Path]]:
 
 def _rows(file: Path, spec: EncoderSpec, tokens: bool) -> Array:
     """Return one file's rows; a pickle in it is refused, never loaded."""
-    array: np.ndarray[Any, Any] = np.load(file, allow_pickle=False)
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"it holds {array.dtype}, not numbers")
+    try:
+        array: np.ndarray[Any, Any] = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:  # numpy's text says how to load a pickle all the same
+        raise ValueError("it is damaged, or a pickle, or no .npy array") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise ValueError(f"it holds {getattr(array, 'dtype', 'several arrays')}, not numbers")
     dim = spec.token_dim if tokens else spec.dim
-    rows = array.reshape(1, -1) if not tokens and array.size == array.shape[-1] else array
-    if rows.ndim != 2 or rows.shape[1] != dim:
+    rows = array.reshape(1, -1) if not tokens and array.size == dim else array
+    if rows.ndim != 2 or rows.shape[1] != dim or not len(rows):
         raise ValueError(f"its shape is {array.shape}, the others' rows have {dim} numbers")
     rows = rows.astype(np.float32)
     if not np.isfinite(rows).all():

@@ -15,7 +15,7 @@ from embedprior.cache import CacheWriter, PairDataset, build_cache, open_cache, 
 from embedprior.cache.build import fill_cache
 from embedprior.cache.diff import diff
 from embedprior.cache.drift import drift
-from embedprior.cache.exchange import export_npy, export_parquet, import_npy
+from embedprior.cache.exchange import export_npy, export_parquet, first_shape, import_npy
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
 
@@ -163,14 +163,29 @@ def test_one_npy_per_study_is_imported_and_a_pickle_is_not(tmp_path: Path) -> No
         np.save(tmp_path / f"s{n}.npy", VALUES[n : n + 1] if n == 1 else VALUES[n])
     np.save(tmp_path / "odd.npy", VALUES[0, :3])
     np.save(tmp_path / "evil.npy", np.array([Payload(str(tmp_path / "executed"))], dtype=object), allow_pickle=True)
-    table = pd.DataFrame({"exam_id": [*IDS, "odd", "evil", "absent"]})
+    np.save(tmp_path / "scalar.npy", np.float32(1))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "s0.npy").read_bytes()[:-3])
+    (tmp_path / "empty.npy").touch()
+    bad = ["odd", "evil", "absent", "scalar", "cut", "empty"]
+    table = pd.DataFrame({"exam_id": [*IDS, *bad]})
     for _ in range(2):  # the second time everything is there
         cache, failures = import_npy(tmp_path, table, spec(), tmp_path / "out")
         np.testing.assert_array_equal(cache.take(IDS), VALUES)
-        assert [f["exam_id"] for f in failures] == ["odd", "evil", "absent"]
-        assert not any(str(tmp_path) in f["reason"] for f in failures)
+        assert [f["exam_id"] for f in failures] == bad
+        assert not any(str(tmp_path) in f["reason"] or "allow_pickle" in f["reason"] for f in failures)
     assert not (tmp_path / "executed").exists()
     assert len(list(cache.path.glob("shard-*"))) == 1
+
+
+def test_imported_tokens_are_of_one_width_and_at_least_one(tmp_path: Path) -> None:
+    for name, shape in (("a", (3, 2)), ("b", (0, 2)), ("c", (2, 3)), ("d", (1, 2))):
+        np.save(tmp_path / f"{name}.npy", np.ones(shape))
+    table = pd.DataFrame({"exam_id": list("abcd")})
+    assert first_shape(tmp_path, table) == (3, 2)
+    cache, failures = import_npy(tmp_path, table, spec(), tmp_path / "out", tokens=True)
+    assert [f["exam_id"] for f in failures] == ["b", "c"]
+    assert all("its shape is" in f["reason"] for f in failures)
+    assert cache.counts().tolist() == [3, 1]
 
 
 def test_diff_names_key_exams_sources_and_numbers(tmp_path: Path) -> None:
