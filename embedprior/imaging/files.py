@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -56,10 +58,11 @@ def source_size(root: Path, path: str) -> int:
 
 def source_stamp(root: Path, path: str) -> list[tuple[str, int, int, int]]:
     """Return what changes when an exam's files are written to: name, inode, size and time of change of each."""
-    file = exam_file(root, path)
-    members = sorted(m for m in file.rglob("*") if m.is_file()) if file.is_dir() else [file]
-    states = [(member, member.stat()) for member in members]
-    return [(str(member), state.st_ino, state.st_size, state.st_mtime_ns) for member, state in states]
+    file = os.path.join(root, split_path(path)[0])
+    states = [(file, os.stat(file))]
+    if stat.S_ISDIR(states[0][1].st_mode):
+        states = [(str(member), member.stat()) for member in sorted(Path(file).rglob("*")) if member.is_file()]
+    return [(name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
 def read_array(root: Path, path: str) -> np.ndarray[Any, Any]:
