@@ -73,6 +73,8 @@ def tell(config: StudyConfig, result: StudyResult) -> Story:
         lead += _findings(cell, own, inside)
         tables += _design_tables(cell, test, result.support, own, inside)
         tables += metric_table(config.metrics, cell.key, own)
+    for external in result.study.prepared[0].externals.values():
+        tables.append((f"Who was included: {external.name}", flow_table(external.cohort.flow), "The external cohort."))
     tables.append(fit_table(result))
     duplicates = result.study.prepared[0].duplicates
     if len(duplicates):
@@ -94,6 +96,10 @@ def write_tables(out: Path, result: StudyResult) -> None:
     """Write the cohort's tables and the predictions: what any evaluation can start from again."""
     folder = out / "cohort"
     folder.mkdir(parents=True, exist_ok=True)
+    for external in result.study.prepared[0].externals.values():
+        (folder / external.name).mkdir(exist_ok=True)
+        write_table(external.cohort.exams, folder / external.name / "exams.csv")
+        write_table(external.cohort.pairs, folder / external.name / "pairs.csv")
     write_table(result.cohort.exams, folder / "exams.csv")
     write_table(result.cohort.pairs, folder / "pairs.csv")
     write_table(flow_table(result.cohort.flow), folder / "flow.csv")
@@ -130,7 +136,7 @@ def _intro(cell: Cell, evidence: Mapping[str, Any]) -> list[str]:
         "kfold": f"{design.folds} folds, no group of patients in two of them, stratified by label{repeated}",
         "fixed": "one fixed split",
         "site": f"each {design.site_column} held out in turn, everyone else trains; pairs are formed within one",
-        "external": f"trained on everyone else, held out: {', '.join(design.external)}",
+        "external": f"trained on everyone else, held out: {_outside(cell)}",
     }[design.split]
     share = f"{100 * design.validation_share:g} % of the training patients choose the checkpoint"
     chosen = "the next fold chooses the checkpoint" if design.split == "kfold" else share
@@ -157,6 +163,18 @@ def _intro(cell: Cell, evidence: Mapping[str, Any]) -> list[str]:
     if any(m.get("auc_per_resample") for m in evidence["methods"]) and len(reasons) == 1 and None not in reasons:
         sentences.append(f"Each AUC is a mean over the resamples and has no interval: {reasons.pop()}.")
     return [*sentences, *(f"Mind: {text}." for text in evidence.get("warnings", ()))]
+
+
+def _outside(cell: Cell) -> str:
+    """Name the sites, or the folder with what of it is scored, that a design holds out."""
+    if cell.design.data is None:
+        return ", ".join(cell.design.external)
+    own = cell.targets[cell.targets["patient_id"].isin(cell.rounds[0].patients("test"))]
+    positive = int((own["label"] == 1).sum())
+    return (
+        f"the external cohort '{own['site'].iloc[0]}' ({len(own)} X-rays of {own['patient_id'].nunique()} patients, "
+        f"{positive} positive and {len(own) - positive} negative; nothing of it is used in training)"
+    )
 
 
 def _inside_sources(cell: Cell, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -248,6 +248,13 @@ def external_split(exams: pd.DataFrame, design: str, sites: Sequence[str], colum
     return [Round(design=design, group_of=kept, part_of=parts)]
 
 
+def held_out_cohort(exams: pd.DataFrame, external: pd.DataFrame, design: str) -> Round:
+    """Return one round of two cohorts without a common patient or group: the first trains, the second is held out."""
+    parts: dict[str, Part] = dict.fromkeys(exams["group_id"], "train")
+    parts |= dict.fromkeys(external["group_id"], "test")
+    return Round(design=design, group_of={**_group_of(exams), **_group_of(external)}, part_of=parts)
+
+
 def with_validation(one: Round, patient_label: Mapping[str, int], share: float, seed: int) -> Round:
     """Return the round with a share of its training groups choosing checkpoints (part ``val``).
 

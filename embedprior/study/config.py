@@ -86,14 +86,16 @@ class Design(Config):
         name: the ``design`` column of every table.
         cases: ``paired`` = X-rays that have a CT; ``cxr`` = every labelled X-ray (no CT anywhere).
         split: ``fixed``; ``kfold`` (stratified, grouped); ``resamples`` (patient-level Monte Carlo, drawn by label);
-            ``site`` (each site held out in turn); ``external`` (the sites in ``external`` held out).
+            ``site`` (each site held out in turn); ``external`` (the sites in ``external``, or the folder ``data``).
         resamples: how many resamples.
         positives: positive patients held out in each, at most.
         negatives: negative patients held out in each, at most.
         held_out_share: hold out this share of each class in each resample instead.
         folds: of ``kfold``.
         repeats: how often the whole k-fold is drawn anew.
-        external: sites of the external cohort.
+        external: sites of the external cohort, in the same tables.
+        data: or its folder, relative to the study's own, with tables and caches at the same places: the whole of the
+            study's cohort trains, that folder's X-rays are scored.
         site_column: column of the exam table that names the site.
         validation: some of the training patients choose checkpoints and thresholds: the next fold of a k-fold,
             else ``validation_share``. Without it budgets are fixed. Held-out patients never choose anything.
@@ -113,6 +115,7 @@ class Design(Config):
     folds: int = Field(default=5, gt=1)
     repeats: int = Field(default=1, gt=0)
     external: tuple[str, ...] = ()
+    data: str | None = None
     site_column: Literal["site", "source"] = "site"
     validation: bool = False
     validation_share: float = Field(default=0.2, gt=0, lt=1)
@@ -128,8 +131,11 @@ class Design(Config):
             raise ValueError(f"reference '{self.reference}' is not among the methods of design '{self.name}'")
         if self.validation and self.split == "kfold" and self.folds < 3:
             raise ValueError("validation inside a k-fold needs at least 3 folds")
-        if (self.split == "external") != bool(self.external):
-            raise ValueError(f"design '{self.name}': 'external' names the sites of a split 'external', and only there")
+        if (self.split == "external") != (bool(self.external) + (self.data is not None) == 1):
+            raise ValueError(
+                f"design '{self.name}': a split 'external', and only that, names sites in 'external' or a folder in "
+                "'data', one of the two"
+            )
         if self.repeats > 1 and self.split != "kfold":
             raise ValueError(f"design '{self.name}': 'repeats' belongs to split kfold, not {self.split}")
         return self
@@ -303,6 +309,8 @@ def _refuse_unfit_rows(design: Design, infos: dict[str, MethodInfo], caches: Cac
         if name not in infos:
             allowed = ", ".join(sorted(infos))
             raise ValueError(f"unknown method '{name}', allowed: {allowed}.{nearest(name, infos)}")
+        if design.data is not None and caches is None:
+            raise ValueError(f"design '{design.name}': 'data' needs 'caches', embeddings of both cohorts")
         if design.cases == "cxr" and infos[name].uses_ct:
             raise ValueError(f"method '{name}' uses CT and can't be in design '{design.name}' (cases: cxr)")
         if caches is not None and caches.ct is None and infos[name].uses_ct:

@@ -93,7 +93,7 @@ def make_rounds(
         return _site_rounds(cohort, labels, eligible, design, seed, seen_groups)
     known = dict(zip(others["patient_id"], others["group_id"], strict=True))
     rounds = [with_training(r, known) for r in rounds]
-    return rounds if design.split == "kfold" else _validated(rounds, targets, labels, design, seed)
+    return rounds if design.split == "kfold" else validated(rounds, targets, labels, design, seed)
 
 
 def _site_rounds(
@@ -111,12 +111,13 @@ def _site_rounds(
         scored = [r for r in rounds if r.patients("test") & set(eligible["patient_id"])]
     else:
         scored = external_split(exams, design.name, design.external, design.site_column)
-    return _validated(scored, eligible, labels, design, seed)
+    return validated(scored, eligible, labels, design, seed)
 
 
-def _validated(
+def validated(
     rounds: list[Round], targets: pd.DataFrame, labels: pd.Series, design: Design, seed: int
 ) -> list[Round]:
+    """Return the rounds with a share of the training patients choosing, where the design asks for it."""
     if not design.validation:
         return rounds
     highest = patient_labels(targets, labels)

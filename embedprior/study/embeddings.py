@@ -6,12 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, UInt8
 
 from embedprior.cache import EmbeddingCache, open_cache
+from embedprior.cohort.base import Cohort, flow_step
 from embedprior.errors import BadInput
 from embedprior.students.tables import pixels_of, tokens_of
 from embedprior.study.config import CacheChoice
+from embedprior.tables import EXAM_REQUIRED, PAIR_REQUIRED, read_table
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,46 @@ class Caches:
         return None if self.tokens is None else tokens_of(self.tokens, exam_ids)
 
 
-def open_caches(choice: CacheChoice, data: Path) -> Caches:
+def open_caches(choice: CacheChoice, data: Path, like: Caches | None = None) -> Caches:
     """Open the caches a study names.
 
+    Args:
+        choice: their places.
+        data: what these are relative to.
+        like: caches whose encoders these must be of.
+
     Raises:
-        BadInput: one does not exist or is damaged.
+        BadInput: one does not exist or is damaged, or is of another encoder (the field that differs is named).
     """
+    places = {"cxr": choice.cxr, "ct": choice.ct, "pixels": choice.pixels, "tokens": choice.tokens}
+    keys = {name: cache.key for name, cache in like.named().items()} if like else {}
+    return Caches(**{n: open_cache(data / path, keys.get(n)) for n, path in places.items() if path is not None})
 
-    def at(path: str | None) -> EmbeddingCache | None:
-        return None if path is None else open_cache(data / path)
 
-    return Caches(open_cache(data / choice.cxr), at(choice.ct), at(choice.pixels), at(choice.tokens))
+def cohort_of_caches(data: Path, caches: Caches) -> Cohort:
+    """Return the cohort of ``exams.csv`` and ``pairs.csv`` whose embeddings exist; no picture is looked for.
+
+    The exam table may lack ``path``.
+
+    Raises:
+        BadInput: a table is missing or breaks a rule of its format, or no exam has an embedding.
+    """
+    source = data / "exams.csv"
+    exams = read_table(source, [c for c in EXAM_REQUIRED if c != "path"])
+    if "path" not in exams.columns:
+        exams = exams.assign(path="")
+    file = data / "pairs.csv"
+    pairs = read_table(file, PAIR_REQUIRED) if file.is_file() else pd.DataFrame(columns=list(PAIR_REQUIRED))
+    flow = (flow_step("rows of exams.csv", exams, 0),)
+    cohort = Cohort(data, exams, pairs, flow).checked(str(source))
+    embedded = set(caches.cxr.ids) | set(caches.ct.ids if caches.ct else ())
+    absent = cohort.exams.loc[~cohort.exams["exam_id"].isin(embedded), "exam_id"]
+    if len(absent) == len(exams):
+        raise BadInput(
+            f"{source}: none of its {len(exams)} exams has an embedding, e.g. {absent.iloc[0]}; the X-ray cache holds "
+            f"{', '.join(caches.cxr.ids[:2])}, … Next: check that both use the same exam ids."
+        )
+    return cohort.drop(list(absent), "embedding exists", "no embedding in the caches") if len(absent) else cohort
 
 
 def patients_seen(caches: Caches) -> dict[str, frozenset[str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +17,7 @@ from embedprior.students.base import Cases, Stage
 from embedprior.students.registry import MethodInfo
 from embedprior.study.config import Design, StudyConfig
 from embedprior.study.embeddings import Caches
+from embedprior.study.external import External
 from embedprior.study.fractions import with_labels, with_pairs
 
 
@@ -32,6 +34,7 @@ class Materials:
         artifacts: folder of all artifacts.
         infos: what is known of each row (see ``config.rows_of``).
         teacher_stream: name of the random stream of the CT head's fit; empty = the seed of the fit itself.
+        externals: by design, the external cohort that it is scored on.
     """
 
     config: StudyConfig
@@ -42,6 +45,13 @@ class Materials:
     artifacts: Path
     infos: dict[str, MethodInfo]
     teacher_stream: str = "teacher"
+    externals: Mapping[str, External] = field(default_factory=dict)
+
+    def unread(self) -> Materials:
+        """Return the same with no embedding in memory: small enough to send to another process."""
+        return replace(
+            self, caches=self.caches.unread(), externals={k: e.unread() for k, e in self.externals.items()}
+        )
 
     def design(self, name: str) -> Design:
         """Return a design by its name."""
@@ -93,7 +103,13 @@ def round_cases(materials: Materials, design: Design, one: Round) -> RoundCases:
     targets, config = materials.targets[design.name], materials.config
     paired = design.cases == "paired"
     parts = {p: targets[targets["patient_id"].isin(one.patients(p))] for p in get_args(Part)}
-    cases = {part: cases_of(frame, materials.caches, paired) for part, frame in parts.items()}
+    cases = {part: cases_of(frame, materials.caches, paired) for part, frame in parts.items() if part != "test"}
+    outside = materials.externals.get(design.name)
+    cases["test"] = (
+        cases_of(parts["test"], outside.caches, outside.paired)
+        if outside
+        else cases_of(parts["test"], materials.caches, paired)
+    )
     known = _patients_with_labels(materials, one, set(targets["patient_id"]))
     train, val = (_only_labels(cases[part], known) for part in ("train", "val"))
     target = Stage(train, val)

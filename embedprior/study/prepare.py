@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from embedprior.cohort.base import Cohort, flow_step
+from embedprior.cohort.base import Cohort
 from embedprior.cohort.duplicates import fingerprints, join_groups, near_duplicates
 from embedprior.cohort.sources import read_cohort
 from embedprior.cohort.sources.tables import read_splits
@@ -17,9 +18,10 @@ from embedprior.encoders.base import Encoder
 from embedprior.encoders.registry import create_encoder
 from embedprior.errors import BadInput, nearest
 from embedprior.study.config import StudyConfig
-from embedprior.study.designs import make_rounds, targets_of
-from embedprior.study.embeddings import Caches, open_caches, patients_seen
-from embedprior.tables import EXAM_REQUIRED, PAIR_REQUIRED, check_splits, read_table
+from embedprior.study.designs import make_rounds, targets_of, validated
+from embedprior.study.embeddings import Caches, cohort_of_caches, open_caches, patients_seen
+from embedprior.study.external import External, external_rounds, open_external
+from embedprior.tables import check_splits
 
 NO_DUPLICATES = pd.DataFrame(
     columns=["exam_a", "exam_b", "patient_a", "patient_b", "hash_distance", "correlation", "same_patient"]
@@ -39,6 +41,7 @@ class Prepared:
         encoder: of the pictures; None when the embeddings exist already.
         caches: embeddings that exist already; None when pictures are to be embedded.
         seen: what was trained before on patients of this cohort → these patients.
+        externals: by design, the external cohort it is scored on, where that is another folder.
     """
 
     cohort: Cohort
@@ -49,6 +52,7 @@ class Prepared:
     encoder: Encoder | None = None
     caches: Caches | None = None
     seen: dict[str, frozenset[str]] | None = None
+    externals: Mapping[str, External] = field(default_factory=dict)
 
     def rounds(self, design: str) -> list[Round]:
         """Return the rounds of one design, by resample and fold."""
@@ -57,12 +61,19 @@ class Prepared:
     def input_hashes(self) -> dict[str, str]:
         """Return the hashes of the tables and the embeddings the study starts from."""
         tables = {"exams": self.cohort.exams, "pairs": self.cohort.pairs, "splits": self.splits}
-        found = {name: hashlib.sha256(t.to_csv(index=False).encode()).hexdigest() for name, t in tables.items()}
+        found = {name: _hash(table) for name, table in tables.items()}
         if self.encoder is not None:
             found["encoder weights"] = self.encoder.spec.weights_sha256
         if self.caches is not None:
             found |= {f"{name} cache": cache.path.name for name, cache in self.caches.named().items()}
+        for external in self.externals.values():
+            for name, table in (("exams", external.cohort.exams), ("pairs", external.cohort.pairs)):
+                found[f"{external.name}: {name}"] = _hash(table)
         return found
+
+
+def _hash(table: pd.DataFrame) -> str:
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
 
 def prepare(config: StudyConfig, data: Path, splits_file: Path | None = None) -> Prepared:
@@ -86,18 +97,27 @@ def prepare(config: StudyConfig, data: Path, splits_file: Path | None = None) ->
     else:
         cohort = cohort_of_caches(data, caches)
         encoder, seen, duplicates = None, patients_seen(caches), NO_DUPLICATES
-    return prepare_cohort(config, cohort, duplicates, encoder, caches, seen, splits_file)
+    externals = {
+        d.name: open_external(config, d, data, caches) for d in config.designs if d.data is not None and caches
+    }
+    for external in externals.values():
+        for what, patients in patients_seen(external.caches).items():
+            seen[what] = seen.get(what, frozenset()) | patients
+    return prepare_cohort(config, cohort, duplicates, encoder, caches, seen, splits_file, externals=externals)
 
 
 def prepare_cohort(
     config: StudyConfig, cohort: Cohort, duplicates: pd.DataFrame, encoder: Encoder | None, caches: Caches | None,
     seen: dict[str, frozenset[str]], splits_file: Path | None = None, splits: pd.DataFrame | None = None,
+    externals: Mapping[str, External] | None = None,
 ) -> Prepared:  # fmt: skip
     """Make (or check) the splits of a cohort that has been read; see ``prepare``.
 
     Args:
         splits: split table of the user, already read (instead of ``splits_file``).
+        externals: by design, the external cohort in another folder.
     """
+    externals = externals or {}
     labels = cohort.labels(config.label)
     targets = {d.name: targets_of(cohort, labels, d) for d in config.designs}
     where = str(splits_file) if splits_file else "the split table"
@@ -109,41 +129,23 @@ def prepare_cohort(
     tables = []
     for design in config.designs:
         own = given[given["design"] == design.name] if given is not None else pd.DataFrame()
-        if len(own):
+        if design.name in externals:
+            if len(own):
+                raise BadInput(f"{where}: design '{design.name}' is scored on another folder: it takes no split table.")
+            external, trained = externals[design.name], targets[design.name]
+            rounds = validated(external_rounds(external, cohort, trained, design), trained, labels, design, config.seed)
+            targets[design.name] = pd.concat([trained, external.targets], ignore_index=True)
+            tables.append(splits_table(rounds, f"{design.name}, {design.split}"))
+        elif len(own):
             tables.append(_checked(own, cohort, targets[design.name], where))
         else:
             never = everyone_seen if config.seen_patients == "train" else frozenset[str]()
             rounds = make_rounds(cohort, labels, targets[design.name], design, config.seed, never)
             tables.append(splits_table(rounds, f"{design.name}, {design.split}"))
     table = pd.concat(tables, ignore_index=True)
-    refuse_seen(table, cohort, targets, seen)
-    return Prepared(cohort, duplicates, targets, table, named, encoder, caches, seen)
-
-
-def cohort_of_caches(data: Path, caches: Caches) -> Cohort:
-    """Return the cohort of ``exams.csv`` and ``pairs.csv`` whose embeddings exist; no picture is looked for.
-
-    The exam table may lack ``path``.
-
-    Raises:
-        BadInput: a table is missing or breaks a rule of its format, or no exam has an embedding.
-    """
-    source = data / "exams.csv"
-    exams = read_table(source, [c for c in EXAM_REQUIRED if c != "path"])
-    if "path" not in exams.columns:
-        exams = exams.assign(path="")
-    file = data / "pairs.csv"
-    pairs = read_table(file, PAIR_REQUIRED) if file.is_file() else pd.DataFrame(columns=list(PAIR_REQUIRED))
-    flow = (flow_step("rows of exams.csv", exams, 0),)
-    cohort = Cohort(data, exams, pairs, flow).checked(str(source))
-    embedded = set(caches.cxr.ids) | set(caches.ct.ids if caches.ct else ())
-    absent = cohort.exams.loc[~cohort.exams["exam_id"].isin(embedded), "exam_id"]
-    if len(absent) == len(exams):
-        raise BadInput(
-            f"{source}: none of its {len(exams)} exams has an embedding, e.g. {absent.iloc[0]}; the X-ray cache holds "
-            f"{', '.join(caches.cxr.ids[:2])}, … Next: check that both use the same exam ids."
-        )
-    return cohort.drop(list(absent), "embedding exists", "no embedding in the caches") if len(absent) else cohort
+    exams = pd.concat([cohort.exams, *(e.cohort.exams for e in externals.values())])
+    refuse_seen(table, exams, targets, seen)
+    return Prepared(cohort, duplicates, targets, table, named, encoder, caches, seen, externals)
 
 
 def image_encoder(config: StudyConfig) -> Encoder:
@@ -165,14 +167,14 @@ def image_encoder(config: StudyConfig) -> Encoder:
 
 
 def refuse_seen(
-    splits: pd.DataFrame, cohort: Cohort, targets: dict[str, pd.DataFrame], seen: dict[str, frozenset[str]]
+    splits: pd.DataFrame, exams: pd.DataFrame, targets: dict[str, pd.DataFrame], seen: dict[str, frozenset[str]]
 ) -> None:
     """Check that nothing that was trained before saw a held-out patient, or the partner of one.
 
     Raises:
         BadInput: with the ids, and what saw them.
     """
-    group_of = dict(zip(cohort.exams["patient_id"], cohort.exams["group_id"], strict=True))
+    group_of = dict(zip(exams["patient_id"], exams["group_id"], strict=True))
     scored = set().union(*(set(t["patient_id"]) for t in targets.values()))
     held = {p for p in splits.loc[splits["part"] == "test", "patient_id"] if p in scored}
     held_groups = {group_of[p]: p for p in held}

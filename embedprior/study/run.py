@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ def run_materials(
 ) -> StudyResult:  # fmt: skip
     """Run every fit on materials that are there already; see ``run_study``."""
     units = units_of(study)
-    outcomes = run_units(units, partial(benches, [replace(m, caches=m.caches.unread()) for m in materials]), workers)
+    outcomes = run_units(units, partial(benches, [m.unread() for m in materials]), workers)
     stage(
         "fits", fits=len(outcomes), reused=sum(o.reused for o in outcomes),
         failed=sum(o.path is None for o in outcomes),
@@ -229,7 +229,8 @@ def materials_of(
         for r in prepared.rounds(design.name)
     }
     return Materials(
-        variant.config, cohort, readable, rounds, caches, root, rows_of(variant.config), teacher_stream
+        variant.config, cohort, readable, rounds, caches, root, rows_of(variant.config), teacher_stream,
+        prepared.externals,
     )
 
 
@@ -259,10 +260,15 @@ def _embed(config: StudyConfig, prepared: Prepared, root: Path) -> tuple[Caches,
 def _refuse_missing(config: StudyConfig, prepared: Prepared, caches: Caches) -> None:
     """Every exam a design reads must be in the cache of its modality."""
     for design in config.designs:
-        targets = prepared.targets[design.name]
+        every, outside = prepared.targets[design.name], prepared.externals.get(design.name)
+        targets = every[~every["exam_id"].isin(outside.targets["exam_id"])] if outside else every
         wanted = [("X-ray", caches.cxr.ids, targets["exam_id"])]
         if design.cases == "paired":
             wanted.append(("CT", caches.need_ct().ids, targets["ct_exam_id"]))
+        if outside is not None:
+            wanted.append((f"{outside.name} X-ray", outside.caches.cxr.ids, outside.targets["exam_id"]))
+        if outside is not None and outside.paired:
+            wanted.append((f"{outside.name} CT", outside.caches.need_ct().ids, outside.targets["ct_exam_id"]))
         for what, have, ids in wanted:
             absent = sorted(set(ids) - set(have))
             if absent:

@@ -122,10 +122,11 @@ class Bench:
         return artifact("fit", inputs, settings, tag, build, self.materials.artifacts)
 
     def _sources(self) -> dict[str, str]:
-        exams = self.materials.cohort.exams
-        if "source" not in exams.columns:
-            return {}
-        return dict(zip(exams["exam_id"], exams["source"].astype(object).fillna("").astype(str), strict=True))
+        cohorts = [self.materials.cohort, *(e.cohort for e in self.materials.externals.values())]
+        found: dict[str, str] = {}
+        for exams in (c.exams for c in cohorts if "source" in c.exams.columns):
+            found |= zip(exams["exam_id"], exams["source"].astype(object).fillna("").astype(str), strict=True)
+        return found
 
 
 def row_of(materials: Materials, name: str) -> Row:

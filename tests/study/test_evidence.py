@@ -181,7 +181,7 @@ def test_shipped_configuration_is_the_protocol():
         ({"methods": ("cxr-only", "cxr-only")}, "names a method twice"),
         ({"methods": ("cxr-only",), "folds": 2, "validation": True}, "at least 3 folds"),
         ({"methods": ("cxr-only",), "split": "fixed", "repeats": 2}, "'repeats' belongs to split kfold"),
-        ({"methods": ("cxr-only",), "split": "external"}, "'external' names the sites"),
+        ({"methods": ("cxr-only",), "split": "external"}, "names sites in 'external' or a folder in 'data'"),
     ],
 )
 def test_impossible_designs_are_refused(changes, message):
