@@ -1,13 +1,16 @@
 """Warnings about a radiograph's pixels: inverted, lateral, collimated, or no chest at all. Screening, not diagnosis.
 
-The cues are few and readable: a frontal chest is brighter along the midline than in both lungs, and its halves resemble
-each other. Bars were set on one half of 467 real radiographs (by patient) and measured on the other half: the rates are
-in docs/imaging.md, and ``tools/bench/ingest.py`` measures them again.
+The cues are few and readable: a frontal chest is brighter along the midline than in both lungs, resembles a drawing of
+two dark lungs more than its negative does, and its halves resemble each other. Bars were set on one half of 467 real
+radiographs (by patient) and measured on the other half: the rates are in docs/imaging.md, and ``tools/bench/ingest.py``
+measures them again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 
 import numpy as np
 from jaxtyping import Float
@@ -17,10 +20,12 @@ from scipy import ndimage
 from embedprior.imaging.findings import Finding
 
 SIDE = 64
-INVERTED_BY = 0.10
+INVERTED_MIDLINE, INVERTED_LUNGS = 0.02, 0.05
+"""Both must hold: alone, either is fooled by one white lung or by a bright frame."""
 LATERAL_MIDLINE, LATERAL_SYMMETRY = 0.17, 0.55
 NO_CHEST_MIDLINE = 0.06
 BORDER_SHARE = 0.10
+EDGE = 4
 ASPECTS = (0.5, 2.0)
 
 
@@ -31,12 +36,16 @@ class Cues:
     Attributes:
         midline: how much brighter the midline is than the brighter of the two lungs, in ranks from 0 to 1.
         dark_midline: the same of the negative.
+        lungs: correlation with a drawing of two dark lungs, best over their places and sizes.
+        dark_lungs: the same of the negative.
         symmetry: correlation of the detail with its mirror image, best over small shifts.
         border: share of the picture in uniform rows and columns at its edges.
     """
 
     midline: float
     dark_midline: float
+    lungs: float
+    dark_lungs: float
     symmetry: float
     border: float
 
@@ -45,8 +54,9 @@ def cues(grey: Float[np.ndarray, "height width"]) -> Cues:
     """Measure a picture whose values are not all equal."""
     small = Image.fromarray(np.ascontiguousarray(grey, np.float32)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     pixels = np.asarray(small, dtype=np.float64)
-    midline, dark = _midlines(pixels)
-    return Cues(midline, dark, _symmetry(pixels), _border(pixels))
+    smooth = ndimage.gaussian_filter(pixels, 1.0)
+    ranks = smooth.ravel().argsort().argsort().reshape(smooth.shape) / (smooth.size - 1)
+    return Cues(*_midlines(ranks), *_likeness(ranks), _symmetry(pixels), _border(pixels))
 
 
 def audit_pixels(grey: Float[np.ndarray, "height width"], view: str) -> list[Finding]:
@@ -67,8 +77,9 @@ def audit_pixels(grey: Float[np.ndarray, "height width"], view: str) -> list[Fin
         return findings
     if max(seen.midline, seen.dark_midline) < NO_CHEST_MIDLINE and seen.symmetry >= LATERAL_SYMMETRY:
         found = Finding("not-chest-like", f"no bright midline between dark lungs (cue {seen.midline:.2f})")
-    elif seen.dark_midline - seen.midline >= INVERTED_BY:
-        found = Finding("inverted", f"the midline is darker than both lungs (cue {seen.dark_midline:.2f})")
+    elif seen.dark_midline - seen.midline >= INVERTED_MIDLINE and seen.dark_lungs - seen.lungs >= INVERTED_LUNGS:
+        cue = f"midline {seen.dark_midline:.2f}, lungs {seen.dark_lungs:.2f}"
+        found = Finding("inverted", f"the midline is darker than both lungs, which look bright ({cue})")
     elif seen.midline < LATERAL_MIDLINE and seen.symmetry < LATERAL_SYMMETRY:
         cue = f"midline {seen.midline:.2f}, symmetry {seen.symmetry:.2f}"
         found = Finding("lateral", f"no bright midline and unlike halves ({cue}): lateral, or no chest")
@@ -77,9 +88,7 @@ def audit_pixels(grey: Float[np.ndarray, "height width"], view: str) -> list[Fin
     return [*findings, found]
 
 
-def _midlines(pixels: Float[np.ndarray, "64 64"]) -> tuple[float, float]:
-    smooth = ndimage.gaussian_filter(pixels, 1.0)
-    ranks = smooth.ravel().argsort().argsort().reshape(smooth.shape) / (smooth.size - 1)
+def _midlines(ranks: Float[np.ndarray, "64 64"]) -> tuple[float, float]:
     across = np.linspace(-1, 1, SIDE)
     level = ranks[SIDE // 4 : 2 * SIDE // 3].mean(axis=0)
     level = level - np.polyval(np.polyfit(across, level, 1), across)
@@ -92,6 +101,30 @@ def _midlines(pixels: Float[np.ndarray, "64 64"]) -> tuple[float, float]:
         bright.append(middle - max(one, other))
         dark.append(min(one, other) - middle)
     return float(max(bright)), float(max(dark))
+
+
+def _likeness(ranks: Float[np.ndarray, "64 64"]) -> tuple[float, float]:
+    inner = ranks[EDGE:-EDGE, EDGE:-EDGE].ravel()
+    inner = inner - inner.mean()
+    found = _drawn_lungs() @ (inner / np.linalg.norm(inner))
+    return float(found.max()), float(-found.min())
+
+
+@lru_cache(maxsize=1)
+def _drawn_lungs() -> Float[np.ndarray, "drawings pixels"]:
+    """Two dark lungs with soft edges, side by side at many places and in several sizes; each of mean 0 and length 1."""
+    y, x = np.mgrid[:SIDE, :SIDE] / (SIDE - 1)
+    drawings = []
+    for across, down, (apart, width), height in product(
+        (0.40, 0.45, 0.50, 0.55, 0.60), (0.35, 0.42, 0.50), ((0.18, 0.12), (0.21, 0.14), (0.25, 0.16)), (0.25, 0.33)
+    ):
+        drawing = np.zeros((SIDE, SIDE))
+        for side in (-1, 1):
+            drawing -= np.exp(-((((x - across - side * apart) / width) ** 2 + ((y - down) / height) ** 2) ** 2))
+        drawings.append(drawing[EDGE:-EDGE, EDGE:-EDGE].ravel())
+    stacked = np.array(drawings)
+    stacked -= stacked.mean(axis=1, keepdims=True)
+    return np.asarray(stacked / np.linalg.norm(stacked, axis=1, keepdims=True))
 
 
 def _symmetry(pixels: Float[np.ndarray, "64 64"]) -> float:

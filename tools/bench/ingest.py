@@ -157,8 +157,8 @@ def warning_rates(table: Table) -> None:
     print(f"{len(frontal)} frontal and {len(lateral)} lateral radiographs of patients that set no bar:")
     for code, most in (("inverted", 5), ("lateral", 5), ("not-chest-like", 5), ("collimated", None)):
         table.hold(f"false alarm '{code}' on frontal views", _share(frontal, code), "%", most=most)
-    table.hold("found 'lateral' among lateral views", _share(lateral, "lateral"), "%")
-    table.hold("found 'inverted' among frontal views turned negative", _share(negative, "inverted"), "%")
+    table.hold("found 'lateral' among lateral views", _share(lateral, "lateral"), "%", least=60)
+    table.hold("found 'inverted' among frontal views turned negative", _share(negative, "inverted"), "%", least=80)
 
 
 def _share(found: list[set[str]], code: str) -> float:
