@@ -592,6 +592,13 @@ MUTANTS = (
         "tests/imaging/test_profiles.py",
     ),
     Mutant(
+        "PixelSpacing is read as (columns, rows)",
+        "embedprior/imaging/dicom_geometry.py",
+        "between_rows, between_columns = headers[0].spacing_yx",
+        "between_columns, between_rows = headers[0].spacing_yx",
+        "tests/imaging/test_dicom_series.py",
+    ),
+    Mutant(
         "every frame of an enhanced CT is rescaled as the first one",
         "embedprior/imaging/dicom_header.py",
         'slope=_number(value("PixelValueTransformationSequence", "RescaleSlope")),',

@@ -102,7 +102,8 @@ def test_file_that_changes_between_hash_and_reading_is_not_stored(tmp_path: Path
 def test_array_file_written_again_is_read_again_in_the_same_process(tmp_path: Path) -> None:
     exams = pd.DataFrame({"exam_id": ["a", "b"], "path": ["all.npy#0", "all.npy#1"]})
     for value in (50, 100):
-        np.save(tmp_path / "all.npy", np.full((2, 8, 8), value, np.uint8))
+        np.save(tmp_path / "new.npy", np.full((2, 8, 8), value, np.uint8))
+        (tmp_path / "new.npy").replace(tmp_path / "all.npy")
         cache, _ = build_cache(exams, tmp_path, MeanEncoder(), tmp_path / "cache")
         np.testing.assert_allclose(cache.matrix, value / 255, atol=1e-6)
 
