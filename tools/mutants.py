@@ -153,8 +153,8 @@ MUTANTS = (
     Mutant(
         "a live lock is taken over",
         "embedprior/runs/locks.py",
-        "    return age > stale_after",
-        "    return True",
+        "    return age > (stale_after if",
+        "    return True or (stale_after if",
         "tests/runs/test_locks.py",
     ),
     Mutant(
@@ -226,6 +226,27 @@ MUTANTS = (
         "keyed_normal(noise, m, cases, shape)",
         "keyed_normal(noise, 0, cases, shape)",
         "tests/prior/test_training.py",
+    ),
+    Mutant(
+        "the regression is left out of what is sampled",
+        "embedprior/prior/drawing.py",
+        "found = found if centre is None else found + centre",
+        "found = found",
+        "tests/prior/test_regression.py",
+    ),
+    Mutant(
+        "a dropped condition keeps its regression",
+        "embedprior/prior/learner.py",
+        "data.given.centre[rows] * ~drop[:, :1]",
+        "data.given.centre[rows]",
+        "tests/prior/test_regression.py",
+    ),
+    Mutant(
+        "a score depends on its row",
+        "embedprior/students/prior_method.py",
+        "self._drawn(cases, [0] * len(cases))",
+        "self._drawn(cases, range(len(cases)))",
+        "tests/students/test_prior_method.py",
     ),
     Mutant(
         "the variance table is used at any guidance",
