@@ -77,6 +77,8 @@ class ProcessConfig(Config):
         condition_noise: while training, standard deviation of Gaussian noise on the standardised condition
             (conditioning augmentation, Ho et al. 2022, JMLR 23(47)). With a few hundred pairs it keeps the network
             from learning them by heart.
+        regression: ``ridge``: a linear map of the condition is fitted in closed form, and what is noised and learned
+            is what it leaves over. Guidance's branch without condition learns the embedding itself.
         null: ``keep``: the branch without condition still sees the noised target (2x cost); ``both``: it sees
             neither, as released.
         guidance: weight w; 1 samples the model itself, anything else voids the variance table and calibration.
@@ -87,6 +89,7 @@ class ProcessConfig(Config):
     prediction: Prediction = "x0"
     condition_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     condition_noise: float = Field(default=0.0, ge=0.0)
+    regression: Literal["none", "ridge"] = "none"
     null: Literal["keep", "both"] = "keep"
     guidance: float = 1.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,12 +22,39 @@ NOISE_AHEAD = 2**25
 """Numbers of a trajectory's noise that are drawn ahead: 128 MB."""
 
 
+@dataclass(frozen=True)
+class Given:
+    """What is known of each case, standardised and on the device.
+
+    Attributes:
+        tokens: (cases, C, Dc) condition tokens.
+        mask: (cases, C), True where a token is real; None when all are.
+        centre: (cases, D) what the regression makes of them; None when there is none.
+    """
+
+    tokens: Tensor
+    mask: Tensor | None = None
+    centre: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, part: slice) -> Given:
+        """Return some of the cases."""
+        rest = (None if values is None else values[part] for values in (self.mask, self.centre))
+        return Given(self.tokens[part], *rest)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Given:
+        """Return the same on a device, its tokens in the network's type."""
+        rest = (None if values is None else values.to(device) for values in (self.mask, self.centre))
+        return Given(self.tokens.to(device, dtype), *rest)
+
+
 def denoiser(
     network: PriorNetwork,
     process: ProcessConfig,
     schedule: Schedule,
-    tokens: Tensor,
-    mask: Tensor | None,
+    given: Given,
     samples: int,
     guidance: float,
 ) -> Denoise:
@@ -35,21 +63,22 @@ def denoiser(
     Args:
         network: of the prior.
         process, schedule: it was trained with.
-        tokens: (cases, C, Dc) standardised condition tokens.
-        mask: (cases, C) or None.
+        given: the cases' conditions.
         samples: rows per case, next to each other.
+            The network sees the noised embedding less its share of the regression, and its answer is added to that.
         guidance: w in null + w · (conditional - null); any w but 1 costs a second pass when the null branch keeps
             the noised target, and one extra row when it does not.
     """
     both = process.null == "both"
     with torch.inference_mode():
-        prefix = network.encode(tokens, mask)
+        prefix = network.encode(given.tokens, given.mask)
         null = None
         if guidance != 1.0:
             # Without condition and target the null branch knows only the timestep: one row serves all.
-            few = slice(0, 1) if both else slice(None)
-            dropped = torch.ones(len(tokens[few]), dtype=torch.bool, device=tokens.device)
-            null = network.encode(tokens[few], None if mask is None else mask[few], dropped)
+            few = given.rows(slice(0, 1) if both else slice(None))
+            dropped = torch.ones(len(few), dtype=torch.bool, device=few.tokens.device)
+            null = network.encode(few.tokens, few.mask, dropped)
+    centre = None if given.centre is None else given.centre.repeat_interleave(samples, dim=0)
 
     def call(prefix: Prefix, x: Tensor, n: int, rows: int, drop: Tensor | None) -> Tensor:
         clock, x = torch.full((1,), n, device=x.device), x.to(network.query.dtype)
@@ -60,14 +89,19 @@ def denoiser(
 
     @torch.inference_mode()
     def denoise(x: Tensor, n: int) -> Tensor:
-        output = call(prefix, x, n, samples, None)
-        if null is not None:
-            if both:
-                base = call(null, x[:1], n, 1, torch.ones(1, dtype=torch.bool, device=x.device))
-            else:
-                base = call(null, x, n, samples, None)
-            output = base + guidance * (output - base)
-        return to_x0(schedule, process.prediction, output, x, torch.full((len(x),), n))
+        clock = torch.full((len(x),), n)
+        signal = schedule.signal_and_noise(clock, x)[0]
+        rest = x if centre is None else x - signal * centre
+        found = to_x0(schedule, process.prediction, call(prefix, rest, n, samples, None), rest, clock)
+        found = found if centre is None else found + centre
+        if null is None:
+            return found
+        if both:
+            base = call(null, x[:1], n, 1, torch.ones(1, dtype=torch.bool, device=x.device))
+        else:
+            base = call(null, x, n, samples, None)
+        base = to_x0(schedule, process.prediction, base, x, clock)
+        return base + guidance * (found - base)
 
     return denoise
 

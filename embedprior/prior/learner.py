@@ -99,19 +99,22 @@ class Learner:
         everyone = self.batch(step)
         share = len(everyone) // world
         mine = everyone[rank * share : (rank + 1) * share]
-        shape = tuple(data.condition.shape[1:]) if process.condition_noise > 0 else None
+        shape = tuple(data.given.tokens.shape[1:]) if process.condition_noise > 0 else None
         draws = training_draws(self._noise, step, mine, data.target.shape[1], process.timesteps, shape)
         rows = torch.from_numpy(mine).to(device)
         noise, n = torch.from_numpy(draws.noise).to(device), torch.from_numpy(draws.timestep).to(device)
-        x0 = data.target[rows]
+        drop = torch.from_numpy(draws.drop < process.condition_dropout).to(device)
+        # Without its condition a case has no regression either: the null branch learns the embedding itself.
+        centre = None if data.given.centre is None else data.given.centre[rows] * ~drop[:, :1]
+        x0 = data.target[rows] if centre is None else data.target[rows] - centre
         # Contrasted with the whole batch: the loss is then the same on any number of processes.
         rivals = torch.from_numpy(everyone).to(device)
         batch = Noised(
             x0, noise, add_noise(self._schedule, x0, noise, n), n, data.labels[rows],
-            data.patient[rows], Rivals(data.target[rivals], data.patient[rivals]),
+            data.patient[rows], Rivals(data.target[rivals], data.patient[rivals]), centre,
         )  # fmt: skip
-        condition = data.condition[rows]
+        condition = data.given.tokens[rows]
         if draws.condition is not None:
             condition = condition + process.condition_noise * torch.from_numpy(draws.condition).to(device)
-        visible = None if data.visible is None else data.visible[rows]
-        return batch, condition, visible, torch.from_numpy(draws.drop < process.condition_dropout).to(device)
+        visible = None if data.given.mask is None else data.given.mask[rows]
+        return batch, condition, visible, drop

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from embedprior.errors import BadInput, choose
 from embedprior.prior.config import PriorConfig, SamplerConfig, SamplerName, Source, named_sampler
 from embedprior.prior.data import Array
 from embedprior.prior.diffusion import Schedule, make_schedule
-from embedprior.prior.drawing import Denoise, denoiser, draw, draw_noise
+from embedprior.prior.drawing import Denoise, Given, denoiser, draw, draw_noise
 from embedprior.prior.network import PriorNetwork
 from embedprior.prior.noise import ONE_STEP, SAMPLING, KeyedNoise, keyed_normal
+from embedprior.prior.regression import Regression, coefficients
 from embedprior.prior.sampling import (
     ReverseStep,
     even_trajectory,
@@ -44,6 +44,7 @@ class Prior:
         condition_scalers: by source, "drr" and "cxr".
         variance: the Analytic-DPM table; None when there is none yet.
         encoders: encoder keys of condition and target; empty when unknown.
+        regressions: by source, what its embeddings are centred on; empty when the process has no regression.
     """
 
     config: PriorConfig
@@ -52,6 +53,7 @@ class Prior:
     condition_scalers: Mapping[str, Standardiser]
     variance: VarianceTable | None
     encoders: tuple[str, str] = ("", "")
+    regressions: Mapping[str, Regression] = field(default_factory=dict)
 
     @property
     def schedule(self) -> Schedule:
@@ -95,10 +97,10 @@ class Prior:
                 with a guidance weight other than 1.
         """
         weight, reverse = self._plan(sampler, steps, guidance)
-        tokens, mask = self._prepare(condition, source, condition_mask)
-        keys = range(len(tokens)) if cases is None else cases
+        given = self._prepare(condition, source, condition_mask)
+        keys = range(len(given)) if cases is None else cases
         noise = KeyedNoise(seed, SAMPLING)
-        return self.target_scaler.inverse(self.draw(tokens, mask, reverse, samples, noise, weight, keys))
+        return self.target_scaler.inverse(self.draw(given, reverse, samples, noise, weight, keys))
 
     def path(
         self,
@@ -117,16 +119,15 @@ class Prior:
         Arguments, scale and errors as in ``sample``; the last of them equals ``sample(...)[:, 0]``.
         """
         weight, reverse = self._plan(sampler, steps, guidance)
-        tokens, mask = self._prepare(condition, source, condition_mask)
-        keys = range(len(tokens)) if cases is None else cases
+        given = self._prepare(condition, source, condition_mask)
+        keys = range(len(given)) if cases is None else cases
         ahead = draw_noise(KeyedNoise(seed, SAMPLING), reverse, keys, 1, self.target_scaler.dim, self.device)
-        passed = list(states(reverse, self.denoiser(tokens, mask, 1, weight), lambda k: ahead[:, k]))
+        passed = list(states(reverse, self.denoiser(given, 1, weight), lambda k: ahead[:, k]))
         return [self.target_scaler.inverse(passed[round(share * len(reverse))].cpu().numpy()) for share in at]
 
     def draw(
         self,
-        tokens: Tensor,
-        mask: Tensor | None,
+        given: Given,
         reverse: Sequence[ReverseStep],
         samples: int,
         noise: KeyedNoise,
@@ -136,14 +137,13 @@ class Prior:
         """Return standardised samples (cases, samples, D) by a plan of reverse steps.
 
         Args:
-            tokens: (cases, C, Dc) standardised condition tokens.
-            mask: (cases, C) or None.
+            given: the cases' conditions.
             reverse, samples, noise, cases: see ``drawing.draw``.
             guidance: weight w.
         """
 
         def denoise_part(rows: slice) -> Denoise:
-            return self.denoiser(tokens[rows], None if mask is None else mask[rows], samples, guidance)
+            return self.denoiser(given.rows(rows), samples, guidance)
 
         return draw(denoise_part, reverse, cases, samples, self.target_scaler.dim, noise, self.device)
 
@@ -162,16 +162,28 @@ class Prior:
         Raises:
             BadInput: as in ``sample``.
         """
-        tokens, mask = self._prepare(condition, source, condition_mask)
-        keys = range(len(tokens)) if cases is None else cases
+        given = self._prepare(condition, source, condition_mask)
+        keys = range(len(given)) if cases is None else cases
         noise = keyed_normal(KeyedNoise(seed, ONE_STEP), 0, keys, (self.target_scaler.dim,))
-        denoise = self.denoiser(tokens, mask, 1, self.config.process.guidance)
+        denoise = self.denoiser(given, 1, self.config.process.guidance)
         predicted = denoise(torch.from_numpy(noise).to(self.device), self.schedule.timesteps)
         return self.target_scaler.inverse(predicted.cpu().numpy())
 
-    def denoiser(self, tokens: Tensor, mask: Tensor | None, samples: int, guidance: float) -> Denoise:
+    def denoiser(self, given: Given, samples: int, guidance: float) -> Denoise:
         """Return (x (cases · samples, D), n) ↦ x0hat; see ``drawing.denoiser``."""
-        return denoiser(self.network, self.config.process, self.schedule, tokens, mask, samples, guidance)
+        return denoiser(self.network, self.config.process, self.schedule, given, samples, guidance)
+
+    def given(self, tokens: Array, mask: NDArray[np.bool_] | None, source: str) -> Given:
+        """Return conditions (N, C, Dc), in their own scale, standardised (on the CPU)."""
+        scaled = self.condition_scaler(source).forward(tokens)
+        centre = torch.from_numpy(self.regressions[source](scaled, mask)) if self.regressions else None
+        return Given(torch.from_numpy(scaled), None if mask is None else torch.from_numpy(mask), centre)
+
+    @property
+    def regression_size(self) -> int:
+        """How many numbers the regression of one source holds, beside the network's parameters."""
+        kind = self.config.process.regression
+        return coefficients(kind, self.network.condition_dim, self.network.target_dim)
 
     def caveats(self, guidance: float | None = None) -> list[str]:
         """Return what does not hold of samples drawn at this guidance weight, in words; write it beside them."""
@@ -268,7 +280,7 @@ class Prior:
 
     def _prepare(
         self, condition: Array, source: str, mask: NDArray[np.bool_] | None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Given:
         tokens = condition if condition.ndim == 3 else condition[:, None]
         expected, most = self.network.condition_dim, len(self.network.slots)
         if tokens.ndim != 3 or tokens.shape[-1] != expected or tokens.shape[1] > most:
@@ -278,9 +290,7 @@ class Prior:
             )
         if not np.isfinite(tokens).all():
             raise BadInput("condition embeddings hold a number that is not finite. Next: embed these exams again")
-        scaled = torch.from_numpy(self.condition_scaler(source).forward(tokens))
-        scaled = scaled.to(self.device, self.network.query.dtype)
-        return scaled, None if mask is None else torch.from_numpy(mask).to(self.device)
+        return self.given(tokens, mask, source).to(self.device, self.network.query.dtype)
 
 
 def new_network(config: PriorConfig, condition_dim: int, target_dim: int, condition_tokens: int) -> PriorNetwork:

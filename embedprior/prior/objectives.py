@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,8 @@ class Noised:
         labels: (B,) 1 / 0 / NaN.
         patient: (B,) patient numbers; None when nothing is contrasted.
         rivals: what the contrastive term keeps away from; None when nothing is contrasted.
+        centre: (B, D) what the process's regression predicts; ``x0`` and ``x`` are given less their share of it, as the
+            network sees them. None when there is none.
     """
 
     x0: Tensor
@@ -51,6 +53,7 @@ class Noised:
     labels: Tensor
     patient: Tensor | None = None
     rivals: Rivals | None = None
+    centre: Tensor | None = None
 
 
 class Objective:
@@ -101,7 +104,9 @@ class Objective:
         named = {"l2": config.l2 * (weight * (output - target).square().mean(dim=1)).mean()}
         if not config.bends:
             return named
-        predicted = to_x0(self._schedule, prediction, output, batch.x, batch.n)
+        predicted = self.x0hat(output, batch)
+        if batch.centre is not None:
+            batch = replace(batch, x0=batch.x0 + batch.centre)
         if config.bce > 0:
             named["bce"] = config.bce * self._bce(predicted, batch)
         if config.aft > 0:
@@ -118,7 +123,13 @@ class Objective:
 
     def squared_error(self, output: Tensor, batch: Noised) -> Tensor:
         """Return (B, D) squared error of x0, standardised units, whatever the network predicts."""
-        return (to_x0(self._schedule, self._process.prediction, output, batch.x, batch.n) - batch.x0).square()
+        centre = 0.0 if batch.centre is None else batch.centre
+        return (self.x0hat(output, batch) - (batch.x0 + centre)).square()
+
+    def x0hat(self, output: Tensor, batch: Noised) -> Tensor:
+        """Return the clean embedding (B, D), standardised, that a network output implies."""
+        found = to_x0(self._schedule, self._process.prediction, output, batch.x, batch.n)
+        return found if batch.centre is None else found + batch.centre
 
     def teacher_logits(self, embedding: Tensor) -> Tensor:
         """Return the teacher's (B,) logits of standardised CT embeddings (B, D), read in their own scale."""

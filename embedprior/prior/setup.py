@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.prior.config import PriorConfig, Tracker
 from embedprior.prior.data import PairArrays
+from embedprior.prior.drawing import Given
 from embedprior.prior.model import DESCRIPTION, WEIGHTS, Prior, new_network
 from embedprior.prior.objectives import Head, module_of
+from embedprior.prior.regression import fit_regression, pooled
 from embedprior.prior.scaling import Standardiser
 from embedprior.runs import hash_array, hash_file, hash_of, seed_for
 
@@ -26,16 +28,14 @@ class PairTensors:
     """Standardised pairs on the device.
 
     Attributes:
-        condition: (N, C, Dc).
+        given: conditions, (N, C, Dc) tokens among them.
         target: (N, D).
-        visible: (N, C) bool; None when every token is real.
         labels: (N,) 1 / 0 / NaN.
         patient: (N,) patient numbers.
     """
 
-    condition: Tensor
+    given: Given
     target: Tensor
-    visible: Tensor | None
     labels: Tensor
     patient: Tensor
 
@@ -47,9 +47,8 @@ def to_tensors(pairs: PairArrays, prior: Prior, device: torch.device) -> PairTen
     """Return the whole set, scaled as ``prior`` scales it."""
     labels = np.full(len(pairs), np.nan) if pairs.labels is None else pairs.labels
     return PairTensors(
-        condition=torch.from_numpy(prior.condition_scaler(pairs.source).forward(pairs.tokens)).to(device),
+        given=prior.given(pairs.tokens, pairs.condition_mask, pairs.source).to(device, torch.float32),
         target=torch.from_numpy(prior.target_scaler.forward(pairs.target)).to(device),
-        visible=None if pairs.condition_mask is None else torch.from_numpy(pairs.condition_mask).to(device),
         labels=torch.from_numpy(np.asarray(labels, dtype=np.float32)).to(device),
         patient=torch.from_numpy(pairs.patient_numbers()).to(device),
     )
@@ -79,7 +78,7 @@ def check_pairs(train: PairArrays, val: PairArrays, config: PriorConfig, start: 
     if start is None:
         return
     facts = ["condition dimension", "target dimension", "condition encoder", "target encoder", "network size"]
-    facts += ["schedule", "timesteps", "prediction", "null"]
+    facts += ["schedule", "timesteps", "prediction", "regression", "null"]
     process, begun = config.process, start.config.process
     wanted: list[Any] = [train.condition.shape[-1], train.target.shape[-1], *train.encoders, config.network.size]
     given: list[Any] = [start.network.condition_dim, start.network.target_dim, *start.encoders]
@@ -98,8 +97,24 @@ def check_pairs(train: PairArrays, val: PairArrays, config: PriorConfig, start: 
         )
 
 
-def untrained(train: PairArrays, config: PriorConfig, start: Prior | None) -> Prior:
-    """Return the prior that training begins with: scalers fitted on ``train``, weights new or those of ``start``."""
+def untrained(train: PairArrays, val: PairArrays, config: PriorConfig, start: Prior | None) -> Prior:
+    """Return the prior that training begins with: scalers fitted on ``train``, weights new or those of ``start``.
+
+    A regression is fitted on ``train``, its penalty chosen on ``val``; from ``start`` it goes on from that of the same
+    source, or else of the other one.
+    """
+    begun = _scaled(train, config, start)
+    if config.process.regression == "none":
+        return begun
+    scaler, earlier = begun.condition_scaler(train.source), begun.regressions
+    inputs, val_inputs = (pooled(scaler.forward(pairs.tokens), pairs.condition_mask) for pairs in (train, val))
+    wanted, val_wanted = (begun.target_scaler.forward(pairs.target) for pairs in (train, val))
+    before = earlier.get(train.source, next(iter(earlier.values()), None))
+    fitted = fit_regression(inputs, wanted, val_inputs, val_wanted, before)
+    return replace(begun, regressions={**earlier, train.source: fitted})
+
+
+def _scaled(train: PairArrays, config: PriorConfig, start: Prior | None) -> Prior:
     tokens = train.tokens
     real = tokens if train.condition_mask is None else tokens[train.condition_mask]
     scalers: dict[str, Standardiser] = {train.source: Standardiser.fit(real)}
@@ -107,6 +122,7 @@ def untrained(train: PairArrays, config: PriorConfig, start: Prior | None) -> Pr
         return Prior(
             config, start.network, start.target_scaler, {**start.condition_scalers, **scalers}, None,
             (train.encoders[0] or start.encoders[0], train.encoders[1] or start.encoders[1]),
+            start.regressions,
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(config.training.seed, "prior-weights"))

@@ -14,6 +14,7 @@ from embedprior.config import parse_config
 from embedprior.errors import BadInput
 from embedprior.prior.config import PriorConfig
 from embedprior.prior.model import DESCRIPTION, WEIGHTS, Prior, new_network
+from embedprior.prior.regression import Regression
 from embedprior.prior.scaling import Standardiser
 from embedprior.prior.variance import VarianceTable
 from embedprior.runs import read_json, write_json
@@ -29,6 +30,8 @@ def write_prior(prior: Prior, folder: Path) -> None:
     }
     for name, scaler in {"target": prior.target_scaler, **prior.condition_scalers}.items():
         tensors |= {f"scaler.{name}.mean": scaler.mean, f"scaler.{name}.scale": scaler.scale}
+    for name, fitted in prior.regressions.items():
+        tensors |= {f"regression.{name}.weights": fitted.weights, f"regression.{name}.offset": fitted.offset}
     description = {
         "format": FORMAT,
         "config": prior.config,
@@ -36,6 +39,7 @@ def write_prior(prior: Prior, folder: Path) -> None:
         "condition_tokens": len(prior.network.slots),
         "target_dim": prior.network.target_dim,
         "sources": sorted(prior.condition_scalers),
+        "regressions": sorted(prior.regressions),
         "encoders": list(prior.encoders),
         "parameters": prior.network.parameter_count(),
         "caveats": prior.caveats(),
@@ -81,6 +85,9 @@ def read_prior(folder: Path, device: str | torch.device) -> Prior:
     def scaler(name: str) -> Standardiser:
         return Standardiser(tensors[f"scaler.{name}.mean"], tensors[f"scaler.{name}.scale"])
 
+    def regression(name: str) -> Regression:
+        return Regression(tensors[f"regression.{name}.weights"], tensors[f"regression.{name}.offset"])
+
     table = description["variance"]
     return Prior(
         config=config,
@@ -93,4 +100,5 @@ def read_prior(folder: Path, device: str | torch.device) -> Prior:
             tensors["variance.nodes"], tensors["variance.error"], tensors["variance.spread"], table["guidance"]
         ),
         encoders=(description["encoders"][0], description["encoders"][1]),
+        regressions={name: regression(name) for name in description.get("regressions", ())},
     )

@@ -78,7 +78,7 @@ def train_prior(
         )
     made_of = fingerprint(train, val, config, init_from, teacher)
     found = load_state(out, made_of)
-    begun = untrained(train, config, start)
+    begun = untrained(train, val, config, start)
     training = _Training(train, val, begun, out, accelerator, teacher, made_of, found)
     if trackers:
         accelerator.init_trackers("embedprior-prior", config=_flat(config))

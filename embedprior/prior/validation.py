@@ -11,7 +11,7 @@ from embedprior.evidence.calibration import brier, logistic_recalibration
 from embedprior.evidence.delong import delong
 from embedprior.evidence.metrics import Cases
 from embedprior.prior.config import TrainingConfig, named_sampler
-from embedprior.prior.diffusion import Schedule, add_noise, to_x0
+from embedprior.prior.diffusion import Schedule, add_noise
 from embedprior.prior.model import Prior
 from embedprior.prior.noise import TEACHER, VALIDATION, VARIANCE, KeyedNoise, keyed_normal
 from embedprior.prior.objectives import Noised, Objective, Rivals
@@ -45,9 +45,11 @@ class Validator:
         for n in self._timesteps:
             noise = torch.from_numpy(keyed_normal(keyed, n, range(len(data)), shape)).to(data.target.device)
             clock = torch.full((len(data),), n, device=data.target.device)
-            x = add_noise(schedule, data.target, noise, clock)
+            centre = data.given.centre
+            x0 = data.target if centre is None else data.target - centre
+            x = add_noise(schedule, x0, noise, clock)
             rivals = Rivals(data.target, data.patient)
-            self._batches.append(Noised(data.target, noise, x, clock, data.labels, data.patient, rivals))
+            self._batches.append(Noised(x0, noise, x, clock, data.labels, data.patient, rivals, centre))
         self._seed, self._schedule = settings.seed, schedule
         known = data.labels[data.labels.isfinite()]
         self.reason: str | None = None
@@ -68,13 +70,13 @@ class Validator:
         probability, against the labels (see ``reason``); a slope that is not defined is left out.
         """
         network, data = prior.network, self.data
-        prefix = network.encode(data.condition, data.visible)
+        prefix = network.encode(data.given.tokens, data.given.mask)
         figures, totals, predicted = {}, [], data.target
         for n, batch in zip(self._timesteps, self._batches, strict=True):
             output = network.step(prefix, batch.x, batch.n).float()
             totals.append(sum(float(loss) for loss in self._objective.losses(output, batch).values()))
             figures[f"val/mse@{n}"] = float(self._objective.squared_error(output, batch).mean())
-            predicted = to_x0(prior.schedule, prior.config.process.prediction, output, batch.x, batch.n)
+            predicted = self._objective.x0hat(output, batch)
         figures = {"val/loss": float(np.mean(totals)), **figures, **_likeness(predicted, data.target)}
         return figures if self.reason else figures | self._teacher_figures(prior)
 
@@ -84,7 +86,7 @@ class Validator:
         trajectory = log_snr_trajectory(self._schedule, steps)
         reverse = plan(self._schedule, named_sampler("dpm_solver", steps), trajectory, None)
         noise, data = KeyedNoise(self._seed, TEACHER), self.data
-        drawn = prior.draw(data.condition, data.visible, reverse, TEACHER_SAMPLES, noise, GUIDANCE, range(len(data)))
+        drawn = prior.draw(data.given, reverse, TEACHER_SAMPLES, noise, GUIDANCE, range(len(data)))
         flat = torch.from_numpy(drawn).to(data.target.device).flatten(0, 1)
         score = self._objective.teacher_logits(flat).double().sigmoid().view(drawn.shape[:2]).mean(dim=1).cpu().numpy()
         labels = data.labels.cpu().numpy()
@@ -128,7 +130,7 @@ def measure_variance(prior: Prior, train_target: Tensor, held_out: PairTensors) 
     draws, (count, dim) = settings.variance_draws, held_out.target.shape
     keyed = KeyedNoise(settings.seed, VARIANCE)
     x0 = held_out.target.repeat_interleave(draws, dim=0)
-    denoise = prior.denoiser(held_out.condition, held_out.visible, draws, GUIDANCE)
+    denoise = prior.denoiser(held_out.given, draws, GUIDANCE)
     error = np.empty((len(nodes), dim))
     for row, n in enumerate(nodes):
         noise = torch.from_numpy(keyed_normal(keyed, n, range(count), (draws, dim))).flatten(0, 1).to(x0.device)

@@ -6,7 +6,7 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -20,6 +20,7 @@ from embedprior.config import parse_config
 from embedprior.prior.config import NetworkConfig, ObjectiveConfig, PriorConfig, ProcessConfig, SamplerName, Source
 from embedprior.prior.data import PairArrays
 from embedprior.prior.model import Prior, new_network
+from embedprior.prior.regression import coefficients
 from embedprior.prior.training import METRICS, train_prior
 from embedprior.runs import artifact, hash_array, hash_of, read_json, seed_for, write_json
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage, shuffled_stage
@@ -57,16 +58,22 @@ class PriorStudent:
     kind: ClassVar[str] = "prior"
 
     def generate(self, cases: Cases) -> Float[np.ndarray, "cases samples ct_dim"]:
-        """Return samples of the CT embedding."""
-        return np.asarray(
-            self.prior.sample(cases.cxr, self.samples, self.sampler, self.steps, self.seed, _source(cases))
-        )
+        """Return samples of the CT embedding, each case with a noise of its own."""
+        return self._drawn(cases, range(len(cases)))
 
     def scores(self, cases: Cases) -> Float[np.ndarray, " cases"]:
         """Return the mean over samples of the head's probability."""
-        drawn = self.generate(cases)
+        # One noise for all cases: a score depends on its radiograph alone, and the chance of a few samples moves all of
+        # them alike, so it does not reorder them.
+        drawn = self._drawn(cases, [0] * len(cases))
         logits = self.head.logits(drawn.reshape(-1, drawn.shape[-1]))
         return np.asarray(expit(logits.astype(np.float64)).reshape(drawn.shape[:2]).mean(axis=1))
+
+    def _drawn(self, cases: Cases, keys: Sequence[int]) -> Float[np.ndarray, "cases samples ct_dim"]:
+        drawn = self.prior.sample(
+            cases.cxr, self.samples, self.sampler, self.steps, self.seed, _source(cases), cases=keys
+        )
+        return np.asarray(drawn)
 
     def save(self, folder: Path) -> None:
         """Write prior, head and how they are sampled (safetensors and JSON)."""
@@ -127,7 +134,7 @@ class PriorMethod:
         prior = Prior.load(before)
         if kept is None:
             shutil.rmtree(root)
-        trainable = sum(p.numel() for p in prior.network.parameters())
+        trainable = sum(p.numel() for p in prior.network.parameters()) + prior.regression_size
         names = tuple(n for n in ("l2", *prior.config.objective.bends) if n != "l2" or prior.config.objective.l2)
         account = Account(trainable, trainable + head_size(head), steps, timed() - started, names)
         budget = self.budget
@@ -174,7 +181,8 @@ class PriorMethod:
 @functools.cache
 def _network_size(network: NetworkConfig, process: ProcessConfig, cxr_dim: int, ct_dim: int) -> int:
     built = new_network(PriorConfig(network=network, process=process), cxr_dim, ct_dim, 1)
-    return sum(p.numel() for p in built.parameters())
+    regression = coefficients(process.regression, cxr_dim, ct_dim)
+    return sum(p.numel() for p in built.parameters()) + regression
 
 
 def _steps_taken(folder: Path) -> int:

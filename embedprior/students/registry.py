@@ -102,30 +102,30 @@ METHODS: dict[str, MethodInfo] = _table(
     ),
     MethodInfo(
         "prior", "mean of the head over samples of p(z_CT | z_CXR)", "PE paper, L2",
-        f"{_HERE}.prior_method:PriorMethod", takes="prior",
+        f"{_HERE}.prior_method:PriorMethod", takes="prior", version=2,
     ),
     MethodInfo(
         "prior-l2-bce", "the prior with the head's cross-entropy (0.8 / 0.2)", "PE paper, L2 + BCE",
-        f"{_HERE}.prior_method:PriorMethod", takes="prior", options={"objective": {"l2": 0.8, "bce": 0.2}},
+        f"{_HERE}.prior_method:PriorMethod", takes="prior", version=2, options={"objective": {"l2": 0.8, "bce": 0.2}},
     ),
     MethodInfo(
         "prior-l2-aft", "the prior with attention blocks", "PE paper, L2 + AFT",
-        f"{_HERE}.prior_method:PriorMethod", reconstruction=True, takes="prior",
+        f"{_HERE}.prior_method:PriorMethod", reconstruction=True, takes="prior", version=2,
         options={"objective": {"l2": 0.8, "aft": 0.2}},
     ),
     MethodInfo(
         "prior-l2-proto", "the prior with cosines to the prototypes", "PE paper, L2 + Proto",
-        f"{_HERE}.prior_method:PriorMethod", reconstruction=True, takes="prior",
+        f"{_HERE}.prior_method:PriorMethod", reconstruction=True, takes="prior", version=2,
         options={"objective": {"l2": 0.8, "proto": 0.2}},
     ),
     MethodInfo(
         "prior-contrastive", "the prior with the margin loss in place of L2", "PE paper, contrastive",
-        f"{_HERE}.prior_method:PriorMethod", reconstruction=True, takes="prior",
+        f"{_HERE}.prior_method:PriorMethod", reconstruction=True, takes="prior", version=2,
         options={"objective": {"l2": 0.0, "contrastive": 1.0}},
     ),
     MethodInfo(
         "prior-no-pretraining", "the prior without the DRR stage", "PE paper, no pretraining",
-        f"{_HERE}.prior_method:PriorMethod", takes="prior", options={"pretraining": False},
+        f"{_HERE}.prior_method:PriorMethod", takes="prior", version=2, options={"pretraining": False},
     ),
     MethodInfo(
         "direct-head", "the teacher's probability regressed, no labels: what a prior must match", "control",
@@ -173,7 +173,7 @@ METHODS: dict[str, MethodInfo] = _table(
     ),
     MethodInfo(
         "prior-shuffled", "the prior on pairs shuffled between patients", "control",
-        f"{_HERE}.prior_method:PriorMethod", role="control", takes="prior", options={"shuffled": True},
+        f"{_HERE}.prior_method:PriorMethod", role="control", takes="prior", version=2, options={"shuffled": True},
     ),
     MethodInfo(
         "label-permutation", "cxr-only on labels permuted between patients", "control",

@@ -51,9 +51,10 @@ def labelled_pairs() -> tuple[PairArrays, PairArrays]:
 
 
 def every_term() -> PriorConfig:
-    """A small config with every term of the objective in use."""
+    """A small config with every term of the objective in use, around a regression."""
     terms = ObjectiveConfig(bce=0.2, bce_target="labels", aft=0.1, aft_groups=2, proto=0.1, contrastive=0.1)
-    return small_config().model_copy(update={"objective": terms})
+    process = ProcessConfig(timesteps=50, regression="ridge")
+    return small_config().model_copy(update={"objective": terms, "process": process})
 
 
 def first_logit(embedding: torch.Tensor) -> torch.Tensor:

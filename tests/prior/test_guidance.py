@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from embedprior.prior.config import PriorConfig, ProcessConfig
+from embedprior.prior.drawing import Given
 from embedprior.prior.model import Prior, new_network
 from embedprior.prior.scaling import Standardiser
 
@@ -31,12 +32,12 @@ def test_guidance_is_null_plus_weight_times_the_difference(null: str, weight: fl
         conditional = prior.network(x, clock, repeated)
         base = prior.network(x, clock, repeated, None, yes, yes if null == "both" else None)
     expected = base + weight * (conditional - base)
-    torch.testing.assert_close(prior.denoiser(tokens, None, 2, weight)(x, n), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(prior.denoiser(Given(tokens), 2, weight)(x, n), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_released_null_branch_depends_on_the_timestep_alone() -> None:
     prior = prior_with(ProcessConfig(timesteps=50, null="both"))
-    null = [prior.denoiser(torch.randn(2, 1, 5), None, 1, 0.0)(torch.randn(2, 6), 20) for _ in range(2)]
+    null = [prior.denoiser(Given(torch.randn(2, 1, 5)), 1, 0.0)(torch.randn(2, 6), 20) for _ in range(2)]
     torch.testing.assert_close(null[0], null[1])
     torch.testing.assert_close(null[0][0], null[0][1])
 
@@ -44,7 +45,7 @@ def test_the_released_null_branch_depends_on_the_timestep_alone() -> None:
 def test_guidance_of_the_velocity_is_guidance_of_x0() -> None:
     prior = prior_with(ProcessConfig(timesteps=50, prediction="v"))
     tokens, x = torch.randn(3, 1, 5), torch.randn(3, 6)
-    conditional, null, guided = (prior.denoiser(tokens, None, 1, w)(x, 30) for w in (1.0, 0.0, 3.0))
+    conditional, null, guided = (prior.denoiser(Given(tokens), 1, w)(x, 30) for w in (1.0, 0.0, 3.0))
     torch.testing.assert_close(guided, null + 3.0 * (conditional - null), rtol=1e-4, atol=1e-5)
 
 

@@ -230,7 +230,7 @@ def main() -> int:
     bench = Bench(32, 2, quick=True) if args.quick else Bench(64, 5, quick=False)
     config = PriorConfig(training=TrainingConfig(batch=bench.batch))
     train = pairs(256, DIM, 0)
-    prior = untrained(train, config, None)
+    prior = untrained(train, train, config, None)
     learner = Learner(prior, train, Accelerator(cpu=True), None, None)
     print(f"batch {bench.batch}, {args.threads} thread(s), ours {prior.network.parameter_count() / 1e6:.1f} M, torch "
           f"{torch.__version__}")  # fmt: skip

@@ -1,0 +1,71 @@
+"""Ridge regression of the CT embedding on the radiograph's, in closed form: what a prior may be built around."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from embedprior.prior.data import Array
+
+PENALTIES = tuple(10.0 ** (k / 2) for k in range(-2, 13))
+"""Candidates for the ridge penalty, on sums over the training pairs: from hardly any to little but the mean left."""
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Mean over a case's real condition tokens ↦ that · weights + offset; both sides standardised.
+
+    Attributes:
+        weights: (Dc, D) float64.
+        offset: (D,) float64.
+    """
+
+    weights: NDArray[np.float64]
+    offset: NDArray[np.float64]
+
+    def __call__(self, tokens: Array, real: NDArray[np.bool_] | None) -> Array:
+        """Return (N, D) for standardised tokens (N, C, Dc), of which ``real`` (N, C) are no padding (None: all)."""
+        return np.asarray(pooled(tokens, real) @ self.weights + self.offset, dtype=np.float32)
+
+
+def pooled(tokens: Array, real: NDArray[np.bool_] | None) -> NDArray[np.float64]:
+    """Return (N, Dc), the mean over a case's real tokens: the same for any amount of padding."""
+    wide = tokens.astype(np.float64)
+    if real is None:
+        return np.asarray(wide.mean(axis=1))
+    return np.asarray(np.where(real[..., None], wide, 0.0).sum(axis=1) / real.sum(axis=1, keepdims=True))
+
+
+def fit_regression(
+    inputs: NDArray[np.float64], wanted: Array, val_inputs: NDArray[np.float64], val_wanted: Array,
+    before: Regression | None = None,
+) -> Regression:
+    """Return the ridge regression whose penalty has the least squared error on the validation pairs.
+
+    Args:
+        inputs, wanted: (N, Dc) and (N, D), what is fitted.
+        val_inputs, val_wanted: likewise, for the choice of the penalty.
+        before: of an earlier stage; the penalty then holds the weights near these and not near 0, so that few pairs
+            correct what many have taught.
+    """  # fmt: skip
+    start = np.zeros((inputs.shape[1], wanted.shape[1])) if before is None else before.weights
+    mean, left = inputs.mean(axis=0), wanted - inputs @ start
+    # One thread: sums in one order, so that a resumed training finds the same digits on any number of cores.
+    with threadpool_limits(1):
+        u, values, v = np.linalg.svd(inputs - mean, full_matrices=False)
+        turned = u.T @ (left - left.mean(axis=0))
+        found = []
+        for penalty in PENALTIES:
+            weights = start + v.T @ ((values / (values**2 + penalty))[:, None] * turned)
+            offset = wanted.mean(axis=0) - mean @ weights
+            error = float(np.square(val_inputs @ weights + offset - val_wanted).sum())
+            found.append((error, Regression(weights, offset)))
+    return min(found, key=lambda one: one[0])[1]
+
+
+def coefficients(kind: str, condition_dim: int, target_dim: int) -> int:
+    """Return how many numbers a regression of this kind ("none", "ridge") holds."""
+    return (condition_dim + 1) * target_dim if kind == "ridge" else 0
