@@ -72,7 +72,7 @@ def tell(config: StudyConfig, result: StudyResult) -> Story:
         inside = _inside_sources(cell, test)
         lead += _findings(cell, own, inside)
         tables += _design_tables(cell, test, result.support, own, inside)
-        tables += metric_table(config.metrics, cell.key, own)
+        tables += metric_table(cell.variant.config.metrics, cell.key, own)
     for external in result.study.prepared[0].externals.values():
         tables.append((f"Who was included: {external.name}", flow_table(external.cohort.flow), "The external cohort."))
     tables.append(fit_table(result))

@@ -25,18 +25,20 @@ def all_evidence(config: StudyConfig, result: StudyResult) -> dict[str, dict[str
     oracles = [name for name, needs in result.needs_ct.items() if needs]
     for cell in result.cells:
         own = result.support[result.support["design"] == cell.key]
-        exams = config.decision.unit == "exam"
+        decision = cell.variant.config.decision
+        exams = decision.unit == "exam"
         columns = [f"train_{'images' if exams else 'patients'}_{sign}" for sign in ("pos", "neg")]
         found[cell.key] = design_evidence(
             result.predictions[result.predictions["design"] == cell.key], cell.design, config.hypotheses,
             [m for m in oracles if m in cell.design.methods],
             [u for u in result.unfitted if u["design"] == cell.key],
-            float(own[columns].sum(axis=1).mean()), config.decision, expected_cases(cell),
+            float(own[columns].sum(axis=1).mean()), decision, expected_cases(cell),
             [u for u in result.unscored if u["design"] == cell.key],
         )  # fmt: skip
     if config.sweep:
         for design in {c.design.name for c in result.cells}:
-            _adjust_together([found[c.key] for c in result.cells if c.design.name == design], config.decision)
+            own_cells = [c for c in result.cells if c.design.name == design]
+            _adjust_together([(found[c.key], c.variant.config.decision) for c in own_cells])
     return found
 
 
@@ -80,12 +82,12 @@ def _absent(h: Hypothesis, evidence: Mapping[str, Any]) -> str:
     return f"{h.a} or {h.b} could not be fitted in every round ({'; '.join(reasons)})"
 
 
-def _adjust_together(parts: Sequence[dict[str, Any]], decision: Decision) -> None:
-    rules = Rules(decision.alpha, "logit", decision.relevant_delta, None)
-    members = [c for part in parts for c in part["comparisons"] if c["in_family"]]
-    for row, p in zip(members, holm([np.nan if c["p"] is None else c["p"] for c in members]), strict=True):
+def _adjust_together(parts: Sequence[tuple[dict[str, Any], Decision]]) -> None:
+    members = [(c, decision) for part, decision in parts for c in part["comparisons"] if c["in_family"]]
+    adjusted = holm([np.nan if c["p"] is None else c["p"] for c, _ in members])
+    for (row, decision), p in zip(members, adjusted, strict=True):
         row["p_holm"] = value(p)
-        row["verdict"] = verdict(row, rules)
+        row["verdict"] = verdict(row, Rules(decision.alpha, "logit", decision.relevant_delta, None))
 
 
 def _why(comparison: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from embedprior.errors import BadInput
 from embedprior.runs import artifacts_root, canonical, hash_of, read_json, write_json
 from embedprior.study.config import StudyConfig, rows_of
 from embedprior.study.detectable import detectable_difference, held_out_counts
-from embedprior.study.runner import CODE_TAG, RECORD, TEACHER
+from embedprior.study.runner import CODE_TAG, RECORD, TEACHER, TEACHER_TAG
 from embedprior.study.units import Study, Unit, units_of
 from embedprior.tables import write_table
 
@@ -49,7 +49,10 @@ def make_plan(config: StudyConfig, study: Study, out: Path) -> dict[str, Any]:
         for name, value in p.input_hashes().items()
     }
     settings = {k: v for k, v in canonical(config).items() if k not in UNPLANNED}
-    frozen = {"config": settings, "inputs": inputs, "fits": fits, "code": CODE_TAG}
+    infos = rows_of(study.variants[0].config)
+    versions = {m: infos[m].version for m in sorted({u.method for u in units})}
+    code = {"fit": CODE_TAG, "CT head": TEACHER_TAG, "methods": versions}
+    frozen = {"config": settings, "inputs": inputs, "fits": fits, "code": code}
     return {
         "schema_version": SCHEMA_VERSION,
         "hash": hash_of(frozen),
@@ -225,12 +228,13 @@ def _hypotheses(config: StudyConfig, study: Study) -> list[dict[str, Any]]:
             design = next(d for d in variant.config.designs if d.name == h.design)
             counts = held_out_counts(prepared.targets[design.name], prepared.rounds(design.name))
             family = sum(x.design == h.design and not x.missing for x in config.hypotheses) * len(study.variants)
-            shown = detectable_difference(counts, design, family, config.assumed, config.decision)
+            own = variant.config
+            shown = detectable_difference(counts, design, family, own.assumed, own.decision)
             found.append(
                 {
                     "name": h.name, "claim": h.claim, "design": variant.key(design), "a": h.a, "b": h.b,
-                    "held_out_pos": shown.n_pos, "held_out_neg": shown.n_neg, "assumed_auc": config.assumed.auc,
-                    "assumed_correlation": config.assumed.correlation, "family": family,
+                    "held_out_pos": shown.n_pos, "held_out_neg": shown.n_neg, "assumed_auc": own.assumed.auc,
+                    "assumed_correlation": own.assumed.correlation, "family": family,
                     "min_detectable_delta": None if h.missing else shown.delta,
                     "min_detectable_delta_holm": None if h.missing else shown.delta_holm,
                     "reason": h.missing or shown.reason or None,

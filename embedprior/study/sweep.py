@@ -11,7 +11,7 @@ from embedprior.errors import BadInput, nearest
 from embedprior.study.config import Design, StudyConfig
 
 MOST_VARIANTS = 500
-FIXED = ("sweep", "title", "hypotheses", "seeds", "as_published")
+FIXED = ("sweep", "title", "caveats", "unit_seconds", "hypotheses", "seeds", "as_published")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def variants(config: StudyConfig) -> list[Variant]:
         return [Variant("", {}, base)]
     for field, values in config.sweep.items():
         if field.split(".")[0] in FIXED:
-            raise BadInput(f"sweep: '{field}' can't be swept (seeds are run anyway; claims stay as declared).")
+            why = "seeds are run anyway, claims stay as declared, texts change no number"
+            raise BadInput(f"sweep: '{field}' can't be swept ({why}).")
         if not values or len({repr(v) for v in values}) != len(values):
             raise BadInput(f"sweep: '{field}' needs values, each once.")
     total = 1
@@ -65,34 +66,45 @@ def variants(config: StudyConfig) -> list[Variant]:
 
 
 def _set(data: dict[str, Any], whole: dict[str, Any], dotted: str, value: Any) -> None:
-    """Put a value in place; what the path passes through is filled from the whole configuration."""
+    """Put a value in place; what the path passes through is filled from the whole configuration.
+
+    What lies under ``options`` is not known here: the method or the encoder that takes it refuses what it does not.
+    """
     *parents, last = dotted.split(".")
     here: Any = data
     full: Any = whole
+    free = False
     for depth, name in enumerate(parents):
-        full = _child(full, name, dotted)
-        key: Any = int(name) if isinstance(here, list) else name
+        key: Any = name if free else _key(full, name, dotted)
+        full = (full.get(key, {}) if isinstance(full, dict) else {}) if free else full[key]
+        if full is None:
+            path = ".".join(parents[: depth + 1])
+            raise BadInput(f"sweep: '{dotted}': '{path}' is not set. Next: write it out in the configuration first.")
         child = here[key] if isinstance(here, list) else here.get(key)
-        if child is None:
-            child = _thawed(full)
-        elif not isinstance(child, (dict, list)):
-            child = _thawed(child)
-        here[key] = child
-        here = child
+        here[key] = _thawed(full if child is None else child)
+        here = here[key]
         if not isinstance(here, (dict, list)):
             raise BadInput(f"sweep: '{'.'.join(parents[: depth + 1])}' holds no settings.")
-    _child(full, last, dotted)
-    here[int(last) if isinstance(here, list) else last] = value
+        free = free or name == "options"
+    here[last if free else _key(full, last, dotted)] = value
 
 
-def _child(full: Any, name: str, dotted: str) -> Any:
-    if isinstance(full, (list, tuple)) and name.isdigit() and int(name) < len(full):
-        return full[int(name)]
-    if isinstance(full, dict) and name in full:
-        return full[name]
-    allowed = [str(i) for i in range(len(full))] if isinstance(full, (list, tuple)) else sorted(full or ())
+def _key(full: Any, name: str, dotted: str) -> str | int:
+    """Return a field's name, or the place of a list's entry, which may be given by number or by its own name."""
+    if isinstance(full, (list, tuple)):
+        names = [str(entry["name"]) for entry in full if isinstance(entry, dict) and "name" in entry]
+        if name in names:
+            return names.index(name)
+        if name.isdigit() and int(name) < len(full):
+            return int(name)
+        allowed = [*names, *(str(i) for i in range(len(full)))]
+    else:
+        if isinstance(full, dict) and name in full:
+            return name
+        allowed = sorted(full) if isinstance(full, dict) else []
     raise BadInput(
-        f"sweep: unknown field '{dotted}': no '{name}'. Allowed: {', '.join(allowed)}.{nearest(name, allowed)}"
+        f"sweep: unknown field '{dotted}': no '{name}'. Allowed: {', '.join(allowed) or '(nothing)'}."
+        f"{nearest(name, allowed)}"
     )
 
 

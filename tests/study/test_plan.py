@@ -152,9 +152,44 @@ def test_sweep_is_a_grid_over_any_field():
     assert plain.key("kfold") == "kfold"
 
 
+def test_sweep_reaches_options_of_methods_and_of_the_encoder_and_designs_by_name():
+    rows = {"mine": {"method": "prior"}, "kd": {"method": "hinton-kd", "options": {"soft_share": 0.5}}}
+    design = BASE["designs"][0] | {"methods": ["cxr-only", "ridge-head", "mine", "kd"]}
+    sweep = {
+        "rows.mine.options.objective.bce": [0.2], "rows.kd.options.temperature": [2.0], "designs.kfold.folds": [4],
+        "prior.training.training.steps": [7], "encoder.options.geometry": ["stretch"], "pair_fraction": [0.5],
+        "decision.unit": ["patient"], "caches.cxr": ["caches/other"], "seed": [3],
+    }  # fmt: skip
+    (only,) = variants(StudyConfig.model_validate(BASE | {"rows": rows, "designs": [design], "sweep": sweep}))
+    config = only.config
+    assert config.rows["mine"].options == {"objective": {"bce": 0.2}}
+    assert config.rows["kd"].options == {"soft_share": 0.5, "temperature": 2.0}
+    assert (config.designs[0].folds, config.designs[0].split) == (4, "kfold")
+    assert config.prior.training.training.steps == 7
+    assert config.prior.training.network.depth == 1
+    assert config.encoder.options == {"geometry": "stretch"}
+    assert (config.pair_fraction, config.decision.unit, config.seed) == (0.5, "patient", 3)
+    assert config.caches is not None
+    assert (config.caches.cxr, config.caches.ct) == ("caches/other", "caches/ct")
+
+
+def test_swept_option_that_a_method_does_not_take_is_refused_before_anything_is_written(run, capsys):
+    design = BASE["designs"][0] | {"methods": ["cxr-only", "ridge-head", "kd"]}
+    code, out = run(
+        command="plan", designs=[design], rows={"kd": {"method": "hinton-kd"}},
+        sweep={"rows.kd.options.temprature": [2.0, 4.0]},
+    )  # fmt: skip
+    assert "temprature" in refusal(capsys, code)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
+        ({"designs.kfolds.folds": [4]}, "no 'kfolds'.*Did you mean 'kfold'"),
+        ({"teacher.hidden": [4]}, "'teacher' is not set. Next: write it out"),
+        ({"lable_fraction": [0.1]}, "Did you mean 'label_fraction'"),
+        ({"fit.hidden.deeper": [4]}, "'fit.hidden' holds no settings"),
         ({"fit.hiden": [4]}, "no 'hiden'.*Did you mean 'hidden'"),
         ({"fit.hidden": ["wide"]}, "sweep, fit.hidden=wide"),
         ({"fit.hidden": [4, 4]}, "needs values, each once"),

@@ -265,6 +265,19 @@ def test_sweep_adjusts_over_all_its_settings_together(run):
     assert "4 settings were run on the same held-out cases" in (out / "summary.md").read_text()
 
 
+def test_swept_decision_rules_are_those_of_each_setting(run):
+    design = {"name": "kfold", "split": "kfold", "folds": 3, "methods": ["constant", "ridge-head"]}
+    claim = [{"name": "H1", "claim": "c", "design": "kfold", "a": "ridge-head", "b": "constant"}]
+    code, out = run(
+        designs=[design | {"reference": "constant"}], hypotheses=claim, sweep={"decision.unit": ["exam", "patient"]}
+    )
+    assert code == 0
+    for unit in ("exam", "patient"):
+        assert evidence(out, f"kfold@decision.unit={unit}")["unit"] == unit
+    code = json.loads((out / "plan.json").read_text())["code"]
+    assert code["methods"] == {"constant": 1, "ridge-head": 1}
+
+
 BALANCED_ROWS = [
     "ct-only", "late-fusion", "cxr-only", "hinton-kd", "discom-kd", "direct-head", "ridge-head", "logistic",
     "clip-alignment", "labels",
