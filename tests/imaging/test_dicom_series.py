@@ -16,6 +16,7 @@ from pydicom.uid import RLELossless, generate_uid
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import UnusableExam
+from embedprior.imaging.orientation import canonical
 from embedprior.imaging.volume import read_volume
 
 from .conftest import ORIGIN, SECRET, SPACING, STEP, chest
@@ -82,6 +83,53 @@ def test_rescale_applied_twice_or_never_is_refused_with_the_numbers_seen(
     assert codes(error.findings) >= {"hu-range"}
     assert words in str(error)
     assert "values from" in str(error)
+
+
+def test_every_slice_is_rescaled_by_its_own_numbers(make_series: Callable[..., Path]) -> None:
+    hu = (chest() // 2) * 2
+
+    def store(index: int, data: Any) -> None:
+        data.RescaleSlope, data.RescaleIntercept = ((1, -1024), (2, -2000), (0.5, 10))[index % 3]
+        stored = (hu[index] - float(data.RescaleIntercept)) / float(data.RescaleSlope)
+        data.PixelData = np.rint(stored).astype(np.int16).tobytes()
+
+    np.testing.assert_array_equal(read_volume(make_series(hu, store))[0].hu, hu)
+
+
+def test_signed_values_of_twelve_bits_keep_their_sign(make_series: Callable[..., Path]) -> None:
+    def store(index: int, data: Any) -> None:
+        # bits above the twelve stored ones are zero, also where the number is negative
+        data.PixelData = (chest()[index].clip(-1024, 2047).astype(np.int16) & 0x0FFF).tobytes()
+
+    volume, _ = read_volume(make_series(edit=store, BitsStored=12, HighBit=11, RescaleIntercept=0))
+    np.testing.assert_array_equal(volume.hu, chest().clip(-1024, 2047))
+
+
+@pytest.mark.parametrize("head_first", [True, False])
+def test_rows_and_columns_keep_their_own_spacing_and_the_head_stays_up(
+    make_series: Callable[..., Path], head_first: bool
+) -> None:
+    hu = np.ascontiguousarray(chest()[:, 4:54])
+    sign = 1 if head_first else -1
+
+    def place(index: int, data: Any) -> None:
+        # feet first, the patient is turned about the left-right axis: rows grow to the front, slices to the feet
+        data.ImageOrientationPatient = [1, 0, 0, 0, sign, 0]
+        data.ImagePositionPatient = [-100.0, 30.0, index * 6.0]
+
+    folder = make_series(hu, place, name=f"anisotropic{sign}", PixelSpacing=[4.0, 5.5])
+    volume, _ = read_volume(folder)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    image = reader.Execute()
+    assert volume.spacing_mm == pytest.approx((5.5, 4.0, 6.0)) == image.GetSpacing()
+    for index in ((0, 0, 0), (3, 40, 7), (63, 0, 39)):
+        place_mm = (volume.affine @ [*index, 1])[:3]
+        assert int(volume.hu[index[::-1]]) == image[image.TransformPhysicalPointToIndex(place_mm.tolist())]
+    up = canonical(volume)
+    assert up.orientation == "LPS"
+    # the slice written at 39 x 6 mm is the topmost, whichever way rows ran
+    np.testing.assert_array_equal(up.hu[39], hu[39] if head_first else hu[39, ::-1])
 
 
 def test_missing_slice_names_the_gap(make_series: Callable[..., Path]) -> None:
