@@ -86,7 +86,8 @@ def load(config: TrainStudentConfig, needs_teacher: bool) -> Loaded:
     stages = [Stage(of(s, "train"), of(s, "val")) for s in MODALITIES]
     kept = (*(s for s in stages[:-1] if len(s.train)), stages[-1])
     if not len(stages[-1].train):
-        raise BadInput(f"{config.exams}: no radiograph (CXR) of a patient whose part is 'train' in {config.splits}.")
+        where = config.pairs or config.exams
+        raise BadInput(f"{where}: no radiograph (CXR) of a patient whose part is 'train' in {config.splits}.")
     scored = {part: _known(of("cxr", part)) for part in ("val", "test")}
     inputs = {n: hash_of(caches[n].key) if n in caches else hash_file(Path(p)) for n, p in named.items()}
     head, reason = (None, "this method uses none")

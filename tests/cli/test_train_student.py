@@ -140,6 +140,13 @@ def test_labels_of_one_class_are_refused_and_nothing_is_written(
     assert not (cohort / "out").exists()
 
 
+def test_pairs_without_radiographs_are_named(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = pd.read_csv(cohort / "pairs.csv")
+    pairs[pairs["patient_id"] >= 40].to_csv(cohort / "pairs.csv", index=False)
+    assert main(words(cohort, "hinton-kd")) == 2
+    assert "pairs.csv: no radiograph (CXR) of a patient whose part is 'train'" in capsys.readouterr().err
+
+
 def test_an_undefined_auc_is_told_with_its_reason(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exams = pd.read_csv(cohort / "exams.csv", dtype={"patient_id": str})
     exams.loc[exams["patient_id"].astype(int) < 12, "label:nodule"] = 0
