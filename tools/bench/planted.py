@@ -108,10 +108,10 @@ def main() -> int:
     parser.add_argument("--carrying", type=int, default=12, help="repetitions of the cohort where CT carries the label")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where finished repetitions are kept")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="2 and 4 repetitions")
+    parser.add_argument("--quick", action="store_true", help="1 and 3 repetitions")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    counts = (2, 4) if options.quick else (options.carrying, options.repetitions)
+    counts = (1, 3) if options.quick else (options.carrying, options.repetitions)
     met, result = True, {}
     for (cohort, config), count in zip(COHORTS.items(), counts, strict=True):
         work = partial(repetition, cohort=cohort, seed=options.seed, root=artifacts_root(options.out))
