@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,20 +119,18 @@ class PriorMethod:
         Raises:
             CannotFit: there is no teacher head to score the samples with, or no label that the objective needs.
         """
-        started = timed()
-        head, kept = data.head(), self.budget.artifacts
-        root = kept if kept is not None else Path(tempfile.mkdtemp(prefix="embedprior-"))
-        before: Path | None = None
-        steps = 0
-        for number, stage in enumerate(data.stages if self.pretraining else data.stages[-1:]):
-            config = self._config(min(number, len(self.budget.stages) - 1))
-            pairs = shuffled_stage(stage, seed) if self.shuffled else stage
-            before = self._train(pairs, config, head, seed, root, before)
-            steps += _steps_taken(before)
-        assert before is not None
-        prior = Prior.load(before)
-        if kept is None:
-            shutil.rmtree(root)
+        started, head = timed(), data.head()
+        with tempfile.TemporaryDirectory(prefix="embedprior-") as scratch:
+            root = self.budget.artifacts or Path(scratch)
+            before: Path | None = None
+            steps = 0
+            for number, stage in enumerate(data.stages if self.pretraining else data.stages[-1:]):
+                config = self._config(min(number, len(self.budget.stages) - 1))
+                pairs = shuffled_stage(stage, seed) if self.shuffled else stage
+                before = self._train(pairs, config, head, seed, root, before)
+                steps += _steps_taken(before)
+            assert before is not None
+            prior = Prior.load(before)
         trainable = sum(p.numel() for p in prior.network.parameters()) + prior.regression_size
         names = tuple(n for n in ("l2", *prior.config.objective.bends) if n != "l2" or prior.config.objective.l2)
         account = Account(trainable, trainable + head_size(head), steps, timed() - started, names)
