@@ -108,17 +108,22 @@ def refuse_other_key(name: str, have: Mapping[str, Any], want: Mapping[str, Any]
 
 
 def refuse_neighbour(out: Path, place: Place) -> None:
-    """Refuse to start a second cache beside the one that ``out/current`` names, when it is of the same encoder.
+    """Refuse to start a second cache of an encoder beside one in ``out``.
 
     Raises:
         BadInput: their keys differ in a field other than the output (embeddings beside tokens are fine).
     """
-    pointed = read_pointer(out)
-    if pointed is None or pointed[0] == place.folder or not (pointed[0] / MANIFEST).is_file():
+    if (place.folder / MANIFEST).is_file():
         return
-    have = key_of(pointed[0])
-    if have.get("encoder") == place.key["encoder"] and have.get("output") == place.key["output"]:
-        refuse_other_key(f"{out.name}/{pointed[0].name}", have, place.key)
+    for folder in sorted(out.glob(f"{place.key['encoder']}@*")):
+        if not (folder / MANIFEST).is_file():
+            continue
+        try:
+            have = key_of(folder)
+        except BadInput:
+            continue  # damaged; the command that filled it writes it again
+        if have.get("encoder") == place.key["encoder"] and have.get("output") == place.key["output"]:
+            refuse_other_key(f"{out.name}/{folder.name}", have, place.key)
 
 
 def shard_files(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from embedprior.cache.layout import Place
 from embedprior.cache.numbers import STORED, Array
 from embedprior.cache.present import Present
 from embedprior.encoders.base import Encoder, TokenEncoder
-from embedprior.errors import BadInput
+from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.imaging.files import UnreadableExam, source_hash, source_size
 
 TRIED = 8
@@ -47,8 +47,9 @@ class Plan:
             lines.append(f"without a file, to be left out (failures.csv): {self.absent}")
         if self.missing and self.seconds is not None and self.write_bytes is not None:
             lines.append(f"{self.write_bytes / 1e6:.1f} MB to write")
-            time_words = f"{self.seconds:.0f} seconds" if self.seconds < 90 else f"{self.seconds / 60:.0f} minutes"
-            lines.append(f"about {time_words} in one process (measured on the first {min(TRIED, self.missing)})")
+            short = "less than a second" if self.seconds < 1 else f"about {self.seconds:.0f} seconds"
+            time_words = short if self.seconds < 90 else f"about {self.seconds / 60:.0f} minutes"
+            lines.append(f"{time_words} in one process (measured on the first {min(TRIED, self.missing)})")
         elif self.missing:
             lines.append("none of the first exams can be read: no estimate")
         return "\n".join(lines)
@@ -94,7 +95,9 @@ def sample(paths: Iterable[str], root: Path, encoder: Encoder, most: int) -> lis
             break
         try:
             array = encoder.read(root, path)
-        except (UnreadableExam, OSError):
+        except EmbedpriorError:
+            raise
+        except Exception:  # as in a build, where this exam is left out with its reason
             continue
         if not read or array.shape == read[0].shape:
             read.append(array)

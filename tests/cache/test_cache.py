@@ -12,6 +12,7 @@ from PIL import Image
 from embedprior.cache import build_cache, open_cache
 from embedprior.cache.build import fill_cache
 from embedprior.cache.layout import place_for, refuse_neighbour
+from embedprior.cache.plan import plan
 from embedprior.encoders.base import encoder_key
 from embedprior.errors import BadInput
 from embedprior.runs import write_json
@@ -79,6 +80,9 @@ def test_reader_that_raises_what_it_likes_costs_one_exam(tmp_path: Path) -> None
     assert cache.ids == ["e0", "e3"]
     reasons = {f["exam_id"]: f["reason"] for f in failures}
     assert reasons == {"e1": "it can't be read (KeyError)", "e2": "the table gives it no path"}
+    ahead = plan([exams], tmp_path, Fragile(), place_for(tmp_path / "other", Fragile().spec))
+    assert (ahead.exams, ahead.missing, ahead.absent, ahead.write_bytes) == (4, 3, 1, 3 * 4 * 4)
+    assert ahead.read_bytes == sum((tmp_path / f"{n}.png").stat().st_size for n in (0, 1, 3))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -129,8 +133,9 @@ def test_exam_that_is_in_the_table_twice_is_refused(tmp_path: Path, in_pieces: b
     ],
 )
 def test_another_origin_is_refused_with_the_field_named(tmp_path: Path, change: dict[str, Any], field: str) -> None:
-    out = tmp_path / "cache"
-    cache, _ = build_cache(make_exams(tmp_path, 2), tmp_path, MeanEncoder(), out)
+    out, exams = tmp_path / "cache", make_exams(tmp_path, 2)
+    cache, _ = build_cache(exams, tmp_path, MeanEncoder(), out)
+    build_cache(exams, tmp_path, MeanEncoder(name="another"), out)  # `current` names this one now
     other = MeanEncoder(**change).spec
     with pytest.raises(BadInput, match=field):
         open_cache(cache.path, expect=encoder_key(other))

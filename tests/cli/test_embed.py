@@ -90,7 +90,7 @@ def test_dry_run_writes_nothing_and_counts(cohort: Path, tmp_path: Path, capsys:
     said = capsys.readouterr().out
     assert "11 exams, 11 of them to embed" in said
     assert "0.2 MB to write" in said
-    assert "seconds in one process" in said
+    assert "in one process (measured on the first 8)" in said
     assert not (tmp_path / "out").exists()
 
 
