@@ -370,14 +370,14 @@ MUTANTS = (
     Mutant(
         "the teacher learns from the held-out patients' CTs",
         "embedprior/study/materials.py",
-        "in_train = ~ct[\"group_id\"].isin(one.groups(\"val\", \"test\")).to_numpy() & usable",
+        "in_train = _may_train(design, one, ct[\"group_id\"]) & usable",
         "in_train = usable",
         "tests/study/test_study.py",
     ),
     Mutant(
         "pretraining on DRRs of held-out groups",
         "embedprior/study/materials.py",
-        "in_train = ~np.isin(group, list(one.groups(\"val\", \"test\")))",
+        "in_train = _may_train(design, one, group)",
         "in_train = np.ones(len(group), dtype=bool)",
         "tests/study/test_study.py",
     ),
@@ -394,6 +394,13 @@ MUTANTS = (
         "counted = known * weight[rows]",
         "counted = known",
         "tests/teachers/test_head.py",
+    ),
+    Mutant(
+        "CTs of a patient of two sites train while one of them is held out",
+        "embedprior/study/materials.py",
+        "    if design.site_decides:\n",
+        "    if False:\n",
+        "tests/study/test_study.py",
     ),
     Mutant(
         "patients of the external cohort may train",
@@ -611,6 +618,13 @@ MUTANTS = (
         "if mask.shape != volume.shape or not np.allclose(mask.affine, volume.affine, atol=1e-2):",
         "if mask.shape != volume.shape:",
         "tests/imaging/test_profiles.py",
+    ),
+    Mutant(
+        "slices of a tilted gantry are moved the wrong way",
+        "embedprior/imaging/tilt.py",
+        "place = np.arange(first, first + wide) - start",
+        "place = np.arange(first, first + wide) + start",
+        "tests/imaging/test_dicom_series.py",
     ),
     Mutant(
         "PixelSpacing is read as (columns, rows)",

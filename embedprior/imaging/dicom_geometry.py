@@ -14,7 +14,8 @@ from embedprior.imaging.dicom_header import Header
 from embedprior.imaging.findings import Finding
 
 FEWEST_SLICES = 8
-TILT_DEG = 0.5
+TILT_DEG, MOST_TILT_DEG, SIDEWAYS_DEG = 0.5, 35.0, 0.5
+"""A gantry tilts about the patient's left-right axis, by 30° at most: slices then shift along their columns only."""
 EVEN_MM, EVEN_SHARE = 0.1, 0.05
 """A slice may lie 0.1 mm or 5 % of the step off the even grid: headers round positions to 0.1 mm, and rounding does not
 add up along the series, while a real change of step does."""
@@ -30,12 +31,14 @@ class Stack:
         spacing_mm: (x, y, z).
         origin_mm: LPS centre of the first voxel.
         direction: 3 × 3, columns are index x, y, z.
+        shear_mm: how much further along its columns (index y) each slice starts than the one before: a tilted gantry.
     """
 
     headers: tuple[Header, ...]
     spacing_mm: tuple[float, float, float]
     origin_mm: tuple[float, float, float]
     direction: Float[np.ndarray, "3 3"]
+    shear_mm: float = 0.0
 
 
 def audit_frames(headers: Sequence[Header]) -> list[Finding]:
@@ -89,17 +92,18 @@ def audit_spacing(positions: Float[np.ndarray, "n 3"], direction: Float[np.ndarr
     if len(positions) < 2:
         return []
     normal = direction[:, 2]
-    travel = positions[-1] - positions[0]
-    along = float(travel @ normal)
-    sheared = travel - along * normal
-    tilt = float(np.degrees(np.arctan2(np.linalg.norm(sheared), along)))
+    tilt = _tilt(positions, direction)
     findings = []
-    if tilt > TILT_DEG:
+    if tilt.degrees > TILT_DEG and tilt.of_gantry:
+        moved = f"slices moved by up to {abs(tilt.rows_mm):.0f} mm along their columns"
+        findings.append(Finding("straightened", f"a gantry tilt of {tilt.degrees:.1f}°: {moved}"))
+    elif tilt.degrees > TILT_DEG:
         findings.append(
             Finding(
                 "gantry-tilt",
-                f"tilted by {tilt:.1f}°: the slices shift by {np.linalg.norm(sheared):.0f} mm over {along:.0f} mm. "
-                "Next: straighten the series first (dcm2niix writes a file ending in _Tilt_1)",
+                f"sheared by {tilt.degrees:.1f}°, which no gantry does: slices shift by {abs(tilt.columns_mm):.0f} mm "
+                f"along rows and {abs(tilt.rows_mm):.0f} mm along columns over {tilt.along_mm:.0f} mm. "
+                "Next: fetch the series again, or convert it with dcm2niix",
             )
         )
     gaps = np.diff(positions @ normal)
@@ -107,7 +111,7 @@ def audit_spacing(positions: Float[np.ndarray, "n 3"], direction: Float[np.ndarr
     holes = np.flatnonzero(gaps > 1.5 * step)
     if holes.size:
         return [*findings, _holes(gaps, step, holes)]
-    even = positions[0] + np.linspace(0, 1, len(positions))[:, None] * travel
+    even = positions[0] + np.linspace(0, 1, len(positions))[:, None] * (positions[-1] - positions[0])
     off = np.linalg.norm(positions - even, axis=1)
     if off.max() > max(EVEN_MM, EVEN_SHARE * step):
         findings.append(
@@ -120,12 +124,39 @@ def audit_spacing(positions: Float[np.ndarray, "n 3"], direction: Float[np.ndarr
     return findings
 
 
+@dataclass(frozen=True)
+class _Tilt:
+    """How far the last slice lies from the first: along the normal, the rows' and the columns' direction, mm."""
+
+    along_mm: float
+    columns_mm: float
+    rows_mm: float
+
+    @property
+    def degrees(self) -> float:
+        return float(np.degrees(np.arctan2(np.hypot(self.columns_mm, self.rows_mm), self.along_mm)))
+
+    @property
+    def of_gantry(self) -> bool:
+        sideways = float(np.degrees(np.arctan2(abs(self.columns_mm), self.along_mm)))
+        return sideways <= SIDEWAYS_DEG and self.degrees <= MOST_TILT_DEG
+
+
+def _tilt(positions: Float[np.ndarray, "n 3"], direction: Float[np.ndarray, "3 3"]) -> _Tilt:
+    columns, rows, along = (float(v) for v in (positions[-1] - positions[0]) @ direction)
+    return _Tilt(along, columns, rows)
+
+
 def stack(headers: Sequence[Header], positions: Float[np.ndarray, "n 3"], direction: Any) -> Stack:
     """Return sorted, evenly spaced slices as a stack."""
     between_rows, between_columns = headers[0].spacing_yx or (1.0, 1.0)
-    step = float(np.linalg.norm(positions[-1] - positions[0]) / (len(positions) - 1))
+    tilt = _tilt(positions, np.asarray(direction))
+    tilted = tilt.degrees > TILT_DEG
+    length = tilt.along_mm if tilted else float(np.linalg.norm(positions[-1] - positions[0]))
     x, y, z = (float(v) for v in positions[0])
-    return Stack(tuple(headers), (between_columns, between_rows, step), (x, y, z), direction)
+    spacing = (between_columns, between_rows, length / (len(positions) - 1))
+    shear = tilt.rows_mm / (len(positions) - 1) if tilted else 0.0
+    return Stack(tuple(headers), spacing, (x, y, z), direction, shear)
 
 
 def _holes(gaps: Float[np.ndarray, " n"], step: float, holes: np.ndarray[Any, Any]) -> Finding:

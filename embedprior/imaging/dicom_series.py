@@ -16,6 +16,7 @@ from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import Finding, UnusableExam, worst
 from embedprior.imaging.hounsfield import below_air, floor_at_air
 from embedprior.imaging.reading import MAX_VOXELS
+from embedprior.imaging.tilt import straightened
 from embedprior.imaging.volume import AIR_HU, Volume
 
 RULES = ("only", "most-slices")
@@ -59,7 +60,8 @@ def read_series(path: Path, rule: str) -> tuple[Volume, list[Finding]]:
         hu, more = _pixels(files, slices.headers)
     first = slices.headers[0]
     ids = {"patient_id": first.patient_id, "series_id": first.series_uid}
-    return Volume(hu, slices.spacing_mm, slices.origin_mm, slices.direction, **ids), findings + more
+    volume = Volume(hu, slices.spacing_mm, slices.origin_mm, slices.direction, **ids)
+    return straightened(volume, slices.shear_mm), findings + more
 
 
 def choose_series(headers: Sequence[Header], rule: str, name: str) -> tuple[list[Header], list[Finding]]:

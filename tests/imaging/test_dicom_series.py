@@ -17,7 +17,8 @@ from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import UnusableExam
 from embedprior.imaging.orientation import canonical
-from embedprior.imaging.volume import read_volume
+from embedprior.imaging.resampling import grid_of, resample_onto
+from embedprior.imaging.volume import Volume, read_volume, to_sitk
 
 from .conftest import ORIGIN, SECRET, SPACING, STEP, chest
 
@@ -167,15 +168,55 @@ def test_slice_copied_twice_is_dropped_and_two_slices_at_one_place_are_refused(
     assert "duplicate-slice" in codes(refused(folder).findings)
 
 
-def test_gantry_tilt_is_refused_with_its_angle(make_series: Callable[..., Path]) -> None:
-    def tilt(index: int, data: Any) -> None:
-        up = index * STEP
-        data.ImagePositionPatient = [ORIGIN[0], ORIGIN[1] + up * np.tan(np.radians(15)), ORIGIN[2] + up]
+@pytest.mark.parametrize("degrees", [20.0, -12.0])
+@pytest.mark.parametrize("stored_upwards", [True, False])
+def test_tilted_gantry_is_straightened_every_voxel_in_its_place(
+    make_series: Callable[..., Path], degrees: float, stored_upwards: bool
+) -> None:
+    """Slices tilted about the left-right axis, as a scanner takes them while the table moves along z."""
+    truth = Volume(chest(), (5.0, 5.0, 6.0), ORIGIN)
+    angle = np.radians(degrees)
+    rows = np.array([0.0, np.cos(angle), np.sin(angle)])
+    # the far rows lie higher or lower than the near ones, so the table starts early or ends late
+    steps = np.arange(-24, 50) if degrees > 0 else np.arange(-2, 66)
+    starts = np.array(ORIGIN) + steps[:, None] * [0.0, 0.0, 5.0]
+    taken = []
+    for start in starts:
+        direction = np.stack([[1, 0, 0], rows, np.cross([1, 0, 0], rows)], axis=1)
+        one = sitk.Resample(
+            to_sitk(truth), [64, 64, 1], sitk.Transform(), sitk.sitkLinear, start.tolist(), [5.0, 5.0, 5.0],
+            direction.ravel().tolist(), -1000,
+        )  # fmt: skip
+        taken.append(sitk.GetArrayFromImage(one)[0])
 
-    error = refused(make_series(edit=tilt))
-    assert "gantry-tilt" in codes(error.findings)
-    assert "tilted by 15.0°" in str(error)
-    assert "dcm2niix" in str(error)
+    def place(index: int, data: Any) -> None:
+        data.ImageOrientationPatient = [1, 0, 0, *rows.tolist()]
+        data.ImagePositionPatient = starts[index if stored_upwards else -1 - index].tolist()
+
+    planes = np.array(taken if stored_upwards else taken[::-1])
+    volume, findings = read_volume(make_series(planes, place, name=f"tilt{degrees}{stored_upwards}"))
+    assert f"tilt of {abs(degrees):.1f}°" in next(f.message for f in findings if f.code == "straightened")
+    assert {"oblique", "straightened"} <= codes(findings)
+    assert volume.spacing_mm[2] == pytest.approx(5 * np.cos(angle), abs=1e-3)
+    found = resample_onto(volume, grid_of(truth)).hu
+    inside = np.s_[4:-4, 4:-4]
+    likeness = np.corrcoef(found[inside].ravel(), truth.hu[inside].ravel())[0, 1]
+    assert likeness > 0.985
+    blurred = np.abs(found[inside].astype(int) - truth.hu[inside])
+    assert np.median(blurred) < 15
+
+
+def test_shear_that_no_gantry_makes_is_refused(make_series: Callable[..., Path]) -> None:
+    for name, sideways, turn in (("sideways", 15.0, 0.0), ("steep", 0.0, 50.0)):
+        def place(index: int, data: Any, x: float = sideways, y: float = turn) -> None:
+            up = index * STEP
+            shift = up * np.tan(np.radians([x, y]))
+            data.ImagePositionPatient = [ORIGIN[0] + shift[0], ORIGIN[1] + shift[1], ORIGIN[2] + up]
+
+        error = refused(make_series(edit=place, name=name))
+        assert "gantry-tilt" in codes(error.findings)
+        assert f"sheared by {max(sideways, turn):.1f}°, which no gantry does" in str(error)
+        assert "dcm2niix" in str(error)
 
 
 def test_oblique_but_straight_series_is_no_tilt(make_series: Callable[..., Path]) -> None:
