@@ -283,6 +283,14 @@ def with_training(one: Round, group_of: Mapping[str, str]) -> Round:
     return one.model_copy(update={"group_of": {**one.group_of, **more}, "part_of": parts})
 
 
+def without_held_out(one: Round, groups: set[str]) -> Round:
+    """Return the round in which none of these groups is held out: those that were take no part."""
+    parts = {g: part for g, part in one.part_of.items() if g not in groups or part != "test"}
+    return one.model_copy(
+        update={"group_of": {p: g for p, g in one.group_of.items() if g in parts}, "part_of": parts}
+    )
+
+
 def natural(patient_id: str) -> tuple[int, int, str]:
     """Return the sort key "ascending integer order": numbers by value, then everything else by text."""
     return (0, int(patient_id), "") if patient_id.isdigit() else (1, 0, patient_id)

@@ -123,6 +123,11 @@ class Design(Config):
     reference: str = "cxr-only"
     question: str = ""
 
+    @property
+    def site_decides(self) -> bool:
+        """Whether sites of the exam table decide who is held out."""
+        return self.split == "site" or bool(self.external)
+
     @model_validator(mode="after")
     def _settings_fit_the_split(self) -> Self:
         if len(set(self.methods)) != len(self.methods):

@@ -16,6 +16,7 @@ from embedprior.cohort.splits import (
     pilot_resamples,
     with_training,
     with_validation,
+    without_held_out,
 )
 from embedprior.errors import BadInput
 from embedprior.study.config import SOURCE_ONLY, Design
@@ -48,7 +49,7 @@ def targets_of(cohort: Cohort, labels: pd.Series, design: Design) -> pd.DataFram
     for column in ("source", "site"):
         text = xrays[column].astype(object).fillna("").astype(str) if column in xrays.columns else ""
         xrays = xrays.assign(**{column: text})
-    if design.split in ("site", "external"):
+    if design.site_decides:
         xrays = xrays.assign(site=xrays[design.site_column])
     return xrays[TARGET_COLUMNS].reset_index(drop=True)
 
@@ -105,12 +106,13 @@ def _site_rounds(
             "choose another split."
         )
     taking_part = cohort.exams["group_id"].isin(eligible["group_id"]) | ~cohort.exams["modality"].eq("CXR")
-    exams = cohort.exams[taking_part & ~cohort.exams["group_id"].isin(seen_groups)]
+    exams = cohort.exams[taking_part | cohort.exams["group_id"].isin(seen_groups)]
     if design.split == "site":
         rounds = leave_one_site_out(exams, design.name, design.site_column)
         scored = [r for r in rounds if r.patients("test") & set(eligible["patient_id"])]
     else:
         scored = external_split(exams, design.name, design.external, design.site_column)
+    scored = [without_held_out(r, seen_groups) for r in scored]
     return validated(scored, eligible, labels, design, seed)
 
 

@@ -9,7 +9,7 @@ from typing import get_args
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from embedprior.cohort.base import Cohort
 from embedprior.cohort.splits import Part, Round, patient_labels
@@ -113,14 +113,14 @@ def round_cases(materials: Materials, design: Design, one: Round) -> RoundCases:
     known = _patients_with_labels(materials, one, set(targets["patient_id"]))
     train, val = (_only_labels(cases[part], known) for part in ("train", "val"))
     target = Stage(train, val)
-    pretraining = _pretraining(materials, one, known) if paired else ()
+    pretraining = _pretraining(materials, design, one, known) if paired else ()
     kept_pairs = target
     if paired and config.pair_fraction < 1:
         pairs = with_pairs(set(train.patient_ids), config.pair_fraction, config.seed)
         kept_pairs = Stage(train.take([i for i, p in enumerate(train.patient_ids) if p in pairs]), val)
     teacher = None
     if paired and any(materials.infos[m].uses_ct for m in design.methods):
-        teacher = _teacher_data(materials, one, known)
+        teacher = _teacher_data(materials, design, one, known)
     scored = {part: cases[part] for part in ("val", "test") if len(cases[part])}
     counts = _counts(parts)
     if config.label_fraction < 1:
@@ -154,7 +154,20 @@ def cases_of(targets: pd.DataFrame, caches: Caches, paired: bool, source: str = 
     )
 
 
-def _pretraining(materials: Materials, one: Round, known: set[str] | None) -> tuple[Stage, ...]:
+def _may_train(design: Design, one: Round, groups: pd.Series) -> Bool[np.ndarray, " exams"]:
+    """Say whose CTs and DRRs may train: everyone's outside the held-out and the validation groups.
+
+    In a design by site only groups whose part is ``train``: a patient of a held-out site and of another takes no part,
+    and neither do the exams made there.
+    """
+    if design.site_decides:
+        return groups.isin(one.groups("train")).to_numpy()
+    return ~groups.isin(one.groups("val", "test")).to_numpy()
+
+
+def _pretraining(
+    materials: Materials, design: Design, one: Round, known: set[str] | None
+) -> tuple[Stage, ...]:
     """DRR–CT pairs of everyone outside the held-out groups; those of the validation groups choose."""
     exams = materials.cohort.exams.set_index("exam_id")
     pairs = materials.cohort.pairs
@@ -168,15 +181,15 @@ def _pretraining(materials: Materials, one: Round, known: set[str] | None) -> tu
             "label": y.loc[pairs["cxr_exam_id"]].to_numpy(), "ct_label": y.loc[pairs["ct_exam_id"]].to_numpy(),
         }
     )  # fmt: skip
-    group = exams.loc[pairs["cxr_exam_id"], "group_id"].to_numpy()
-    in_val = np.isin(group, list(one.groups("val")))
-    in_train = ~np.isin(group, list(one.groups("val", "test")))
+    group = exams.loc[pairs["cxr_exam_id"], "group_id"]
+    in_val = group.isin(one.groups("val")).to_numpy()
+    in_train = _may_train(design, one, group)
     caches = replace(materials.caches, pixels=None, tokens=None)
     train, val = (_only_labels(cases_of(frame[rows], caches, True, "drr"), known) for rows in (in_train, in_val))
     return (Stage(train, val),) if len(train) else ()
 
 
-def _teacher_data(materials: Materials, one: Round, known: set[str] | None) -> TeacherData:
+def _teacher_data(materials: Materials, design: Design, one: Round, known: set[str] | None) -> TeacherData:
     """Labelled CTs of every patient outside the held-out (and validation) groups, CT-only patients included."""
     ct = materials.cohort.of("CT")
     y = materials.cohort.labels(materials.config.label).loc[ct["exam_id"]].to_numpy(copy=True)
@@ -184,7 +197,7 @@ def _teacher_data(materials: Materials, one: Round, known: set[str] | None) -> T
     if known is not None:
         usable &= ct["patient_id"].isin(known).to_numpy()
     in_val = ct["group_id"].isin(one.groups("val")).to_numpy() & usable
-    in_train = ~ct["group_id"].isin(one.groups("val", "test")).to_numpy() & usable
+    in_train = _may_train(design, one, ct["group_id"]) & usable
     cache = materials.caches.need_ct()
     return TeacherData(
         cache.take(list(ct.loc[in_train, "exam_id"])), y[in_train],

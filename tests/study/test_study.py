@@ -191,6 +191,45 @@ def test_partner_of_a_patient_the_encoder_saw_is_never_held_out(run, tmp_path, c
     assert set(splits.loc[splits["patient_id"].isin(["p03", "p04"]), "part"]) == {"train"}
 
 
+def seen_by_fold(out):
+    """Patients that the row with a CT head has seen, those of its head included, by fold."""
+    found = {}
+    for record in (out / "artifacts" / "fit").glob("*/fit.json"):
+        fit = json.loads(record.read_text())
+        if fit["method"] == "ridge-head":
+            (fold,) = set(pd.read_csv(record.parent / "predictions.csv")["fold"])
+            found[fold] = {p for ids in fit["patients_seen"].values() for p in ids}
+    return found
+
+
+@pytest.mark.parametrize("split", [{"split": "site"}, {"split": "external", "external": ["A"]}])
+def test_ct_of_a_patient_of_two_sites_trains_nothing_while_one_of_them_is_held_out(run, cohort, split):
+    # p00: X-ray at site A, CT at site B; p41, of the pretraining pairs: DRR at site B, CT at site A.
+    moved = ["ct-0", "x-41"]
+    change(cohort, site=lambda f: f["site"].mask(f["exam_id"].isin(moved), "B").mask(f["exam_id"] == "ct-41", "A"))
+    code, out = run(designs=[{"name": "sites", "methods": ["cxr-only", "ridge-head"], **split}], hypotheses=[])
+    assert code == 0
+    own = pd.read_csv(cohort / "exams.csv")
+    for fold, seen in seen_by_fold(out).items():
+        at_site = set(own.loc[own["site"] == "ABC"[fold], "patient_id"])
+        assert not seen & at_site
+        assert seen == set(own["patient_id"]) - at_site
+
+
+def test_patients_an_encoder_saw_train_while_another_site_is_held_out(run, tmp_path):
+    data = write_cohort(tmp_path / "seen", seen=("p03", "p40"))
+    sites = {"name": "sites", "split": "site", "methods": ["cxr-only", "ridge-head"]}
+    code, out = run(data=data, seen_patients="train", designs=[sites], hypotheses=[])
+    assert code == 0
+    splits = pd.read_csv(out / "cohort" / "splits.csv")
+    own = splits.loc[splits["patient_id"] == "p03", ["fold", "part"]]
+    assert own.to_numpy().tolist() == [[1, "train"], [2, "train"]]
+    found = seen_by_fold(out)
+    assert [("p03" in found[fold], "p40" in found[fold]) for fold in range(3)] == [
+        (False, True), (True, False), (True, True),
+    ]  # fmt: skip
+
+
 def test_external_sites_are_scored_by_models_that_never_saw_them(run):
     external = {
         "name": "outside", "split": "external", "external": ["C"], "validation": True, "methods": ["cxr-only", "prior"],
