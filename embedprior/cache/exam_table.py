@@ -68,7 +68,8 @@ class ExamTable:
             raise BadInput(f"{self._path} was changed while it was read. Next: run the same command again.")
 
     def _refuse_twice(self, ids: list[Array64]) -> None:
-        hashes = np.sort(np.concatenate(ids)) if ids else np.empty(0, np.uint64)
+        hashes = np.concatenate(ids) if ids else np.empty(0, np.uint64)
+        hashes.sort()
         suspects = hashes[1:][hashes[1:] == hashes[:-1]]
         if not len(suspects):
             return

@@ -36,7 +36,9 @@ class HashSet:
         if len(hashes):
             self._runs.append(np.sort(hashes))
         if len(self._runs) > _MOST_RUNS:
-            self._runs = [np.sort(np.concatenate(self._runs))]
+            merged = np.concatenate(self._runs)
+            merged.sort()  # in place: a sorted copy would be the peak of a long table's memory
+            self._runs = [merged]
 
     def has(self, hashes: Array64) -> NDArray[np.bool_]:
         """Return of each hash whether it is in."""

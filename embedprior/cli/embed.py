@@ -67,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise BadInput(f"--{name.replace('_', '-')} {value}. Allowed: 1 or more.")
+    if options.workers < 0:
+        raise BadInput(f"--workers {options.workers}. Allowed: 0 or more.")
     me = launched(options.processes)
     encoder = _encoder(options)
     spec = encoder.spec if options.dtype is None else encoder.spec.model_copy(update={"dtype": options.dtype})

@@ -104,6 +104,7 @@ def test_dry_run_writes_nothing_and_counts(cohort: Path, tmp_path: Path, capsys:
         (["--tokens"], "gives no tokens"),
         (["--modality", "CT"], "no exam of modality CT; the table has CXR, REPORT"),
         (["--batch-size", "0"], "Allowed: 1 or more"),
+        (["--workers", "-1"], "Allowed: 0 or more"),
         (["--processes", "2"], "2 processes were asked for, 1 started"),
         (["--encoder", "pixel-128"], "Did you mean 'pixels-128'"),
     ],
