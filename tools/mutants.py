@@ -356,7 +356,7 @@ MUTANTS = (
     Mutant(
         "an encoder may have seen held-out patients",
         "embedprior/study/prepare.py",
-        "    refuse_seen(table, cohort, targets, seen)\n",
+        "    refuse_seen(table, exams, targets, seen)\n",
         "",
         "tests/study/test_study.py",
     ),

@@ -84,7 +84,8 @@ def _section(section: EvidenceSection) -> list[str]:
 
 def summary_markdown(report: Report) -> str:
     """Return ``summary.md``: the answer, the tables, the flow, the caveats and the run."""
-    parts = [f"# {escaped(report.title)}", f"*{escaped(report.question)}*", *map(escaped, report.lead)]
+    question = [f"*{escaped(report.question)}*"] if report.question else []
+    parts = [f"# {escaped(report.title)}", *question, *map(escaped, report.lead)]
     for section in report.evidence:
         parts += _section(section)
     if not report.flow.empty:

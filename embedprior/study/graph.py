@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedprior.runs import one_thread
+from embedprior.runs import QUIET, one_thread
 from embedprior.study.runner import Bench
 from embedprior.study.units import RoundId, Unit
 
@@ -116,6 +116,7 @@ _BENCHES: list[Bench] = []
 def _start(make: BenchMaker) -> None:
     for name in LAUNCHER:
         os.environ.pop(name, None)
+    os.environ[QUIET] = "1"
     import torch
     from threadpoolctl import threadpool_limits
 

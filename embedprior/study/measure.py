@@ -18,7 +18,11 @@ def measure_units(study: Study, out: Path) -> list[str]:
     Raises:
         EmbedpriorError: none could be fitted.
     """
+    import torch
+
     materials, _ = study_materials(study, out, lambda name, **fields: None)
+    # The first optimiser of a process loads modules for seconds: no part of what a fit costs.
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
     benches = [Bench(m) for m in materials]
     first = {unit.method: unit for unit in reversed(units_of(study))}
     failed = []

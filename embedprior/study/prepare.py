@@ -76,8 +76,17 @@ def _hash(table: pd.DataFrame) -> str:
     return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
 
-def prepare(config: StudyConfig, data: Path, splits_file: Path | None = None) -> Prepared:
+def prepare(
+    config: StudyConfig, data: Path, splits_file: Path | None = None, kept: frozenset[str] = frozenset()
+) -> Prepared:
     """Read the cohort and make (or read) the splits.
+
+    Args:
+        config: of the study.
+        data: folder of the cohort.
+        splits_file: split table of the user.
+        kept: patients who are not held out, besides those whom this configuration's encoders saw, where
+            ``seen_patients`` is ``train``.
 
     Raises:
         BadInput: whatever the cohort, the embeddings, the label, the designs or the split file are refused for; or
@@ -103,19 +112,22 @@ def prepare(config: StudyConfig, data: Path, splits_file: Path | None = None) ->
     for external in externals.values():
         for what, patients in patients_seen(external.caches).items():
             seen[what] = seen.get(what, frozenset()) | patients
-    return prepare_cohort(config, cohort, duplicates, encoder, caches, seen, splits_file, externals=externals)
+    return prepare_cohort(
+        config, cohort, duplicates, encoder, caches, seen, splits_file, externals=externals, kept=kept
+    )
 
 
 def prepare_cohort(
     config: StudyConfig, cohort: Cohort, duplicates: pd.DataFrame, encoder: Encoder | None, caches: Caches | None,
     seen: dict[str, frozenset[str]], splits_file: Path | None = None, splits: pd.DataFrame | None = None,
-    externals: Mapping[str, External] | None = None,
+    externals: Mapping[str, External] | None = None, kept: frozenset[str] = frozenset(),
 ) -> Prepared:  # fmt: skip
     """Make (or check) the splits of a cohort that has been read; see ``prepare``.
 
     Args:
         splits: split table of the user, already read (instead of ``splits_file``).
         externals: by design, the external cohort in another folder.
+        kept: see ``prepare``.
     """
     externals = externals or {}
     labels = cohort.labels(config.label)
@@ -125,7 +137,7 @@ def prepare_cohort(
     if given is not None:
         _refuse_unknown_designs(given, config, where)
     named = frozenset(given["design"].astype(str)) if given is not None else frozenset[str]()
-    everyone_seen = frozenset[str]().union(*seen.values())
+    everyone_seen = kept.union(*seen.values())
     tables = []
     for design in config.designs:
         own = given[given["design"] == design.name] if given is not None else pd.DataFrame()

@@ -17,7 +17,7 @@ from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.runs import artifacts_root, read_json
 from embedprior.students.registry import Budget, build_method
 from embedprior.study.config import SOURCE_ONLY, Design, Row, StudyConfig, rows_of
-from embedprior.study.embeddings import Caches
+from embedprior.study.embeddings import Caches, open_caches, patients_seen
 from embedprior.study.graph import Outcome, run_units
 from embedprior.study.materials import Materials
 from embedprior.study.prepare import Prepared, prepare
@@ -87,6 +87,7 @@ def prepare_study(config: StudyConfig, data: Path, splits_file: Path | None = No
         BadInput: see ``prepare.prepare`` and ``sweep.variants``.
     """
     chosen = variants(config)
+    kept = _seen_in_any([v.config for v in chosen], data)
     made: dict[str, Prepared] = {}
     prepared = []
     for variant in chosen:
@@ -94,9 +95,16 @@ def prepare_study(config: StudyConfig, data: Path, splits_file: Path | None = No
         key = variant.config.model_dump_json(include=fields | {"designs"})
         refuse_bad_rows(variant.config)
         if key not in made:
-            made[key] = prepare(variant.config, data, splits_file)
+            made[key] = prepare(variant.config, data, splits_file, kept)
         prepared.append(made[key])
     return Study(tuple(chosen), tuple(prepared))
+
+
+def _seen_in_any(configs: Sequence[StudyConfig], data: Path) -> frozenset[str]:
+    """Patients who train because an encoder of some combination saw them: else combinations would differ in cases."""
+    places = {c.caches.model_dump_json(): c.caches for c in configs if c.caches and c.seen_patients == "train"}
+    seen = [found for choice in places.values() for found in patients_seen(open_caches(choice, data)).values()]
+    return frozenset[str]().union(*seen)
 
 
 def refuse_bad_rows(config: StudyConfig) -> None:

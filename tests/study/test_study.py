@@ -181,6 +181,17 @@ def test_encoder_that_saw_held_out_patients_is_refused_with_the_ids_or_lets_them
     assert set(test["patient_id"]) == {f"p{p:02d}" for p in range(36)} - {"p03", "p05"}
 
 
+def test_combinations_over_caches_hold_out_the_same_cases_whatever_their_encoders_saw(run, tmp_path):
+    data = write_cohort(tmp_path / "seen", seen=("p03",))
+    other = write_cohort(tmp_path / "other", seen=("p05", "p07"))
+    (other / "caches" / "cxr").rename(data / "caches" / "second")
+    code, out = run(data=data, seen_patients="train", sweep={"caches.cxr": ["caches/cxr", "caches/second"]})
+    assert code == 0
+    test = pd.read_csv(out / "predictions.csv").query("split == 'test'")
+    held = [set(part["patient_id"]) for _, part in test.groupby("design")]
+    assert held == [{f"p{p:02d}" for p in range(36)} - {"p03", "p05", "p07"}] * 2
+
+
 def test_partner_of_a_patient_the_encoder_saw_is_never_held_out(run, tmp_path, capsys):
     data = write_cohort(tmp_path / "seen", seen=("p03",))
     change(data, group_id=lambda f: f["patient_id"].where(f["patient_id"] != "p04", "p03"))
