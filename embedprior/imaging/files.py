@@ -56,13 +56,16 @@ def source_size(root: Path, path: str) -> int:
     return (root / file).stat().st_size
 
 
-def source_stamp(root: Path, path: str) -> list[tuple[str, int, int, int]]:
-    """Return what changes when an exam's files are written to: name, inode, size and time of change of each."""
+def source_stamp(root: Path, path: str) -> list[tuple[str, int, int]]:
+    """Return what changes when an exam's files are written to: name, size and time of change of each.
+
+    Not the inode: some network file systems give a file another one at every look.
+    """
     file = os.path.join(root, split_path(path)[0])
     states = [(file, os.stat(file))]
     if stat.S_ISDIR(states[0][1].st_mode):
         states = [(str(member), member.stat()) for member in sorted(Path(file).rglob("*")) if member.is_file()]
-    return [(name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states]
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
 def read_array(root: Path, path: str) -> np.ndarray[Any, Any]:
