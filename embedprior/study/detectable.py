@@ -74,9 +74,11 @@ def detectable_difference(
         se *= float(np.sqrt(1 / len(used) + ratio))
         df = len(used) - 1
     alpha = decision.alpha
-    return Detectable(
-        n_pos, n_neg, detectable(se, alpha=alpha, df=df), detectable(se, alpha=alpha / max(family, 1), df=df), ""
-    )
+    delta, first = (detectable(se, alpha=level, df=df) for level in (alpha, alpha / max(family, 1)))
+    if delta >= 1:
+        why = f"the interval is so wide that even a difference of 1 would not show (detectable: {delta:.2f})"
+        return Detectable(n_pos, n_neg, None, None, why)
+    return Detectable(n_pos, n_neg, delta, first, "")
 
 
 def _standard_error(folds: pd.DataFrame, assumed: Assumed) -> float | None:

@@ -10,12 +10,14 @@ import multiprocessing
 import os
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from embedprior.runs import QUIET, one_thread
 from embedprior.study.runner import Bench
@@ -62,7 +64,7 @@ def run_units(units: Sequence[Unit], make: BenchMaker, workers: int = 1) -> list
             its own instead, and every process returns all outcomes.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    clock = _Clock(len(units), max(workers, launched))
+    clock = _Clock(units, max(workers, launched))
     if launched > 1:
         found = _launched(units, make, clock)
     elif workers > 1:
@@ -184,27 +186,31 @@ def _one_pool(units: Sequence[Unit], make: BenchMaker, workers: int, running: li
 
 
 class _Clock:
-    """Progress on standard error: fits done, and minutes left from the mean time of the methods' finished fits."""
+    """Progress on standard error: fits done, and minutes left.
 
-    def __init__(self, total: int, processes: int) -> None:
+    A fit to come is thought to take the mean of its method's finished fits, or of all while there is none.
+    """
+
+    def __init__(self, units: Sequence[Unit], processes: int) -> None:
         from tqdm import tqdm
 
         interval = 0.1 if sys.stderr.isatty() else 15.0
-        self._bar = tqdm(total=total, desc="fits", mininterval=interval, maxinterval=2 * interval)
+        self._bar = tqdm(total=len(units), desc="fits", mininterval=interval, maxinterval=2 * interval)
         self._processes = processes
         self._spent: dict[str, list[float]] = defaultdict(list)
-        self._left = total
+        self._left = Counter(unit.method for unit in units)
         self._failed = 0
 
     def tick(self, outcome: Outcome) -> Outcome:
         """Count one outcome and return it."""
-        self._left -= 1
+        self._left[outcome.unit.method] -= 1
         self._failed += outcome.path is None
         if not outcome.reused:
             self._spent[outcome.unit.method].append(outcome.seconds)
-        spent = [s for each in self._spent.values() for s in each]
-        if spent:
-            minutes = self._left * sum(spent) / len(spent) / self._processes / 60
+        if self._spent:
+            every = float(np.mean([s for each in self._spent.values() for s in each]))
+            mean = {m: float(np.mean(self._spent[m])) if m in self._spent else every for m in self._left}
+            minutes = sum(count * mean[m] for m, count in self._left.items()) / self._processes / 60
             failed = f", {self._failed} failed" if self._failed else ""
             self._bar.set_postfix_str(f"about {minutes:.1f} min left{failed}", refresh=False)
         self._bar.update()

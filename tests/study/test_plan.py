@@ -15,7 +15,9 @@ from embedprior.evidence.intervals import quantile
 from embedprior.evidence.power import Design as Power
 from embedprior.study.config import Assumed, Decision, Design, StudyConfig
 from embedprior.study.detectable import detectable_difference, held_out_counts
+from embedprior.study.graph import Outcome, _Clock
 from embedprior.study.sweep import variants
+from embedprior.study.units import RoundId, Unit
 
 from .conftest import BASE, refusal
 
@@ -126,6 +128,26 @@ def test_one_negative_patient_can_show_nothing_and_the_plan_says_so():
     assert (found.delta, found.reason) == (
         None, "a resample holds out too few patients (fewest: 4 positive, 1 negative)"
     )  # fmt: skip
+
+
+def test_interval_wider_than_any_difference_is_not_testable():
+    mc = KFOLD.model_copy(update={"split": "resamples"})
+    found = detectable_difference(counts((1, 0, 2, 2), (2, 0, 2, 2)), mc, 1, Assumed(), Decision())
+    assert (found.delta, found.delta_holm) == (None, None)
+    assert "even a difference of 1 would not show" in found.reason
+
+
+def test_time_left_counts_each_method_by_its_own_fits(tmp_path):
+    where = RoundId(0, "d", 0, 0)
+    units = [Unit(where, "d", seed, method) for method in ("quick", "slow") for seed in range(3)]
+    clock = _Clock(units, 2)
+    clock.tick(Outcome(units[0], tmp_path, "", 60.0, False))
+    assert "about 2.5 min left" in clock._bar.postfix  # no slow fit has ended yet: five like the first, on two
+    clock.tick(Outcome(units[3], tmp_path, "", 600.0, False))
+    assert "about 11.0 min left" in clock._bar.postfix  # two of 1 minute and two of 10, on two processes
+    clock.tick(Outcome(units[4], None, "no", 600.0, False))
+    assert "about 6.0 min left, 1 failed" in clock._bar.postfix
+    clock.close()
 
 
 def test_patients_are_counted_by_their_highest_label():
