@@ -56,10 +56,8 @@ def inside_an_environment_of_its_own() -> int:
         # Behind the borrowed packages, so that nothing installed here can stand in for one of them.
         borrowed, peers = Path(str(torch.__file__)).parents[1], Path(folder) / "peers"
         (site / "borrowed.pth").write_text(f"{borrowed}\n{peers}\n")
-        installed = subprocess.run(
-            [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(peers), *PEER],
-            capture_output=True, text=True,
-        )  # fmt: skip
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+        installed = subprocess.run([*pip, "--target", str(peers), *PEER], capture_output=True, text=True)
         if installed.returncode != 0:
             print(f"the peer can't be installed: {installed.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             return 1
@@ -74,7 +72,7 @@ class Bench(Table):
     Args:
         batch: cases.
         repeats: of every comparison; the median counts.
-        quick: leave out long rows that have no bar.
+        quick: fewer steps a row, and no long row that has no bar.
     """
 
     def __init__(self, batch: int, repeats: int, quick: bool) -> None:
@@ -117,22 +115,14 @@ def against(bench: Bench, learner: Learner, prior: Prior, max_text_len: int, bar
     count = sum(p.numel() for p in theirs.net.parameters())
     label = f"{tokens} tokens, {count / 1e6:.1f} M"
     condition, target = torch.randn(2, bench.batch, DIM)
-    optimiser = torch.optim.AdamW(theirs.net.parameters(), lr=1e-5, fused=True)
-    average = AveragedModel(theirs.net, multi_avg_fn=ema_update(0.99))
     clock = torch.full((bench.batch,), STEPS // 2)
     long = tokens > 10
     # Ours pays for the condition once in a sampling; eight steps bear eight times the share that 64 would.
-    their_steps, our_steps = (1 if long else 4), 8
+    their_steps, our_steps = (1 if long else 2 if bench.quick else 4), 8
 
     def gradients() -> None:
         theirs.zero_grad(set_to_none=True)
         theirs(text_embed=condition, image_embed=target.clone()).backward()
-
-    def whole_step() -> None:
-        gradients()
-        torch.nn.utils.clip_grad_norm_(theirs.net.parameters(), 0.5)
-        optimiser.step()
-        average.update_parameters(theirs.net)
 
     def own_gradients() -> None:
         learner.network.zero_grad(set_to_none=True)
@@ -148,7 +138,16 @@ def against(bench: Bench, learner: Learner, prior: Prior, max_text_len: int, bar
     faster, own = bench.ratio(gradients, own_gradients, warm=not long)
     bench.hold(f"training, loss and gradients: peer ({label}) over ours", faster, "x", least=least_training)
     bench.hold("  ours", own, "s")
-    if not (long and bench.quick):
+    if not bench.quick:
+        optimiser = torch.optim.AdamW(theirs.net.parameters(), lr=1e-5, fused=True)
+        average = AveragedModel(theirs.net, multi_avg_fn=ema_update(0.99))
+
+        def whole_step() -> None:
+            gradients()
+            torch.nn.utils.clip_grad_norm_(theirs.net.parameters(), 0.5)
+            optimiser.step()
+            average.update_parameters(theirs.net)
+
         faster, _ = bench.ratio(whole_step, lambda: learner.learn(0), warm=not long)
         bench.hold("  with clipping, AdamW and EMA on both sides", faster, "x")
     theirs.eval()
@@ -163,8 +162,9 @@ def against(bench: Bench, learner: Learner, prior: Prior, max_text_len: int, bar
 def alone(bench: Bench, prior: Prior) -> None:
     """Rows of our own sampling: many samples of one case, bf16, and the ceiling of the matrix products."""
     one, many = np.zeros((1, DIM), np.float32), np.zeros((64, DIM), np.float32)
+    steps = 2 if bench.quick else 4
     cost, own = bench.ratio(
-        lambda: prior.sample(one, 64, "ddpm_small", 4), lambda: prior.sample(many, 1, "ddpm_small", 4)
+        lambda: prior.sample(one, 64, "ddpm_small", steps), lambda: prior.sample(many, 1, "ddpm_small", steps)
     )
     bench.hold("64 samples of one case over 64 cases x 1", cost, "x", most=1.3)
     # Rows of matrix products a case: three a step (time, target, query) and one for the condition, but for the last
@@ -174,7 +174,7 @@ def alone(bench: Bench, prior: Prior) -> None:
     ceiling = 2 * inputs.numel() * 4096 / product / 1e9
     matrices = sum(p.numel() for p in prior.network.blocks.parameters() if p.ndim == 2)
     last = 1 / len(prior.network.blocks)
-    rows = 4 * (3 - 2 * last) + 1 - last
+    rows = steps * (3 - 2 * last) + 1 - last
     bench.hold("ceiling: GFLOP/s of fp32 matrix products of this size", ceiling, "GFLOP/s")
     bench.hold("  ours, sampling 64 cases", 2 * 64 * rows * matrices / own / 1e9 / ceiling, "of it")
     units = "amx_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
@@ -183,7 +183,7 @@ def alone(bench: Bench, prior: Prior) -> None:
     half = prior.to("cpu", torch.bfloat16)
     whole = prior.to("cpu", torch.float32)
     faster, _ = bench.ratio(
-        lambda: whole.sample(many, 1, "ddpm_small", 4), lambda: half.sample(many, 1, "ddpm_small", 4)
+        lambda: whole.sample(many, 1, "ddpm_small", steps), lambda: half.sample(many, 1, "ddpm_small", steps)
     )
     name = "bf16 weights over fp32, sampling" + ("" if units else " (no bf16 matrix units here: no bar)")
     bench.hold(name, faster, "x", least=2.0 if units else None)
@@ -191,7 +191,7 @@ def alone(bench: Bench, prior: Prior) -> None:
 
 def same_answer(bench: Bench) -> None:
     """Row of the held-out AUC with bf16 weights: the mean of a head over samples that share their noise."""
-    rng = np.random.default_rng(0)
+    rng, (budget, held_out, steps) = np.random.default_rng(0), ((200, 1000, 8) if bench.quick else (600, 3000, 16))
     maps = rng.standard_normal((16, 16)) / 4
 
     def world(count: int, prefix: str) -> PairArrays:
@@ -203,15 +203,17 @@ def same_answer(bench: Bench) -> None:
 
     config = PriorConfig(
         network=NetworkConfig(preset="tiny"),
-        training=TrainingConfig(steps=600, lr=1e-3, ema=0.99, validate_every=200, variance_draws=1),
+        training=TrainingConfig(
+            steps=budget, lr=1e-3, ema=0.99, validate_every=200, variance_draws=1, variance_nodes=17
+        ),
     )
     with tempfile.TemporaryDirectory() as folder:
         prior = train_prior(world(2000, "t"), world(300, "v"), config, Path(folder), show_progress=False)
-    cases = world(3000, "h")
-    sick = 3 * cases.target[:, 0] + rng.logistic(size=3000) > 0
+    cases = world(held_out, "h")
+    sick = 3 * cases.target[:, 0] + rng.logistic(size=held_out) > 0
     auc = {}
     for dtype in (torch.float32, torch.bfloat16):
-        drawn = prior.to("cpu", dtype).sample(cases.condition, 16, "analytic", 16)
+        drawn = prior.to("cpu", dtype).sample(cases.condition, 16, "analytic", steps)
         auc[dtype] = float(roc_auc_score(sick, (1 / (1 + np.exp(-3 * drawn[..., 0]))).mean(axis=1)))
     bench.hold("held-out AUC of a small prior, fp32 weights", auc[torch.float32], "")
     bench.hold("  bf16 weights: off by", abs(auc[torch.bfloat16] - auc[torch.float32]), "", most=0.002)
