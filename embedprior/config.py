@@ -93,7 +93,12 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     location = [str(part) for part in item["loc"]]
     dotted = ".".join(location)
     if item["type"] != "extra_forbidden":
-        return f"'{dotted}': {item['msg'][0].lower()}{item['msg'][1:]} (got {item.get('input')!r:.80})"
+        own = item["msg"].removeprefix("Value error, ")
+        text = own if own != item["msg"] else own[:1].lower() + own[1:]
+        # what a whole section holds is no help to whoever got one setting of it wrong
+        if isinstance(item.get("input"), (dict, BaseModel)):
+            return f"'{dotted}': {text}" if dotted else text
+        return f"'{dotted}': {text} (got {item.get('input')!r:.80})"
     allowed = _fields_at(model, location[:-1])
     close = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""

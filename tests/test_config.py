@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import model_validator
 
 from embedprior.config import Config, config_folder, load_config, parse_config
 from embedprior.errors import BadInput
@@ -27,6 +28,28 @@ def test_unknown_key_names_its_place_and_the_nearest_match() -> None:
 def test_wrong_type_says_what_was_given() -> None:
     with pytest.raises(BadInput, match=r"'train\.steps'.*'many'"):
         parse_config(Outer, {"train": {"steps": "many"}}, "file.yaml")
+
+
+def test_a_rule_over_a_whole_section_is_told_without_its_contents() -> None:
+    class Ordered(Config):
+        low: int = 0
+        high: int = 1
+
+        @model_validator(mode="after")
+        def _rise(self) -> Ordered:
+            if self.low > self.high:
+                raise ValueError("low must not exceed high")
+            return self
+
+    class Holds(Config):
+        part: Ordered = Ordered()
+
+    with pytest.raises(BadInput) as whole:
+        parse_config(Ordered, {"low": 3}, "file.yaml")
+    assert str(whole.value) == "file.yaml: low must not exceed high"
+    with pytest.raises(BadInput) as part:
+        parse_config(Holds, {"part": {"low": 3}}, "file.yaml")
+    assert str(part.value) == "file.yaml: 'part': low must not exceed high"
 
 
 def test_overrides_replace_what_the_file_says(tmp_path: Path) -> None:
