@@ -49,6 +49,10 @@ def main(argv: Sequence[str]) -> int:
     exams = find_ct(common["ct"]) if common["ct"] is not None else ct_of_table(common["cohort"])
     exams = exams[: common["limit"]]
     get_renderer(config.renderer)
+    if common["match_style"] is not None:
+        from embedprior.imaging.drr.matching import reference_files
+
+        reference_files(common["match_style"], config.view)
     me = launched(common["processes"], "drr ...")
     if common["dry_run"]:
         if me.first:

@@ -141,14 +141,16 @@ def test_match_style_changes_the_tone_and_says_by_how_much(chests: Path, tmp_pat
         (["--ct", "absent"], "no CT at absent"),
         (["--ct", ".", "--workers", "0"], "--workers 0"),
         (["--ct", ".", "--renderer", "planesweap"], "Did you mean 'planesweep'"),
+        (["--ct", "{ct}", "--match-style", "nowhere"], "no folder nowhere"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(
-    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    words: list[str], message: str, chests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     try:
-        code = main(["drr", *words])
+        code = main(["drr", *(word.format(ct=chests) for word in words)])
     except SystemExit as stop:
         code = int(stop.code or 0)
     assert code == 2

@@ -11,12 +11,12 @@ import pandas as pd
 from jaxtyping import Float
 
 from embedprior.errors import BadInput
-from embedprior.imaging.files import UnreadableExam, read_image
+from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, read_image
 
 from .style import Appearance
 
 LEVELS = np.linspace(0.02, 0.98, 49)
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
 FRONTAL = {"PA", "AP", "AP SUPINE", "AP ERECT"}
 MOST_REFERENCES = 200
 FEWEST_REFERENCES = 5
@@ -49,7 +49,7 @@ def reference_files(folder: Path, view: str) -> list[Path]:
         BadInput: no folder, or fewer than five such pictures.
     """
     if not folder.is_dir():
-        raise BadInput(f"no folder {folder}. Allowed: a folder of radiographs (PNG or JPEG), with or without a table.")
+        raise BadInput(f"no folder {folder}. Allowed: a folder of radiographs (DICOM, PNG or JPEG).")
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     views = _views(folder)
     if views is not None:

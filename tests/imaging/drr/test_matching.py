@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +14,9 @@ from PIL import Image
 from embedprior.errors import BadInput
 from embedprior.imaging.drr import Appearance
 from embedprior.imaging.drr.appearance import tone_curve
-from embedprior.imaging.drr.matching import fit_tone, reference_files
+from embedprior.imaging.drr.matching import fit_tone, read_references, reference_files
+
+from ..conftest import slice_dataset
 
 
 def _attenuations(count: int) -> list[np.ndarray]:
@@ -55,9 +58,18 @@ def test_table_beside_the_pictures_chooses_the_view(tmp_path: Path) -> None:
     assert len(reference_files(tmp_path / "images", "PA")) == 10
 
 
-def test_real_radiographs_give_a_better_tone_than_the_default(shared_data: Path) -> None:
-    from embedprior.imaging.drr.matching import read_references
+def test_dicom_radiographs_are_references_too_shown_with_bright_bone(tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).integers(0, 4096, (16, 16)).astype(np.int16)
+    for k in range(5):
+        data = slice_dataset(4095 - stored, 0, "1.2.3", Modality="DX", PhotometricInterpretation="MONOCHROME1")
+        pydicom.dcmwrite(tmp_path / f"{k}.dcm", data, enforce_file_format=True)
+    pictures = read_references(reference_files(tmp_path, "PA"))
+    assert len(pictures) == 5
+    expected = (stored - stored.min()) / np.ptp(stored)
+    np.testing.assert_allclose(pictures[0], expected, atol=1e-3)
 
+
+def test_real_radiographs_give_a_better_tone_than_the_default(shared_data: Path) -> None:
     files = reference_files(shared_data / "covid_chestxray" / "images", "PA")
     assert len(files) > 50
     found = fit_tone(_attenuations(3), read_references(files[::10]), Appearance())
