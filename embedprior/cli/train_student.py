@@ -116,7 +116,7 @@ def _summary(config: TrainStudentConfig, account: Any, aucs: Sequence[tuple[str,
         frozen = account.total - account.trainable
         reads = f" ({account.total:,} with the frozen head it reads)" if frozen else ""
         lines += [
-            f"{account.trainable:,} parameters trained{reads}; "
+            f"{account.trainable:,} parameter{'s' if account.trainable != 1 else ''} trained{reads}; "
             f"{account.steps:,} steps, {account.seconds:.1f} s{losses}.",
             "",
         ]
