@@ -82,11 +82,13 @@ def test_a_killed_build_keeps_its_shards_and_the_rerun_does_only_the_rest(tmp_pa
 def test_ten_kills_at_random_instants_change_no_byte(tmp_path: Path) -> None:
     exams, out = make_exams(tmp_path, 120, sides=(8, 12)), tmp_path / "cache"
     (tmp_path / "7.png").write_bytes(b"no picture")
-    fill(exams, tmp_path, tmp_path / "whole")
+    began = time.monotonic()
+    fill(exams, tmp_path, tmp_path / "whole", 0.02)
+    longest = (time.monotonic() - began) / 6  # a busy machine must not have them die before they have begun
     chance, kills, shards = random.Random(2026), 0, []
     while kills < 10:
         process = start(exams, tmp_path, out, 0.02, kills % 2)
-        time.sleep(chance.uniform(0.0, 0.3))
+        process.join(chance.uniform(0.0, longest))
         if process.is_alive():
             kill(process)
             kills += 1
