@@ -44,7 +44,7 @@ def load_config(model: type[C], name_or_path: str, folder: str, overrides: dict[
         raise BadInput(f"{path}: expected a mapping of settings, got {type(data).__name__}.")
     for dotted, value in (overrides or {}).items():
         _set(data, dotted, value, model)
-    return parse_config(model, data, str(path))
+    return parse_config(model, data, f"{path} and the command line" if overrides else str(path))
 
 
 def parse_config(model: type[C], data: dict[str, Any], where: str) -> C:

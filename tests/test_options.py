@@ -110,7 +110,7 @@ def test_dashes_and_underscores_are_one_in_names_and_kept_in_a_mapping() -> None
         (["--trian.steps", "3"], r"Did you mean '--train\.steps'"),
         (["stray"], "'stray' was not expected"),
         (["--name"], "--name needs a value"),
-        (["--train.steps", "many"], r"'train\.steps'.*'many'"),
+        (["--train.steps", "many"], r"mine\.yaml and the command line: 'train\.steps'.*'many'"),
         (["--kind", "c"], r"'kind'.*'a' or 'b'.*'c'"),
         (["--sizes", "3", "x"], r"'sizes\.1'.*'x'"),
     ],

@@ -158,11 +158,12 @@ def _plan(exams: list[CtExam], config: DrrConfig, workers: int) -> str:
     from embedprior.imaging.drr.work import seconds_estimate
 
     images = len(exams) * config.poses
-    minutes = seconds_estimate(len(exams), config, workers) / 60
+    minutes = max(1, round(seconds_estimate(len(exams), config, workers) / 60))
+    time = f" and {minutes} minute{'s'[: minutes > 1]} with {workers} worker{'s'[: workers > 1]}."
     return (
         f"{len(exams)} CTs, {images} {config.view} images of {config.size} x {config.size} pixels with "
         f"{config.renderer}; about {images * config.size**2 * 1.2 / 1e6:.0f} MB"
-        + (f" and {max(1, round(minutes))} minutes with {workers} workers." if config.renderer == "planesweep" else ".")
+        + (time if config.renderer == "planesweep" else ".")
         + " Nothing was written."
     )
 

@@ -60,7 +60,9 @@ def _method_table(rows: list[MethodRow], heading: str, confidence: str) -> str:
 
 
 def _footnotes(found: Results) -> list[str]:
-    notes = [f"\\[{number}\\] {escaped(text)}" for number, text in enumerate(found.footnotes, 1)]
+    # comparisons are sentences here, which say their reason themselves
+    marks = {row.mark for row in (*found.deployable, *found.oracle)}
+    notes = [f"\\[{n}\\] {escaped(text)}" for n, text in enumerate(found.footnotes, 1) if n in marks]
     return ["  \n".join(notes)] if notes else []
 
 

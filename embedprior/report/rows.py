@@ -117,6 +117,11 @@ def results(evidence: Mapping[str, Any], notes: Mapping[str, str] | None = None)
     )
 
 
+def _detectable(delta: float | None) -> str:
+    """Two AUCs differ by less than 1: whatever needs more can't be detected."""
+    return "none" if delta is not None and delta >= 1 else words.fixed(delta)
+
+
 def _touches(comparison: Mapping[str, Any], names: frozenset[str]) -> bool:
     return str(comparison["a"]) in names or str(comparison["b"]) in names
 
@@ -185,7 +190,7 @@ def _comparison_row(
         z=words.fixed(comparison.get("z"), 2),
         p=words.bare_p(comparison.get("p"), alpha),
         p_holm=words.bare_p(comparison.get("p_holm"), alpha),
-        detectable=words.fixed(comparison.get("min_detectable_delta")),
+        detectable=_detectable(words.number(comparison.get("min_detectable_delta"))),
         verdict=str(comparison.get("verdict") or ""),
         cases=cases,
         mark=footnotes.mark(comparison.get("reason")) if missing or comparison.get("reason") else None,

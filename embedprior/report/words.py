@@ -142,9 +142,10 @@ def comparison_sentence(comparison: Mapping[str, Any], alpha: float = 0.05, case
     if state != "not significant":
         return f"{a} is {state} than {b}: {figures}{tail}."
     detectable = number(comparison.get("min_detectable_delta"))
-    size = (
-        "its smallest detectable Δ is unknown"
-        if detectable is None
-        else (f"this study could detect Δ ≥ {fixed(detectable)}")
-    )
+    if detectable is None:
+        size = "its smallest detectable Δ is unknown"
+    elif detectable >= 1:
+        size = "this study could detect no difference at all"
+    else:
+        size = f"this study could detect Δ ≥ {fixed(detectable)}"
     return f"{a} against {b}: not significant: {figures}; {size}{tail}."

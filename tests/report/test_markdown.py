@@ -27,6 +27,12 @@ def test_an_undefined_value_points_to_its_reason(evidence: dict) -> None:
     assert r"\[1\] AUC undefined: only positives (7)" in text
 
 
+def test_a_footnote_that_only_a_comparison_needs_is_left_to_its_sentence(evidence: dict) -> None:
+    evidence["methods"] = [m for m in evidence["methods"] if m["method"] != "broken"]
+    evidence["comparisons"] = [c | {"reason": "too few", "p": None} for c in evidence["comparisons"]]
+    assert "too few" not in results_table(evidence, {})
+
+
 def test_the_summary_holds_the_answer_the_readings_and_the_research_use_line(report: Report) -> None:
     text = summary_markdown(report)
     assert text.index("The prior gains 0.041.") < text.index("| cxr_only |")

@@ -39,6 +39,11 @@ def test_a_difference_that_is_not_significant_is_said_so_with_what_could_be_dete
     )
 
 
+def test_a_study_that_could_detect_nothing_says_so(comparison) -> None:
+    c = comparison("a", "b", p=0.62, p_holm=0.8, min_detectable_delta=1.4)
+    assert "this study could detect no difference at all" in words.comparison_sentence(c)
+
+
 def test_the_adjusted_p_decides_and_the_raw_one_is_shown_where_they_disagree(comparison) -> None:
     c = comparison("prior", "cxr_only", p=0.03, p_holm=0.09)
     assert words.state_of(c) == "not significant"
