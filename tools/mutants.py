@@ -573,8 +573,8 @@ MUTANTS = (
     Mutant(
         "gantry tilt goes unnoticed",
         "embedprior/imaging/dicom_geometry.py",
-        "    if tilt > TILT_DEG:\n",
-        "    if False:\n",
+        "    elif tilt.degrees > TILT_DEG:\n",
+        "    elif False:\n",
         "tests/imaging/test_dicom_series.py",
     ),
     Mutant(
@@ -674,6 +674,13 @@ MUTANTS = (
         "not a picture, or damaged ({kind})",
         "{error}",
         "tests/imaging/test_fuzz.py",
+    ),
+    Mutant(
+        "a forked process inherits a taken guard",
+        "embedprior/runs/locks.py",
+        "os.register_at_fork(after_in_child=_HEART.renew)",
+        "",
+        "tests/runs/test_locks.py",
     ),
     Mutant(
         "a dependency is not declared",

@@ -212,6 +212,10 @@ class _Heart:
                 threading.Thread(target=self._beat, daemon=True, name="lock heartbeat").start()
             self._paths.add(path)
 
+    def renew(self) -> None:
+        """Begin anew in a forked child: the parent's thread is not there, and may have held the guard just then."""
+        self._guard = threading.Lock()
+
     def forget(self, path: Path) -> None:
         with self._guard:
             self._paths.discard(path)
@@ -229,3 +233,4 @@ class _Heart:
 
 
 _HEART = _Heart()
+os.register_at_fork(after_in_child=_HEART.renew)

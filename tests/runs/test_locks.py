@@ -158,3 +158,17 @@ def test_what_a_killed_build_left_is_cleared(tmp_path: Path) -> None:
     again = artifact("thing", {}, {}, "thing-1", lambda work: None, tmp_path)
     assert not again.reused
     assert [p.name for p in (tmp_path / "thing").iterdir()] == [made.key]
+
+
+def test_a_process_forked_while_the_heart_beats_can_lock(tmp_path: Path) -> None:
+    def child() -> None:
+        if not Lock(tmp_path / "a.lock").acquire():
+            os._exit(1)
+
+    process = FORK.Process(target=child)
+    with locks._HEART._guard:
+        process.start()
+    process.join(20)
+    alive = process.is_alive()
+    process.kill()
+    assert (alive, process.exitcode) == (False, 0)
