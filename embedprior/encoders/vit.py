@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from safetensors.torch import load_file
 
 from embedprior.encoders.base import EncoderCard, EncoderSpec
 from embedprior.encoders.pictures import GREY, check_geometry, read_picture
 from embedprior.errors import BadInput, require_extra
 from embedprior.imaging.radiographs import Geometry, to_square
 from embedprior.runs import hash_file
+from embedprior.weights import read_tensors
 
 NAME, ARCHITECTURE = "vit-b16", "vit_base_patch16_224"
 SIDE, DIM = 224, 768
@@ -126,13 +126,8 @@ def _weights_file(weights: Path | str | None) -> Path:
 
 def _trunk(file: Path, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Read a weight file, without executing anything in it; its classification head is left out."""
-    try:
-        given: Any = (
-            load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-        )
-        tensors = {str(k): v for k, v in given.items() if not str(k).startswith("head.")}
-    except Exception as error:
-        raise BadInput(f"{file.name} can't be read as weights: {str(error).splitlines()[0]}") from error
+    given = read_tensors(file, f"Next: --weights FILE, a state_dict of {ARCHITECTURE}")
+    tensors = {name: value for name, value in given.items() if not name.startswith("head.")}
     wrong = sorted({*tensors} ^ {*wanted}) or [k for k, v in tensors.items() if v.shape != wanted[k].shape]
     if wrong:
         raise BadInput(f"{file.name} does not fit {ARCHITECTURE}: {len(wrong)} tensors are missing, unknown or of "

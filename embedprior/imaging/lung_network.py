@@ -7,7 +7,7 @@ Radiology Experimental 2020, 4:50), or the same tensors as ``.safetensors``. A f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from embedprior.errors import BadInput
 from embedprior.imaging.lungs import COARSE_MM, TISSUE_HU, Lungs, large_parts, largest_part
 from embedprior.imaging.orientation import canonical
 from embedprior.imaging.volume import Volume
+from embedprior.weights import read_tensors
 
 DEPTH = 5
 SIDE, BODY_SIDE = 256, 128
@@ -140,7 +141,7 @@ def load_lung_network(weights: Path | str) -> LungUNet:
         BadInput: no such file, not a file of tensors, or names or shapes that this network does not have.
     """
     file = lung_weights(weights)
-    given = _tensors(file)
+    given = read_tensors(file, NEXT)
     first, last = given.get("down_path.0.block.0.weight"), given.get("last.weight")
     if first is None or last is None or first.ndim != 4 or last.ndim != 4 or len(last) < 2:
         raise BadInput(
@@ -176,21 +177,6 @@ def lung_weights(weights: Path | str) -> Path:
     if not file.is_file():
         raise BadInput(f"no lung weights at '{weights}'. {NEXT}, or leave 'lungs' out for the threshold method")
     return file
-
-
-def _tensors(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
-        given = torch.load(file, map_location="cpu", weights_only=True)
-    # torch, pickle, zipfile and safetensors each raise their own kinds for a damaged file
-    except Exception as error:
-        raise BadInput(f"{file.name} can't be read as weights ({type(error).__name__}). {NEXT}") from None
-    if not isinstance(given, Mapping) or not all(isinstance(value, torch.Tensor) for value in given.values()):
-        raise BadInput(f"{file.name} holds no table of tensors. {NEXT}")
-    return dict(given)
 
 
 def _level(name: str, before: int, after: int) -> nn.ModuleDict:
