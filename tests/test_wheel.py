@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -54,10 +55,11 @@ def test_the_built_wheel_runs_the_demo_away_from_the_checkout(tmp_path: Path) ->
     with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
         wheel.extractall(site)
     python = str(environment / "bin" / "python")
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     where = [python, "-c", "import embedprior; print(embedprior.__file__)"]
-    found = subprocess.run(where, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+    found = subprocess.run(where, cwd=tmp_path, env=clean, capture_output=True, text=True, check=True).stdout.strip()
     assert Path(found).is_relative_to(site)
     demo = [python, "-m", "embedprior", "demo", "--config", "quick", "--workers", "1", "--out", "run"]
-    done = subprocess.run(demo, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(demo, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
