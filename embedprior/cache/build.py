@@ -264,10 +264,12 @@ class _Builder:
     def _tasks(self, blocks: Iterable[_Block], postponed: list[_Block]) -> Iterator[Task]:
         for block in blocks:
             lock = self._lock(block)
+            # noted before it is claimed: what an interrupt cuts short here is given back as well
+            self._open[block.number] = _Open(block, lock)
             if not lock.acquire():
+                del self._open[block.number]
                 postponed.append(block)
                 continue
-            self._open[block.number] = _Open(block, lock)
             for start in range(0, len(block.exams), self._batch_size):
                 last = start + self._batch_size >= len(block.exams)
                 yield Task(block.number, last, block.exams[start : start + self._batch_size])

@@ -111,14 +111,18 @@ class Lock:
             return False
         try:
             os.write(handle, self._signature().encode())
-        except OSError:
+        except BaseException:  # an interrupt, too, leaves no lock that nobody signed
             self.path.unlink(missing_ok=True)
             raise
         finally:
             os.close(handle)
-        if not self.held():  # we were stopped before we had signed it, for so long that it was taken over
-            return False
-        _HEART.keep(self.path)
+        try:
+            if not self.held():  # we were stopped before we had signed it, for so long that it was taken over
+                return False
+            _HEART.keep(self.path)
+        except BaseException:
+            self.release()
+            raise
         return True
 
 
