@@ -42,9 +42,7 @@ def choose(what: str, given: str, allowed: Mapping[str, T]) -> T:
         BadInput: it is not there; the message lists what is, and the nearest match.
     """
     if given not in allowed:
-        raise BadInput(
-            f"unknown {what} '{given}'. Allowed: {', '.join(sorted(allowed))}.{nearest(given, allowed)}"
-        )
+        raise BadInput(f"unknown {what} '{given}'. Allowed: {', '.join(sorted(allowed))}.{nearest(given, allowed)}")
     return allowed[given]
 
 
@@ -57,6 +55,4 @@ def require_extra(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise BadInput(
-            f"'{module}' is not installed. Next: pip install 'embedprior[{extra}]'"
-        ) from error
+        raise BadInput(f"'{module}' is not installed. Next: pip install 'embedprior[{extra}]'") from error

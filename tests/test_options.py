@@ -12,9 +12,8 @@ import yaml
 from pydantic import Field
 
 from embedprior.cli.options import parse
-from embedprior.config import Config, load_config
+from embedprior.config import Config, describe, load_config, read_overrides, settings_of
 from embedprior.errors import BadInput
-from embedprior.options import describe, read_overrides, settings_of
 
 
 class Steps(Config):
@@ -148,8 +147,8 @@ def test_help_tells_kind_text_and_default_of_every_setting() -> None:
 COMMANDS = {
     "study plan": "study.config.StudyConfig", "demo": "demo.config.DemoConfig",
     "train prior": "prior.config.TrainPriorConfig", "train student": "students.config.TrainStudentConfig",
-    "train teacher": "teachers.config.TrainTeacherConfig", "generate": "prior.generate_config.GenerateConfig",
-    "drr": "imaging.drr.settings.DrrConfig",
+    "train teacher": "teachers.config.TrainTeacherConfig", "generate": "prior.config.GenerateConfig",
+    "drr": "imaging.drr.config.DrrConfig",
 }  # fmt: skip
 
 

@@ -1,8 +1,4 @@
-"""Fill a cache: what is missing, nothing twice, one bad exam never stops the rest.
-
-The exam table is cut into blocks; a block's missing exams become one shard. Block and batch borders hang on the table
-alone, so a run that was killed and started again, or shared by several processes, writes the very same bytes.
-"""
+"""Fill a cache: plan it, then compute what is missing, nothing twice; one bad exam never stops the rest."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import hashlib
 import json
 import secrets
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,20 +15,132 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from embedprior.cache.check import BUILDER, LOCK, Damage, clear_leftovers, inspect, mend
-from embedprior.cache.exam_table import ExamTable
-from embedprior.cache.layout import Place, place_for, prepare, table_hash, write_pointer
-from embedprior.cache.loading import Loaded, Task, load
-from embedprior.cache.numbers import Array, finite, to_stored
-from embedprior.cache.present import HashSet, hash_ids
-from embedprior.cache.processes import Processes
+from embedprior.cache.format import (
+    Place,
+    ViewNotes,
+    place_for,
+    prepare,
+    table_hash,
+    write_index,
+    write_pointer,
+    write_view,
+)
+from embedprior.cache.loading import ExamTable, HashSet, Loaded, Present, Task, hash_ids, load
 from embedprior.cache.reader import EmbeddingCache, open_view
-from embedprior.cache.shards import shard_name, write_shard
-from embedprior.cache.views import ViewNotes, write_index, write_view
+from embedprior.cache.shards import STORED, Array, finite, shard_name, to_stored, write_shard
+from embedprior.cache.verify import BUILDER, LOCK, Damage, clear_leftovers, inspect, mend
 from embedprior.encoders.base import Dtype, Encoder, TokenEncoder
-from embedprior.errors import BadInput
+from embedprior.errors import BadInput, EmbedpriorError
+from embedprior.imaging.files import UnreadableExam, source_hash, source_size
 from embedprior.runs import Lock, progress
+from embedprior.runs.distributed import Processes
 from embedprior.runs.files import saying_what_is_full
+
+TRIED = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        exams: of the table.
+        missing: of these, not in the cache with their present content.
+        absent: of these, without a file.
+        read_bytes: of the missing exams' files.
+        write_bytes: that the missing rows will take; None when no exam could be tried.
+        seconds: of embedding the missing exams one after the other; None likewise.
+    """
+
+    exams: int
+    missing: int
+    absent: int
+    read_bytes: int
+    write_bytes: int | None
+    seconds: float | None
+
+    def words(self) -> str:
+        """Return the plan in a few lines."""
+        lines = [f"{self.exams} exams, {self.missing} of them to embed ({self.read_bytes / 1e6:.1f} MB to read)"]
+        if self.absent:
+            lines.append(f"without a file, to be left out (failures.csv): {self.absent}")
+        if self.missing and self.seconds is not None and self.write_bytes is not None:
+            lines.append(f"{self.write_bytes / 1e6:.1f} MB to write")
+            short = "less than a second" if self.seconds < 1 else f"about {self.seconds:.0f} seconds"
+            time_words = short if self.seconds < 90 else f"about {self.seconds / 60:.0f} minutes"
+            lines.append(f"{time_words} in one process (measured on the first {min(TRIED, self.missing)})")
+        elif self.missing:
+            lines.append("none of the first exams can be read: no estimate")
+        return "\n".join(lines)
+
+
+def plan(exams: Iterable[pd.DataFrame], root: Path, encoder: Encoder, place: Place) -> Plan:
+    """Return what ``fill_cache`` would do with a table in pieces; nothing is written."""
+    present = Present(place.folder, place.short) if place.folder.is_dir() else None
+    if present is not None:
+        present.refresh()
+    count, missing, absent, size = 0, 0, 0, 0
+    tried: list[str] = []
+    for piece in exams:
+        sources: dict[str, str] = {}
+        paths = {str(i): str(p) for i, p in zip(piece["exam_id"], piece["path"], strict=True)}
+        for exam_id, path in paths.items():
+            try:
+                sources[exam_id] = source_hash(root, path)
+            except (UnreadableExam, OSError, IndexError, ValueError):
+                absent += 1
+        known = np.zeros(len(sources), dtype=bool) if present is None else present.has(sources.items())
+        lacking = [paths[i] for i, is_there in zip(sources, known, strict=True) if not is_there]
+        count, missing = count + len(paths), missing + len(lacking)
+        size += sum(source_size(root, path) for path in lacking)
+        tried += lacking[: 4 * TRIED - len(tried)]
+    rows, seconds = _try(tried, root, encoder, place.tokens)
+    bytes_each = STORED[place.dtype][1].itemsize * int(place.key["dim"])
+    return Plan(
+        exams=count,
+        missing=missing,
+        absent=absent,
+        read_bytes=size,
+        write_bytes=None if rows is None else round(rows * bytes_each * missing),
+        seconds=None if seconds is None else seconds * missing,
+    )
+
+
+def sample(paths: Iterable[str], root: Path, encoder: Encoder, most: int) -> list[Array]:
+    """Return the first readable exams, as ``encoder.read`` gives them, all of one shape."""
+    read: list[Array] = []
+    for path in paths:
+        if len(read) == most:
+            break
+        try:
+            array = encoder.read(root, path)
+        except EmbedpriorError:
+            raise
+        except Exception:  # as in a build, where this exam is left out with its reason
+            continue
+        if not read or array.shape == read[0].shape:
+            read.append(array)
+    return read
+
+
+def _try(paths: list[str], root: Path, encoder: Encoder, tokens: bool) -> tuple[float | None, float | None]:
+    """Return rows and seconds an exam, measured on the first exams (the second of two passes counts)."""
+    seconds, rows = None, None
+    for _ in range(2):
+        started = time.perf_counter()
+        read = sample(paths, root, encoder, TRIED)
+        if not read:
+            return None, None
+        if not tokens:
+            encoder.embed(np.stack(read))
+            rows = 1.0
+        elif isinstance(encoder, TokenEncoder):
+            rows = float(np.mean([len(one) for one in encoder.tokens(np.stack(read))]))
+        else:
+            raise BadInput(f"encoder '{encoder.spec.name}' gives no tokens. Next: leave out --tokens.")
+        seconds = (time.perf_counter() - started) / len(read)
+    return rows, seconds
+
 
 SHARD_EXAMS, SHARD_TOKEN_EXAMS = 512, 64
 _QUIET_S = 5.0
@@ -71,9 +180,7 @@ def build_cache(
     Raises:
         BadInput, DiskFull: see ``fill_cache``, whose arguments these are.
     """
-    filled = fill_cache(
-        exams, root, encoder, out, batch_size, desc, tokens=tokens, dtype=dtype, workers=workers
-    )
+    filled = fill_cache(exams, root, encoder, out, batch_size, desc, tokens=tokens, dtype=dtype, workers=workers)
     return open_view(filled.place.folder, filled.view), filled.failures
 
 
@@ -227,9 +334,7 @@ class _Builder:
         """Yield what was read, block after block; blocks that another builder holds come last."""
         while True:
             postponed: list[_Block] = []
-            yield from load(
-                self._tasks(blocks, postponed), self._root, self._encoder, self._place, self._workers
-            )
+            yield from load(self._tasks(blocks, postponed), self._root, self._encoder, self._place, self._workers)
             if not postponed:
                 return
             # Whoever holds the first of them may finish it, or die: either way its lock comes free.

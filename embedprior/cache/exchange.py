@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 
-from embedprior.cache.numbers import Array
-from embedprior.cache.present import in_pieces
+from embedprior.cache.loading import in_pieces
 from embedprior.cache.reader import EmbeddingCache
-from embedprior.cache.write import CacheWriter
+from embedprior.cache.shards import Array
+from embedprior.cache.writer import CacheWriter
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput, require_extra
 from embedprior.runs import hash_file, write_file

@@ -1,22 +1,188 @@
-"""Decode ahead of the encoder: hash, read and stack exams, in worker processes where asked."""
+"""Exams on their way to the encoder: the table read in pieces, what the cache already holds, decoding in workers."""
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from embedprior.cache.layout import Place
-from embedprior.cache.present import Present
+from embedprior.cache.format import Place, shard_files
+from embedprior.cache.shards import read_header
 from embedprior.encoders.base import Encoder
-from embedprior.errors import EmbedpriorError
+from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.imaging.files import UnreadableExam, source_hash, source_stamp
+from embedprior.tables import EXAM_REQUIRED, check_exams, read_pieces
+
+T = TypeVar("T")
+
+Array64 = NDArray[np.uint64]
+
+_MOST_RUNS = 24
+_GRAIN_NS = 50_000_000
+
+
+class HashSet:
+    """A set of hashes that grows by sorted runs, which are merged when there are many."""
+
+    def __init__(self) -> None:
+        self._runs: list[Array64] = []
+
+    def add(self, hashes: Array64) -> None:
+        """Put hashes in."""
+        if len(hashes):
+            self._runs.append(np.sort(hashes))
+        if len(self._runs) > _MOST_RUNS:
+            merged = np.concatenate(self._runs)
+            merged.sort()  # in place: a sorted copy would be the peak of a long table's memory
+            self._runs = [merged]
+
+    def has(self, hashes: Array64) -> NDArray[np.bool_]:
+        """Return of each hash whether it is in."""
+        found = np.zeros(len(hashes), dtype=bool)
+        for run in self._runs:
+            at = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
+            found |= run[at] == hashes
+        return found
+
+
+class Present:
+    """The (exam, source) pairs of a cache's shards.
+
+    Eight bytes of a hash stand for a pair, so that a million exams take 8 MB. Two different pairs of a million that
+    share them have odds of 1 in 10⁷; the exam left out would be missed, with an error, when its view is opened.
+    """
+
+    def __init__(self, folder: Path, key: str, skip: Collection[str] = ()) -> None:
+        self._folder, self._key = folder, key
+        self._seen: set[str] = set(skip)
+        self._changed = -1
+        self._pairs = HashSet()
+
+    def refresh(self) -> None:
+        """Read the headers of shards that appeared since."""
+        changed = self._folder.stat().st_mtime_ns
+        if changed == self._changed:
+            return
+        # A change within the clock's grain of this look would leave the same time: look again then.
+        self._changed = changed if time.time_ns() - changed > _GRAIN_NS else -1
+        for path in shard_files(self._folder):
+            if path.name in self._seen:
+                continue
+            self._seen.add(path.name)
+            try:
+                header = read_header(path)
+            except BadInput:
+                continue
+            if header.key == self._key:
+                self._pairs.add(_hashes(zip(header.exam_ids, header.sources, strict=True)))
+
+    def has(self, pairs: Iterable[tuple[str, str]]) -> NDArray[np.bool_]:
+        """Return of each exam, with this content, whether it is there."""
+        return self._pairs.has(_hashes(pairs))
+
+
+def in_pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of ``size``; the last may be shorter."""
+    running = iter(items)
+    while piece := list(islice(running, size)):
+        yield piece
+
+
+def hash_ids(exam_ids: Iterable[object]) -> Array64:
+    """Return eight bytes that stand for each exam id."""
+    return pd.util.hash_array(np.array([str(i) for i in exam_ids], dtype=object), categorize=False)
+
+
+def _hashes(pairs: Iterable[tuple[str, str]]) -> Array64:
+    digests = [hashlib.blake2b(f"{i}\0{s}".encode(), digest_size=8).digest() for i, s in pairs]
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+PIECE = 8192
+
+
+class ExamTable:
+    """The exams of a CSV that are of some modalities: checked once as a whole, then yielded piece after piece.
+
+    Attributes:
+        count: exams that are yielded.
+        left_out: exams of other modalities.
+    """
+
+    def __init__(self, path: Path, modalities: Collection[str], limit: int | None = None) -> None:
+        """Read the table through, and check it.
+
+        Args:
+            path: the CSV; see ``docs/formats.md``.
+            modalities: exams of others are left out.
+            limit: the first ones only; None = all.
+
+        Raises:
+            BadInput: it can't be read, something in it is wrong (see ``tables.check_exams``), or no exam is left.
+        """
+        self._path, self._modalities = path, modalities
+        ids: list[Array64] = []
+        there: set[str] = set()
+        first_line, chosen = 2, 0
+        for piece in read_pieces(path, EXAM_REQUIRED, PIECE):
+            exams = check_exams(piece, str(path), first_line)
+            first_line += len(exams)
+            ids.append(hash_ids(exams["exam_id"]))
+            there |= {str(name) for name in exams["modality"].unique()}
+            chosen += int(exams["modality"].isin(modalities).sum())
+        self._refuse_twice(ids)
+        if not chosen:
+            have = ", ".join(sorted(there)) or "no line"
+            raise BadInput(f"{path}: no exam of modality {' or '.join(modalities)}; the table has {have}.")
+        self.left_out = first_line - 2 - chosen
+        self.count = chosen if limit is None else min(limit, chosen)
+
+    def __iter__(self) -> Iterator[pd.DataFrame]:
+        """Yield ``exam_id`` and ``path``, a piece at a time.
+
+        Raises:
+            BadInput: the file has become shorter since it was checked.
+        """
+        left = self.count
+        for piece in read_pieces(self._path, EXAM_REQUIRED, PIECE):
+            if not left:
+                return
+            kept = piece.loc[piece["modality"].isin(self._modalities), ["exam_id", "path"]].head(left)
+            left -= len(kept)
+            yield kept
+        if left:
+            raise BadInput(f"{self._path} was changed while it was read. Next: run the same command again.")
+
+    def _refuse_twice(self, ids: list[Array64]) -> None:
+        hashes = np.concatenate(ids) if ids else np.empty(0, np.uint64)
+        hashes.sort()
+        suspects = hashes[1:][hashes[1:] == hashes[:-1]]
+        if not len(suspects):
+            return
+        seen: set[str] = set()
+        twice: list[str] = []
+        line = 2
+        for piece in read_pieces(self._path, EXAM_REQUIRED, PIECE):
+            for n in np.flatnonzero(np.isin(hash_ids(piece["exam_id"]), suspects)).tolist():
+                exam_id = str(piece["exam_id"].iloc[n])
+                if exam_id in seen:
+                    twice.append(f"{line + n} ('{exam_id}')")
+                seen.add(exam_id)
+            line += len(piece)
+        if twice:
+            more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+            raise BadInput(f"{self._path}: repeated 'exam_id' in line {', '.join(twice[:5])}{more}.")
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,7 @@ class PairDataset(Dataset[Pair]):
         BadInput: a pair's exam has no embedding (it is named), or a column is missing.
     """
 
-    def __init__(
-        self, pairs: pd.DataFrame, cxr: EmbeddingCache, ct: EmbeddingCache, in_memory: bool = True
-    ) -> None:
+    def __init__(self, pairs: pd.DataFrame, cxr: EmbeddingCache, ct: EmbeddingCache, in_memory: bool = True) -> None:
         require_columns(pairs, PAIR_REQUIRED, "pair table")
         self.pair_ids = [str(i) for i in pairs["pair_id"]]
         self._sides = [

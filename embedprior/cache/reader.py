@@ -13,7 +13,7 @@ import pandas as pd
 from jaxtyping import Int, Num
 from numpy.lib.stride_tricks import as_strided
 
-from embedprior.cache.layout import (
+from embedprior.cache.format import (
     MANIFEST,
     VIEWS,
     key_of,
@@ -23,8 +23,16 @@ from embedprior.cache.layout import (
     shard_files,
     view_file,
 )
-from embedprior.cache.numbers import STORED, Array, from_stored, working_dtype
-from embedprior.cache.shards import ShardHeader, copy_rows, map_rows, read_header
+from embedprior.cache.shards import (
+    STORED,
+    Array,
+    ShardHeader,
+    copy_rows,
+    from_stored,
+    map_rows,
+    read_header,
+    working_dtype,
+)
 from embedprior.encoders.base import key8
 from embedprior.errors import BadInput, nearest
 from embedprior.imaging.files import source_hash
@@ -254,16 +262,12 @@ def read_shards(folder: Path, key: dict[str, Any]) -> list[tuple[Path, ShardHead
     return shards
 
 
-def _of_view(
-    folder: Path, key: dict[str, Any], shards: list[tuple[Path, ShardHeader]], view: str
-) -> EmbeddingCache:
+def _of_view(folder: Path, key: dict[str, Any], shards: list[tuple[Path, ShardHeader]], view: str) -> EmbeddingCache:
     pairs = list(read_view(view_file(folder, view)))
     return _chosen(folder, key, shards, [i for i, _ in pairs], [s for _, s in pairs])
 
 
-def _of_all_cohorts(
-    folder: Path, key: dict[str, Any], shards: list[tuple[Path, ShardHeader]]
-) -> EmbeddingCache:
+def _of_all_cohorts(folder: Path, key: dict[str, Any], shards: list[tuple[Path, ShardHeader]]) -> EmbeddingCache:
     views = sorted((folder / VIEWS).glob("*.csv"))
     pairs = dict.fromkeys(pair for view in views for pair in read_view(view))
     if not views:

@@ -22,8 +22,8 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument("left", type=Path)
     p.add_argument("right", type=Path)
     options = p.parse_args(argv)
-    from embedprior.cache.diff import diff
     from embedprior.cache.reader import open_cache
+    from embedprior.cache.verify import diff
     from embedprior.errors import DONE, NEEDS_ATTENTION
 
     left, right = open_cache(options.left), open_cache(options.right)

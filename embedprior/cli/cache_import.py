@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of caches")
     options = p.parse_args(argv)
     from embedprior.cache.exchange import first_shape, import_npy
-    from embedprior.cache.layout import place_for, refuse_neighbour
+    from embedprior.cache.format import place_for, refuse_neighbour
     from embedprior.encoders.base import EncoderSpec
     from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
     from embedprior.runs import Run, hash_file

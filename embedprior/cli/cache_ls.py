@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument("folder", type=Path, nargs="?", default=default, help=f"default: {default}")
     p.add_argument("--unused", action="store_true", help="only what no run uses any more")
     options = p.parse_args(argv)
-    from embedprior.cache.listing import listing
+    from embedprior.cache.provenance import listing
 
     items = [item for item in listing(options.folder) if not (options.unused and item.users)]
     rows = [("kind", "used by", "MB", "what", "where")]

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument("run", type=Path, help="folder of a run (with run.json), such as the one a report lies in")
     p.add_argument("--cohort", type=Path, metavar="FILE", help="exam table: hash its files again and compare")
     options = p.parse_args(argv)
-    from embedprior.cache.trace import changed_sources, trace
+    from embedprior.cache.provenance import changed_sources, trace
     from embedprior.errors import DONE, NEEDS_ATTENTION
     from embedprior.tables import EXAM_REQUIRED, check_exams, read_table
 

@@ -21,8 +21,8 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     p.add_argument("cache", type=Path, help="<encoder>@<key>/, or the folder above it")
     options = p.parse_args(argv)
-    from embedprior.cache.check import inspect
-    from embedprior.cache.layout import read_pointer, shard_files
+    from embedprior.cache.format import read_pointer, shard_files
+    from embedprior.cache.verify import inspect
     from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
 
     pointed = read_pointer(options.cache)

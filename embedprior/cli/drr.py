@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embedprior.imaging.drr.job import Rendered
-    from embedprior.imaging.drr.settings import DrrConfig
-    from embedprior.imaging.drr.sources import CtExam, Scanned
+    from embedprior.imaging.drr.config import DrrConfig
+    from embedprior.imaging.drr.dataset import CtExam, Rendered, Scanned
 
 HELP = "render chest CTs as radiographs, paired with them"
 
@@ -24,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     """
     from embedprior.cli.options import DRY_RUN, parse
     from embedprior.errors import BadInput
-    from embedprior.imaging.drr.settings import DrrConfig
+    from embedprior.imaging.drr.config import DrrConfig
 
     config, common = parse(
         DrrConfig, "drr", argv, "embedprior drr", HELP, "default",
@@ -40,9 +39,9 @@ def main(argv: Sequence[str]) -> int:
     for name in ("workers", "limit"):
         if common[name] is not None and common[name] < 1:
             raise BadInput(f"--{name} {common[name]}. Allowed: 1 or more.")
-    from embedprior.cache.processes import launched
+    from embedprior.imaging.drr.dataset import ct_of_table, find_ct
     from embedprior.imaging.drr.renderers import get_renderer
-    from embedprior.imaging.drr.sources import ct_of_table, find_ct
+    from embedprior.runs.distributed import launched
 
     if (common["ct"] is None) == (common["cohort"] is None):
         raise BadInput("give either --ct PATH or --cohort FILE. Next: embedprior drr --ct FOLDER --out runs/drr")
@@ -50,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     exams = exams[: common["limit"]]
     get_renderer(config.renderer)
     if common["match_style"] is not None:
-        from embedprior.imaging.drr.matching import reference_files
+        from embedprior.imaging.drr.display import reference_files
 
         reference_files(common["match_style"], config.view)
     me = launched(common["processes"], "drr ...")
@@ -63,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(exams: list[CtExam], config: DrrConfig, common: dict[str, Any], me: Any, incomplete: bool) -> int:
     from embedprior.errors import DONE, NEEDS_ATTENTION
-    from embedprior.imaging.drr.sources import scan
-    from embedprior.imaging.drr.work import render_all, tone_for
+    from embedprior.imaging.drr.dataset import scan
+    from embedprior.imaging.drr.render import render_all, tone_for
     from embedprior.runs import Run, artifacts_root, progress
 
     # every process hashes every CT: the list of series must be the same in all of them
@@ -99,8 +98,7 @@ def _finish(
     out: Path, config: DrrConfig, scanned: list[Scanned], rendered: list[Rendered], failures: list[dict[str, str]],
     incomplete: bool, note: str,
 ) -> str:  # fmt: skip
-    from embedprior.imaging.drr.sheet import drr_sheet
-    from embedprior.imaging.drr.tables import IMAGES, publish, write_tables
+    from embedprior.imaging.drr.dataset import IMAGES, drr_sheet, publish, write_tables
 
     exams, alike = _grouped([s.exam for s in scanned if not s.same_as], rendered)
     count = publish(out, exams, rendered, config)
@@ -134,9 +132,8 @@ def _grouped(exams: list[CtExam], rendered: list[Rendered]) -> tuple[list[CtExam
 
     import pandas as pd
 
-    from embedprior.cohort.duplicates import fingerprint, join_groups
-    from embedprior.cohort.same_scan import same_scans
-    from embedprior.imaging.drr.job import image_name
+    from embedprior.cohort.duplicates import fingerprint, join_groups, same_scans
+    from embedprior.imaging.drr.dataset import image_name
     from embedprior.imaging.files import read_image
 
     rows = [
@@ -155,7 +152,7 @@ def _grouped(exams: list[CtExam], rendered: list[Rendered]) -> tuple[list[CtExam
 
 
 def _plan(exams: list[CtExam], config: DrrConfig, workers: int) -> str:
-    from embedprior.imaging.drr.work import seconds_estimate
+    from embedprior.imaging.drr.render import seconds_estimate
 
     images = len(exams) * config.poses
     minutes = max(1, round(seconds_estimate(len(exams), config, workers) / 60))
@@ -166,5 +163,3 @@ def _plan(exams: list[CtExam], config: DrrConfig, workers: int) -> str:
         + (time if config.renderer == "planesweep" else ".")
         + " Nothing was written."
     )
-
-

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedprior.cache.build import Filled
-    from embedprior.cache.exam_table import ExamTable
-    from embedprior.cache.layout import Place
+    from embedprior.cache.format import Place
+    from embedprior.cache.loading import ExamTable
     from embedprior.encoders.base import Encoder
 
 HELP = "embed the exams of a table with a frozen encoder; what is there is kept"
@@ -59,9 +59,9 @@ def main(argv: Sequence[str]) -> int:
         SystemExit: ``--help`` (0) or a bad option (2).
     """
     options = parser().parse_args(argv)
-    from embedprior.cache.layout import place_for, refuse_neighbour
-    from embedprior.cache.processes import launched
+    from embedprior.cache.format import place_for, refuse_neighbour
     from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
+    from embedprior.runs.distributed import launched
 
     for name in ("batch_size", "shard_exams", "limit"):
         value = getattr(options, name)
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     refuse_neighbour(options.out, place)
     exams = _exams(options, encoder, quiet=not me.first)
     if options.dry_run:
-        from embedprior.cache.plan import plan
+        from embedprior.cache.build import plan
 
         if me.first:
             print(f"{place.folder}\n{plan(exams, options.cohort.parent, encoder, place).words()}")
@@ -133,9 +133,9 @@ def _drift(options: argparse.Namespace, encoder: Encoder, exams: ExamTable) -> d
     """Return how far reduced precision moves the embedding, measured on the first exams; None in float32."""
     import numpy as np
 
-    from embedprior.cache.drift import drift
-    from embedprior.cache.numbers import from_stored, to_stored
-    from embedprior.cache.plan import sample
+    from embedprior.cache.build import sample
+    from embedprior.cache.shards import from_stored, to_stored
+    from embedprior.cache.verify import drift
 
     dtype = options.dtype or encoder.spec.dtype
     if dtype == "uint8" or (dtype == "float32" and encoder.spec.precision == "fp32"):
@@ -180,7 +180,7 @@ def _refuse_bytes(encoder: Encoder, dtype: str | None) -> None:
 
 
 def _exams(options: argparse.Namespace, encoder: Encoder, quiet: bool) -> ExamTable:
-    from embedprior.cache.exam_table import ExamTable
+    from embedprior.cache.loading import ExamTable
     from embedprior.errors import BadInput
 
     readable = READS.get(encoder.spec.modality, (encoder.spec.modality,))

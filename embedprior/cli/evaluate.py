@@ -102,8 +102,7 @@ def main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     from embedprior.errors import BadInput
     from embedprior.evidence.evaluate import evaluate_predictions
-    from embedprior.evidence.predictions import held_out_blocks
-    from embedprior.evidence.reading import read_family, read_predictions
+    from embedprior.evidence.predictions import held_out_blocks, read_family, read_predictions
 
     if options.out.exists() and not options.out.is_dir():
         raise BadInput(f"--out {options.out} is a file; give a folder.")
@@ -112,7 +111,7 @@ def main(argv: list[str]) -> int:
     digest = pool.submit(_digest, options.predictions)
     frame = read_predictions(options.predictions, wide=options.wide, not_methods=tuple(options.subgroup))
     if not options.no_figures:
-        pool.submit(importlib.import_module, "embedprior.report.curves")
+        pool.submit(importlib.import_module, "embedprior.report.figures")
     blocks = held_out_blocks(frame, options.unit, options.patient_label)
     family = None if options.family is None else read_family(options.family)
     reference = options.reference or _first_method(blocks[0].methods, options.oracle)
@@ -162,7 +161,7 @@ def _write(options: argparse.Namespace, blocks: Any, evidence: dict[str, Any], d
 
     figures = {}
     if not options.no_figures:
-        from embedprior.report.curves import draw_curves
+        from embedprior.report.figures import draw_curves
 
         figures = draw_curves(blocks, evidence)
     config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}

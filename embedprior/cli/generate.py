@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from embedprior.cache import EmbeddingCache
+    from embedprior.prior.config import GenerateConfig
     from embedprior.prior.generate import Generated
-    from embedprior.prior.generate_config import GenerateConfig
     from embedprior.prior.model import Prior
 
 HELP = "draw CT-like embeddings from a radiograph cache with a trained prior, and say how good they are"
@@ -27,11 +27,11 @@ def main(argv: Sequence[str]) -> int:
     Everything that can be refused is refused before a file is written.
 
     Raises:
-        BadInput: see ``prior.generate`` and ``prior.quality``.
+        BadInput: see ``prior.generate`` and ``prior.metrics``.
     """
     from embedprior.cli.options import DRY_RUN, parse
     from embedprior.errors import DONE, BadInput
-    from embedprior.prior.generate_config import GenerateConfig
+    from embedprior.prior.config import GenerateConfig
 
     config, common = parse(
         GenerateConfig, "generate", argv, "embedprior generate", HELP, "default", {"dry_run": DRY_RUN},
@@ -53,9 +53,9 @@ def main(argv: Sequence[str]) -> int:
     if (common["reference"] is None) != (common["pairs"] is None):
         raise BadInput("the quality report needs both --reference and --pairs.")
     from embedprior.cache import open_cache
-    from embedprior.cli.generate_story import tell
     from embedprior.prior.generate import generate
     from embedprior.prior.model import WEIGHTS, Prior
+    from embedprior.report.generation_report import tell
     from embedprior.runs import Run, hash_file, hash_of
     from embedprior.tables import write_table
 
@@ -116,7 +116,7 @@ def _exams(cache: EmbeddingCache, table: Path | None, source: str) -> list[str]:
 def _pairs(table: Path, splits: Path | None, part: str, drawn: set[str], real: set[str]) -> pd.DataFrame:
     """Return the pairs that the quality report is about."""
     from embedprior.errors import BadInput
-    from embedprior.prior.quality import FEWEST_PATIENTS
+    from embedprior.prior.metrics import FEWEST_PATIENTS
     from embedprior.tables import PAIR_REQUIRED, SPLIT_REQUIRED, check_splits, fold_parts, read_table
 
     pairs = read_table(table, PAIR_REQUIRED)
@@ -167,7 +167,7 @@ def _plan(prior: Prior, cache: EmbeddingCache, ids: list[str], config: GenerateC
 
 def _same_space(prior: Prior, reference: EmbeddingCache) -> None:
     from embedprior.errors import BadInput
-    from embedprior.prior.pairs import encoder_name
+    from embedprior.prior.data import encoder_name
 
     prior.check_encoders(target=encoder_name(reference))
     dim = prior.target_scaler.dim
@@ -180,9 +180,9 @@ def _measure(
     config: GenerateConfig, splits: Path | None, part: str,
 ) -> tuple[dict[str, Any], bytes]:  # fmt: skip
     """Return the quality figures and the map of a sampling as PNG."""
-    from embedprior.cli.generate_story import path_figure
     from embedprior.prior.generate import path, standardised
-    from embedprior.prior.quality import Matched, quality
+    from embedprior.prior.metrics import Matched, quality
+    from embedprior.report.generation_report import path_figure
 
     radiographs, scans = pairs["cxr_exam_id"].tolist(), pairs["ct_exam_id"].tolist()
     generated = standardised(prior, {name: each.take(radiographs) for name, each in made.caches.items()})

@@ -12,9 +12,9 @@ from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
 
 if TYPE_CHECKING:
     from embedprior.imaging.contact_sheet import Tile
-    from embedprior.imaging.discover import Found
     from embedprior.imaging.findings import Finding
-    from embedprior.imaging.profiles import VolumeProfile
+    from embedprior.imaging.preprocess import VolumeProfile
+    from embedprior.imaging.readers import Found
 
 HELP = "audit CT volumes and radiographs (geometry, Hounsfield units, lungs, views), with a contact sheet"
 WORDS = {None: "ok", "note": "ok", "warning": "WARN", "error": "FAIL"}
@@ -55,9 +55,9 @@ def main(argv: Sequence[str]) -> int:
         if target and not target.parent.is_dir():
             raise BadInput(f"the folder {target.parent} does not exist.")
     from embedprior.imaging.contact_sheet import contact_sheet
-    from embedprior.imaging.discover import discover
     from embedprior.imaging.findings import worst
-    from embedprior.imaging.profiles import load_profile, profile_key
+    from embedprior.imaging.preprocess import load_profile, profile_key
+    from embedprior.imaging.readers import discover
     from embedprior.runs import progress
 
     profile = load_profile(options.profile) if options.profile else None
@@ -98,7 +98,7 @@ def _look(
     from embedprior.imaging.contact_sheet import Tile, picture_tile, prepared_tile, volume_tile
     from embedprior.imaging.files import UnreadableExam
     from embedprior.imaging.findings import Finding, UnusableExam
-    from embedprior.imaging.profiles import prepare
+    from embedprior.imaging.preprocess import prepare
     from embedprior.imaging.radiographs import read_radiograph
     from embedprior.imaging.volume import read_volume
 

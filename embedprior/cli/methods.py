@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
 def table(budget: Any, cxr_dim: int, ct_dim: int, pairs: int) -> list[dict[str, Any]]:
     """Return one record a method, with its parameters (None where it can't say)."""
-    from embedprior.students.counting import counted
+    from embedprior.students.planted import counted
     from embedprior.students.registry import build_method, methods
 
     rows = []

@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
-from embedprior.config import Config, load_config
+from embedprior.config import Config, describe, load_config, read_overrides
 from embedprior.errors import BadInput
-from embedprior.options import describe, read_overrides
 
 C = TypeVar("C", bound=Config)
 DRY_RUN = "say what would be done, and stop"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedprior.study.config import StudyConfig
-    from embedprior.study.units import Study
+    from embedprior.study.runner import Study
 
 HELP = "freeze a study before it is run: every fit, its cost, the difference each hypothesis could show"
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     plan = make_plan(config, study, out)
     freeze(plan, study, out)
     if common["measure"]:
-        from embedprior.study.measure import measure_units
+        from embedprior.study.run import measure_units
 
         for line in measure_units(study, out):
             print(line, file=sys.stderr)
@@ -40,9 +40,7 @@ def main(argv: Sequence[str]) -> int:
     return DONE
 
 
-def load(
-    argv: Sequence[str], prog: str, text: str, flags: dict[str, str]
-) -> tuple[StudyConfig, dict[str, Any], Study]:
+def load(argv: Sequence[str], prog: str, text: str, flags: dict[str, str]) -> tuple[StudyConfig, dict[str, Any], Study]:
     """Return the configuration, the common options and the study: cohort read, splits made, nothing written.
 
     Raises:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     result = run_study(study, out, run.stage if run else _nothing, common["workers"])
     if run is None:
         return DONE
-    from embedprior.cli.study_story import tell, write_story, write_tables
+    from embedprior.report.study_report import tell, write_story, write_tables
 
     write_tables(out, result)
     summary = write_story(out, result, tell(config, result), run)

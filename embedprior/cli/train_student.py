@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         )
     from embedprior.runs import Run, one_thread
     from embedprior.students.base import CannotFit
-    from embedprior.students.saved import load_fitted, refuse_unsaveable, save_fitted
+    from embedprior.students.storage import load_fitted, refuse_unsaveable, save_fitted
     from embedprior.students.tables import load
     from embedprior.tables import write_table
 

@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     """Train one teacher; returns the exit code. Everything that can be refused is refused before a file is written.
 
     Raises:
-        BadInput: see ``teachers.training``.
+        BadInput: see ``teachers.train``.
     """
     from embedprior.cli.options import parse
     from embedprior.errors import DONE
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     from embedprior.runs import Run, hash_of, one_thread, write_json
     from embedprior.tables import write_table
-    from embedprior.teachers.training import predictions, read_cases, train_teacher
+    from embedprior.teachers.train import predictions, read_cases, train_teacher
 
     cases, cache, inputs = read_cases(config)
     with one_thread():
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     teacher.save(out)
     outputs = {"teacher": out}
     if config.embeddings is not None:
-        from embedprior.teachers.embedding import write_embeddings
+        from embedprior.teachers.train import write_embeddings
 
         made = write_embeddings(teacher, out, cache, Path(config.embeddings))
         outputs["embeddings"] = made.path

@@ -241,7 +241,7 @@ def external_split(exams: pd.DataFrame, design: str, sites: Sequence[str], colum
         raise BadInput(f"no exam of site {', '.join(absent)}; column '{column}' holds {', '.join(sorted(have))}.")
     if have == set(sites):
         raise BadInput(f"every exam is of an external site ({', '.join(sorted(have))}): nobody is left to train.")
-    outside = {str(g): set(part[column].astype(str) ) for g, part in exams.groupby("group_id")}
+    outside = {str(g): set(part[column].astype(str)) for g, part in exams.groupby("group_id")}
     wanted = set(sites)
     kept = {p: g for p, g in _group_of(exams).items() if outside[g] <= wanted or not outside[g] & wanted}
     parts: dict[str, Part] = {g: "test" if outside[g] <= wanted else "train" for g in kept.values()}
@@ -286,9 +286,7 @@ def with_training(one: Round, group_of: Mapping[str, str]) -> Round:
 def without_held_out(one: Round, groups: set[str]) -> Round:
     """Return the round in which none of these groups is held out: those that were take no part."""
     parts = {g: part for g, part in one.part_of.items() if g not in groups or part != "test"}
-    return one.model_copy(
-        update={"group_of": {p: g for p, g in one.group_of.items() if g in parts}, "part_of": parts}
-    )
+    return one.model_copy(update={"group_of": {p: g for p, g in one.group_of.items() if g in parts}, "part_of": parts})
 
 
 def natural(patient_id: str) -> tuple[int, int, str]:

@@ -8,9 +8,9 @@ from pydantic import Field
 
 from embedprior.config import Config
 from embedprior.encoders.config import CnnConfig
+from embedprior.nn.config import FitConfig
 from embedprior.phantom.config import PhantomConfig
 from embedprior.prior.config import PriorConfig, SamplerName
-from embedprior.teachers.config import FitConfig
 
 
 class CohortConfig(Config):

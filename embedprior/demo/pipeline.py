@@ -56,16 +56,14 @@ from embedprior.runs import (
     write_json,
 )
 from embedprior.students.base import Cases
+from embedprior.study.caches import Caches, patients_seen
 from embedprior.study.config import Decision, Design, Hypothesis, PriorChoice, StudyConfig
-from embedprior.study.embeddings import Caches, patients_seen
 from embedprior.study.hypotheses import all_evidence
-from embedprior.study.materials import Materials
+from embedprior.study.inputs import Materials
 from embedprior.study.plan import PLAN, make_plan
-from embedprior.study.prepare import NO_DUPLICATES, prepare_cohort
+from embedprior.study.prepare import NO_DUPLICATES, Variant, prepare_cohort
 from embedprior.study.run import StudyResult, materials_of, run_materials
-from embedprior.study.runner import Bench, method_of
-from embedprior.study.sweep import Variant
-from embedprior.study.units import Study, units_of
+from embedprior.study.runner import Bench, Study, method_of, units_of
 from embedprior.tables import write_table
 
 Rows = NDArray[np.intp]
@@ -162,7 +160,7 @@ def study_of(config: DemoConfig, seed: int, spine: Spine, root: Path) -> tuple[S
 
 def run_demo(config: DemoConfig, seed: int, out: Path, workers: int) -> int:
     """Run the whole demo into ``out`` and return the exit code (3 when an exam or a fit failed)."""
-    from embedprior.demo.story import tell
+    from embedprior.demo.report import tell
     from embedprior.report import summary_markdown, write_report
 
     run = Run(out, "demo", config, seed, {})
@@ -214,9 +212,7 @@ def _train_encoders(
     """Return both encoders, each trained in a process with one thread: the same on every number of cores."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, 2), mp_context=context, initializer=_quiet_worker) as pool:
-        jobs = {
-            pool.submit(_encoder, kind, config, seed, population, phantoms, root): kind for kind in ("ct", "cxr")
-        }
+        jobs = {pool.submit(_encoder, kind, config, seed, population, phantoms, root): kind for kind in ("ct", "cxr")}
         return {jobs[job]: job.result() for job in progress(as_completed(jobs), "frozen encoders", total=len(jobs))}
 
 
@@ -225,9 +221,7 @@ def _quiet_worker() -> None:
     one_thread_here()
 
 
-def _encoder(
-    kind: str, config: DemoConfig, seed: int, population: Population, phantoms: str, root: Path
-) -> Artifact:
+def _encoder(kind: str, config: DemoConfig, seed: int, population: Population, phantoms: str, root: Path) -> Artifact:
     train, settings = {
         "ct": (_train_ct_encoder, config.ct_encoder), "cxr": (_train_cxr_encoder, config.cxr_encoder)
     }[kind]  # fmt: skip

@@ -91,9 +91,7 @@ def describe(config: DemoConfig, root: Path) -> Population:
         common = {"patient_id": patient, "offset_days": 0.0, "source": "phantom", f"label:{LABEL}": label}
         ct, picture = f"{patient}-ct", f"{patient}-{stage}"
         exams.append({"exam_id": ct, "modality": "CT", "path": f"{VOLUMES}#{index}", "view": "", **common})
-        exams.append(
-            {"exam_id": picture, "modality": modality, "path": f"{PICTURES}#{index}", "view": "PA", **common}
-        )
+        exams.append({"exam_id": picture, "modality": modality, "path": f"{PICTURES}#{index}", "view": "PA", **common})
         pairs.append(
             {
                 "pair_id": picture, "patient_id": patient, "cxr_exam_id": picture, "ct_exam_id": ct,

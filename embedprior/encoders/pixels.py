@@ -1,17 +1,47 @@
-"""The pixels themselves: a radiograph as 128 × 128 bytes, so that pixel methods read a cache like everyone else."""
+"""What encoders of radiographs share, and the pixels themselves, so that pixel methods read a cache as well."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from embedprior.encoders.base import EncoderCard, EncoderSpec
-from embedprior.encoders.pictures import check_geometry, read_picture
+from embedprior.errors import BadInput, nearest
+from embedprior.imaging.files import UnreadableExam, read_image
 from embedprior.imaging.radiographs import Geometry, to_square
+
+GREY = "ITU-R 601 luminance, repeated over three channels"
+
+
+def check_geometry(geometry: str) -> None:
+    """Check the name of a geometry.
+
+    Raises:
+        BadInput: it is not one.
+    """
+    allowed = get_args(Geometry)
+    if geometry not in allowed:
+        raise BadInput(f"unknown geometry '{geometry}'. Allowed: {', '.join(allowed)}.{nearest(geometry, allowed)}")
+
+
+def read_picture(root: Path, path: str) -> Float[np.ndarray, "height width"]:
+    """Return one 2D picture as grey values in [0, 1].
+
+    Raises:
+        UnreadableExam: not an image, damaged, not 2D, or of one uniform grey.
+    """
+    grey = read_image(root, path)
+    name = Path(path).name
+    if grey.ndim != 2:
+        raise UnreadableExam(f"{name}: expected one 2D picture, got shape {grey.shape}")
+    if grey.min() == grey.max():
+        raise UnreadableExam(f"{name}: every pixel has the same value")
+    return grey
+
 
 SIDE = 128
 TRANSFORM_VERSION = 1

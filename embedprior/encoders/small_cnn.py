@@ -255,9 +255,5 @@ def _validation_loss(
     batch_size: int,
 ) -> float:  # fmt: skip
     network.eval()
-    logits = torch.cat(
-        [network(normalise(pictures[i : i + batch_size])) for i in range(0, len(pictures), batch_size)]
-    )
-    return float(
-        nn.functional.binary_cross_entropy_with_logits(logits, torch.as_tensor(labels, dtype=torch.float32))
-    )
+    logits = torch.cat([network(normalise(pictures[i : i + batch_size])) for i in range(0, len(pictures), batch_size)])
+    return float(nn.functional.binary_cross_entropy_with_logits(logits, torch.as_tensor(labels, dtype=torch.float32)))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 
 from embedprior.encoders.base import EncoderCard, EncoderSpec
-from embedprior.encoders.pictures import GREY, check_geometry, read_picture
+from embedprior.encoders.pixels import GREY, check_geometry, read_picture
 from embedprior.errors import BadInput
 from embedprior.imaging.radiographs import Geometry, RadiographProfile, prepare_radiograph
 from embedprior.runs import hash_file

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from embedprior.encoders.base import EncoderCard, EncoderSpec
-from embedprior.encoders.pictures import GREY, check_geometry, read_picture
+from embedprior.encoders.pixels import GREY, check_geometry, read_picture
 from embedprior.errors import BadInput, require_extra
 from embedprior.imaging.radiographs import Geometry, to_square
 from embedprior.runs import hash_file

@@ -8,6 +8,6 @@ from __future__ import annotations
 from embedprior.evidence.delong import Delong, delong
 from embedprior.evidence.errors import EvidenceError
 from embedprior.evidence.evaluate import evaluate_predictions
-from embedprior.evidence.multiplicity import holm
+from embedprior.evidence.inference import holm
 
 __all__ = ["Delong", "EvidenceError", "delong", "evaluate_predictions", "holm"]

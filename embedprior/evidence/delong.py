@@ -2,7 +2,7 @@
 
 Placement values and the covariance are DeLong, DeLong & Clarke-Pearson (Biometrics 1988); mid-ranks make
 them O(N log N) (Sun & Xu, IEEE SPL 2014); the clustered covariance is Obuchowski (Biometrics 1997). Models
-are treated as fixed: the variance says nothing about the choice of training cases (see ``resampling``).
+are treated as fixed: the variance says nothing about the choice of training cases (see ``inference``).
 """
 
 from __future__ import annotations
@@ -13,11 +13,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from embedprior.evidence.coding import n_distinct, renumber
 from embedprior.evidence.errors import EvidenceError
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+def n_distinct(codes: Ints) -> int:
+    """Return how many different codes occur."""
+    return int(np.count_nonzero(np.bincount(codes)))
+
+
+def renumber(codes: Ints) -> tuple[Ints, Ints]:
+    """Return the codes that occur, ascending, and every code's position among them."""
+    occurs = np.bincount(codes) > 0
+    position = np.cumsum(occurs) - 1
+    return np.flatnonzero(occurs), position[codes]
+
+
+def first_rows(positions: Ints, n: int) -> Ints:
+    """Return, for each of ``n`` positions, the first row that has it."""
+    first = np.empty(n, dtype=np.int64)
+    first[positions[::-1]] = np.arange(positions.size)[::-1]
+    return first
+
+
+Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 

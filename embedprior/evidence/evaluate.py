@@ -9,19 +9,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from embedprior.evidence.coding import n_distinct
-from embedprior.evidence.errors import EvidenceError
-from embedprior.evidence.intervals import CiMethod, omnibus
-from embedprior.evidence.multilabel import MICRO_WARNING, macro, micro_pool
-from embedprior.evidence.multiplicity import holm
-from embedprior.evidence.over_resamples import (
+from embedprior.evidence.aggregate import (
+    MICRO_WARNING,
+    macro,
     mean_rows,
+    micro_pool,
     ranks,
     resample_rows,
     resampled_comparison,
+    subgroup_rows,
     training_size,
 )
-from embedprior.evidence.panel import Settings, metric_panels
+from embedprior.evidence.delong import n_distinct
+from embedprior.evidence.errors import EvidenceError
+from embedprior.evidence.inference import holm
+from embedprior.evidence.intervals import CiMethod, omnibus
+from embedprior.evidence.panel import Settings, metric_panels, validation_scores
 from embedprior.evidence.predictions import (
     Block,
     PatientLabel,
@@ -30,7 +33,7 @@ from embedprior.evidence.predictions import (
     held_out_blocks,
     select_split,
 )
-from embedprior.evidence.rows import (
+from embedprior.evidence.schema import (
     Joint,
     Rules,
     comparison_row,
@@ -39,8 +42,6 @@ from embedprior.evidence.rows import (
     value,
     verdict,
 )
-from embedprior.evidence.subgroups import subgroup_rows
-from embedprior.evidence.thresholds import validation_scores
 
 SCHEMA_VERSION = 1
 ENSEMBLE = " (seed ensemble)"

@@ -13,9 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from embedprior.imaging.findings import Finding, worst
 from embedprior.imaging.lungs import Lungs, find_lungs
-from embedprior.imaging.orientation import canonical
-from embedprior.imaging.profiles import windowed
-from embedprior.imaging.volume import Volume
+from embedprior.imaging.preprocess import windowed
+from embedprior.imaging.volume import Volume, canonical
 
 HEIGHT, WIDTH, GAP, CAPTION = 170, 190, 4, 46
 WINDOW = (-1000.0, 400.0)

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int16
 
+from embedprior.imaging.audit import HIGHEST, LOWEST
 from embedprior.imaging.dicom_header import DicomFiles, Header, quiet_pydicom, read_dataset, read_pixels
-from embedprior.imaging.files import UnreadableExam
-from embedprior.imaging.hounsfield import HIGHEST, LOWEST
-from embedprior.imaging.quiet import quiet_itk
+from embedprior.imaging.files import UnreadableExam, quiet_itk
 
 NATIVE = {
     "1.2.840.10008.1.2": "<",

@@ -20,8 +20,7 @@ from torch import nn
 
 from embedprior.errors import BadInput
 from embedprior.imaging.lungs import COARSE_MM, TISSUE_HU, Lungs, large_parts, largest_part
-from embedprior.imaging.orientation import canonical
-from embedprior.imaging.volume import Volume
+from embedprior.imaging.volume import Volume, canonical
 from embedprior.weights import read_tensors
 
 DEPTH = 5

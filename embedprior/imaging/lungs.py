@@ -15,8 +15,7 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from embedprior.imaging.findings import Finding
-from embedprior.imaging.orientation import canonical
-from embedprior.imaging.volume import Volume
+from embedprior.imaging.volume import Volume, canonical
 
 COARSE_MM = 4.0
 TISSUE_HU = -300

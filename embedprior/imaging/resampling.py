@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from embedprior.errors import BadInput
-from embedprior.imaging.orientation import canonical
-from embedprior.imaging.volume import AIR_HU, Triple, Volume, to_sitk
+from embedprior.imaging.volume import AIR_HU, Triple, Volume, canonical, to_sitk
 
 STRAIGHT_DEG = 0.05
 MOST_VOXELS = 2**30

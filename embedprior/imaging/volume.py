@@ -1,4 +1,7 @@
-"""One type for every CT volume: Hounsfield units in int16, with the millimetres they belong to."""
+"""One type for every CT volume: Hounsfield units in int16, with the millimetres they belong to.
+
+Its axes can be turned to left, posterior, superior, and slices of a tilted gantry put on a straight grid.
+"""
 
 from __future__ import annotations
 
@@ -157,7 +160,7 @@ def read_volume(path: Path | str, series: str = "only") -> tuple[Volume, list[Fi
         UnusableExam: read, but with a finding of severity ``error``; it carries all findings.
         BadInput: an unknown rule or series.
     """
-    from embedprior.imaging.reading import read
+    from embedprior.imaging.readers import read
 
     return read(Path(path), series)
 
@@ -165,3 +168,64 @@ def read_volume(path: Path | str, series: str = "only") -> tuple[Volume, list[Fi
 def _triple(values: Any) -> Triple:
     x, y, z = (float(v) for v in values)
     return x, y, z
+
+
+def canonical(volume: Volume) -> Volume:
+    """Return the volume with index x growing to the left, y to the back and z to the head, as far as whole turns go.
+
+    Axes are swapped and flipped, the voxels are a view of the same memory, and every voxel keeps its place in the
+    world. What remains of a small obliqueness stays in ``direction``.
+    """
+    # the index axis (x, y, z order) that runs most along each world axis; greedy from the clearest, so that a volume
+    # turned by about 45 degrees still gets three different axes
+    cosines = np.abs(volume.direction)
+    source = [-1, -1, -1]
+    for flat in np.argsort(-cosines, axis=None, kind="stable"):
+        world, index = divmod(int(flat), 3)
+        if source[world] < 0 and index not in source:
+            source[world] = index
+    signs = np.array([np.sign(volume.direction[world, source[world]]) for world in range(3)])
+    if source == [0, 1, 2] and (signs > 0).all():
+        return volume
+    direction = volume.direction[:, source] * signs
+    far = [volume.shape[2 - source[world]] - 1 if signs[world] < 0 else 0 for world in range(3)]
+    corner = np.zeros(4)
+    corner[source] = far
+    corner[3] = 1.0
+    origin = (volume.affine @ corner)[:3]
+    # array axes are (z, y, x), index axes (x, y, z)
+    hu = volume.hu.transpose([2 - source[2], 2 - source[1], 2 - source[0]])
+    hu = hu[tuple(slice(None, None, int(signs[world])) for world in (2, 1, 0))]
+    x, y, z = (volume.spacing_mm[index] for index in source)
+    left, back, up = (float(v) for v in origin)
+    return replace(volume, hu=hu, spacing_mm=(x, y, z), origin_mm=(left, back, up), direction=direction)
+
+
+def straightened(volume: Volume, shear_mm: float) -> Volume:
+    """Return the volume on the grid its ``direction`` spans, every value at its own place in the world.
+
+    The grid gets as many rows more as the slices are spread; what no slice covers is −1024 HU. Values between two rows
+    are linearly interpolated and rounded to whole HU.
+
+    Args:
+        volume: slices as stored, the first one where ``origin_mm`` says, each next one ``shear_mm`` further along index
+            y than ``spacing_mm`` and ``direction`` would have it.
+        shear_mm: of either sign; 0 returns the volume itself.
+    """
+    if shear_mm == 0:
+        return volume
+    count, rows, columns = volume.shape
+    starts = np.arange(count) * shear_mm / volume.spacing_mm[1]
+    first = int(np.floor(min(0.0, starts[-1])))
+    wide = int(np.ceil(max(0.0, starts[-1]))) + rows - first
+    hu = np.full((count, wide, columns), AIR_HU, np.int16)
+    for k, start in enumerate(starts):
+        place = np.arange(first, first + wide) - start
+        inside = np.flatnonzero((place >= -0.5) & (place <= rows - 0.5))
+        held = np.clip(place[inside], 0, rows - 1)
+        near = np.minimum(held.astype(np.intp), max(0, rows - 2))
+        weight = (held - near).astype(np.float32)[:, None]
+        plane = volume.hu[k].astype(np.float32)
+        hu[k, inside] = np.rint(plane[near] * (1 - weight) + plane[np.minimum(near + 1, rows - 1)] * weight)
+    x, y, z = (float(v) for v in (volume.affine @ np.array([0.0, first, 0.0, 1.0]))[:3])
+    return replace(volume, hu=hu, origin_mm=(x, y, z))

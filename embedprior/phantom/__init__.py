@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from .config import PhantomConfig
-from .findings import Effusion, Lesion
-from .gallery import contact_sheet
-from .patient import VirtualPatient, virtual_patient
-from .radiograph import STYLES, radiograph
+from embedprior.phantom.config import PhantomConfig
+from embedprior.phantom.findings import Effusion, Lesion
+from embedprior.phantom.patient import VirtualPatient, virtual_patient
+from embedprior.phantom.radiograph import STYLES, contact_sheet, radiograph
 
 __all__ = [
     "STYLES",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from .space import Array, Grid, ellipsoid, inside
+from embedprior.phantom.space import Array, Grid, ellipsoid, inside
 
 LUNG_SHOULDER_Z = -5.0
 """Level (mm) above which the lungs taper to the apex."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .anatomy import Anatomy, heart_frame, lung_distance
-from .config import PhantomConfig
-from .space import Array, Box, Grid, inside, mix
-from .vessels import hilum, points_in_lung
+from embedprior.phantom.anatomy import Anatomy, heart_frame, lung_distance
+from embedprior.phantom.config import PhantomConfig
+from embedprior.phantom.space import Array, Box, Grid, inside, mix
+from embedprior.phantom.structures import hilum, points_in_lung
 
 LESION_HU = (20.0, 60.0)
 EFFUSION_HU = 12.0

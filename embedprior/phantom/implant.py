@@ -12,8 +12,7 @@ from scipy import ndimage
 from embedprior.config import Config
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.lungs import LEAST_ML, Lungs, find_lungs
-from embedprior.imaging.orientation import canonical
-from embedprior.imaging.volume import Volume
+from embedprior.imaging.volume import Volume, canonical
 
 
 class ImplantConfig(Config):

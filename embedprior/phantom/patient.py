@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .anatomy import (
+from embedprior.phantom.anatomy import (
     SHOULDER_Z,
     Anatomy,
     as_attributes,
@@ -19,8 +19,8 @@ from .anatomy import (
     spine_x,
     wall_distance,
 )
-from .config import PhantomConfig
-from .findings import (
+from embedprior.phantom.config import PhantomConfig
+from embedprior.phantom.findings import (
     EFFUSION_HU,
     Effusion,
     Lesion,
@@ -30,9 +30,18 @@ from .findings import (
     sample_effusion,
     sample_lesion,
 )
-from .skeleton import back_of_spine, breastbone, collar_bones, ribs, shoulder_blades, vertebral_bodies
-from .space import Array, Grid, ellipsoid, fill, fill_air, inside, make_grid, mix, sections, splat
-from .vessels import airways, great_vessels, lung_vessels
+from embedprior.phantom.space import Array, Grid, ellipsoid, fill, fill_air, inside, make_grid, mix, sections, splat
+from embedprior.phantom.structures import (
+    airways,
+    back_of_spine,
+    breastbone,
+    collar_bones,
+    great_vessels,
+    lung_vessels,
+    ribs,
+    shoulder_blades,
+    vertebral_bodies,
+)
 
 AIR_HU, FAT_HU, MUSCLE_HU = -1000.0, -100.0, 50.0
 STREAMS = ("status", "anatomy", "vessels", "texture", "distractors", "lesion", "effusion", "noise")

@@ -1,15 +1,30 @@
-"""Paired embeddings in memory, and the check that they can be learned from."""
+"""Paired embeddings: from caches and tables to arrays of one fold, checked before anything is learned from them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from embedprior.errors import BadInput
-from embedprior.prior.config import Source
+from embedprior.cache import EmbeddingCache, open_cache
+from embedprior.encoders.base import key8
+from embedprior.errors import BadInput, nearest
+from embedprior.prior.config import Source, TrainPriorConfig
+from embedprior.runs import hash_file, hash_of
+from embedprior.tables import (
+    EXAM_REQUIRED,
+    LABEL_PREFIX,
+    PAIR_REQUIRED,
+    SPLIT_REQUIRED,
+    check_splits,
+    fold_parts,
+    label_columns,
+    read_table,
+)
 
 Array = NDArray[np.float32]
 
@@ -100,3 +115,119 @@ class PairArrays:
             "patients": self.patients,
         }
         return {name: column for name, column in columns.items() if column is not None}
+
+
+Condition = tuple[Array, NDArray[np.bool_] | None]
+"""(N, Dc) and None, or (N, C, Dc) padded with zeros and the (N, C) mask of what is real."""
+
+
+def encoder_name(cache: EmbeddingCache) -> str:
+    """Return what a prior calls the encoder of a cache: ``name@key``, as its folder does."""
+    return f"{cache.key['encoder']}@{key8(cache.key)}"
+
+
+def read_pairs(config: TrainPriorConfig) -> tuple[PairArrays, PairArrays, dict[str, str]]:
+    """Return the training and validation pairs of the chosen fold, and a hash of every input by name.
+
+    Held-out patients are not read.
+
+    Raises:
+        BadInput: a missing file (the command that makes it is named), a broken table, an empty part, an exam
+            without embedding, or a column or label that is not there.
+    """
+    tables = {"pairs": config.pairs, "splits": config.splits}
+    if config.exams is not None:
+        tables["exams"] = config.exams
+    for name in (config.condition_cache, config.target_cache, *tables.values()):
+        if not Path(name).exists():
+            raise BadInput(f"{name} does not exist. Next: {config.made_by}")
+    pairs = read_table(Path(config.pairs), (*PAIR_REQUIRED, *config.views))
+    exams = None if config.exams is None else read_table(Path(config.exams), EXAM_REQUIRED).set_index("exam_id")
+    if exams is not None:
+        pairs = _of_source(pairs, exams, config)
+    splits = check_splits(read_table(Path(config.splits), SPLIT_REQUIRED), config.splits)
+    parts = fold_parts(splits, config.design, config.resample, config.fold, config.splits)
+    condition, target = open_cache(config.condition_cache), open_cache(config.target_cache)
+    part_of = pairs["patient_id"].map(parts)
+    rows = {part: pairs[part_of == part] for part in ("train", "val")}
+    for part, chosen in rows.items():
+        if chosen.empty:
+            raise BadInput(f"{config.pairs}: no pair of a patient whose part is '{part}' in {config.splits}.")
+    # Padded to one width: validation may hold the longest exam.
+    views = pd.concat(rows.values())[list(config.views)]
+    tokens, mask = conditions(condition, views, config.pairs)
+    labels = None if exams is None or config.label is None else _labels(exams, config.label, str(config.exams))
+    made = []
+    start = 0
+    for chosen in rows.values():
+        here = slice(start, start + len(chosen))
+        start = here.stop
+        made.append(
+            PairArrays(
+                condition=tokens[here],
+                target=np.asarray(target.take(list(chosen["ct_exam_id"])), dtype=np.float32),
+                ids=list(chosen["pair_id"]),
+                source=config.source,
+                condition_mask=None if mask is None else mask[here],
+                labels=None if labels is None else chosen[f"{config.label_of}_exam_id"].map(labels).to_numpy(float),
+                encoders=(encoder_name(condition), encoder_name(target)),
+                patients=list(chosen["patient_id"]),
+            )
+        )
+    inputs = {"condition_cache": hash_of(condition.key), "target_cache": hash_of(target.key)}
+    return made[0], made[1], inputs | {name: hash_file(Path(path)) for name, path in tables.items()}
+
+
+def conditions(cache: EmbeddingCache, views: pd.DataFrame, where: str = "the pair table") -> Condition:
+    """Return the condition of every row: one embedding, or the tokens of its views in the order of the columns.
+
+    Args:
+        cache: of embeddings (one token an exam) or of tokens (as many as the exam has).
+        views: one column of exam ids per view; only the first must be filled.
+        where: the table, for messages.
+
+    Raises:
+        BadInput: a row without its first view, or an exam without embedding.
+    """
+    columns = [views[name].astype(object).where(views[name].notna() & (views[name] != ""), None) for name in views]
+    lacking = columns[0].isna()
+    if lacking.any():
+        raise BadInput(f"{where}: {int(lacking.sum())} pairs have no '{views.columns[0]}'. Every pair needs one.")
+    if len(columns) == 1 and not cache.has_tokens:
+        return np.asarray(cache.take(list(columns[0])), dtype=np.float32), None
+    exams = [[str(exam) for exam in row if exam is not None] for row in zip(*columns, strict=True)]
+    if cache.has_tokens:
+        cache.rows([exam for row in exams for exam in row])
+        return padded([np.concatenate([cache.tokens(exam) for exam in row]) for row in exams])
+    return padded([np.asarray(cache.take(row)) for row in exams])
+
+
+def padded(tokens: Sequence[NDArray[np.generic]]) -> tuple[Array, NDArray[np.bool_]]:
+    """Return (N, C, D) float32 with zeros behind the rows of each (n_i, D) array, and the (N, C) mask of real rows."""
+    longest = max(len(rows) for rows in tokens)
+    out = np.zeros((len(tokens), longest, tokens[0].shape[1]), dtype=np.float32)
+    real = np.zeros(out.shape[:2], dtype=bool)
+    for number, rows in enumerate(tokens):
+        out[number, : len(rows)], real[number, : len(rows)] = rows, True
+    return out, real
+
+
+def _of_source(pairs: pd.DataFrame, exams: pd.DataFrame, config: TrainPriorConfig) -> pd.DataFrame:
+    """Return the pairs whose radiograph is of the source: a pair table may hold DRRs beside radiographs."""
+    modality = pairs[config.views[0]].map(exams["modality"])
+    kept = pairs[modality == config.source.upper()]
+    if kept.empty:
+        have = ", ".join(f"{count} {name}" for name, count in modality.fillna("unknown").value_counts().items())
+        raise BadInput(
+            f"{config.pairs}: no pair whose '{config.views[0]}' is a {config.source.upper()} in {config.exams}; "
+            f"it has {have}. Next: --source drr or --source cxr"
+        )
+    return kept
+
+
+def _labels(exams: pd.DataFrame, label: str, where: str) -> pd.Series:
+    names = label_columns(exams)
+    if label not in names:
+        allowed = ", ".join(names) or "(the table has none)"
+        raise BadInput(f"{where}: label '{label}'. Allowed: {allowed}.{nearest(label, names)}")
+    return exams[LABEL_PREFIX + label]

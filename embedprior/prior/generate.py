@@ -21,12 +21,11 @@ from scipy.special import expit
 from embedprior.cache import CacheWriter, EmbeddingCache
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
-from embedprior.prior.data import Array
-from embedprior.prior.generate_config import GenerateConfig
+from embedprior.prior.config import GenerateConfig
+from embedprior.prior.data import Array, conditions, encoder_name
 from embedprior.prior.model import DESCRIPTION, WEIGHTS, Prior
-from embedprior.prior.pairs import conditions, encoder_name
 from embedprior.runs import hash_file, hash_of, progress
-from embedprior.teachers.head import TeacherHead
+from embedprior.teachers.teacher import TeacherHead
 
 TRANSFORM_VERSION = 1
 SCORES = ("one_sample", "mean_of_samples", "sd_of_samples", "one_step")

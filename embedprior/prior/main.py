@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from embedprior.config import load_config
+from embedprior.config import describe, load_config, read_overrides
 from embedprior.errors import BadInput, EmbedpriorError
-from embedprior.options import describe, read_overrides
 from embedprior.prior.config import TrainPriorConfig
 
 USAGE = """usage: train_prior.py --config NAME|FILE [--SETTING VALUE ...]      (or: embedprior train prior ...)
@@ -50,13 +49,13 @@ def _arguments(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 def _train(name: str, overrides: dict[str, Any]) -> None:
     config = load_config(TrainPriorConfig, name, "prior", overrides)
-    from embedprior.cache.processes import launched
+    from embedprior.runs.distributed import launched
 
     launched(command="train prior --config ...")
-    from embedprior.prior.pairs import read_pairs
+    from embedprior.prior.data import read_pairs
 
     train, val, inputs = read_pairs(config)
-    from embedprior.prior.training import train_prior
+    from embedprior.prior.trainer import train_prior
     from embedprior.runs import canonical, hash_of, versions, write_json
     from embedprior.teachers.teacher import load_head
 

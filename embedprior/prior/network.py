@@ -173,9 +173,7 @@ class PriorNetwork(nn.Module):
         stream, _ = self._run(torch.cat([tokens, self._suffix_tokens(x, n, drop_target)], dim=1), mask, [])
         return self._read(stream)
 
-    def encode(
-        self, condition: Tensor, visible: Tensor | None = None, drop_condition: Tensor | None = None
-    ) -> Prefix:
+    def encode(self, condition: Tensor, visible: Tensor | None = None, drop_condition: Tensor | None = None) -> Prefix:
         """Return the encoded condition tokens (B, C, Dc), to be reused at every step."""
         tokens = self._condition_tokens(condition, drop_condition)
         return self._extend(Prefix([], None), tokens, visible)

@@ -40,7 +40,10 @@ def pooled(tokens: Array, real: NDArray[np.bool_] | None) -> NDArray[np.float64]
 
 
 def fit_regression(
-    inputs: NDArray[np.float64], wanted: Array, val_inputs: NDArray[np.float64], val_wanted: Array,
+    inputs: NDArray[np.float64],
+    wanted: Array,
+    val_inputs: NDArray[np.float64],
+    val_wanted: Array,
     before: Regression | None = None,
 ) -> Regression:
     """Return the ridge regression whose penalty has the least squared error on the validation pairs.

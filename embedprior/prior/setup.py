@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from embedprior.errors import BadInput, EmbedpriorError
+from embedprior.nn.standardise import Standardiser
 from embedprior.prior.config import PriorConfig, Tracker
 from embedprior.prior.data import PairArrays
-from embedprior.prior.drawing import Given
+from embedprior.prior.losses import Head, module_of
 from embedprior.prior.model import DESCRIPTION, WEIGHTS, Prior, new_network
-from embedprior.prior.objectives import Head, module_of
 from embedprior.prior.regression import fit_regression, pooled
-from embedprior.prior.scaling import Standardiser
+from embedprior.prior.samplers import Given
 from embedprior.runs import hash_array, hash_file, hash_of, seed_for
 
 
@@ -120,7 +120,11 @@ def _scaled(train: PairArrays, config: PriorConfig, start: Prior | None) -> Prio
     scalers: dict[str, Standardiser] = {train.source: Standardiser.fit(real)}
     if start is not None:
         return Prior(
-            config, start.network, start.target_scaler, {**start.condition_scalers, **scalers}, None,
+            config,
+            start.network,
+            start.target_scaler,
+            {**start.condition_scalers, **scalers},
+            None,
             (train.encoders[0] or start.encoders[0], train.encoders[1] or start.encoders[1]),
             start.regressions,
         )

@@ -1,4 +1,4 @@
-"""What a report says, apart from how it is set."""
+"""What a report says, apart from how it is set: sections, result rows, and footnotes for what is undefined."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from embedprior.report import formatting as words
 
 Floats = NDArray[np.floating[Any]]
 
@@ -85,3 +87,192 @@ class Report:
     caveats: Sequence[str] = ()
     run: Mapping[str, Any] = field(default_factory=dict)
     failures: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+ORACLE_HEADING = "needs CT at inference (oracle)"
+DEPLOYABLE_HEADING = "needs the X-ray only"
+
+
+@dataclass
+class Footnotes:
+    """Reasons in the order they were first needed; the same reason keeps its number."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def mark(self, reason: str | None) -> int:
+        """Return the number of ``reason``, adding it when it is new."""
+        text = reason or words.NO_REASON
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text) + 1
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One method's texts, ``auc`` with its interval; ``mark`` is its footnote's number or None."""
+
+    method: str
+    block: str
+    note: str
+    auc: str
+    detail: str
+    patients: str
+    positive: str
+    negative: str
+    mark: int | None
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One comparison's texts, ``delta`` with its interval; ``mark`` is its footnote's number or None."""
+
+    a: str
+    b: str
+    state: words.State
+    sentence: str
+    delta: str
+    z: str
+    p: str
+    p_holm: str
+    detectable: str
+    verdict: str
+    cases: str
+    mark: int | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rows of one evidence section; oracle rows and comparisons with an oracle stand apart."""
+
+    deployable: list[MethodRow]
+    oracle: list[MethodRow]
+    comparisons: list[ComparisonRow]
+    oracle_comparisons: list[ComparisonRow]
+    footnotes: list[str]
+    confidence: str
+    has_verdicts: bool
+
+
+def oracles(evidence: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of the methods that need CT at inference."""
+    return frozenset(str(m["method"]) for m in evidence.get("methods", ()) if m.get("oracle"))
+
+
+def alpha_of(evidence: Mapping[str, Any]) -> float:
+    """Return the level of the tests and intervals (0.05 unless the evidence says otherwise)."""
+    return words.number(evidence.get("alpha")) or 0.05
+
+
+def results(evidence: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> Results:
+    """Return the rows of ``evidence`` in the order it declares them, with their notes.
+
+    Args:
+        evidence: see :class:`embedprior.report.content.EvidenceSection`.
+        notes: method → note.
+    """
+    notes, alpha, footnotes = notes or {}, alpha_of(evidence), Footnotes()
+    needs_ct = oracles(evidence)
+    methods, declared = list(evidence.get("methods", ())), list(evidence.get("comparisons", ()))
+    support = {(str(m["method"]), _block(m)): m for m in methods}
+    show_block = len({_block(m) for m in methods}) > 1
+    deployable, oracle = (
+        [_method_row(m, notes, footnotes, show_block) for m in methods if (str(m["method"]) in needs_ct) is with_ct]
+        for with_ct in (False, True)
+    )
+    without, with_oracle = (
+        [
+            _comparison_row(c, support, alpha, footnotes, show_block)
+            for c in declared
+            if _touches(c, needs_ct) is with_ct
+        ]
+        for with_ct in (False, True)
+    )
+    return Results(
+        deployable=deployable,
+        oracle=oracle,
+        comparisons=without,
+        oracle_comparisons=with_oracle,
+        footnotes=footnotes.texts,
+        confidence=words.percent(alpha),
+        has_verdicts=any(c.get("verdict") for c in declared),
+    )
+
+
+def _detectable(delta: float | None) -> str:
+    """Two AUCs differ by less than 1: whatever needs more can't be detected."""
+    return "none" if delta is not None and delta >= 1 else words.fixed(delta)
+
+
+def _touches(comparison: Mapping[str, Any], names: frozenset[str]) -> bool:
+    return str(comparison["a"]) in names or str(comparison["b"]) in names
+
+
+def _block(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Label and resample of a row: within one such block all methods share their cases."""
+    return tuple(str(row[key]) for key in ("label_name", "resample") if row.get(key) is not None)
+
+
+def _detail(method: Mapping[str, Any]) -> str:
+    parts = []
+    if words.number(method.get("se")) is not None:
+        parts.append(f"SE {words.fixed(method['se'])}")
+    if method.get("ci_method"):
+        parts.append(str(method["ci_method"]) if "bound" in method["ci_method"] else f"{method['ci_method']} CI")
+    half = words.number((method.get("against_half") or {}).get("p"))
+    if half is not None:
+        parts.append(f"against 0.5 {words.p_value(half)}")
+    parts += [
+        f"{words.count(method[key])}\u00a0{noun}"
+        for key, noun in (("n_folds", "folds"), ("n_seeds", "seeds"), ("n_resamples", "resamples (mean counts)"))
+        if (words.number(method.get(key)) or 0) > 1
+    ]
+    return " · ".join(parts)
+
+
+def _method_row(
+    method: Mapping[str, Any], notes: Mapping[str, str], footnotes: Footnotes, show_block: bool
+) -> MethodRow:
+    name = str(method["method"])
+    missing = any(words.number(method.get(key)) is None for key in ("auc", "ci_low", "ci_high"))
+    return MethodRow(
+        method=name,
+        block=", ".join(_block(method)) if show_block else "",
+        note=notes.get(name, ""),
+        auc=words.estimate(words.fixed(method.get("auc")), words.interval(method.get("ci_low"), method.get("ci_high"))),
+        detail=_detail(method),
+        patients=words.count(method.get("n_patients")),
+        positive=words.count(method.get("n_pos")),
+        negative=words.count(method.get("n_neg")),
+        mark=footnotes.mark(method.get("reason")) if missing or method.get("reason") else None,
+    )
+
+
+def _comparison_row(
+    comparison: Mapping[str, Any],
+    support: Mapping[tuple[str, tuple[str, ...]], Mapping[str, Any]],
+    alpha: float,
+    footnotes: Footnotes,
+    show_block: bool,
+) -> ComparisonRow:
+    a, b, block = str(comparison["a"]), str(comparison["b"]), _block(comparison)
+    needed = ("delta", "ci_low", "ci_high", "p", "min_detectable_delta")
+    missing = any(words.number(comparison.get(key)) is None for key in needed)
+    # Paired tests are only made on identical case lists, so a's support is the comparison's.
+    counts = comparison if words.number(comparison.get("n_patients")) is not None else support.get((a, block), {})
+    cases = words.support(counts)
+    limits = words.interval(comparison.get("ci_low"), comparison.get("ci_high"), sign=True)
+    sentence = words.comparison_sentence(comparison, alpha, cases)
+    return ComparisonRow(
+        a=a,
+        b=b,
+        state=words.state_of(comparison, alpha),
+        sentence=f"{', '.join(block)}: {sentence}" if show_block else sentence,
+        delta=words.estimate(words.signed(comparison.get("delta")), limits),
+        z=words.fixed(comparison.get("z"), 2),
+        p=words.bare_p(comparison.get("p"), alpha),
+        p_holm=words.bare_p(comparison.get("p_holm"), alpha),
+        detectable=_detectable(words.number(comparison.get("min_detectable_delta"))),
+        verdict=str(comparison.get("verdict") or ""),
+        cases=cases,
+        mark=footnotes.mark(comparison.get("reason")) if missing or comparison.get("reason") else None,
+    )

@@ -8,9 +8,16 @@ from typing import Any
 
 import pandas as pd
 
-from embedprior.report.content import EvidenceSection, Report
-from embedprior.report.grid import grid, provenance
-from embedprior.report.rows import DEPLOYABLE_HEADING, ORACLE_HEADING, MethodRow, Results, results
+from embedprior.report.content import (
+    DEPLOYABLE_HEADING,
+    ORACLE_HEADING,
+    EvidenceSection,
+    MethodRow,
+    Report,
+    Results,
+    results,
+)
+from embedprior.report.formatting import grid, provenance
 
 RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
 

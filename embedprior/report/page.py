@@ -14,14 +14,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from embedprior.errors import BadInput
-from embedprior.report.content import EvidenceSection, Report
-from embedprior.report.curves import draw_curves
+from embedprior.report.content import (
+    DEPLOYABLE_HEADING,
+    ORACLE_HEADING,
+    ComparisonRow,
+    EvidenceSection,
+    Report,
+    Results,
+    results,
+)
 from embedprior.report.embedding_map import embedding_figure
-from embedprior.report.figures import forest_figure, roc_figure
-from embedprior.report.grid import Grid, grid, provenance
+from embedprior.report.figures import draw_curves, forest_figure, roc_figure
+from embedprior.report.formatting import Grid, grid, number, provenance, unbroken
 from embedprior.report.markdown import RESEARCH_USE
-from embedprior.report.rows import DEPLOYABLE_HEADING, ORACLE_HEADING, ComparisonRow, Results, results
-from embedprior.report.words import number, unbroken
 from embedprior.runs import write_text
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -5,12 +5,22 @@ and "reuse" are one question: is the folder there?
 """
 
 from embedprior.runs.artifacts import Artifact, artifact, artifacts_root
-from embedprior.runs.files import DiskFull, fsync, make_folder, read_json, write_file, write_json, write_text
-from embedprior.runs.hashing import canonical, hash_array, hash_file, hash_of
+from embedprior.runs.files import (
+    DiskFull,
+    canonical,
+    fsync,
+    hash_array,
+    hash_file,
+    hash_of,
+    make_folder,
+    read_json,
+    write_file,
+    write_json,
+    write_text,
+)
 from embedprior.runs.locks import Lock
 from embedprior.runs.provenance import note_use
-from embedprior.runs.run import MetricsLog, Run, git_revision, versions
-from embedprior.runs.work import QUIET, one_thread, progress, seed_for
+from embedprior.runs.run import QUIET, MetricsLog, Run, git_revision, one_thread, progress, seed_for, versions
 
 __all__ = [
     "QUIET", "Artifact", "DiskFull", "Lock", "MetricsLog", "Run", "artifact", "artifacts_root", "canonical", "fsync",

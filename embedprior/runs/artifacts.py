@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedprior.runs.files import fsync, saying_what_is_full, write_json
-from embedprior.runs.hashing import canonical, hash_of
+from embedprior.runs.files import canonical, fsync, hash_of, saying_what_is_full, write_json
 from embedprior.runs.locks import Lock
 from embedprior.runs.provenance import collecting, note_use
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from embedprior.errors import BadInput
-from embedprior.runs.files import read_json, write_json
-from embedprior.runs.hashing import hash_of
+from embedprior.runs.files import hash_of, read_json, write_json
 
 RECORD, RUNS = "run.json", ".runs"
 

@@ -1,4 +1,4 @@
-"""The losses that methods transfer by: pure functions of one batch, each with its source (more in ``prior.terms``).
+"""The losses that methods transfer by: pure functions of one batch, each with its source (more in ``prior.losses``).
 
 One logit z stands for the two-class logits (0, z). Teacher-side inputs carry no gradient.
 """
@@ -48,8 +48,12 @@ def hinton(logits: Logits, teacher: Logits, temperature: float, squared: bool = 
     return (temperature**2 if squared else 1.0) * divergence.mean()
 
 
-def decoupled(logits: Float[Tensor, "cases classes"], teacher: Float[Tensor, "cases classes"],
-              target: Int[Tensor, " cases"], temperature: float = 4.0) -> tuple[Tensor, Tensor]:
+def decoupled(
+    logits: Float[Tensor, "cases classes"],
+    teacher: Float[Tensor, "cases classes"],
+    target: Int[Tensor, " cases"],
+    temperature: float = 4.0,
+) -> tuple[Tensor, Tensor]:
     """Return (TCKD, NCKD), each times T² (Zhao 2022, arXiv 2203.08679).
 
     With two classes the one non-target class has probability 1 in teacher and student: NCKD is 0, its gradient too,
@@ -69,8 +73,9 @@ def decoupled(logits: Float[Tensor, "cases classes"], teacher: Float[Tensor, "ca
     return temperature**2 * target_term, temperature**2 * rest_term
 
 
-def dist(logits: Float[Tensor, "cases classes"], teacher: Float[Tensor, "cases classes"], temperature: float = 1.0
-         ) -> tuple[Tensor, Tensor]:
+def dist(
+    logits: Float[Tensor, "cases classes"], teacher: Float[Tensor, "cases classes"], temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Return DIST's inter-class and intra-class terms (Huang 2022, arXiv 2205.10536): 1 − Pearson correlation.
 
     With two classes the probabilities of a case are p and 1 − p: their correlation across classes is ±1 whatever p

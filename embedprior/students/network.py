@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from embedprior.errors import BadInput
+from embedprior.nn.config import FitConfig
 from embedprior.runs import seed_for
 from embedprior.students.base import CannotFit, Cases
 from embedprior.students.config import InputKind
-from embedprior.teachers.config import FitConfig
 
 CHUNK = 512
 """Cases scored at once."""

@@ -1,23 +1,21 @@
-"""Cohorts of embeddings whose truth is declared: to try a method before believing it.
-
-No picture is drawn. A patient has a hidden finding s; the CT embedding shows it among other anatomy, the radiograph's
-embedding shows it faintly. What a radiograph can know of the label at best is computable (``Truth.best``).
-"""
+"""Cohorts of embeddings whose truth is declared: to try a method before believing it, and to count its parameters."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
 from embedprior.config import Config
+from embedprior.nn.config import FitConfig
+from embedprior.nn.training import new_mlp
 from embedprior.runs import seed_for
-from embedprior.students.base import Cases, FitData, Stage
-from embedprior.teachers.config import FitConfig
-from embedprior.teachers.head import train_head
+from embedprior.students.base import Cases, FitData, Method, Stage
+from embedprior.students.config import Budget
+from embedprior.teachers.teacher import TeacherHead, train_head
 
 
 class PlantedConfig(Config):
@@ -110,3 +108,31 @@ def planted(config: PlantedConfig, seed: int, teacher: FitConfig) -> Planted:
 
 def _directions(rng: np.random.Generator, hidden: int, dim: int) -> Float[np.ndarray, "hidden dim"]:
     return np.asarray(np.linalg.qr(rng.normal(size=(dim, hidden)))[0].T)
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A method that says what it would train."""
+
+    def parameters(self, data: FitData) -> tuple[int, int]:
+        """Return (trainable, total): total counts the frozen ones that it reads, too."""
+
+
+def counted(method: Method, cxr_dim: int, ct_dim: int, pairs: int, budget: Budget) -> tuple[int, int] | None:
+    """Return (trainable, total) parameters, or None for a method that can't say.
+
+    Args:
+        method: with its budget.
+        cxr_dim, ct_dim: lengths of the embeddings.
+        pairs: training pairs; kernel ridge has a coefficient for each.
+        budget: ``fit`` sizes the teacher head.
+    """
+    if not isinstance(method, Counted):
+        return None
+    rng = np.random.default_rng(0)
+    names = [str(i) for i in range(pairs)]
+    label = (np.arange(pairs) % 2).astype(np.float64)
+    cxr, ct = (rng.normal(size=(pairs, dim)).astype(np.float32) for dim in (cxr_dim, ct_dim))
+    train = Cases(names, names, label, cxr, ct, label)
+    head = TeacherHead(new_mlp(ct, 1, budget.fit, 0), budget.fit)
+    return method.parameters(FitData((Stage(train, train.take([])),), head))

@@ -20,13 +20,13 @@ from embedprior.prior.config import NetworkConfig, ObjectiveConfig, PriorConfig,
 from embedprior.prior.data import PairArrays
 from embedprior.prior.model import Prior, new_network
 from embedprior.prior.regression import coefficients
-from embedprior.prior.training import METRICS, train_prior
+from embedprior.prior.trainer import METRICS, train_prior
 from embedprior.runs import artifact, hash_array, hash_of, read_json, seed_for, write_json
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage, shuffled_stage
 from embedprior.students.config import Budget
 from embedprior.students.student import head_size, save_head
 from embedprior.students.training import Account, timed
-from embedprior.teachers.head import TeacherHead
+from embedprior.teachers.teacher import TeacherHead
 
 CODE_TAG = "prior-2"
 SET_ASIDE = 0.2
@@ -152,9 +152,7 @@ class PriorMethod:
             changed["bce_balanced"] = True
         return config.model_copy(update={"objective": parse_config(ObjectiveConfig, changed, self.name)})
 
-    def _train(
-        self, stage: Stage, config: PriorConfig, head: Head, seed: int, root: Path, before: Path | None
-    ) -> Path:
+    def _train(self, stage: Stage, config: PriorConfig, head: Head, seed: int, root: Path, before: Path | None) -> Path:
         config = config.model_copy(
             update={"training": config.training.model_copy(update={"seed": seed_for(seed, "prior") % 2**31})}
         )

@@ -66,39 +66,39 @@ _PILOT = "pilot study, arXiv 2603.29167"
 METHODS: dict[str, MethodInfo] = _table(
     MethodInfo(
         "cxr-only", "labels and radiographs only: the reference", "PE paper, CXR-only",
-        f"{_HERE}.plain:CxrOnly", _ANY, uses_ct=False, needs_teacher=False,
+        f"{_HERE}.logit_kd:CxrOnly", _ANY, uses_ct=False, needs_teacher=False,
     ),
     MethodInfo(
         "hinton-kd", "labels, and the CT teacher's softened output", "Hinton 2015, arXiv 1503.02531",
-        f"{_HERE}.distil:HintonKd", _ANY,
+        f"{_HERE}.logit_kd:HintonKd", _ANY,
     ),
     MethodInfo(
         "discom-kd", "disentangled parts of both modalities, no teacher", "BMVC 2024, arXiv 2408.07080",
-        f"{_HERE}.discom:DiscomKd", _ANY, needs_teacher=False,
+        f"{_HERE}.feature_kd:DiscomKd", _ANY, needs_teacher=False,
     ),
     MethodInfo(
         "aft-kd", "attention ⊗ feature blocks of the CT embedding", "Yang 2023, Sci Rep 13:18369 (abstract)",
-        f"{_HERE}.features:AftKd", _ANY, reconstruction=True,
+        f"{_HERE}.feature_kd:AftKd", _ANY, reconstruction=True,
     ),
     MethodInfo(
         "proto-kd", "cosines to the class prototypes", "ICASSP 2023, arXiv 2303.09830",
-        f"{_HERE}.features:ProtoKd", _ANY,
+        f"{_HERE}.feature_kd:ProtoKd", _ANY,
     ),
     MethodInfo(
         "contrastive-kd", "near the own CT, a margin from other patients'", "Hadsell 2006; PE paper, contrastive",
-        f"{_HERE}.features:ContrastiveKd", _ANY, needs_teacher=False, reconstruction=True,
+        f"{_HERE}.feature_kd:ContrastiveKd", _ANY, needs_teacher=False, reconstruction=True,
     ),
     MethodInfo(
         "fitnets", "a linear map of the student's features hits the CT embedding", "Romero 2015, arXiv 1412.6550",
-        f"{_HERE}.features:FitNets", _ANY, needs_teacher=False,
+        f"{_HERE}.feature_kd:FitNets", _ANY, needs_teacher=False,
     ),
     MethodInfo(
         "rkd", "distances between patients as in CT", "Park 2019, arXiv 1904.05068",
-        f"{_HERE}.relational:Rkd", _ANY, needs_teacher=False,
+        f"{_HERE}.relational_kd:Rkd", _ANY, needs_teacher=False,
     ),
     MethodInfo(
         "clip-alignment", "InfoNCE to frozen CT embeddings, then a linear probe", "X2CT-CLIP, arXiv 2503.02162",
-        f"{_HERE}.alignment:ClipAlignment", _ANY, needs_teacher=False,
+        f"{_HERE}.relational_kd:ClipAlignment", _ANY, needs_teacher=False,
     ),
     MethodInfo(
         "prior", "mean of the head over samples of p(z_CT | z_CXR)", "PE paper, L2",
@@ -129,19 +129,19 @@ METHODS: dict[str, MethodInfo] = _table(
     ),
     MethodInfo(
         "direct-head", "the teacher's probability regressed, no labels: what a prior must match", "control",
-        f"{_HERE}.distil:DirectHead", _ANY, role="control",
+        f"{_HERE}.logit_kd:DirectHead", _ANY, role="control",
     ),
     MethodInfo(
         "ridge-head", "ridge regression of the CT embedding, then the head", "control",
-        f"{_HERE}.regression:RidgeHead", role="control", takes="nothing",
+        f"{_HERE}.regression_heads:RidgeHead", role="control", takes="nothing",
     ),
     MethodInfo(
         "kernel-ridge-head", "kernel ridge regression of the CT embedding, then the head", "control",
-        f"{_HERE}.regression:KernelRidgeHead", role="control", takes="nothing",
+        f"{_HERE}.regression_heads:KernelRidgeHead", role="control", takes="nothing",
     ),
     MethodInfo(
         "mlp-head", "a network's regression of the CT embedding, then the head", "control",
-        f"{_HERE}.regression:MlpHead", role="control",
+        f"{_HERE}.regression_heads:MlpHead", role="control",
     ),
     MethodInfo(
         "knn-head", "the head's mean over the CTs of the nearest radiographs", "control",
@@ -153,23 +153,23 @@ METHODS: dict[str, MethodInfo] = _table(
     ),
     MethodInfo(
         "cxr-only-long", "cxr-only with the steps of two stages: is it longer training?", "control",
-        f"{_HERE}.plain:CxrOnly", _ANY, uses_ct=False, needs_teacher=False, role="control", options={"times": 2},
+        f"{_HERE}.logit_kd:CxrOnly", _ANY, uses_ct=False, needs_teacher=False, role="control", options={"times": 2},
     ),
     MethodInfo(
         "cxr-only-drr", "labels of the DRRs too, no CT embedding: is it more pictures?", "control",
-        f"{_HERE}.plain:CxrAndDrr", _ANY, needs_teacher=False, role="control",
+        f"{_HERE}.logit_kd:CxrAndDrr", _ANY, needs_teacher=False, role="control",
     ),
     MethodInfo(
         "same-modality-kd", "a wider radiograph teacher: gains without any CT", _PILOT,
-        f"{_HERE}.distil:SameModalityKd", _ANY, uses_ct=False, needs_teacher=False, role="control",
+        f"{_HERE}.logit_kd:SameModalityKd", _ANY, uses_ct=False, needs_teacher=False, role="control",
     ),
     MethodInfo(
         "direct-head-shuffled", "direct-head on pairs shuffled between patients", "control",
-        f"{_HERE}.distil:DirectHead", _ANY, role="control", options={"shuffled": True},
+        f"{_HERE}.logit_kd:DirectHead", _ANY, role="control", options={"shuffled": True},
     ),
     MethodInfo(
         "ridge-head-shuffled", "ridge-head on pairs shuffled between patients", "control",
-        f"{_HERE}.regression:RidgeHead", role="control", takes="nothing", options={"shuffled": True},
+        f"{_HERE}.regression_heads:RidgeHead", role="control", takes="nothing", options={"shuffled": True},
     ),
     MethodInfo(
         "prior-shuffled", "the prior on pairs shuffled between patients", "control",
@@ -185,11 +185,11 @@ METHODS: dict[str, MethodInfo] = _table(
     ),
     MethodInfo(
         "ct-only", "the CT teacher on the true CT", "PE paper, CTPA-only",
-        f"{_HERE}.oracles:CtOnly", needs_ct=True, role="oracle", takes="nothing",
+        f"{_HERE}.controls:CtOnly", needs_ct=True, role="oracle", takes="nothing",
     ),
     MethodInfo(
         "late-fusion", "one network on both embeddings", _PILOT,
-        f"{_HERE}.oracles:LateFusion", needs_ct=True, needs_teacher=False, role="oracle",
+        f"{_HERE}.controls:LateFusion", needs_ct=True, needs_teacher=False, role="oracle",
     ),
 )  # fmt: skip
 
@@ -238,7 +238,7 @@ def build_method(name: str, budget: Budget | None = None, **options: Any) -> Met
     """
     if name in DEGENERATE:
         raise BadInput(f"method '{name}': {DEGENERATE[name]}. Next: embedprior methods")
-    from embedprior.students.settings import checked
+    from embedprior.students.config import checked
 
     info = choose("method", name, methods())
     kind = options.get("inputs", "embedding")

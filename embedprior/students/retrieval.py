@@ -15,9 +15,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from embedprior.runs import read_json, write_json
 from embedprior.students.base import Cases, FitData, Fitted
-from embedprior.students.config import Budget
-from embedprior.students.regressors import Array, standard
-from embedprior.students.settings import Count, Counts
+from embedprior.students.config import Budget, Count, Counts
+from embedprior.students.regression_heads import Array, standard
 from embedprior.students.student import head_size
 from embedprior.students.training import Account, timed
 

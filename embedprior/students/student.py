@@ -14,13 +14,13 @@ from scipy.special import expit
 
 from embedprior.config import parse_config
 from embedprior.errors import BadInput
+from embedprior.nn.config import FitConfig
 from embedprior.runs import read_json, write_json
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage, shuffled_stage
 from embedprior.students.config import Budget, InputKind
 from embedprior.students.network import StudentNetwork, new_student
 from embedprior.students.training import Account, Objective, material, timed, train_student
-from embedprior.teachers.config import FitConfig
-from embedprior.teachers.head import TeacherHead
+from embedprior.teachers.teacher import TeacherHead
 
 WEIGHTS, SETTINGS = "student.safetensors", "network.json"
 

@@ -26,8 +26,7 @@ from embedprior.tables import (
     label_columns,
     read_table,
 )
-from embedprior.teachers.head import OneClass, train_head
-from embedprior.teachers.teacher import Teacher, load_head
+from embedprior.teachers.teacher import OneClass, Teacher, load_head, train_head
 
 MODALITIES = {"drr": "DRR", "cxr": "CXR"}
 

@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from embedprior.errors import BadInput
+from embedprior.nn.training import class_weights
 from embedprior.runs import seed_for
 from embedprior.students.base import Cases, Head
 from embedprior.students.config import Augmentation, Balance, Budget, InputKind
 from embedprior.students.losses import label_loss
 from embedprior.students.network import StudentNetwork, student_inputs
-from embedprior.teachers.fitting import class_weights
 
 
 @dataclass(frozen=True)
@@ -236,9 +236,7 @@ def train_student(
     return config.steps, history
 
 
-def augmented(
-    inputs: Tensor, augment: Augmentation, draws: torch.Generator
-) -> tuple[Tensor, Bool[Tensor, " cases"]]:
+def augmented(inputs: Tensor, augment: Augmentation, draws: torch.Generator) -> tuple[Tensor, Bool[Tensor, " cases"]]:
     """Return pictures (cases, height, width) changed at random, and which of them were flipped left to right.
 
     A shifted picture is filled up with its own edge.

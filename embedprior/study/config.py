@@ -7,16 +7,16 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from embedprior.config import Config
+from embedprior.nn.config import FitConfig
 from embedprior.prior.config import NetworkConfig, PriorConfig, SamplerName, TrainingConfig
 from embedprior.students.registry import Balance, MethodInfo, methods
-from embedprior.teachers.config import FitConfig
 
 SOURCE_ONLY = "source-only"
 """Control row: the label guessed from where the picture was published."""
 
 SOURCE_ONLY_INFO = MethodInfo(
     SOURCE_ONLY, "the label guessed from where the picture was published", "control",
-    "embedprior.study.controls:SourceOnly", uses_ct=False, needs_teacher=False, role="control", takes="nothing",
+    "embedprior.study.confounding:SourceOnly", uses_ct=False, needs_teacher=False, role="control", takes="nothing",
 )  # fmt: skip
 FEWEST_SEEDS = 3
 

@@ -1,6 +1,8 @@
-"""The targets of a design, and the rounds they are divided into."""
+"""The targets of a design, the folds they are divided into, and who keeps labels and pairs in a smaller fraction."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from embedprior.cohort.splits import (
     without_held_out,
 )
 from embedprior.errors import BadInput
+from embedprior.runs import seed_for
 from embedprior.study.config import SOURCE_ONLY, Design
 
 TARGET_COLUMNS = ["exam_id", "patient_id", "group_id", "label", "source", "site", "ct_exam_id", "ct_label"]
@@ -78,9 +81,7 @@ def make_rounds(
     if eligible.empty:
         raise BadInput(f"design '{design.name}': the encoders were trained on every patient who could be held out.")
     if design.split == "kfold":
-        rounds = group_kfold(
-            eligible, labels, design.name, design.folds, seed, design.validation, design.repeats
-        )
+        rounds = group_kfold(eligible, labels, design.name, design.folds, seed, design.validation, design.repeats)
     elif design.split == "fixed":
         rounds = fixed_split(eligible, patient_labels(eligible, labels), design.name, seed=seed)
     elif design.split == "resamples":
@@ -116,11 +117,31 @@ def _site_rounds(
     return validated(scored, eligible, labels, design, seed)
 
 
-def validated(
-    rounds: list[Round], targets: pd.DataFrame, labels: pd.Series, design: Design, seed: int
-) -> list[Round]:
+def validated(rounds: list[Round], targets: pd.DataFrame, labels: pd.Series, design: Design, seed: int) -> list[Round]:
     """Return the rounds with a share of the training patients choosing, where the design asks for it."""
     if not design.validation:
         return rounds
     highest = patient_labels(targets, labels)
     return [with_validation(r, highest, design.validation_share, seed) for r in rounds]
+
+
+def with_labels(patient_label: Mapping[str, int], fraction: float, seed: int) -> set[str]:
+    """Return the patients whose labels stay known: the fraction of each class, and at least one patient of it.
+
+    The order in which patients lose their labels depends on the seed and their ids only, so every method, fit and
+    fraction of a study draws from the same order.
+    """
+    kept: set[str] = set()
+    for value in (0, 1):
+        members = _ordered([p for p, label in patient_label.items() if label == value], seed, "labels")
+        kept |= set(members[: max(1, round(fraction * len(members)))])
+    return kept
+
+
+def with_pairs(patients: set[str], fraction: float, seed: int) -> set[str]:
+    """Return the patients whose X-ray–CT pairs stay known: the fraction of them, and at least two."""
+    return set(_ordered(list(patients), seed, "pairs")[: max(2, round(fraction * len(patients)))])
+
+
+def _ordered(patients: list[str], seed: int, what: str) -> list[str]:
+    return sorted(patients, key=lambda p: (seed_for(seed, what, p), p))

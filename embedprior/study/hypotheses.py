@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from embedprior.evidence import holm
-from embedprior.evidence.rows import NOT_TESTABLE, Rules, value, verdict
+from embedprior.evidence.schema import NOT_TESTABLE, Rules, value, verdict
 from embedprior.study.config import Decision, Hypothesis, StudyConfig
 from embedprior.study.evidence import ROUND, design_evidence
 from embedprior.study.run import Cell, StudyResult
@@ -54,9 +54,7 @@ def expected_cases(cell: Cell) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[[*ROUND, *columns]]
 
 
-def hypothesis_table(
-    hypotheses: Sequence[Hypothesis], evidence: Mapping[str, Mapping[str, Any]]
-) -> pd.DataFrame:
+def hypothesis_table(hypotheses: Sequence[Hypothesis], evidence: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Return each hypothesis with its status and the reason: ``hypothesis, claim, status, why``.
 
     With a sweep there is one row a combination, named in a column ``settings``.

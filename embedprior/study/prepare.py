@@ -1,11 +1,13 @@
-"""Before anything is written: read the cohort, join shared pictures, split, refuse what can't be used."""
+"""Before anything is written: expand sweeps, read the cohort, join shared pictures, split, refuse what is unusable."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,14 +16,130 @@ from embedprior.cohort.duplicates import fingerprints, join_groups, near_duplica
 from embedprior.cohort.sources import read_cohort
 from embedprior.cohort.sources.tables import read_splits
 from embedprior.cohort.splits import Round, rounds_of, splits_table
+from embedprior.config import parse_config
 from embedprior.encoders.base import Encoder
 from embedprior.encoders.registry import create_encoder
 from embedprior.errors import BadInput, nearest
-from embedprior.study.config import StudyConfig
+from embedprior.study.caches import (
+    Caches,
+    External,
+    cohort_of_caches,
+    external_rounds,
+    open_caches,
+    open_external,
+    patients_seen,
+)
+from embedprior.study.config import Design, StudyConfig
 from embedprior.study.designs import make_rounds, targets_of, validated
-from embedprior.study.embeddings import Caches, cohort_of_caches, open_caches, patients_seen
-from embedprior.study.external import External, external_rounds, open_external
 from embedprior.tables import check_splits
+
+MOST_VARIANTS = 500
+FIXED = ("sweep", "title", "caveats", "unit_seconds", "hypotheses", "seeds", "as_published")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One combination.
+
+    Attributes:
+        label: its settings in words; empty without a sweep.
+        settings: dotted field → value.
+        config: the study with these settings, and no sweep.
+    """
+
+    label: str
+    settings: dict[str, Any]
+    config: StudyConfig
+
+    def key(self, design: Design | str) -> str:
+        """Return the name of a design in tables: its own, with the settings where there is a sweep."""
+        name = design if isinstance(design, str) else design.name
+        return f"{name}@{self.label}" if self.label else name
+
+
+def variants(config: StudyConfig) -> list[Variant]:
+    """Return the combinations of ``config.sweep``, the last field changing fastest; without a sweep the study itself.
+
+    Raises:
+        BadInput: a field that does not exist or can't be swept, a value it does not take, or too many combinations.
+    """
+    base = config.model_copy(update={"sweep": {}})
+    if not config.sweep:
+        return [Variant("", {}, base)]
+    for name, values in config.sweep.items():
+        if name.split(".")[0] in FIXED:
+            why = "seeds are run anyway, claims stay as declared, texts change no number"
+            raise BadInput(f"sweep: '{name}' can't be swept ({why}).")
+        if not values or len({repr(v) for v in values}) != len(values):
+            raise BadInput(f"sweep: '{name}' needs values, each once.")
+    total = 1
+    for values in config.sweep.values():
+        total *= len(values)
+    if total > MOST_VARIANTS:
+        raise BadInput(f"sweep: {total} combinations; at most {MOST_VARIANTS} are run.")
+    found = []
+    for combination in itertools.product(*config.sweep.values()):
+        settings = dict(zip(config.sweep, combination, strict=True))
+        label = ",".join(f"{field}={_short(value)}" for field, value in settings.items())
+        data = base.model_dump(mode="python", exclude_defaults=True)
+        for name, value in settings.items():
+            _set(data, base.model_dump(mode="python"), name, value)
+        found.append(Variant(label, settings, parse_config(StudyConfig, data, f"sweep, {label}")))
+    return found
+
+
+def _set(data: dict[str, Any], whole: dict[str, Any], dotted: str, value: Any) -> None:
+    """Put a value in place; what the path passes through is filled from the whole configuration.
+
+    What lies under ``options`` is not known here: the method or the encoder that takes it refuses what it does not.
+    """
+    *parents, last = dotted.split(".")
+    here: Any = data
+    full: Any = whole
+    free = False
+    for depth, name in enumerate(parents):
+        key: Any = name if free else _key(full, name, dotted)
+        full = (full.get(key, {}) if isinstance(full, dict) else {}) if free else full[key]
+        if full is None:
+            path = ".".join(parents[: depth + 1])
+            raise BadInput(f"sweep: '{dotted}': '{path}' is not set. Next: write it out in the configuration first.")
+        child = here[key] if isinstance(here, list) else here.get(key)
+        here[key] = _thawed(full if child is None else child)
+        here = here[key]
+        if not isinstance(here, (dict, list)):
+            raise BadInput(f"sweep: '{'.'.join(parents[: depth + 1])}' holds no settings.")
+        free = free or name == "options"
+    here[last if free else _key(full, last, dotted)] = value
+
+
+def _key(full: Any, name: str, dotted: str) -> str | int:
+    """Return a field's name, or the place of a list's entry, which may be given by number or by its own name."""
+    if isinstance(full, (list, tuple)):
+        names = [str(entry["name"]) for entry in full if isinstance(entry, dict) and "name" in entry]
+        if name in names:
+            return names.index(name)
+        if name.isdigit() and int(name) < len(full):
+            return int(name)
+        allowed = [*names, *(str(i) for i in range(len(full)))]
+    else:
+        if isinstance(full, dict) and name in full:
+            return name
+        allowed = sorted(full) if isinstance(full, dict) else []
+    raise BadInput(
+        f"sweep: unknown field '{dotted}': no '{name}'. Allowed: {', '.join(allowed) or '(nothing)'}."
+        f"{nearest(name, allowed)}"
+    )
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _thawed(v) for k, v in value.items()}
+    return [_thawed(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).replace(",", ";").replace(" ", "")
+
 
 NO_DUPLICATES = pd.DataFrame(
     columns=["exam_a", "exam_b", "patient_a", "patient_b", "hash_distance", "correlation", "same_patient"]

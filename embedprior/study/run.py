@@ -14,16 +14,14 @@ from embedprior.cache import build_cache
 from embedprior.cohort.base import Cohort
 from embedprior.cohort.splits import Round
 from embedprior.errors import BadInput, EmbedpriorError
-from embedprior.runs import artifacts_root, read_json
+from embedprior.runs import artifacts_root, one_thread, read_json
 from embedprior.students.registry import Budget, build_method
+from embedprior.study.caches import Caches, open_caches, patients_seen
 from embedprior.study.config import SOURCE_ONLY, Design, Row, StudyConfig, rows_of
-from embedprior.study.embeddings import Caches, open_caches, patients_seen
-from embedprior.study.graph import Outcome, run_units
-from embedprior.study.materials import Materials
-from embedprior.study.prepare import Prepared, prepare
-from embedprior.study.runner import RECORD, Bench, read_scores
-from embedprior.study.sweep import Variant, variants
-from embedprior.study.units import Study, units_of
+from embedprior.study.executor import Outcome, reason_of, run_units
+from embedprior.study.inputs import Materials
+from embedprior.study.prepare import Prepared, Variant, prepare, variants
+from embedprior.study.runner import RECORD, Bench, Study, read_scores, units_of
 from embedprior.tables import PREDICTION_REQUIRED
 
 
@@ -232,12 +230,17 @@ def materials_of(
         gone = targets["exam_id"].isin(unreadable) | targets["ct_exam_id"].isin(unreadable)
         readable[name] = targets[~gone].reset_index(drop=True)
     rounds = {
-        (design.name, r.resample, r.fold): r
-        for design in variant.config.designs
-        for r in prepared.rounds(design.name)
+        (design.name, r.resample, r.fold): r for design in variant.config.designs for r in prepared.rounds(design.name)
     }
     return Materials(
-        variant.config, cohort, readable, rounds, caches, root, rows_of(variant.config), teacher_stream,
+        variant.config,
+        cohort,
+        readable,
+        rounds,
+        caches,
+        root,
+        rows_of(variant.config),
+        teacher_stream,
         prepared.externals,
     )
 
@@ -311,3 +314,26 @@ def _support(study: Study, materials: Sequence[Materials]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def measure_units(study: Study, out: Path) -> list[str]:
+    """Run the first fit of each row and return one line for each that failed.
+
+    Raises:
+        EmbedpriorError: none could be fitted.
+    """
+    import torch
+
+    materials, _ = study_materials(study, out, lambda name, **fields: None)
+    # The first optimiser of a process loads modules for seconds: no part of what a fit costs.
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
+    benches = [Bench(m) for m in materials]
+    first = {unit.method: unit for unit in reversed(units_of(study))}
+    failed = []
+    with one_thread():
+        for unit in first.values():
+            try:
+                benches[unit.round.variant].fit(unit)
+            except Exception as error:  # a row that can't be fitted has no cost to measure; the others have
+                failed.append(f"{unit}: {reason_of(error)}")
+    if len(failed) == len(first):
+        raise EmbedpriorError(f"no method could be fitted: {'; '.join(failed)}")
+    return failed

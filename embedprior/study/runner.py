@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,81 @@ from embedprior.runs import Artifact, artifact, hash_array, hash_of, seed_for, w
 from embedprior.students.base import Cases, FitData, Fitted, Method, Stage
 from embedprior.students.registry import Budget, build_method
 from embedprior.study.config import SOURCE_ONLY, Row
-from embedprior.study.controls import SourceOnly
-from embedprior.study.materials import Materials, RoundCases, TeacherData, round_cases
-from embedprior.study.units import RoundId, Unit
+from embedprior.study.confounding import SourceOnly
+from embedprior.study.inputs import Materials, RoundCases, TeacherData, round_cases
+from embedprior.study.prepare import Prepared, Variant
 from embedprior.tables import PREDICTION_REQUIRED
+
+
+@dataclass(frozen=True, order=True)
+class RoundId:
+    """One round of one variant: what its fits share.
+
+    Attributes:
+        variant: number of the sweep's combination.
+        design: its name in the configuration.
+        resample, fold: of the split table.
+    """
+
+    variant: int
+    design: str
+    resample: int
+    fold: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One fit.
+
+    Attributes:
+        round: where it is fitted and scored.
+        key: name of its design in tables (with the sweep's settings).
+        seed: of the fit.
+        method: row name.
+    """
+
+    round: RoundId
+    key: str
+    seed: int
+    method: str
+
+    def __str__(self) -> str:
+        """Return its name in failure records and progress."""
+        where = f"resample {self.round.resample}, fold {self.round.fold}, seed {self.seed}"
+        return f"{self.key}: {self.method}, {where}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Variants and what each starts from.
+
+    Attributes:
+        variants: combinations of the sweep; one without a sweep.
+        prepared: by variant.
+    """
+
+    variants: tuple[Variant, ...]
+    prepared: tuple[Prepared, ...]
+
+    def pairs(self) -> Iterable[tuple[Variant, Prepared]]:
+        """Yield each variant with what it starts from."""
+        return zip(self.variants, self.prepared, strict=True)
+
+
+def units_of(study: Study) -> list[Unit]:
+    """Return every fit, in the order of the predictions: variant, design, round, seed, method."""
+    found = []
+    for number, (variant, prepared) in enumerate(study.pairs()):
+        for design in variant.config.designs:
+            for one in prepared.rounds(design.name):
+                where = RoundId(number, design.name, one.resample, one.fold)
+                found += [
+                    Unit(where, variant.key(design), seed, method)
+                    for seed in variant.config.fit_seeds
+                    for method in design.methods
+                ]
+    return found
+
 
 CODE_TAG, TEACHER_TAG = "fit-1", "teacher-1"
 SCORES, RECORD, TEACHER = "predictions.csv", "fit.json", "CT teacher"
@@ -224,7 +295,7 @@ def train_teacher(materials: Materials, data: TeacherData, seed: int) -> tuple[A
     Returns:
         The head, or None with the reason; and the key of its artifact (``"none"`` without a head).
     """
-    from embedprior.teachers.head import OneClass, TeacherHead, train_head
+    from embedprior.teachers.teacher import OneClass, TeacherHead, train_head
 
     config = materials.config
     settings = config.teacher or config.fit
@@ -246,7 +317,11 @@ def train_teacher(materials: Materials, data: TeacherData, seed: int) -> tuple[A
     }  # fmt: skip
     try:
         made = artifact(
-            "teacher", inputs, {"head": settings, "seed": own_seed, "balance": config.balance}, TEACHER_TAG, build,
+            "teacher",
+            inputs,
+            {"head": settings, "seed": own_seed, "balance": config.balance},
+            TEACHER_TAG,
+            build,
             materials.artifacts,
         )
     except OneClass as error:
@@ -269,9 +344,7 @@ def _digest_cases(cases: Cases) -> list[Any]:
 
 
 def _seen(data: FitData, teacher: TeacherData | None) -> dict[str, list[str]]:
-    seen = {
-        part: {p for s in data.stages for p in getattr(s, part).patient_ids} for part in ("train", "val")
-    }
+    seen = {part: {p for s in data.stages for p in getattr(s, part).patient_ids} for part in ("train", "val")}
     if teacher is not None:
         seen = {part: ids | set(teacher.patients[part]) for part, ids in seen.items()}
     return {part: sorted(ids) for part, ids in seen.items()}

@@ -1,4 +1,4 @@
-"""Settings of networks on embeddings and of CT teachers (torch-free)."""
+"""Settings of CT teachers (torch-free)."""
 
 from __future__ import annotations
 
@@ -7,31 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from embedprior.config import Config
-
-Balance = Literal["none", "class-weights", "sampler"]
-"""Of labelled training cases: as they come; their loss weighed by n / (2 · n_class); both classes drawn alike."""
-
-
-class FitConfig(Config):
-    """Size and budget of a network on embeddings.
-
-    Attributes:
-        hidden: width of the hidden layer.
-        dropout: on the input and after the hidden layer.
-        lr: AdamW learning rate.
-        weight_decay: AdamW weight decay.
-        batch_size: cases a step.
-        steps: optimiser steps.
-        check_every: steps between two looks at the validation loss; the best look is kept.
-    """
-
-    hidden: int = 128
-    dropout: float = 0.2
-    lr: float = 1e-3
-    weight_decay: float = 1e-2
-    batch_size: int = 64
-    steps: int = 600
-    check_every: int = 20
+from embedprior.nn.config import FitConfig
 
 
 class SequenceConfig(Config):

@@ -18,15 +18,14 @@ import pandas as pd
 from slabs import SlabEncoder, slabs_of
 
 from embedprior.cache import build_cache
-from embedprior.cohort.duplicates import fingerprint
-from embedprior.cohort.same_scan import same_scans
+from embedprior.cohort.duplicates import fingerprint, same_scans
 from embedprior.config import load_config
 from embedprior.encoders.base import Encoder
 from embedprior.encoders.registry import create_encoder
 from embedprior.errors import NEEDS_ATTENTION, EmbedpriorError
-from embedprior.imaging.drr.job import develop, isocentre, poses_of, project, write_png16
-from embedprior.imaging.drr.settings import DrrConfig
-from embedprior.imaging.drr.sources import Scanned, find_ct, reason_of, scan
+from embedprior.imaging.drr.config import DrrConfig
+from embedprior.imaging.drr.dataset import Scanned, find_ct, reason_of, scan
+from embedprior.imaging.drr.render import develop, isocentre, poses_of, project, write_png16
 from embedprior.imaging.files import UnreadableExam, read_image
 from embedprior.imaging.findings import lungs_complete
 from embedprior.imaging.volume import read_volume

@@ -17,8 +17,8 @@ import pytest
 
 from embedprior.cache import build, open_cache
 from embedprior.cache.build import fill_cache
-from embedprior.cache.check import inspect
-from embedprior.cache.layout import shard_files
+from embedprior.cache.format import shard_files
+from embedprior.cache.verify import inspect
 from embedprior.runs import DiskFull
 
 from .conftest import MeanEncoder, expected, make_exams, tree

@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 
 from embedprior.cache import build_cache, open_cache
-from embedprior.cache.build import fill_cache
-from embedprior.cache.layout import place_for, refuse_neighbour
-from embedprior.cache.plan import plan
+from embedprior.cache.build import fill_cache, plan
+from embedprior.cache.format import place_for, refuse_neighbour
 from embedprior.encoders.base import encoder_key
 from embedprior.errors import BadInput
 from embedprior.runs import write_json

@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader
 
 from embedprior.cache import CacheWriter, PairDataset, build_cache, open_cache, write_cache
 from embedprior.cache.build import fill_cache
-from embedprior.cache.diff import diff
-from embedprior.cache.drift import drift
 from embedprior.cache.exchange import export_npy, export_parquet, first_shape, import_npy
+from embedprior.cache.verify import diff, drift
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
 

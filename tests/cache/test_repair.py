@@ -9,8 +9,8 @@ import pytest
 
 from embedprior.cache import build_cache, open_cache
 from embedprior.cache.build import fill_cache
-from embedprior.cache.check import inspect
-from embedprior.cache.layout import shard_files
+from embedprior.cache.format import shard_files
+from embedprior.cache.verify import inspect
 from embedprior.errors import BadInput
 
 from .conftest import MeanEncoder, make_exams, tree

@@ -9,8 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embedprior.cache.numbers import finite, from_stored, to_stored
-from embedprior.cache.shards import damage, map_rows, read_header, shard_name, write_shard
+from embedprior.cache.shards import (
+    damage,
+    finite,
+    from_stored,
+    map_rows,
+    read_header,
+    shard_name,
+    to_stored,
+    write_shard,
+)
 from embedprior.errors import BadInput
 
 IDS, SOURCES = ["e1", "e2", "é3"], ["a" * 64, "b" * 64, "c" * 64]

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from embedprior.cache import open_cache
-from embedprior.cache.processes import launched
 from embedprior.cli import main
 from embedprior.errors import BadInput
+from embedprior.runs.distributed import launched
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,7 +68,7 @@ def test_table_is_checked_as_a_whole_and_read_in_pieces(
 ) -> None:
     """Lines are counted, repeated exams found and the limit kept across the borders of pieces."""
     embed(cohort, tmp_path / "whole", "--limit", "8")
-    monkeypatch.setattr("embedprior.cache.exam_table.PIECE", 3)
+    monkeypatch.setattr("embedprior.cache.loading.PIECE", 3)
     assert embed(cohort, tmp_path / "pieces", "--limit", "8") == 3
     assert open_cache(tmp_path / "pieces").ids == [f"00{i}" for i in range(8) if i != 5]
     assert (tmp_path / "pieces" / "current").read_text() == (tmp_path / "whole" / "current").read_text()
@@ -240,7 +240,7 @@ def test_encoders_are_listed_with_their_licences(capsys: pytest.CaptureFixture[s
 
 def test_fewer_processes_than_accelerate_was_told_is_an_error(tmp_path: Path) -> None:
     """On a CPU accelerate launch starts one process whatever it is told; only its command line shows the number."""
-    program = "from embedprior.cache.processes import launched; launched()"
+    program = "from embedprior.runs.distributed import launched; launched()"
     launcher = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', sys.argv[-1]]).returncode)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     script = tmp_path / "accelerate"

@@ -11,12 +11,11 @@ from PIL import Image
 from embedprior.cache import open_cache, write_cache
 from embedprior.cli import main
 from embedprior.encoders.base import EncoderSpec
+from embedprior.nn.config import FitConfig
 from embedprior.prior.config import NetworkConfig, PriorConfig, ProcessConfig, TrainingConfig
 from embedprior.prior.data import PairArrays
-from embedprior.prior.training import train_prior
-from embedprior.teachers.config import FitConfig
-from embedprior.teachers.head import TeacherHead, train_head
-from embedprior.teachers.teacher import Teacher
+from embedprior.prior.trainer import train_prior
+from embedprior.teachers.teacher import Teacher, TeacherHead, train_head
 
 COUNT, TRAIN = 90, 50
 
@@ -118,9 +117,7 @@ def test_a_head_that_saw_the_patients_of_the_report_is_refused(
     assert "trained on 1 patients of part 'test' (such as 'p60')" in capsys.readouterr().err
 
 
-def test_a_dry_run_counts_and_writes_nothing(
-    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_counts_and_writes_nothing(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(cohort, tmp_path / "out", "--dry-run", "--limit", "30", reference=False) == 0
     text = capsys.readouterr().out
     assert text.startswith("30 exams, 5 samples of 4 steps each: about ")

@@ -26,9 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_names_every_exam_with_its_findings(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_names_every_exam_with_its_findings(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet, table = tmp_path / "sheet.png", tmp_path / "findings.csv"
     assert main(["images", "check", str(folder), "--contact-sheet", str(sheet), "--out", str(table)]) == 3
     said = capsys.readouterr().out

@@ -196,9 +196,7 @@ def test_splits_of_the_user_are_used_and_a_patient_in_two_folds_is_refused(tmp_p
     other = user_splits(tmp_path / "other.csv", lambda f: f.assign(design="pilto"))
     assert "Did you mean 'pilot'" in refused(capsys, *study(tmp_path, cohort, "--splits", str(other)))
     few = user_splits(tmp_path / "few.csv", lambda f: f[f["patient_id"] != "7"])
-    assert "1 patients of the cohort have no row: 7" in refused(
-        capsys, *study(tmp_path, cohort, "--splits", str(few))
-    )
+    assert "1 patients of the cohort have no row: 7" in refused(capsys, *study(tmp_path, cohort, "--splits", str(few)))
     Image.open(cohort / "cxr-0.png").save(cohort / "cxr-1.png")
     good = user_splits(tmp_path / "good.csv")
     error = refused(capsys, *study(tmp_path, cohort, "--splits", str(good)))

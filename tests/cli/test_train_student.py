@@ -11,11 +11,11 @@ from embedprior.cache import write_cache
 from embedprior.cli import main
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
+from embedprior.nn.config import FitConfig
 from embedprior.students.config import TrainStudentConfig
-from embedprior.students.saved import load_fitted
+from embedprior.students.storage import load_fitted
 from embedprior.students.tables import load
-from embedprior.teachers.config import FitConfig
-from embedprior.teachers.head import train_head
+from embedprior.teachers.teacher import train_head
 
 SMALL = ["--budget.fit.steps", "20", "--budget.fit.hidden", "8", "--teacher-fit.steps", "20"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from embedprior.cache.drift import drift
+from embedprior.cache.verify import drift
 from embedprior.encoders import vit
 from embedprior.encoders.base import encoder_key, key8
 from embedprior.encoders.vit import MEAN, STD, VitB16

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from embedprior.evidence import EvidenceError, delong, evaluate_predictions
-from embedprior.evidence.hypotheses import judge, status
-from embedprior.evidence.rows import Rules, verdict
+from embedprior.evidence.decision import judge, status
+from embedprior.evidence.schema import Rules, verdict
 
 
 def table(

@@ -12,6 +12,7 @@ from scipy import stats
 
 from embedprior.evidence.delong import delong
 from embedprior.evidence.errors import EvidenceError
+from embedprior.evidence.inference import holm, mean_over_seeds, nadeau_bengio, rank_stability
 from embedprior.evidence.intervals import (
     against_half,
     auc_interval,
@@ -21,9 +22,6 @@ from embedprior.evidence.intervals import (
     paired_test,
     unpaired_test,
 )
-from embedprior.evidence.multiplicity import holm
-from embedprior.evidence.resampling import nadeau_bengio, rank_stability
-from embedprior.evidence.seeds import mean_over_seeds
 
 
 def scored(seed: int, shifts: tuple[float, ...], m: int = 30, n: int = 50) -> tuple[np.ndarray, np.ndarray]:

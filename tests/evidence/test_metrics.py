@@ -8,10 +8,19 @@ from scipy import optimize
 from sklearn import metrics as sk
 
 from embedprior.evidence import calibration
-from embedprior.evidence.bootstrap import interval, patient_strata, replicate_values, stream, weights
 from embedprior.evidence.delong import delong
-from embedprior.evidence.metrics import Cases, average_precision, roc_auc, threshold_metrics
-from embedprior.evidence.thresholds import Rule, choose
+from embedprior.evidence.metrics import (
+    Cases,
+    average_precision,
+    interval,
+    patient_strata,
+    replicate_values,
+    roc_auc,
+    stream,
+    threshold_metrics,
+    weights,
+)
+from embedprior.evidence.panel import Rule, choose
 
 
 def make(seed: int = 0, n: int = 160, seeds: int = 1, decimals: int = 2) -> Cases:

@@ -11,10 +11,9 @@ from sklearn import metrics as sk
 
 from embedprior.evidence import EvidenceError, evaluate_predictions
 from embedprior.evidence.curves import mean_pr, mean_roc, sweep, sweeps_of
-from embedprior.evidence.predictions import blocks_of, held_out_blocks
-from embedprior.evidence.reading import from_wide, read_family, read_predictions
+from embedprior.evidence.predictions import blocks_of, from_wide, held_out_blocks, read_family, read_predictions
 from embedprior.evidence.tables import latex, markdown
-from embedprior.report.curves import draw_curves
+from embedprior.report.figures import draw_curves
 
 
 def frame(folds: int = 1, seeds: int = 1) -> pd.DataFrame:

@@ -16,9 +16,8 @@ from pydicom.uid import RLELossless, generate_uid
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import UnusableExam
-from embedprior.imaging.orientation import canonical
 from embedprior.imaging.resampling import grid_of, resample_onto
-from embedprior.imaging.volume import Volume, read_volume, to_sitk
+from embedprior.imaging.volume import Volume, canonical, read_volume, to_sitk
 
 from .conftest import ORIGIN, SECRET, SPACING, STEP, chest
 
@@ -208,6 +207,7 @@ def test_tilted_gantry_is_straightened_every_voxel_in_its_place(
 
 def test_shear_that_no_gantry_makes_is_refused(make_series: Callable[..., Path]) -> None:
     for name, sideways, turn in (("sideways", 15.0, 0.0), ("steep", 0.0, 50.0)):
+
         def place(index: int, data: Any, x: float = sideways, y: float = turn) -> None:
             up = index * STEP
             shift = up * np.tan(np.radians([x, y]))

@@ -12,10 +12,10 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import RLELossless
 
-from embedprior.imaging.discover import discover
-from embedprior.imaging.drr.sources import find_ct, identities
+from embedprior.imaging.drr.dataset import find_ct, identities
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import UnusableExam
+from embedprior.imaging.readers import discover
 from embedprior.imaging.volume import read_volume
 
 from .conftest import ORIGIN, SECRET, SPACING, STEP, chest, slice_dataset

@@ -11,7 +11,7 @@ from embedprior.config import config_folder
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.lungs import find_lungs
-from embedprior.imaging.profiles import (
+from embedprior.imaging.preprocess import (
     WINDOWS,
     VolumeProfile,
     load_profile,
@@ -21,7 +21,7 @@ from embedprior.imaging.profiles import (
     profile_record,
     windowed,
 )  # fmt: skip
-from embedprior.imaging.reading import read_mask
+from embedprior.imaging.readers import read_mask
 from embedprior.imaging.volume import Volume, from_sitk, to_sitk
 
 from .conftest import chest

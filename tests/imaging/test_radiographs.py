@@ -12,10 +12,11 @@ from pydicom.dataset import Dataset
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam, read_image
 from embedprior.imaging.findings import UnusableExam
-from embedprior.imaging.radiograph_quality import audit_pixels, cues
 from embedprior.imaging.radiographs import (
     RadiographProfile,
     Voi,
+    audit_pixels,
+    cues,
     displayed,
     normal_view,
     prepare_radiograph,

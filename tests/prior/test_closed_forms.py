@@ -12,10 +12,17 @@ import torch
 from embedprior.errors import BadInput
 from embedprior.prior.config import PriorConfig, ProcessConfig, SamplerConfig, TrainingConfig
 from embedprior.prior.diffusion import Schedule, make_schedule
-from embedprior.prior.drawing import Given
-from embedprior.prior.sampling import ReverseStep, even_trajectory, log_snr_trajectory, optimal_trajectory, plan, run
+from embedprior.prior.metrics import measure_variance
+from embedprior.prior.samplers import (
+    Given,
+    ReverseStep,
+    even_trajectory,
+    log_snr_trajectory,
+    optimal_trajectory,
+    plan,
+    run,
+)
 from embedprior.prior.setup import PairTensors
-from embedprior.prior.validation import measure_variance
 
 SPREADS = np.array([0.3, 1.0, 4.0])
 SAMPLERS = {
@@ -122,9 +129,7 @@ def test_drawn_samples_keep_the_variance_where_ddpm_small_does_not(count: int) -
     schedule, spread, mean = cosine(1000), np.array([0.3]), 1.5
     drawn = {}
     for name in ("ddpm analytic", "ddpm small"):
-        steps = plan(
-            schedule, SAMPLERS[name], even_trajectory(1000, count), lambda n: exact_error(schedule, n, spread)
-        )
+        steps = plan(schedule, SAMPLERS[name], even_trajectory(1000, count), lambda n: exact_error(schedule, n, spread))
         generator = torch.Generator().manual_seed(0)
 
         def denoise(x: torch.Tensor, n: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from embedprior.prior.config import PriorConfig, SamplerConfig
 from embedprior.prior.model import Prior
-from embedprior.prior.training import train_prior
+from embedprior.prior.trainer import train_prior
 
 from .conftest import make_pairs, small_config
 
@@ -69,7 +69,7 @@ def settings(changes: dict[str, Any]) -> PriorConfig:
 def outcome(config: PriorConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Everything a user gets: weights, table, samples, the validations, and which states were saved."""
     saved: list[int] = []
-    import embedprior.prior.training as module
+    import embedprior.prior.trainer as module
 
     real = module.save_state
 
@@ -79,9 +79,7 @@ def outcome(config: PriorConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(module, "save_state", spy)
     pairs = [make_pairs(40, 0), make_pairs(16, 1000)]
-    labelled = [
-        type(part)(**{**part.__dict__, "labels": (part.target[:, 0] > 3).astype(float)}) for part in pairs
-    ]
+    labelled = [type(part)(**{**part.__dict__, "labels": (part.target[:, 0] > 3).astype(float)}) for part in pairs]
     prior: Prior = train_prior(*labelled, config, out, teacher=Head(), show_progress=False)
     monkeypatch.undo()
     assert prior.variance is not None

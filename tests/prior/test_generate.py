@@ -11,13 +11,13 @@ from scipy.special import expit
 from embedprior.cache import EmbeddingCache, open_cache, write_cache
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
+from embedprior.nn.config import FitConfig
+from embedprior.nn.training import Mlp
+from embedprior.prior.config import GenerateConfig
 from embedprior.prior.generate import Generated, generate, noise_key, path, standardised
-from embedprior.prior.generate_config import GenerateConfig
 from embedprior.prior.model import Prior
-from embedprior.prior.training import train_prior
-from embedprior.teachers.config import FitConfig
-from embedprior.teachers.fitting import Mlp
-from embedprior.teachers.head import TeacherHead, train_head
+from embedprior.prior.trainer import train_prior
+from embedprior.teachers.teacher import TeacherHead, train_head
 
 from .conftest import make_pairs, small_config
 
@@ -91,9 +91,7 @@ def test_the_order_the_batch_and_the_neighbours_change_nothing(
     prior: Prior, folder: Path, cache: EmbeddingCache, tmp_path: Path
 ) -> None:
     one = generate(prior, folder, cache, names(), CONFIG, tmp_path / "a")
-    other = generate(
-        prior, folder, cache, names()[::-1], CONFIG.model_copy(update={"batch": 3}), tmp_path / "b"
-    )
+    other = generate(prior, folder, cache, names()[::-1], CONFIG.model_copy(update={"batch": 3}), tmp_path / "b")
     few = generate(prior, folder, cache, ["x7"], CONFIG, tmp_path / "c")
     for name, rows in matrices(one).items():
         np.testing.assert_allclose(rows, matrices(other)[name], atol=1e-5)
@@ -158,9 +156,7 @@ def test_the_score_is_the_mean_of_the_heads_probability_not_the_head_of_the_mean
     np.testing.assert_allclose(table["mean_of_samples"], chance.mean(axis=1), atol=1e-5)
     np.testing.assert_allclose(table["one_sample"], chance[:, 0], atol=1e-5)
     np.testing.assert_allclose(table["sd_of_samples"], chance.std(axis=1), atol=1e-5)
-    np.testing.assert_allclose(
-        table["one_step"], expit(head.logits(made.caches["one_step"].take(names()))), atol=1e-5
-    )
+    np.testing.assert_allclose(table["one_step"], expit(head.logits(made.caches["one_step"].take(names()))), atol=1e-5)
     assert np.abs(table["mean_of_samples"] - expit(head.logits(made.caches["mean"].take(names())))).max() > 1e-3
 
 
@@ -187,9 +183,7 @@ def test_a_setting_that_changes_numbers_changes_the_key(
     field: str, prior: Prior, folder: Path, cache: EmbeddingCache, tmp_path: Path
 ) -> None:
     base = generate(prior, folder, cache, names(), CONFIG, tmp_path / "out")
-    other = generate(
-        prior, folder, cache, names(), CONFIG.model_copy(update={field: FIELDS[field]}), tmp_path / "out"
-    )
+    other = generate(prior, folder, cache, names(), CONFIG.model_copy(update={field: FIELDS[field]}), tmp_path / "out")
     a, b = matrices(base), matrices(other)
     for name in a:
         same_numbers = bool(np.array_equal(a[name], b[name]))
@@ -197,9 +191,7 @@ def test_a_setting_that_changes_numbers_changes_the_key(
     assert {n for n in a if not np.array_equal(a[n], b[n])} == CHANGED_BY.get(field, {"sample", "mean"})
 
 
-def test_guidance_and_source_reach_the_prior(
-    prior: Prior, folder: Path, cache: EmbeddingCache, tmp_path: Path
-) -> None:
+def test_guidance_and_source_reach_the_prior(prior: Prior, folder: Path, cache: EmbeddingCache, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="voids the variance table"):
         generate(prior, folder, cache, names(), CONFIG.model_copy(update={"guidance": 2.0}), tmp_path / "a")
     with pytest.raises(BadInput, match="unknown condition source 'drr'"):

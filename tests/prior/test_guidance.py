@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from embedprior.nn.standardise import Standardiser
 from embedprior.prior.config import PriorConfig, ProcessConfig
-from embedprior.prior.drawing import Given
 from embedprior.prior.model import Prior, new_network
-from embedprior.prior.scaling import Standardiser
+from embedprior.prior.samplers import Given
 
 from .conftest import small_config
 

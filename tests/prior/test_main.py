@@ -12,17 +12,16 @@ import yaml
 
 from embedprior.cache import write_cache
 from embedprior.cache.reader import EmbeddingCache
-from embedprior.config import load_config
+from embedprior.config import load_config, settings_of
 from embedprior.encoders.base import EncoderSpec, key8
 from embedprior.errors import BadInput
-from embedprior.options import settings_of
-from embedprior.prior import pairs as pairs_module
+from embedprior.nn.config import FitConfig
+from embedprior.prior import data as pairs_module
 from embedprior.prior.config import NetworkConfig, TrainPriorConfig
+from embedprior.prior.data import conditions, read_pairs
 from embedprior.prior.main import main
 from embedprior.prior.model import Prior
-from embedprior.prior.pairs import conditions, read_pairs
-from embedprior.teachers.config import FitConfig
-from embedprior.teachers.head import train_head
+from embedprior.teachers.teacher import train_head
 
 from .conftest import make_pairs, small_config
 
@@ -167,7 +166,7 @@ def test_a_token_cache_gives_every_exam_as_many_tokens_as_it_has(tmp_path: Path)
 def test_fewer_processes_than_asked_for_is_an_error(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("embedprior.cache.processes._told_to_accelerate", lambda: 2)
+    monkeypatch.setattr("embedprior.runs.distributed._told_to_accelerate", lambda: 2)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert main(["--config", str(study / "prior.yaml")]) == 2
     error = capsys.readouterr().err

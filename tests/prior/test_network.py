@@ -105,9 +105,7 @@ def test_dropped_tokens_are_forgotten() -> None:
 
 
 def test_time_features_span_the_same_clock_for_any_number_of_timesteps() -> None:
-    torch.testing.assert_close(
-        time_features(torch.tensor([50]), 16, 100), time_features(torch.tensor([500]), 16, 1000)
-    )
+    torch.testing.assert_close(time_features(torch.tensor([50]), 16, 100), time_features(torch.tensor([500]), 16, 1000))
 
 
 @pytest.mark.parametrize("dim", [16, 17])

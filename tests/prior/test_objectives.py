@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from embedprior.errors import BadInput
+from embedprior.nn.standardise import Standardiser
 from embedprior.prior.config import ObjectiveConfig, PriorConfig, ProcessConfig
 from embedprior.prior.diffusion import add_noise, make_schedule, training_target
-from embedprior.prior.objectives import Noised, Objective, Rivals
-from embedprior.prior.scaling import Standardiser
-from embedprior.prior.training import train_prior
+from embedprior.prior.losses import Noised, Objective, Rivals
+from embedprior.prior.trainer import train_prior
 
 from .conftest import make_pairs, small_config
 
@@ -171,6 +171,7 @@ def test_a_term_on_x0hat_is_refused_where_x0hat_is_ill_conditioned() -> None:
 
 def test_teacher_figures_stand_beside_the_loss_where_labels_are_known(tmp_path: Path) -> None:
     """The mean of the head over samples, against an AUC by hand, Brier score by hand, and a slope that is not 1."""
+
     class Score(nn.Module):
         def forward(self, embedding: Tensor) -> Tensor:
             return embedding[:, 0] - 3.0

@@ -6,16 +6,19 @@ from scipy import stats
 from scipy.linalg import sqrtm
 
 from embedprior.errors import BadInput
-from embedprior.prior.distances import (
+from embedprior.prior.metrics import (
+    Matched,
     cosine,
     energy_distance,
     frechet,
+    hit_rate,
+    mean_by_patient,
     median_bandwidth,
     mmd,
     principal_axes,
+    quality,
     ranks,
 )
-from embedprior.prior.quality import Matched, hit_rate, mean_by_patient, quality
 
 
 def exactly(mean: np.ndarray, covariance: np.ndarray, count: int = 40, seed: int = 0) -> np.ndarray:
@@ -90,8 +93,7 @@ def test_energy_distance_in_one_dimension_is_scipys_without_the_self_pairs() -> 
 def test_two_samples_of_one_distribution_are_at_zero_on_average() -> None:
     rng = np.random.default_rng(3)
     found = [
-        [energy_distance(*pair), mmd(*pair, 1.5)]
-        for pair in (rng.standard_normal((2, 20, 3)) for _ in range(300))
+        [energy_distance(*pair), mmd(*pair, 1.5)] for pair in (rng.standard_normal((2, 20, 3)) for _ in range(300))
     ]
     for values in np.transpose(found):
         assert abs(values.mean()) < 3 * values.std() / np.sqrt(len(values))

@@ -14,13 +14,12 @@ from sklearn.linear_model import Ridge
 from embedprior.errors import BadInput
 from embedprior.prior.config import ObjectiveConfig, Prediction, PriorConfig, ProcessConfig
 from embedprior.prior.data import PairArrays
-from embedprior.prior.drawing import Given
-from embedprior.prior.learner import Learner
+from embedprior.prior.losses import Noised, Objective
 from embedprior.prior.model import Prior
-from embedprior.prior.objectives import Noised, Objective
 from embedprior.prior.regression import PENALTIES, Regression, coefficients, fit_regression, pooled
+from embedprior.prior.samplers import Given
 from embedprior.prior.setup import untrained
-from embedprior.prior.training import train_prior
+from embedprior.prior.trainer import Learner, train_prior
 
 from .conftest import make_pairs, small_config
 
@@ -73,9 +72,7 @@ def test_padding_does_not_change_what_the_regression_reads() -> None:
 
 
 @pytest.mark.parametrize("prediction", ["x0", "v", "epsilon"])
-def test_x0hat_is_the_regression_plus_what_the_network_makes_of_the_rest(
-    prediction: Prediction, pairs: Pairs
-) -> None:
+def test_x0hat_is_the_regression_plus_what_the_network_makes_of_the_rest(prediction: Prediction, pairs: Pairs) -> None:
     prior = with_weights(untrained(*pairs, around(prediction=prediction), None))
     plain = replace(prior, regressions={})
     tokens = pairs[1].tokens[:4]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from embedprior.prior.terms import aft, attention_blocks, class_prototypes, contrast, proto
+from embedprior.prior.losses import aft, attention_blocks, class_prototypes, contrast, proto
 
 torch.manual_seed(0)
 PREDICTED, TARGET = torch.randn(2, 5, 7, dtype=torch.float64)

@@ -15,10 +15,10 @@ from safetensors.numpy import load_file
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.prior.config import NetworkConfig, PriorConfig, ProcessConfig, TrainingConfig
 from embedprior.prior.data import PairArrays
+from embedprior.prior.diffusion import batch_at
+from embedprior.prior.metrics import measure_variance
 from embedprior.prior.model import Prior
-from embedprior.prior.noise import batch_at
-from embedprior.prior.training import train_prior
-from embedprior.prior.validation import measure_variance
+from embedprior.prior.trainer import train_prior
 
 from .conftest import make_pairs, small_config
 
@@ -272,9 +272,7 @@ def test_training_config_refuses_settings_that_would_do_nothing() -> None:
         TrainingConfig.model_validate({"learning_rate": 1e-3})
 
 
-def test_trackers_get_what_metrics_jsonl_gets(
-    pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trackers_get_what_metrics_jsonl_gets(pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[int, dict[str, float]]] = []
     told: dict[str, str] = {}
 
@@ -294,7 +292,7 @@ def test_trackers_get_what_metrics_jsonl_gets(
     monkeypatch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
     with pytest.raises(BadInput, match="tracker 'tensorboard' is not installed"):
         train(pairs, small_config(), tmp_path, trackers=["tensorboard"])
-    monkeypatch.setattr("embedprior.prior.training.require_tracker", lambda name: None)
+    monkeypatch.setattr("embedprior.prior.trainer.require_tracker", lambda name: None)
     train(pairs, small_config(), tmp_path, trackers=["tensorboard"])
     assert told["training.lr"] == "0.001"
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -363,7 +361,7 @@ def test_a_small_network_trains_on_one_thread_and_leaves_the_others_as_they_were
 
     torch.set_num_threads(2)
     try:
-        monkeypatch.setattr("embedprior.prior.training.measure_variance", spy)
+        monkeypatch.setattr("embedprior.prior.trainer.measure_variance", spy)
         train(pairs, small_config(steps=2), tmp_path)
         assert torch.get_num_threads() == 2
     finally:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from embedprior.prior.training import train_prior
+from embedprior.prior.trainer import train_prior
 
 from .conftest import every_term, first_logit, labelled_pairs
 
@@ -22,7 +22,7 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from conftest import every_term, first_logit, labelled_pairs
-from embedprior.prior.training import train_prior
+from embedprior.prior.trainer import train_prior
 train_prior(*labelled_pairs(), every_term(), Path({out!r}), teacher=first_logit, show_progress=False)
 import torch.distributed as dist
 assert dist.get_world_size() == 2

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from embedprior.errors import BadInput
 from embedprior.report.content import EmbeddingView
 from embedprior.report.embedding_map import embedding_figure, standardised, tsne
-from embedprior.report.figures import forest_figure, held_out, mean_roc, roc_figure, style_of
+from embedprior.report.figures import forest_figure, held_out, method_roc, roc_figure, style_of
 
 
 def folds(shift: float) -> pd.DataFrame:
@@ -32,7 +32,7 @@ def test_the_area_under_the_mean_curve_is_the_fold_stratified_auc() -> None:
     for _, part in rows.groupby("fold"):
         weights.append((part.label == 1).sum() * (part.label == 0).sum())
         aucs.append(roc_auc_score(part.label, part.score))
-    curve = mean_roc(rows)
+    curve = method_roc(rows)
     assert curve is not None
     assert area(curve) == pytest.approx(np.average(aucs, weights=weights), abs=1e-12)
     assert (np.diff(curve[0]) >= 0).all()
@@ -40,7 +40,7 @@ def test_the_area_under_the_mean_curve_is_the_fold_stratified_auc() -> None:
 
 
 def test_folds_on_different_scales_are_not_pooled() -> None:
-    together, apart = mean_roc(folds(shift=0.0)), mean_roc(folds(shift=50.0))
+    together, apart = method_roc(folds(shift=0.0)), method_roc(folds(shift=50.0))
     assert together is not None
     assert apart is not None
     assert area(apart) == pytest.approx(area(together), abs=1e-12)
@@ -49,12 +49,12 @@ def test_folds_on_different_scales_are_not_pooled() -> None:
 
 def test_a_fold_of_one_class_is_left_out_and_nothing_is_drawn_when_all_are() -> None:
     rows = folds(shift=0.0)
-    alone, single = mean_roc(rows[rows.fold == 0]), rows.assign(label=rows.label.where(rows.fold == 0, 1.0))
-    curve = mean_roc(single)
+    alone, single = method_roc(rows[rows.fold == 0]), rows.assign(label=rows.label.where(rows.fold == 0, 1.0))
+    curve = method_roc(single)
     assert alone is not None
     assert curve is not None
     assert area(curve) == pytest.approx(area(alone))
-    assert mean_roc(rows.assign(label=1.0)) is None
+    assert method_roc(rows.assign(label=1.0)) is None
 
 
 def test_curves_are_drawn_from_test_rows_only_and_per_patient_where_that_is_the_unit() -> None:

@@ -6,7 +6,7 @@ import pandas as pd
 from markdown_it import MarkdownIt
 
 from embedprior.report import Report, results_table, summary_markdown
-from embedprior.report.grid import MOST_ROWS, cell, grid
+from embedprior.report.formatting import MOST_ROWS, cell, grid
 
 
 def test_oracle_rows_are_a_table_of_their_own(evidence: dict) -> None:

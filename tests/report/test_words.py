@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from embedprior.report import words
+from embedprior.report import formatting as words
 
 
 @pytest.mark.parametrize(

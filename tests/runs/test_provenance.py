@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from embedprior.cache import build_cache, open_cache
-from embedprior.cache.listing import listing
-from embedprior.cache.trace import changed_sources, trace
+from embedprior.cache.provenance import changed_sources, listing, trace
 from embedprior.errors import BadInput
 from embedprior.runs import Run, artifact, read_json
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from embedprior.nn.config import FitConfig
 from embedprior.students.base import Cases, FitData, Stage
 from embedprior.students.registry import Budget
-from embedprior.teachers.config import FitConfig
-from embedprior.teachers.head import train_head
+from embedprior.teachers.teacher import train_head
 
 torch.set_num_threads(1)
 SMALL = FitConfig(hidden=16, steps=40, check_every=20, batch_size=32)

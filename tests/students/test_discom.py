@@ -7,7 +7,7 @@ from scipy.special import log_softmax
 from sklearn.metrics import log_loss
 
 from embedprior.students.base import FitData
-from embedprior.students.discom import DiscomKd, Disentangled, ReverseGradient
+from embedprior.students.feature_kd import DiscomKd, Disentangled, ReverseGradient
 from embedprior.students.network import StudentNetwork
 from embedprior.students.registry import Budget
 from embedprior.students.training import Rows

@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from embedprior.students.alignment import ClipAlignment
 from embedprior.students.base import FitData, Stage
 from embedprior.students.controls import probe
-from embedprior.students.features import AftKd, ContrastiveKd, FitNets, ProtoKd
+from embedprior.students.feature_kd import AftKd, ContrastiveKd, FitNets, ProtoKd
 from embedprior.students.network import StudentNetwork
 from embedprior.students.registry import Budget, build_method
+from embedprior.students.relational_kd import ClipAlignment
 from embedprior.students.student import StudentMethod
 from embedprior.students.training import Objective, Rows
 

@@ -40,8 +40,9 @@ def test_soft_label_loss_is_cross_entropy_with_the_teacher() -> None:
     z, t = leaf(4), RNG.normal(size=4)
     value = losses.soft_label_loss(z, T(t))
     p, q = expit(t), expit(z.detach().numpy())
-    assert value.item() == pytest.approx(np.mean([entropy([a, 1 - a]) + entropy([a, 1 - a], [b, 1 - b])
-                                                  for a, b in zip(p, q, strict=True)]))
+    assert value.item() == pytest.approx(
+        np.mean([entropy([a, 1 - a]) + entropy([a, 1 - a], [b, 1 - b]) for a, b in zip(p, q, strict=True)])
+    )
     np.testing.assert_allclose(slope(value, z), (q - p) / 4)
 
 

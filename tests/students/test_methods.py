@@ -15,13 +15,12 @@ from scipy.special import expit
 from scipy.stats import entropy
 from sklearn.metrics import roc_auc_score
 
+from embedprior.nn.config import FitConfig
 from embedprior.students.base import CannotFit, Cases, CtNotAvailable, FitData, Stage
 from embedprior.students.losses import hinton
 from embedprior.students.registry import Budget, build_method
-from embedprior.students.regression import RidgeHead
-from embedprior.students.regressors import summed
-from embedprior.teachers.config import FitConfig
-from embedprior.teachers.head import train_head
+from embedprior.students.regression_heads import RidgeHead, summed
+from embedprior.teachers.teacher import train_head
 
 FIT = FitConfig(hidden=32, steps=300)
 BUDGET = Budget(fit=FIT)

@@ -9,11 +9,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from embedprior.evidence import delong
+from embedprior.nn.config import FitConfig
 from embedprior.prior.config import PriorConfig
 from embedprior.students.base import FitData, Stage
 from embedprior.students.planted import Planted, PlantedConfig, planted
 from embedprior.students.registry import Budget, build_method
-from embedprior.teachers.config import FitConfig
 
 TRAINING = {
     "steps": 120, "lr": 3e-3, "ema": 0.98, "weight_decay": 1.0, "validate_every": 60, "validation_bins": 2,

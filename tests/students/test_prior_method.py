@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 from embedprior.prior.config import NetworkConfig, PriorConfig, ProcessConfig
 from embedprior.prior.data import PairArrays
-from embedprior.prior.drawing import Denoise, Given
 from embedprior.prior.model import Prior
+from embedprior.prior.samplers import Denoise, Given
 from embedprior.prior.setup import untrained
 from embedprior.students.base import Cases
 from embedprior.students.prior_method import PriorStudent

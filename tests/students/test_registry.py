@@ -14,11 +14,13 @@ import pytest
 from embedprior.errors import BadInput
 from embedprior.students.base import Cases, CtNotAvailable, FitData, Stage
 from embedprior.students.registry import DEGENERATE, METHODS, Budget, MethodInfo, build_method, methods
-from embedprior.students.saved import load_fitted, save_fitted
+from embedprior.students.storage import load_fitted, save_fitted
 
 PRIORS = [n for n, i in METHODS.items() if i.takes == "prior"]
 READS_UNLABELLED = [
-    n for n, i in METHODS.items() if i.uses_ct and i.role != "oracle" and n != "cxr-only-drr"  # it reads labels alone
+    n
+    for n, i in METHODS.items()
+    if i.uses_ct and i.role != "oracle" and n != "cxr-only-drr"  # it reads labels alone
 ]
 
 
@@ -181,7 +183,7 @@ def test_a_folder_never_names_code(tmp_path: Path) -> None:
 
 
 def test_methods_of_installed_packages_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = MethodInfo("mine", "s", "s", "embedprior.students.plain:CxrOnly")
+    own = MethodInfo("mine", "s", "s", "embedprior.students.logit_kd:CxrOnly")
     entry = metadata.EntryPoint("mine", "somewhere:INFO", "embedprior.methods")
     monkeypatch.setattr(metadata.EntryPoint, "load", lambda self: own)
     monkeypatch.setattr(metadata, "entry_points", lambda group: [entry])

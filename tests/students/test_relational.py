@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from embedprior.students.relational import distance_relations
+from embedprior.students.relational_kd import distance_relations
 
 
 def test_distance_relations_are_smooth_l1_of_distances_by_their_mean() -> None:

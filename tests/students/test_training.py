@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from embedprior.errors import BadInput
+from embedprior.nn.training import class_weights
 from embedprior.students.base import CannotFit, Cases, FitData, Stage
+from embedprior.students.logit_kd import LabelsOnly
 from embedprior.students.network import StudentNetwork
-from embedprior.students.plain import LabelsOnly
 from embedprior.students.registry import Augmentation, Budget, build_method
 from embedprior.students.training import (
     Material,
@@ -19,7 +20,6 @@ from embedprior.students.training import (
     material,
     train_student,
 )
-from embedprior.teachers.fitting import class_weights
 
 
 class Watch(Objective):
@@ -163,7 +163,7 @@ def test_flips_and_shifts_are_what_they_say() -> None:
 
 
 def test_a_radiograph_teacher_reads_the_picture_the_student_reads(small: FitData, budget: Budget, with_pixels) -> None:
-    from embedprior.students.distil import SameModality
+    from embedprior.students.logit_kd import SameModality
 
     teacher = StudentNetwork("pixels", 0, budget.fit)
     picture = torch.randint(0, 255, (4, 16, 16), dtype=torch.uint8)

@@ -6,11 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from embedprior.config import load_config
-from embedprior.evidence.rows import NOT_TESTABLE
+from embedprior.evidence.schema import NOT_TESTABLE
 from embedprior.students.base import CannotFit, Cases, FitData, Stage
 from embedprior.study.config import Design, Hypothesis, StudyConfig
-from embedprior.study.confounding import label_conflicts, method_notes, source_by_label, within_source
-from embedprior.study.controls import SourceOnly
+from embedprior.study.confounding import SourceOnly, label_conflicts, method_notes, source_by_label, within_source
 from embedprior.study.evidence import design_evidence, no_interval_reason
 from embedprior.study.hypotheses import hypothesis_table
 

@@ -14,10 +14,10 @@ from embedprior.errors import BadInput
 from embedprior.evidence.intervals import quantile
 from embedprior.evidence.power import Design as Power
 from embedprior.study.config import Assumed, Decision, Design, StudyConfig
-from embedprior.study.detectable import detectable_difference, held_out_counts
-from embedprior.study.graph import Outcome, _Clock
-from embedprior.study.sweep import variants
-from embedprior.study.units import RoundId, Unit
+from embedprior.study.executor import Outcome, _Clock
+from embedprior.study.plan import detectable_difference, held_out_counts
+from embedprior.study.prepare import variants
+from embedprior.study.runner import RoundId, Unit
 
 from .conftest import BASE, refusal
 

@@ -8,7 +8,7 @@ import pytest
 
 from embedprior.evidence import evaluate_predictions
 from embedprior.study.config import Decision
-from embedprior.study.repeats import repeated_evidence
+from embedprior.study.evidence import repeated_evidence
 
 METHODS = ("a", "b")
 

@@ -7,8 +7,7 @@ import pytest
 
 from embedprior.errors import BadInput
 from embedprior.students.base import CannotFit, Cases, CtNotAvailable, FitData, Fitted, Stage
-from embedprior.study.runner import NoScore, refuse_seen_patients, score_fit
-from embedprior.study.units import RoundId, Unit
+from embedprior.study.runner import NoScore, RoundId, Unit, refuse_seen_patients, score_fit
 
 
 def cases(prefix: str, count: int = 4) -> Cases:

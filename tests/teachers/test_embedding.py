@@ -8,11 +8,11 @@ import pytest
 from embedprior.cache import EmbeddingCache, open_cache, write_cache
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
+from embedprior.nn.config import FitConfig
 from embedprior.runs import hash_of
-from embedprior.teachers.config import FitConfig, SequenceConfig, TeacherConfig
-from embedprior.teachers.embedding import write_embeddings
+from embedprior.teachers.config import SequenceConfig, TeacherConfig
 from embedprior.teachers.teacher import Teacher
-from embedprior.teachers.training import CtCases, train_teacher
+from embedprior.teachers.train import CtCases, train_teacher, write_embeddings
 
 COUNT, WIDTH = 12, 3
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
-from embedprior.teachers.config import Balance, FitConfig
-from embedprior.teachers.fitting import class_weights, label_loss
-from embedprior.teachers.head import OneClass, TeacherHead, train_head
+from embedprior.nn.config import Balance, FitConfig
+from embedprior.nn.training import class_weights, label_loss
+from embedprior.teachers.teacher import OneClass, TeacherHead, train_head
 
 FIT = FitConfig(hidden=16, steps=200)
 

@@ -11,11 +11,11 @@ from pydantic import BaseModel
 
 from embedprior.config import config_folder, load_config
 from embedprior.errors import BadInput
-from embedprior.teachers.config import FitConfig, SequenceConfig, TeacherConfig, TrainTeacherConfig
-from embedprior.teachers.fitting import class_weights
-from embedprior.teachers.head import OneClass
-from embedprior.teachers.teacher import Teacher, load_head
-from embedprior.teachers.training import CtCases, logits_of, train_teacher
+from embedprior.nn.config import FitConfig
+from embedprior.nn.training import class_weights
+from embedprior.teachers.config import SequenceConfig, TeacherConfig, TrainTeacherConfig
+from embedprior.teachers.teacher import OneClass, Teacher, load_head
+from embedprior.teachers.train import CtCases, logits_of, train_teacher
 
 FIT = FitConfig(hidden=8, steps=60, batch_size=16, lr=1e-2, dropout=0.0, check_every=10)
 SMALL = SequenceConfig(hidden=8, dim=6, dropout=0.0)
@@ -54,9 +54,7 @@ def test_sequence_teacher_finds_one_token_among_many(trained: Teacher) -> None:
 
 def test_head_teacher_learns_from_embeddings() -> None:
     config = TeacherConfig(fit=FIT)
-    teacher, looks = train_teacher(
-        flat(token_cases(0)), flat(token_cases(1, prefix="v")), config, "lesion", "key"
-    )
+    teacher, looks = train_teacher(flat(token_cases(0)), flat(token_cases(1, prefix="v")), config, "lesion", "key")
     unseen = flat(token_cases(2, 90, "t"))
     assert ((logits_of(teacher, unseen) > 0) == unseen.label).mean() > 0.9
     assert [look["step"] for look in looks] == [10, 20, 30, 40, 50, 60]

@@ -18,7 +18,7 @@ import numpy as np
 from common.measuring import Table, wall_seconds
 
 from embedprior.cache import CacheWriter, open_cache, reader
-from embedprior.cache.check import inspect
+from embedprior.cache.verify import inspect
 from embedprior.cli import main as command
 from embedprior.encoders import registry
 from embedprior.encoders.base import EncoderSpec

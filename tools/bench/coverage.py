@@ -15,9 +15,8 @@ import numpy as np
 from scipy import stats
 
 from embedprior.evidence.delong import delong
+from embedprior.evidence.inference import holm, mean_over_seeds
 from embedprior.evidence.intervals import auc_interval, paired_test
-from embedprior.evidence.multiplicity import holm
-from embedprior.evidence.seeds import mean_over_seeds
 
 REPLICATES = 20_000
 

@@ -16,8 +16,6 @@ import torch
 from common.measuring import Table, cpu_seconds, extra_mib, ratio
 
 from embedprior.imaging.drr import Poses, chest_geometry, hu_to_mu, jittered
-from embedprior.imaging.drr import diffdrr_backend as diffdrr
-from embedprior.imaging.drr import nanodrr_backend as nanodrr
 from embedprior.imaging.drr.planesweep import render
 from embedprior.phantom import PhantomConfig, virtual_patient
 
@@ -37,6 +35,7 @@ def measure(table: Table, side: int, size: int, peers: dict[str, float | None], 
     mu = hu_to_mu(torch.from_numpy(patient.volume.astype(np.float32)))
     geometry = chest_geometry("PA", size)
     where = f"{side}^3 to {size}^2"
+
     def hold(name: str, value: float, unit: str, least: float | None = None, most: float | None = None) -> None:
         table.hold(name, value, unit, least, most, case=where)
 
@@ -60,13 +59,15 @@ def measure(table: Table, side: int, size: int, peers: dict[str, float | None], 
     turned = ratio(lambda: render(mu, patient.affine, geometry, poses), lambda: [one() for _ in single], 1)
     hold("  poses turned up to 10 degrees over straight ones", turned, "x", most=2.0)
     setups: dict[str, Callable[[], Callable[[], torch.Tensor]]] = {
-        "DiffDRR Siddon": lambda: diffdrr.prepare("siddon", mu, patient.affine, geometry),
-        "DiffDRR Siddon, patch_size=32": lambda: diffdrr.prepare("siddon", mu, patient.affine, geometry, patch_size=32),
-        "DiffDRR trilinear, 500 samples": lambda: diffdrr.prepare(
+        "DiffDRR Siddon": lambda: peers.prepare_diffdrr("siddon", mu, patient.affine, geometry),
+        "DiffDRR Siddon, patch_size=32": lambda: peers.prepare_diffdrr(
+            "siddon", mu, patient.affine, geometry, patch_size=32
+        ),
+        "DiffDRR trilinear, 500 samples": lambda: peers.prepare_diffdrr(
             "trilinear", mu, patient.affine, geometry, n_points=500
         ),
-        "nanodrr, 500 samples": lambda: nanodrr.prepare(mu, patient.affine, geometry),
-        "nanodrr, 250 samples, 4096 rays at once": lambda: nanodrr.prepare(
+        "nanodrr, 500 samples": lambda: peers.prepare_nanodrr(mu, patient.affine, geometry),
+        "nanodrr, 250 samples, 4096 rays at once": lambda: peers.prepare_nanodrr(
             mu, patient.affine, geometry, samples=250, rays_at_once=4096
         ),
     }

@@ -20,7 +20,7 @@ from common.measuring import Table, wall_seconds
 from PIL import Image
 
 from embedprior.cache.build import fill_cache
-from embedprior.cache.drift import drift
+from embedprior.cache.verify import drift
 from embedprior.encoders.vit import VitB16
 
 # multiply-adds of ViT-B/16 at 224 px times two: patch embedding, 12 × (qkv, attention, projection, MLP)

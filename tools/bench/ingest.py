@@ -19,14 +19,13 @@ import numpy as np
 import SimpleITK as sitk
 from common.measuring import Table, cpu_seconds, extra_mib, ratio
 
+from embedprior.imaging.audit import audit_hu
 from embedprior.imaging.dicom_header import DicomFiles, read_headers
 from embedprior.imaging.dicom_series import read_series
-from embedprior.imaging.hounsfield import audit_hu
 from embedprior.imaging.lungs import audit_lungs, find_lungs, lung_box
-from embedprior.imaging.orientation import canonical
-from embedprior.imaging.profiles import VolumeProfile, normalised, prepare
+from embedprior.imaging.preprocess import VolumeProfile, normalised, prepare
 from embedprior.imaging.resampling import covering_grid, grid_of, resample, resample_onto
-from embedprior.imaging.volume import Volume, read_volume, to_sitk
+from embedprior.imaging.volume import Volume, canonical, read_volume, to_sitk
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 MM = (1.0, 1.0, 1.0)
@@ -139,8 +138,7 @@ def warning_rates(table: Table) -> None:
     """Alarms on the half of the patients that set no bar, frontal, lateral and turned negative."""
     import pandas as pd
 
-    from embedprior.imaging.radiograph_quality import audit_pixels
-    from embedprior.imaging.radiographs import read_radiograph
+    from embedprior.imaging.radiographs import audit_pixels, read_radiograph
 
     data = SHARED / "covid_chestxray"
     exams = pd.read_csv(data / "metadata.csv")

@@ -23,11 +23,11 @@ import pandas as pd
 from scipy import stats
 
 from embedprior.evidence import delong
+from embedprior.nn.config import FitConfig
 from embedprior.prior.config import PriorConfig
 from embedprior.runs import artifact, artifacts_root, one_thread, read_json, seed_for, write_json
 from embedprior.students.planted import PlantedConfig, planted
 from embedprior.students.registry import Budget, build_method
-from embedprior.teachers.config import FitConfig
 
 CODE_TAG = "planted-1"
 REFERENCE = "cxr-only"

@@ -36,14 +36,14 @@ from embedprior.demo.config import DemoConfig
 from embedprior.demo.pipeline import Spine, build_spine
 from embedprior.demo.population import LABEL, default_workers
 from embedprior.evidence import evaluate_predictions
+from embedprior.nn.config import FitConfig
 from embedprior.prior.config import PriorConfig
 from embedprior.prior.data import PairArrays
 from embedprior.prior.model import Prior
-from embedprior.prior.training import train_prior
+from embedprior.prior.trainer import train_prior
 from embedprior.runs import one_thread, progress, seed_for
 from embedprior.tables import LABEL_PREFIX
-from embedprior.teachers.config import FitConfig
-from embedprior.teachers.head import TeacherHead, train_head
+from embedprior.teachers.teacher import TeacherHead, train_head
 
 ARMS = ("scratch", "pretrained", "DRR only", "ridge")
 SAMPLES, STEPS = 64, 16
@@ -108,23 +108,17 @@ def repetition(
     pool, test = sides_of(spine, "cxr", "val"), sides_of(spine, "cxr", "test")
     order = np.random.default_rng(seed).permutation(len(pool.label))
     train, val = pool.take(order[:count]), pool.take(order[count : count + count // 2])
-    head = train_head(
-        drr_train.pairs.target, drr_train.label, drr_val.pairs.target, drr_val.label, FitConfig(), seed
-    )
+    head = train_head(drr_train.pairs.target, drr_train.label, drr_val.pairs.target, drr_val.label, FitConfig(), seed)
     first, second = config.prior.pretrain, config.prior.finetune
     steps = first.training.steps, second.training.steps
     quiet = {"show_progress": False}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        begun = train_prior(
-            drr_train.pairs, drr_val.pairs, settings(first, seed, steps[0]), folder / "drr", **quiet
-        )
+        begun = train_prior(drr_train.pairs, drr_val.pairs, settings(first, seed, steps[0]), folder / "drr", **quiet)
         tuned = train_prior(
             train.pairs, val.pairs, settings(second, seed, steps[1]), folder / "tuned", folder / "drr", **quiet
         )
-        scratch = train_prior(
-            train.pairs, val.pairs, settings(first, seed, sum(steps)), folder / "scratch", **quiet
-        )
+        scratch = train_prior(train.pairs, val.pairs, settings(first, seed, sum(steps)), folder / "scratch", **quiet)
     mean, scale = train.pairs.condition.mean(0), train.pairs.condition.std(0) + 1e-6
     ridge = RidgeCV(np.logspace(0, 4, 9)).fit((train.pairs.condition - mean) / scale, train.pairs.target)
     guess = ridge.predict((test.pairs.condition - mean) / scale)

@@ -33,9 +33,9 @@ from sklearn.neural_network import MLPRegressor
 
 from embedprior.prior.config import NetworkConfig, PriorConfig, SamplerName, TrainingConfig
 from embedprior.prior.data import PairArrays
-from embedprior.prior.distances import energy_distance
+from embedprior.prior.metrics import energy_distance
 from embedprior.prior.model import Prior
-from embedprior.prior.training import train_prior
+from embedprior.prior.trainer import train_prior
 
 DIM, SIDE, SHIFT = 4, 3.0, 2.0
 SAMPLERS: tuple[SamplerName, ...] = ("analytic", "analytic_diag", "ddpm_small", "ddpm_big", "ddim", "dpm_solver")

@@ -31,10 +31,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from embedprior.prior.config import NetworkConfig, PriorConfig, TrainingConfig
 from embedprior.prior.data import PairArrays
-from embedprior.prior.learner import Learner
 from embedprior.prior.model import Prior
 from embedprior.prior.setup import ema_update, untrained
-from embedprior.prior.training import train_prior
+from embedprior.prior.trainer import Learner, train_prior
 
 ROOT = Path(__file__).parents[2]
 # Of the peer's requirements only what its import needs and this environment lacks; it asks for no version.

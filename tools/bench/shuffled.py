@@ -22,8 +22,7 @@ from embedprior.demo.config import DemoConfig
 from embedprior.demo.pipeline import build_spine, study_of
 from embedprior.demo.population import default_workers
 from embedprior.runs import artifacts_root, one_thread, progress, seed_for
-from embedprior.study.runner import Bench, method_of
-from embedprior.study.units import units_of
+from embedprior.study.runner import Bench, method_of, units_of
 
 
 def main() -> int:

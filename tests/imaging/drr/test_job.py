@@ -12,10 +12,10 @@ import SimpleITK as sitk
 from PIL import Image
 
 from embedprior.imaging.drr import Poses, chest_geometry, get_renderer, hu_to_mu
-from embedprior.imaging.drr.job import CODE_TAG, continued, isocentre, poses_of, project, render_exam
-from embedprior.imaging.drr.settings import DrrConfig
-from embedprior.imaging.drr.sources import CtExam, Scanned, scan
-from embedprior.imaging.reading import write_npz
+from embedprior.imaging.drr.config import DrrConfig
+from embedprior.imaging.drr.dataset import CtExam, Scanned, scan
+from embedprior.imaging.drr.render import CODE_TAG, continued, isocentre, poses_of, project, render_exam
+from embedprior.imaging.readers import write_npz
 from embedprior.imaging.volume import Volume, from_sitk, read_volume, to_sitk
 from embedprior.phantom import PhantomConfig, virtual_patient
 from embedprior.runs import read_json
@@ -116,9 +116,7 @@ def test_oblique_scan_gives_the_image_of_the_straight_one() -> None:
         (middle - direction @ ((size - 1) / 2 * spacing)).tolist(), spacing.tolist(), direction.ravel().tolist(), -1000,
     )  # fmt: skip
     config = DrrConfig(size=48, poses=2)
-    plain, other = (
-        project(v, config, poses_of(config, "x"), middle).numpy() for v in (volume, from_sitk(oblique))
-    )
+    plain, other = (project(v, config, poses_of(config, "x"), middle).numpy() for v in (volume, from_sitk(oblique)))
     assert np.corrcoef(plain.ravel(), other.ravel())[0, 1] > 0.999
     assert np.corrcoef(plain[..., ::-1].ravel(), other.ravel())[0, 1] < 0.98
 
@@ -174,7 +172,7 @@ def test_every_setting_changes_the_images_or_what_is_read(
         asked.append(series)
         return read_volume(path)
 
-    monkeypatch.setattr("embedprior.imaging.drr.job.read_volume", reading)
+    monkeypatch.setattr("embedprior.imaging.drr.render.read_volume", reading)
     plain = DrrConfig(size=24, poses=2)
     other = DrrConfig.model_validate(plain.model_dump() | {name: OTHER[name]})
     one, two = (render_exam(item, c, tmp_path / "artifacts").folder for c in (plain, other))

@@ -13,8 +13,7 @@ from PIL import Image
 
 from embedprior.errors import BadInput
 from embedprior.imaging.drr import Appearance
-from embedprior.imaging.drr.appearance import tone_curve
-from embedprior.imaging.drr.matching import fit_tone, read_references, reference_files
+from embedprior.imaging.drr.display import fit_tone, read_references, reference_files, tone_curve
 
 from ..conftest import slice_dataset
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from embedprior.imaging.drr import Poses, chest_geometry, get_renderer, hu_to_mu
-from embedprior.imaging.drr.sources import find_ct, scan
-from embedprior.imaging.orientation import canonical
+from embedprior.imaging.drr.dataset import find_ct, scan
 from embedprior.imaging.resampling import resample
-from embedprior.imaging.volume import Volume, read_volume
+from embedprior.imaging.volume import Volume, canonical, read_volume
 
 STRAIGHT_AND_JITTERED = Poses(
     torch.tensor([[0, 0, 0], [10, -4, 7], [-6, 10, -10], [3, -9, 5]], dtype=torch.float64),
@@ -74,7 +73,7 @@ def test_real_chest_is_upright_with_the_heart_to_the_viewers_right(chest: Volume
 
 
 def test_dicom_zip_and_nifti_of_one_scan_give_the_same_radiograph(chest: Volume, shared_data: Path) -> None:
-    from embedprior.imaging.drr.job import isocentre
+    from embedprior.imaging.drr.render import isocentre
 
     stored = read_volume(shared_data / "ct" / "LIDC-IDRI-0001_dicom.zip")[0]
     coarse = resample(canonical(stored), (4.0, 4.0, 4.0))

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from embedprior.errors import BadInput
-from embedprior.imaging.drr.sources import CtExam, ct_of_table, find_ct, scan
-from embedprior.imaging.reading import write_npz
+from embedprior.imaging.drr.dataset import CtExam, ct_of_table, find_ct, scan
+from embedprior.imaging.readers import write_npz
 from embedprior.imaging.volume import Volume
 
 

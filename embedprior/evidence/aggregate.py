@@ -1,0 +1,267 @@
+"""Evidence over more than one table of cases: Monte-Carlo resamples, subgroups, several labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from embedprior.evidence.delong import Delong, Floats, influence, renumber
+from embedprior.evidence.errors import EvidenceError, nearest
+from embedprior.evidence.inference import nadeau_bengio, rank_stability
+from embedprior.evidence.intervals import Test
+from embedprior.evidence.panel import Settings, point_metrics
+from embedprior.evidence.predictions import Block, PatientLabel, Unit, blocks_of, select_split
+from embedprior.evidence.schema import Joint, Rules, comparison, joint_aucs, method_row, value
+
+NO_RATIO = "training-set size unknown: give train_size (cases) for the Nadeau-Bengio correction"
+TEST = "Nadeau-Bengio corrected resampled t"
+
+
+def training_size(frame: pd.DataFrame, given: float | None, unit: str) -> float | None:
+    """Return the mean number of training cases: as given, else counted from rows with split ``train``."""
+    if given is not None:
+        return given
+    rows = select_split(frame, "train")
+    if rows.empty:
+        return None
+    column = "patient_id" if unit == "patient" else "exam_id"
+    by = [c for c in ("resample", "fold") if c in rows.columns]
+    return float(rows.groupby(by)[column].nunique().mean()) if by else float(rows[column].nunique())
+
+
+def resample_rows(
+    blocks: Sequence[Block],
+    joints: Sequence[Joint],
+    methods: Sequence[str],
+    oracles: Sequence[str],
+    rules: Rules,
+    settings: Settings,
+) -> list[dict[str, Any]]:
+    """Return one row per resample and method: AUC with its own interval, counts and the other metrics' values."""
+    rows = []
+    for block, joint in zip(blocks, joints, strict=True):
+        for m in methods:
+            row = method_row(block, joint, m, m in oracles, rules)
+            rows.append({"resample": block.resample, **row, "metrics": point_metrics(block, m, settings)})
+    return rows
+
+
+def mean_rows(
+    rows: Sequence[dict[str, Any]], methods: Sequence[str], train_size: float | None, rules: Rules
+) -> list[dict[str, Any]]:
+    """Return one row per method: the mean AUC over the resamples that define it, with its corrected interval."""
+    found = []
+    for m in methods:
+        mine = [r for r in rows if r["method"] == m]
+        aucs = _column(mine, "auc")
+        test = _corrected(aucs, mine, train_size, rules, zero_is_equal=False)
+        lost = f"AUC undefined in {np.isnan(aucs).sum()} of {aucs.size} resamples" if np.isnan(aucs).any() else None
+        reasons = [r for r in (lost, test.reason) if r]
+        found.append(
+            {
+                "method": m,
+                "label_name": mine[0]["label_name"],
+                "oracle": mine[0]["oracle"],
+                "auc": value(test.delta),
+                "se": value(test.se),
+                "ci_low": None if np.isnan(test.low) else max(0.0, test.low),
+                "ci_high": None if np.isnan(test.high) else min(1.0, test.high),
+                "ci_method": "Nadeau-Bengio t over resamples" if not np.isnan(test.low) else None,
+                "df": value(test.df),
+                **{k: float(np.mean([r[k] for r in mine])) for k in ("n_pos", "n_neg", "n_cases", "n_patients")},
+                "n_folds": mine[0]["n_folds"],
+                "n_seeds": mine[0]["n_seeds"],
+                "n_resamples": len(mine),
+                "n_resamples_defined": int((~np.isnan(aucs)).sum()),
+                "auc_per_seed": None,
+                "against_half": {"z": None, "p": None, "reason": "see the interval over resamples"},
+                "reason": "; ".join(reasons) or None,
+                "metrics": {name: _spread(_column([r["metrics"] for r in mine], name)) for name in mine[0]["metrics"]},
+                "operating_point": None,
+                "reliability": None,
+                "decision_curve": None,
+            }
+        )
+    return found
+
+
+def resampled_comparison(
+    rows: Sequence[dict[str, Any]], a: str, b: str, train_size: float | None, rules: Rules, family_size: int
+) -> dict[str, Any]:
+    """Return AUC a - AUC b over resamples, each resample being one paired difference."""
+    first, second = ([r for r in rows if r["method"] == m] for m in (a, b))
+    differences = _column(first, "auc") - _column(second, "auc")
+    test = _corrected(differences, first, train_size, rules, zero_is_equal=True)
+    row = comparison(a, b, first[0]["label_name"], test, TEST, rules, family_size, np.nan)
+    row["per_resample"] = [value(d) for d in differences]
+    row["n_resamples_defined"] = int((~np.isnan(differences)).sum())
+    return row
+
+
+def ranks(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str, Any]:
+    """Return the rank stability of the methods given (leave oracles out)."""
+    values = np.stack([_column([r for r in rows if r["method"] == m], "auc") for m in methods], axis=1)
+    return {"label_name": rows[0]["label_name"], **rank_stability(values, methods)}
+
+
+def _corrected(
+    values: Floats, rows: Sequence[dict[str, Any]], train_size: float | None, rules: Rules, *, zero_is_equal: bool
+) -> Test:
+    defined = values[~np.isnan(values)]
+    if train_size is None:
+        mean = float(defined.mean()) if defined.size else np.nan
+        return Test(mean, np.nan, np.nan, np.nan, np.nan, np.nan, np.nan, NO_RATIO)
+    ratio = float(np.mean([r["n_cases"] for r in rows])) / train_size
+    return nadeau_bengio(defined, ratio, alpha=rules.alpha, zero_is_equal=zero_is_equal)
+
+
+def _column(rows: Sequence[dict[str, Any]], name: str) -> Floats:
+    return np.array([np.nan if r[name] is None else r[name] for r in rows], dtype=np.float64)
+
+
+def _spread(values: Floats) -> dict[str, Any]:
+    defined = values[~np.isnan(values)]
+    n = int(defined.size)
+    low, high = np.quantile(defined, [0.025, 0.975]) if n > 1 else (np.nan, np.nan)
+    return {
+        "value": value(float(defined.mean())) if n else None,
+        "se": None,
+        "ci_low": None,
+        "ci_high": None,
+        "ci_method": None,
+        "sd": value(float(defined.std(ddof=1))) if n > 1 else None,
+        "quantile_low": value(float(low)),
+        "quantile_high": value(float(high)),
+        "n_resamples_defined": n,
+        "reason": "spread over resamples that share patients: no interval" if n else "undefined in every resample",
+    }
+
+
+AGE_EDGES = (40, 60, 80)
+
+
+def subgroup_values(column: pd.Series, name: str) -> pd.Series:
+    """Return the subgroup of each row as text; ages become bands, missing values ``unknown``."""
+    if name == "age" and column.dtype.kind in "if":
+        labels = [f"<{AGE_EDGES[0]}"]
+        labels += [f"{a}-{b - 1}" for a, b in pairwise(AGE_EDGES)]
+        labels += [f">={AGE_EDGES[-1]}"]
+        edges = [-np.inf, *AGE_EDGES, np.inf]
+        column = pd.Series(pd.cut(column, edges, right=False, labels=labels), index=column.index)
+    return column.astype("object").where(column.notna(), "unknown").astype(str)
+
+
+def subgroup_rows(
+    test_rows: pd.DataFrame,
+    columns: Sequence[str],
+    unit: Unit,
+    patient_label: PatientLabel | None,
+    oracles: Sequence[str],
+    rules: Rules,
+) -> list[dict[str, Any]]:
+    """Return AUC rows per subgroup. Exams are selected first, then averaged per patient: a patient with AP and PA
+    exams counts in both. No tests: subgroups are described, not compared.
+
+    Raises:
+        EvidenceError: a column is not in the table.
+    """
+    found = []
+    for name in columns:
+        if name not in test_rows.columns:
+            given = ", ".join(map(str, test_rows.columns))
+            hint = nearest(name, map(str, test_rows.columns))
+            raise EvidenceError(f"subgroup column {name!r} is not in the table; columns: {given}.{hint}")
+        of_row = subgroup_values(test_rows[name], name)
+        for subgroup in sorted(of_row.unique()):
+            for block in blocks_of(test_rows[of_row == subgroup], unit, patient_label):
+                joint = joint_aucs(block, clustered=unit == "exam" and block.repeats_patients)
+                found += [
+                    {
+                        "column": name,
+                        "subgroup": subgroup,
+                        "resample": block.resample,
+                        **method_row(block, joint, m, m in oracles, rules),
+                    }
+                    for m in block.methods
+                ]
+    return found
+
+
+MICRO_WARNING = (
+    "micro-averaged AUC ranks one label's positives against another label's negatives: it rewards telling common "
+    "findings from rare ones. Its variance is clustered by patient; read the macro mean first."
+)
+
+
+def macro(blocks: Sequence[Block], joints: Sequence[Joint]) -> tuple[Block, Joint]:
+    """Average the AUC over labels, with the covariance between labels of the same patients.
+
+    DeLong's form needs one set of positives, which labels do not share; across labels the covariance is the sum
+    over patients of products of influence values, each label scaled to its own (clustered) DeLong variance.
+    """
+    first = blocks[0]
+    n_cells = joints[0].result.auc.size
+    patients, _ = renumber(np.concatenate([b.patients for b in blocks]))
+    summed = np.zeros((n_cells, patients.size))
+    for block, joint in zip(blocks, joints, strict=True):
+        if joint.result.reason is None:
+            summed += _scaled_influence(block, joint.result, patients) / len(blocks)
+    reasons = [
+        f"label {b.label_name!r}: {j.result.reason}" for b, j in zip(blocks, joints, strict=True) if j.result.reason
+    ]
+    covariance = summed @ summed.T if not reasons else np.full((n_cells, n_cells), np.nan)
+    result = Delong(
+        auc=np.mean([j.result.auc for j in joints], axis=0),
+        covariance=covariance,
+        positive_part=np.full_like(covariance, np.nan),
+        negative_part=np.full_like(covariance, np.nan),
+        n_pos=sum(j.result.n_pos for j in joints),
+        n_neg=sum(j.result.n_neg for j in joints),
+        n_clusters=patients.size,
+        independent_pairs=min(j.result.independent_pairs for j in joints),
+        reason="; ".join(reasons) or None,
+    )
+    pooled = replace(first, label_name="macro", patients=patients, n_unknown=sum(b.n_unknown for b in blocks))
+    return pooled, replace(
+        joints[0], result=result, test=f"influence over patients, macro mean of {len(blocks)} labels"
+    )
+
+
+def micro_pool(blocks: Sequence[Block]) -> tuple[Block, Joint]:
+    """Pool all (case, label) pairs into one AUC, clustered by patient."""
+    first = blocks[0]
+    folds = None
+    if any(b.folds is not None for b in blocks):
+        names = [
+            np.array(b.fold_names)[np.zeros(b.labels.size, dtype=np.int64) if b.folds is None else b.folds]
+            for b in blocks
+        ]
+        folds = np.unique(np.concatenate(names), return_inverse=True)[1].astype(np.int64)
+    pooled = replace(
+        first,
+        label_name="micro",
+        case_ids=np.concatenate([b.case_ids for b in blocks]),
+        patients=np.concatenate([b.patients for b in blocks]),
+        labels=np.concatenate([b.labels for b in blocks]),
+        folds=folds,
+        scores={m: np.concatenate([b.scores[m] for b in blocks], axis=1) for m in first.methods},
+        n_unknown=sum(b.n_unknown for b in blocks),
+    )
+    return pooled, joint_aucs(pooled, clustered=True)
+
+
+def _scaled_influence(block: Block, result: Delong, patients: np.ndarray) -> Floats:
+    scores = np.concatenate([block.scores[m] for m in block.methods])
+    psi = influence(block.labels, scores, block.folds)
+    at = np.searchsorted(patients, block.patients)
+    per_patient = np.stack([np.bincount(at, weights=row, minlength=patients.size) for row in psi])
+    raw = (per_patient**2).sum(axis=1)
+    wanted = np.clip(np.diag(result.covariance), 0, None)
+    scale = np.sqrt(np.divide(wanted, raw, out=np.zeros_like(raw), where=raw > 0))
+    scaled: Floats = per_patient * scale[:, None]
+    return scaled

@@ -1,0 +1,1 @@
+"""Small networks on embeddings, shared by teachers, students and the prior."""

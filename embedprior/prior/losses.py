@@ -1,0 +1,249 @@
+"""Losses of the prior: squared error of x0, and feature losses on the predicted CT embedding. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from embedprior.errors import BadInput
+from embedprior.nn.standardise import Standardiser
+from embedprior.prior.config import ObjectiveConfig, ProcessConfig
+from embedprior.prior.diffusion import Schedule, loss_weight, to_x0, training_target
+
+
+def attention_blocks(embedding: Tensor, groups: int) -> Tensor:
+    """Return (B, G, ceil(D/G)): the embedding cut into G blocks, each weighted by its share of the energy.
+
+    A reconstruction of the "attentional and feature blocks" of AFT-KD (Yang et al. 2023, Sci Rep 13:18369), whose
+    equations are not public: attention = normalise(sum over channels of |F|²), block = attention · F. An embedding
+    has no positions, so runs of dimensions take their place (zeros fill the last). The published weighting of
+    several network stages by their loss rates is void for the one stage there is here.
+    """
+    width = -(-embedding.shape[1] // groups)
+    blocks: Tensor = F.pad(embedding, (0, groups * width - embedding.shape[1])).unflatten(1, (groups, width))
+    attention: Tensor = F.normalize(blocks.square().sum(dim=2), dim=1)
+    return attention[..., None] * blocks
+
+
+def aft(predicted: Tensor, target: Tensor, groups: int) -> Tensor:
+    """Return (B,): squared distance of the attention blocks, averaged over the D dimensions."""
+    distance = attention_blocks(predicted, groups) - attention_blocks(target, groups)
+    return distance.square().sum(dim=(1, 2)) / target.shape[1]
+
+
+def class_prototypes(target: Tensor, labels: Tensor) -> Tensor:
+    """Return (2, D): the mean embedding of the cases labelled 0 and of those labelled 1; NaN for a class without."""
+    return torch.stack([target[labels == value].mean(dim=0) for value in (0, 1)])
+
+
+def proto(predicted: Tensor, target: Tensor, prototypes: Tensor) -> Tensor:
+    """Return (B,): squared difference of the cosines to the class prototypes, averaged over classes.
+
+    ProtoKD (Wang et al. 2023, ICASSP) with M_k = cos(f, c_k). Student and teacher features live in one space here,
+    so both are compared with the prototypes of the training fold's true CT embeddings, not with a batch's.
+    """
+    maps = [F.normalize(f, dim=1) @ F.normalize(prototypes, dim=1).T for f in (predicted, target)]
+    return (maps[0] - maps[1]).square().mean(dim=1)
+
+
+def contrast(predicted: Tensor, target: Tensor, rivals: Tensor, is_rival: Tensor, margin: float) -> Tensor:
+    """Return (B,): d² to the own CT, plus the mean over other patients' CTs of max(0, margin - d)².
+
+    Chopra et al. 2005 with d = ||f - g|| of l2-normalised embeddings. A rival may have the same label.
+
+    Args:
+        predicted, target: (B, D).
+        rivals: (R, D) CT embeddings to keep away from.
+        is_rival: (B, R) False where the rival is of the same patient; a case without rivals keeps its first part.
+        margin: where repulsion ends; two unit vectors are at most 2 apart.
+    """
+    own = F.normalize(predicted, dim=1)
+    attract = (own - F.normalize(target, dim=1)).square().sum(dim=1)
+    # d² = 2 - 2cos; the floor keeps the root's gradient finite where both coincide.
+    distance = (2.0 - 2.0 * own @ F.normalize(rivals, dim=1).T).clamp(min=1e-12).sqrt()
+    repel = (margin - distance).clamp(min=0.0).square() * is_rival
+    return attract + repel.sum(dim=1) / is_rival.sum(dim=1).clamp(min=1)
+
+
+Head = Callable[[Tensor], Tensor]
+"""(B, D) CT embeddings in their own scale ↦ (B,) logits, differentiable."""
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """CT embeddings that a prediction is contrasted with: those of the whole batch, over all processes.
+
+    Attributes:
+        target: (R, D) standardised.
+        patient: (R,) patient numbers.
+    """
+
+    target: Tensor
+    patient: Tensor
+
+
+@dataclass(frozen=True)
+class Noised:
+    """One noised batch, standardised units.
+
+    Attributes:
+        x0, noise, x: (B, D) clean target, the noise, and x_n.
+        n: (B,) timesteps.
+        labels: (B,) 1 / 0 / NaN.
+        patient: (B,) patient numbers; None when nothing is contrasted.
+        rivals: what the contrastive term keeps away from; None when nothing is contrasted.
+        centre: (B, D) what the process's regression predicts; ``x0`` and ``x`` are given less their share of it, as the
+            network sees them. None when there is none.
+    """
+
+    x0: Tensor
+    noise: Tensor
+    x: Tensor
+    n: Tensor
+    labels: Tensor
+    patient: Tensor | None = None
+    rivals: Rivals | None = None
+    centre: Tensor | None = None
+
+
+class Objective:
+    """Turns a network output into named losses whose sum is minimised.
+
+    Args:
+        config, process: loss weights, and what the network predicts.
+        schedule: the process.
+        scaler: of the target, so that the head reads embeddings in their own scale.
+        teacher: frozen CT classifier; needed by the BCE term alone.
+        target, labels: standardised training targets (N, D) and their labels (N,) 1 / 0 / NaN.
+
+    Raises:
+        BadInput: a term without what it needs (a teacher that reads this embedding, labels), or more blocks than
+            dimensions.
+    """
+
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        process: ProcessConfig,
+        schedule: Schedule,
+        scaler: Standardiser,
+        teacher: Head | None,
+        target: Tensor,
+        labels: Tensor,
+    ) -> None:
+        device = target.device
+        self._config, self._process, self._schedule = config, process, schedule
+        self._mean = torch.from_numpy(scaler.mean).float().to(device)
+        self._scale = torch.from_numpy(scaler.scale).float().to(device)
+        self._teacher = None if teacher is None else frozen(teacher, device)
+        self._known = float(labels.isfinite().double().mean())
+        self._class_weight = _class_weights(labels) if config.bce_balanced else torch.ones(2, device=device)
+        self._prototypes = class_prototypes(target, labels)
+        self._check(target)
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether there is a head to look through."""
+        return self._teacher is not None
+
+    def losses(self, output: Tensor, batch: Noised) -> dict[str, Tensor]:
+        """Return the weighted losses by name: ``l2``, and each further term whose weight is above 0."""
+        config, prediction = self._config, self._process.prediction
+        target = training_target(self._schedule, prediction, batch.x0, batch.noise, batch.n)
+        weight = loss_weight(self._schedule, prediction, config.min_snr_gamma, batch.n)
+        named = {"l2": config.l2 * (weight * (output - target).square().mean(dim=1)).mean()}
+        if not config.bends:
+            return named
+        predicted = self.x0hat(output, batch)
+        if batch.centre is not None:
+            batch = replace(batch, x0=batch.x0 + batch.centre)
+        if config.bce > 0:
+            named["bce"] = config.bce * self._bce(predicted, batch)
+        if config.aft > 0:
+            named["aft"] = config.aft * aft(predicted, batch.x0, config.aft_groups).mean()
+        if config.proto > 0:
+            named["proto"] = config.proto * proto(predicted, batch.x0, self._prototypes.to(predicted.dtype)).mean()
+        if config.contrastive > 0:
+            assert batch.rivals is not None
+            assert batch.patient is not None
+            apart = batch.patient[:, None] != batch.rivals.patient
+            each = contrast(predicted, batch.x0, batch.rivals.target, apart, config.contrastive_margin)
+            named["contrastive"] = config.contrastive * each.mean()
+        return named
+
+    def squared_error(self, output: Tensor, batch: Noised) -> Tensor:
+        """Return (B, D) squared error of x0, standardised units, whatever the network predicts."""
+        centre = 0.0 if batch.centre is None else batch.centre
+        return (self.x0hat(output, batch) - (batch.x0 + centre)).square()
+
+    def x0hat(self, output: Tensor, batch: Noised) -> Tensor:
+        """Return the clean embedding (B, D), standardised, that a network output implies."""
+        found = to_x0(self._schedule, self._process.prediction, output, batch.x, batch.n)
+        return found if batch.centre is None else found + batch.centre
+
+    def teacher_logits(self, embedding: Tensor) -> Tensor:
+        """Return the teacher's (B,) logits of standardised CT embeddings (B, D), read in their own scale."""
+        assert self._teacher is not None
+        return self._teacher(embedding * self._scale + self._mean).reshape(len(embedding))
+
+    def _bce(self, predicted: Tensor, batch: Noised) -> Tensor:
+        """Mean cross-entropy of the head on x0hat; PE paper, eq. for L_total, with the gradient its code lacks."""
+        logits = self.teacher_logits(predicted)
+        if self._config.bce_target == "teacher":
+            with torch.no_grad():
+                soft = self.teacher_logits(batch.x0).sigmoid()
+            return F.binary_cross_entropy_with_logits(logits, soft)
+        known = batch.labels.isfinite()
+        each = F.binary_cross_entropy_with_logits(logits, batch.labels.nan_to_num(0.0), reduction="none")
+        # Divided by the share known in the whole fold, not in this slice: the processes' gradients then average right.
+        weight = self._class_weight[batch.labels.nan_to_num(0.0).long()]
+        return (each * known * weight).mean() / self._known
+
+    def _check(self, target: Tensor) -> None:
+        config, dim = self._config, target.shape[1]
+        if config.bce > 0 and self._teacher is None:
+            raise BadInput(
+                f"objective.bce is {config.bce}, but no teacher was given. Next: give the folder of a trained teacher "
+                "(--teacher DIR; made by embedprior train teacher), or set objective.bce to 0"
+            )
+        if config.bce > 0 and config.bce_target == "labels" and self._known == 0.0:
+            raise BadInput("objective.bce_target is 'labels', but no pair has a known label. Allowed: 'teacher'.")
+        if config.aft > 0 and config.aft_groups > dim:
+            raise BadInput(f"objective.aft_groups {config.aft_groups}. Allowed: 1 to {dim}, the target's dimensions.")
+        if config.proto > 0 and not bool(self._prototypes.isfinite().all()):
+            raise BadInput(
+                "objective.proto needs a labelled training pair of each class. Next: give labels "
+                "(--exams exams.csv --label NAME), or set objective.proto to 0"
+            )
+        if self._teacher is not None:
+            try:
+                self.teacher_logits(target[:1])
+            except RuntimeError as error:
+                raise BadInput(
+                    f"the teacher can't read CT embeddings of {dim} dimensions ({str(error).splitlines()[0]}). "
+                    "Next: train it on the same CT embeddings"
+                ) from error
+
+
+def _class_weights(labels: Tensor) -> Tensor:
+    """n / (2 · n_class) of class 0 and 1; n counts the labelled. Their mean over the labelled is 1."""
+    counts = torch.stack([(labels == value).sum() for value in (0, 1)])
+    return counts.sum() / (2 * counts.clamp(min=1))
+
+
+def frozen(teacher: Head, device: torch.device) -> Head:
+    """Return the teacher with its weights frozen, in evaluation mode and on the device."""
+    module = module_of(teacher)
+    if module is not None:
+        module.requires_grad_(False).eval().to(device)
+    return teacher
+
+
+def module_of(teacher: Head) -> nn.Module | None:
+    """Return the network behind a teacher (itself, or what it holds as ``network``), or None."""
+    inner = teacher if isinstance(teacher, nn.Module) else getattr(teacher, "network", None)
+    return inner if isinstance(inner, nn.Module) else None

@@ -1,0 +1,323 @@
+"""Training a prior from embeddings in memory, on one process or many, with the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from embedprior.errors import BadInput
+from embedprior.prior.checkpoint import Progress, State, clone, drop_later_metrics, load_state, save_state
+from embedprior.prior.config import PriorConfig, Tracker
+from embedprior.prior.data import PairArrays
+from embedprior.prior.diffusion import TRAINING, KeyedNoise, add_noise, batch_at, training_draws
+from embedprior.prior.losses import Head, Noised, Objective, Rivals
+from embedprior.prior.metrics import Validator, measure_variance
+from embedprior.prior.model import Prior
+from embedprior.prior.network import PriorNetwork
+from embedprior.prior.setup import (
+    PairTensors,
+    check_pairs,
+    ema_update,
+    fingerprint,
+    parameter_groups,
+    refuse_nan,
+    require_tracker,
+    to_tensors,
+    untrained,
+)
+from embedprior.runs import MetricsLog, one_thread
+from embedprior.runs import progress as progress_bar
+
+
+class Learner:
+    """What changes while a prior is trained.
+
+    Args:
+        prior: as training begins.
+        train: pairs to learn from.
+        accelerator: decides device and processes.
+        teacher: frozen head, or None.
+        found: a stopped training to go on with.
+
+    Attributes:
+        network: the weights being learned.
+        average: torch's ``AveragedModel`` of them (EMA); what is validated, kept and sampled.
+        optimiser: AdamW.
+        objective: the named losses.
+        data: the whole training set on the device.
+    """
+
+    def __init__(
+        self, prior: Prior, train: PairArrays, accelerator: Accelerator, teacher: Head | None, found: State | None
+    ) -> None:
+        self._process, self._settings = prior.config.process, prior.config.training
+        self._accelerator, self._schedule = accelerator, prior.schedule
+        self.data: PairTensors = to_tensors(train, prior, accelerator.device)
+        self.objective = Objective(
+            prior.config.objective, self._process, self._schedule, prior.target_scaler, teacher,
+            self.data.target, self.data.labels,
+        )  # fmt: skip
+        self.network = prior.network.to(accelerator.device).train()
+        self.average = AveragedModel(self.network, multi_avg_fn=ema_update(self._settings.ema))
+        self.optimiser = torch.optim.AdamW(
+            parameter_groups(self.network, self._settings.weight_decay),
+            lr=self._settings.lr,
+            betas=self._settings.betas,
+            fused=True,
+        )
+        if found is not None:
+            self.network.load_state_dict(found.weights["network"])
+            self.average.load_state_dict(found.weights["ema"])
+            self.optimiser.load_state_dict(found.optimiser)
+        self._model, self._wrapped_optimiser = accelerator.prepare(self.network, self.optimiser)
+        self._noise = KeyedNoise(self._settings.seed, TRAINING)
+
+    @property
+    def averaged(self) -> PriorNetwork:
+        """The averaged network."""
+        network = self.average.module
+        assert isinstance(network, PriorNetwork)
+        return network
+
+    def batch(self, step: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Return the rows of the whole batch of a step, over all processes."""
+        return batch_at(self._settings.seed, step, self._settings.batch, len(self.data))
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Return this process's weighted losses of a step by name, with their graph."""
+        batch, condition, visible, drop = self._noised(step)
+        device = self._accelerator.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
+            output = self._model(batch.x, batch.n, condition, visible, drop[:, 0], drop[:, 1])
+        return self.objective.losses(output.float(), batch)
+
+    def learn(self, step: int) -> dict[str, Tensor]:
+        """Take one optimiser step; return this process's weighted losses by name, detached."""
+        named = self.losses(step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._settings.lr * min(1.0, (step + 1) / max(self._settings.warmup, 1))
+        self._wrapped_optimiser.zero_grad()
+        self._accelerator.backward(torch.stack(list(named.values())).sum())
+        self._accelerator.clip_grad_norm_(self.network.parameters(), self._settings.clip)
+        self._wrapped_optimiser.step()
+        self.average.update_parameters(self.network)
+        return {name: value.detach() for name, value in named.items()}
+
+    def _noised(self, step: int) -> tuple[Noised, Tensor, Tensor | None, Tensor]:
+        """Return this process's share of the batch: noised targets, conditions, their mask, and what is dropped."""
+        process, data, device = self._process, self.data, self._accelerator.device
+        world, rank = self._accelerator.num_processes, self._accelerator.process_index
+        everyone = self.batch(step)
+        share = len(everyone) // world
+        mine = everyone[rank * share : (rank + 1) * share]
+        shape = tuple(data.given.tokens.shape[1:]) if process.condition_noise > 0 else None
+        draws = training_draws(self._noise, step, mine, data.target.shape[1], process.timesteps, shape)
+        rows = torch.from_numpy(mine).to(device)
+        noise, n = torch.from_numpy(draws.noise).to(device), torch.from_numpy(draws.timestep).to(device)
+        drop = torch.from_numpy(draws.drop < process.condition_dropout).to(device)
+        # Without its condition a case has no regression either: the null branch learns the embedding itself.
+        centre = None if data.given.centre is None else data.given.centre[rows] * ~drop[:, :1]
+        x0 = data.target[rows] if centre is None else data.target[rows] - centre
+        # Contrasted with the whole batch: the loss is then the same on any number of processes.
+        rivals = torch.from_numpy(everyone).to(device)
+        batch = Noised(
+            x0, noise, add_noise(self._schedule, x0, noise, n), n, data.labels[rows],
+            data.patient[rows], Rivals(data.target[rivals], data.patient[rivals]), centre,
+        )  # fmt: skip
+        condition = data.given.tokens[rows]
+        if draws.condition is not None:
+            condition = condition + process.condition_noise * torch.from_numpy(draws.condition).to(device)
+        visible = None if data.given.mask is None else data.given.mask[rows]
+        return batch, condition, visible, drop
+
+
+METRICS = "metrics.jsonl"
+LOG_EVERY = 50
+ONE_THREAD_BELOW = 1_000_000
+"""Parameters. In smaller networks a step is so short that handing it to several threads costs more than it saves."""
+
+
+def train_prior(
+    train: PairArrays,
+    val: PairArrays,
+    config: PriorConfig,
+    out: Path,
+    init_from: Path | None = None,
+    teacher: Head | None = None,
+    stop_after: int | None = None,
+    show_progress: bool = True,
+    trackers: Sequence[Tracker] = (),
+) -> Prior:
+    """Train a prior, or go on with the training begun in ``out``; return the best one by validation loss.
+
+    Writes ``prior.safetensors`` and ``prior.json`` (the prior), ``resume.*`` (the training's state) and
+    ``metrics.jsonl`` into ``out``. N steps equal k steps, a stop, and the rest, bit for bit on one device.
+
+    Args:
+        train: pairs that are learned from; scalers are fitted on them.
+        val: pairs of other patients: checkpoint choice, early stopping and the variance table.
+        config: every setting.
+        out: folder of the training.
+        init_from: folder of a prior to start from (second stage): weights, target scaler and other sources' condition
+            scalers are kept; the condition scaler of ``train.source`` is fitted anew.
+        teacher: frozen teacher head, embeddings (B, D) in their own scale ↦ logits (B,): for the BCE term, and for
+            the teacher's AUC, Brier score and calibration slope on labelled validation pairs.
+        stop_after: stop at this step as if killed just after a checkpoint; None trains to the end.
+        show_progress: a progress bar on standard error.
+        trackers: where the lines of ``metrics.jsonl`` are also sent, through accelerate.
+
+    Raises:
+        BadInput: pairs that can't be learned from, that do not fit ``init_from`` or the objective, ``out`` holding
+            another training, or a tracker that is not installed.
+        EmbedpriorError: the loss is not a number; the message names the step and its pairs.
+    """
+    start = None if init_from is None else Prior.load(init_from)
+    check_pairs(train, val, config, start)
+    for name in trackers:
+        require_tracker(name)
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(), log_with=list(trackers) or None, project_dir=out if trackers else None
+    )
+    if config.training.batch % accelerator.num_processes:
+        raise BadInput(
+            f"training.batch {config.training.batch} on {accelerator.num_processes} processes. "
+            "Allowed: a multiple of the number of processes."
+        )
+    made_of = fingerprint(train, val, config, init_from, teacher)
+    found = load_state(out, made_of)
+    begun = untrained(train, val, config, start)
+    training = _Training(train, val, begun, out, accelerator, teacher, made_of, found)
+    if trackers:
+        accelerator.init_trackers("embedprior-prior", config=_flat(config))
+    small = begun.network.parameter_count() < ONE_THREAD_BELOW
+    with one_thread() if small else nullcontext():
+        prior = training.run(stop_after, show_progress)
+    if trackers:
+        accelerator.end_training()
+    return prior
+
+
+class _Training:
+    """The course of one training; see ``train_prior``."""
+
+    def __init__(
+        self,
+        train: PairArrays,
+        val: PairArrays,
+        prior: Prior,
+        out: Path,
+        accelerator: Accelerator,
+        teacher: Head | None,
+        made_of: str,
+        found: State | None,
+    ) -> None:
+        self._settings, self._out, self._ids = prior.config.training, out, train.ids
+        self._accelerator, self._prior, self._made_of = accelerator, prior, made_of
+        self._learner = Learner(prior, train, accelerator, teacher, found)
+        held_out = to_tensors(val, prior, accelerator.device)
+        self._validator = Validator(held_out, prior.schedule, self._learner.objective, self._settings)
+        self._progress = Progress() if found is None else found.progress
+        self._best = clone(self._learner.network.state_dict()) if found is None else found.weights["best"]
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+
+    def run(self, stop_after: int | None, show_progress: bool) -> Prior:
+        """Train to the end, to early stopping, or to ``stop_after``; return the best prior so far."""
+        main = self._accelerator.is_main_process
+        if main:
+            drop_later_metrics(self._out / METRICS, self._progress.step)
+        self._log = MetricsLog(self._out / METRICS)
+        if main and self._progress.step == 0:
+            parameters = self._prior.network.parameter_count()
+            self._log.write(event="start", step=0, parameters=parameters, no_teacher_figures=self._validator.reason)
+        last = self._settings.steps if stop_after is None else min(stop_after, self._settings.steps)
+        steps: Iterable[int] = range(self._progress.step, last)
+        if main and show_progress:
+            steps = progress_bar(steps, "prior", len(range(self._progress.step, last)))
+        for step in steps:
+            if self._exhausted():
+                break
+            self._pending.append((step, self._learner.learn(step)))
+            done = self._progress.step = step + 1
+            if done % LOG_EVERY == 0:
+                self._flush()
+            if done % self._settings.validate_every == 0 or done == self._settings.steps:
+                self._flush()
+                self._validate(done)
+            if done % self._settings.checkpoint_every == 0:
+                self._save()
+        self._flush()
+        self._save()
+        return self._finish()
+
+    def _flush(self) -> None:
+        """Log the mean losses since the last call; reading them only now keeps an accelerator busy."""
+        if not self._pending:
+            return
+        names = list(self._pending[0][1])
+        table = torch.stack([torch.stack([losses[name] for name in names]) for _, losses in self._pending])
+        table = self._accelerator.reduce(table, reduction="mean").cpu()
+        refuse_nan(table, [step for step, _ in self._pending], self._pairs_of)
+        means = {f"loss/{name}": value for name, value in zip(names, table.mean(dim=0).tolist(), strict=True)}
+        self._write("train", self._progress.step, lr=self._learner.optimiser.param_groups[0]["lr"], **means)
+        self._pending.clear()
+
+    def _validate(self, step: int) -> None:
+        averaged = self._learner.averaged
+        figures = self._validator.figures(replace(self._prior, network=averaged.eval()))
+        # One decision for all processes, whatever their rounding.
+        loss = float(broadcast(torch.tensor([figures["val/loss"]], device=self._accelerator.device))[0])
+        best = self._progress.best_loss is None or loss < self._progress.best_loss
+        if best:
+            self._progress.best_loss, self._progress.best_step = loss, step
+            self._best = clone(averaged.state_dict())
+        self._write("validation", step, best=best, **figures)
+
+    def _write(self, event: str, step: int, **figures: float) -> None:
+        """Log one line, and tell the trackers."""
+        if self._accelerator.is_main_process:
+            self._log.write(event=event, step=step, **figures)
+        # Without trackers this does nothing.
+        self._accelerator.log(figures, step=step)
+
+    def _exhausted(self) -> bool:
+        patience, progress = self._settings.patience, self._progress
+        if patience is None or progress.best_loss is None:
+            return False
+        return progress.step - progress.best_step >= patience * self._settings.validate_every
+
+    def _save(self) -> None:
+        if self._accelerator.is_main_process:
+            weights = {
+                "network": self._learner.network.state_dict(),
+                "ema": self._learner.average.state_dict(),
+                "best": self._best,
+            }
+            save_state(self._out, self._made_of, self._progress, weights, self._learner.optimiser.state_dict())
+        self._accelerator.wait_for_everyone()
+
+    def _pairs_of(self, step: int) -> list[str]:
+        return [str(self._ids[int(i)]) for i in self._learner.batch(step)]
+
+    def _finish(self) -> Prior:
+        network = self._learner.averaged
+        if self._progress.best_loss is not None:
+            network.load_state_dict(self._best)
+        prior = replace(self._prior, network=network.eval())
+        prior = replace(prior, variance=measure_variance(prior, self._learner.data.target, self._validator.data))
+        if self._accelerator.is_main_process:
+            prior.save(self._out)
+        self._accelerator.wait_for_everyone()
+        return prior
+
+
+def _flat(config: PriorConfig) -> dict[str, str]:
+    return {f"{group}.{k}": str(v) for group, values in config.model_dump().items() for k, v in values.items()}

@@ -1,0 +1,223 @@
+"""Numbers and comparisons in words, and tables as text cells: the same in HTML, Markdown and figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+State = Literal["higher", "lower", "not significant", "not testable"]
+
+UNDEFINED = "–"
+MINUS = "−"
+NO_REASON = "undefined, and no reason was recorded"
+
+
+def number(value: Any) -> float | None:
+    """Return ``value`` as a float, or None when it is None or not finite."""
+    if value is None:
+        return None
+    result = float(value)
+    return result if math.isfinite(result) else None
+
+
+def fixed(value: Any, digits: int = 3) -> str:
+    """Return ``0.812``, or an en dash for an undefined value."""
+    known = number(value)
+    return UNDEFINED if known is None else f"{known:.{digits}f}".replace("-", MINUS)
+
+
+def signed(value: Any, digits: int = 3) -> str:
+    """Return ``+0.041`` or ``−0.041`` (zero after rounding has no sign), or an en dash for an undefined value."""
+    known = number(value)
+    if known is None:
+        return UNDEFINED
+    text = f"{abs(known):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return ("+" if known > 0 else MINUS) + text
+
+
+def p_digits(p: float, alpha: float = 0.05) -> str:
+    """Return ``= .013``, ``< .001`` or ``> .999``; more digits where rounding would hide the side of ``alpha``."""
+    if p < 0.001:
+        return "< .001"
+    if p > 0.999:
+        return "> .999"
+    digits = 3
+    while digits < 8 and p != alpha and round(p, digits) == round(alpha, digits):
+        digits += 1
+    return "= " + f"{p:.{digits}f}".lstrip("0")
+
+
+def p_value(value: Any, alpha: float = 0.05) -> str:
+    """Return ``p = .013``, ``p < .001``, or an en dash for an undefined value."""
+    known = number(value)
+    return UNDEFINED if known is None else f"p {p_digits(known, alpha)}"
+
+
+def bare_p(value: Any, alpha: float = 0.05) -> str:
+    """Return a p value for a table column that is headed p: ``.013``, ``< .001``, or an en dash."""
+    known = number(value)
+    return UNDEFINED if known is None else p_digits(known, alpha).removeprefix("= ")
+
+
+def percent(alpha: float) -> str:
+    """Return the confidence level of ``alpha``: ``95 %``."""
+    return f"{100 * (1 - alpha):g} %"
+
+
+def interval(low: Any, high: Any, *, sign: bool = False) -> str:
+    """Return ``0.760–0.855``, ``−0.010 to +0.072`` with ``sign``, or an en dash when a limit is undefined."""
+    if number(low) is None or number(high) is None:
+        return UNDEFINED
+    return f"{signed(low)} to {signed(high)}" if sign else f"{fixed(low)}–{fixed(high)}"
+
+
+def estimate(value: str, limits: str) -> str:
+    """Return ``0.812 (0.760–0.855)``, or a single en dash when the estimate itself is undefined."""
+    return value if value == UNDEFINED else f"{value} ({limits})"
+
+
+def unbroken(text: str) -> str:
+    """Return ``text`` with the spaces inside figures (``p = .013``, ``95 % CI``) made non-breaking."""
+    return re.sub(r" (?=[=<>≥%] ?)|(?<=[=<>≥]) |(?<=%) (?=CI)|(?<=Holm) (?=p)", "\u00a0", text)
+
+
+def support(row: Mapping[str, Any]) -> str:
+    """Return ``253 patients, 101 pos / 152 neg`` from ``n_patients, n_pos, n_neg``; an en dash for what is unknown."""
+    patients, pos, neg = (count(row.get(name)) for name in ("n_patients", "n_pos", "n_neg"))
+    noun = "patient" if patients == "1" else "patients"
+    return f"{patients} {noun}, {pos} pos / {neg} neg"
+
+
+def count(value: Any) -> str:
+    """Return a count; one decimal for a mean of counts, an en dash when undefined."""
+    known = number(value)
+    if known is None:
+        return UNDEFINED
+    return f"{known:,.{0 if known.is_integer() else 1}f}".replace(",", "\u202f")
+
+
+def deciding_p(comparison: Mapping[str, Any]) -> tuple[str, float | None]:
+    """Return the p value that decides and its name: Holm's where the comparison is in the declared family."""
+    holm = number(comparison.get("p_holm"))
+    return ("Holm p", holm) if holm is not None else ("p", number(comparison.get("p")))
+
+
+def state_of(comparison: Mapping[str, Any], alpha: float = 0.05) -> State:
+    """Return what may be said about a comparison at level ``alpha``."""
+    delta, (_, p) = number(comparison.get("delta")), deciding_p(comparison)
+    if delta is None or p is None:
+        return "not testable"
+    if p > alpha:
+        return "not significant"
+    return "higher" if delta > 0 else "lower"
+
+
+def comparison_sentence(comparison: Mapping[str, Any], alpha: float = 0.05, cases: str = "") -> str:
+    """Return what a comparison of AUC a - AUC b shows, in words.
+
+    Args:
+        comparison: one entry of ``evidence["comparisons"]``.
+        alpha: level of the tests and intervals.
+        cases: the support in words, appended.
+    """
+    a, b, state = comparison["a"], comparison["b"], state_of(comparison, alpha)
+    tail = f"; {cases}" if cases else ""
+    if state == "not testable":
+        delta = number(comparison.get("delta"))
+        seen = f"Δ = {signed(delta)}, " if delta is not None else ""
+        return f"{a} against {b}: not testable: {seen}{comparison.get('reason') or NO_REASON}{tail}."
+    name, p = deciding_p(comparison)
+    test = f"{name} {p_digits(p, alpha)}" if p is not None else ""
+    if name == "p":
+        test += " (not adjusted: outside the declared family)"
+    raw = number(comparison.get("p"))
+    if name != "p" and state == "not significant" and raw is not None and raw <= alpha:
+        test += f" ({p_value(raw, alpha)} before adjustment)"
+    limits = interval(comparison.get("ci_low"), comparison.get("ci_high"), sign=True)
+    figures = f"Δ = {signed(comparison['delta'])}, {percent(alpha)} CI {limits}, {test}"
+    if state != "not significant":
+        return f"{a} is {state} than {b}: {figures}{tail}."
+    detectable = number(comparison.get("min_detectable_delta"))
+    if detectable is None:
+        size = "its smallest detectable Δ is unknown"
+    elif detectable >= 1:
+        size = "this study could detect no difference at all"
+    else:
+        size = f"this study could detect Δ ≥ {fixed(detectable)}"
+    return f"{a} against {b}: not significant: {figures}; {size}{tail}."
+
+
+#: A longer table is cut, and says so: its file holds the rest.
+MOST_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts.
+
+    Attributes:
+        header: column names.
+        rows: cells.
+        numeric: per column, whether it is set to the right.
+        cut: what was left out, or an empty string.
+    """
+
+    header: list[str]
+    rows: list[list[str]]
+    numeric: list[bool]
+    cut: str
+
+
+def cell(value: Any, digits: int = 3) -> str:
+    """Return one value as text: undefined as an en dash, booleans as yes/no, numbers with a true minus sign."""
+    if value is None or value is pd.NA or value is pd.NaT:
+        return UNDEFINED
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if isinstance(value, (int, np.integer)):
+        return f"{int(value):,}".replace(",", "\u202f").replace("-", MINUS)
+    if isinstance(value, (float, np.floating)):
+        if not np.isfinite(value):
+            return UNDEFINED if np.isnan(value) else ("∞" if value > 0 else f"{MINUS}∞")
+        small = value != 0 and abs(value) < 10**-digits
+        return (f"{value:.1e}" if small else f"{value:.{digits}f}").replace("-", MINUS)
+    return str(value)
+
+
+def grid(frame: pd.DataFrame) -> Grid:
+    """Return a data frame as texts; a float column of whole numbers is shown without decimals."""
+    shown = frame.head(MOST_ROWS)
+    columns, numeric = [], []
+    for position in range(shown.shape[1]):
+        column = shown.iloc[:, position]
+        values = column.tolist()
+        is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+        numeric.append(bool(is_number))
+        whole = is_number and all(float(v).is_integer() for v in values if not pd.isna(v))
+        columns.append([cell(int(v)) if whole and not pd.isna(v) else cell(v) for v in values])
+    cut = f"The first {len(shown)} of {len(frame)} rows." if len(frame) > len(shown) else ""
+    return Grid([str(c) for c in frame.columns], [list(row) for row in zip(*columns, strict=True)], numeric, cut)
+
+
+def provenance(run: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return (short entries, long entries as indented JSON) of a run description."""
+    short, long = [], []
+    for name, value in run.items():
+        if isinstance(value, Mapping) and any(isinstance(v, (Mapping, list, tuple)) for v in value.values()):
+            long.append((name, json.dumps(value, indent=2, default=str, ensure_ascii=False)))
+        elif isinstance(value, Mapping):
+            short.append((name, ", ".join(f"{k} {cell(v)}" for k, v in value.items())))
+        elif isinstance(value, (list, tuple)):
+            short.append((name, ", ".join(cell(v) for v in value)))
+        else:
+            short.append((name, str(value) if isinstance(value, int) and not isinstance(value, bool) else cell(value)))
+    return short, long

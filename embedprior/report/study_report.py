@@ -1,0 +1,347 @@
+"""What a study's report says, and the files a study leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from embedprior.cohort import flow_table
+from embedprior.report import EvidenceSection, Report, summary_markdown, write_report
+from embedprior.report.formatting import comparison_sentence
+from embedprior.runs import Run, read_json, write_json
+from embedprior.study.config import SOURCE_ONLY, StudyConfig
+from embedprior.study.confounding import label_conflicts, method_notes, source_by_label, within_source
+from embedprior.study.hypotheses import all_evidence, hypothesis_table
+from embedprior.study.run import Cell, StudyResult
+from embedprior.tables import write_table
+
+Table = tuple[str, pd.DataFrame, str]
+
+
+def sweep_tables(config: StudyConfig, result: StudyResult, evidence: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Return, for each design of a sweep, every method's AUC in every combination of settings."""
+    if not config.sweep:
+        return []
+    tables = []
+    for design in config.designs:
+        rows = []
+        for cell in (c for c in result.cells if c.design.name == design.name):
+            aucs = {m["method"]: estimate(m) for m in evidence[cell.key]["methods"]}
+            rows.append({**cell.variant.settings, **aucs})
+        note = "AUC (95 % CI) by setting. No setting was chosen; Holm adjusts over all of them together."
+        tables.append((f"Sweep: {design.name}", pd.DataFrame(rows), note))
+    return tables
+
+
+def metric_table(metrics: Sequence[str], key: str, evidence: Mapping[str, Any]) -> list[Table]:
+    """Return the other metrics of one design, each with its interval or a dash where it is undefined."""
+    if not metrics:
+        return []
+    rows, reasons = [], []
+    for method in evidence["methods"]:
+        panel = method.get("metrics") or {}
+        row = {"method": method["method"]}
+        for name in metrics:
+            found = panel.get(name) or {}
+            row[name] = estimate({"auc": found.get("value"), **{k: found.get(k) for k in ("ci_low", "ci_high")}})
+            if found.get("value") is None:
+                reasons.append(found.get("reason") or f"{name} is not computed for this design")
+        rows.append(row)
+    note = "Undefined: " + "; ".join(dict.fromkeys(reasons)) + "." if reasons else ""
+    return [(f"Other metrics: {key}", pd.DataFrame(rows), note)]
+
+
+def fit_table(result: StudyResult) -> Table:
+    """Return what the fits were: how many, how many were there already, how many failed, and their time."""
+    frame = pd.DataFrame(
+        [
+            {
+                "method": o.unit.method, "fits": 1, "reused": int(o.reused), "failed": int(o.path is None),
+                "seconds": o.seconds,
+            }
+            for o in result.outcomes
+        ]
+    )  # fmt: skip
+    table = frame.groupby("method", sort=False).sum().reset_index()
+    table["seconds"] = table["seconds"].round(1)
+    return ("Fits", table, "Seconds in this run; a reused fit costs the time to find it.")
+
+
+def estimate(row: Mapping[str, Any]) -> str:
+    """Return ``0.812 (0.760–0.855)``, without the interval where there is none, or a dash."""
+    if row["auc"] is None:
+        return "–"
+    if row["ci_low"] is None or row["ci_high"] is None:
+        return f"{row['auc']:.3f}"
+    return f"{row['auc']:.3f} ({row['ci_low']:.3f}–{row['ci_high']:.3f})"
+
+
+SUPPORT_COLUMNS = {
+    "resample": "resample",
+    "fold": "fold",
+    "site": "site",
+    "held_out_patients_pos": "held-out patients +",
+    "held_out_patients_neg": "held-out patients −",
+    "held_out_images_pos": "held-out images +",
+    "held_out_images_neg": "held-out images −",
+    "held_out_images_ct_disagrees": "of these, CT label differs",
+    "train_images_pos": "training images +",
+    "train_images_neg": "training images −",
+    "val_images_pos": "checkpoint images +",
+    "val_images_neg": "checkpoint images −",
+    "train_images_labelled": "of these, label known",
+    "train_pairs": "training pairs used",
+    "pretraining_pairs": "DRR–CT pairs",
+    "teacher_ct_pos": "teacher CT +",
+    "teacher_ct_neg": "teacher CT −",
+}
+
+
+@dataclass(frozen=True)
+class Story:
+    """The report's content, and the evidence behind it."""
+
+    report: Report
+    evidence: dict[str, Any]
+
+
+def tell(config: StudyConfig, result: StudyResult) -> Story:
+    """Return what the study found, in words and tables."""
+    evidence = all_evidence(config, result)
+    hypotheses = hypothesis_table(config.hypotheses, evidence)
+    sections, tables, lead = [], [], []
+    if len(hypotheses):
+        tables.append(("Declared hypotheses", hypotheses, "Declared in the configuration, before any score was seen."))
+    tables += sweep_tables(config, result, evidence)
+    for cell in result.cells:
+        rows = result.predictions[result.predictions["design"] == cell.key]
+        test = rows[rows["split"] == "test"]
+        own = evidence[cell.key]
+        notes = method_notes(cell.design, cell.targets, result.uses_ct)
+        compared = [m["method"] for m in own["methods"] if m["auc"] is not None]
+        drawn = test[test["method"].isin(compared)] if test["resample"].nunique() == 1 else test.iloc[:0]
+        heading = cell.design.question or cell.design.name
+        heading += f" ({cell.variant.label})" if cell.variant.label else ""
+        # The warnings stand in the introduction, so that the summary has them too.
+        shown = {**own, "warnings": []}
+        sections.append(EvidenceSection(heading, shown, drawn, notes, _intro(cell, own)))
+        inside = _inside_sources(cell, test)
+        lead += _findings(cell, own, inside)
+        tables += _design_tables(cell, test, result.support, own, inside)
+        tables += metric_table(cell.variant.config.metrics, cell.key, own)
+    for external in result.study.prepared[0].externals.values():
+        tables.append((f"Who was included: {external.name}", flow_table(external.cohort.flow), "The external cohort."))
+    tables.append(fit_table(result))
+    duplicates = result.study.prepared[0].duplicates
+    if len(duplicates):
+        tables.append(("Shared pictures", _duplicate_table(duplicates), _duplicate_note(config, duplicates)))
+    report = Report(
+        title=config.title,
+        question="; ".join(d.question for d in config.designs if d.question),
+        lead=lead,
+        evidence=sections,
+        flow=flow_table(result.cohort.flow),
+        tables=tables,
+        caveats=[*_caveats(config, result), *config.caveats],
+        failures=pd.DataFrame(failure_records(result)),
+    )
+    return Story(report, {"schema_version": 1, "designs": evidence, "hypotheses": hypotheses.to_dict("records")})
+
+
+def write_tables(out: Path, result: StudyResult) -> None:
+    """Write the cohort's tables and the predictions: what any evaluation can start from again."""
+    folder = out / "cohort"
+    folder.mkdir(parents=True, exist_ok=True)
+    for external in result.study.prepared[0].externals.values():
+        (folder / external.name).mkdir(exist_ok=True)
+        write_table(external.cohort.exams, folder / external.name / "exams.csv")
+        write_table(external.cohort.pairs, folder / external.name / "pairs.csv")
+    write_table(result.cohort.exams, folder / "exams.csv")
+    write_table(result.cohort.pairs, folder / "pairs.csv")
+    write_table(flow_table(result.cohort.flow), folder / "flow.csv")
+    write_table(result.study.prepared[0].duplicates, folder / "duplicates.csv")
+    write_table(result.support, out / "support.csv")
+    write_table(result.predictions, out / "predictions.csv")
+
+
+def write_story(out: Path, result: StudyResult, story: Story, run: Run) -> str:
+    """Write evidence, summary and report; return the summary."""
+    write_json(out / "evidence.json", story.evidence)
+    run.finish("", failure_records(result))
+    record = {k: v for k, v in read_json(out / "run.json").items() if k != "uses"}  # every fit: pages of them
+    report = replace(story.report, run=record)
+    summary = summary_markdown(report)
+    (out / "summary.md").write_text(summary, encoding="utf-8")
+    write_report(out, report)
+    return summary
+
+
+def failure_records(result: StudyResult) -> list[dict[str, str]]:
+    """Return what was skipped: images that can't be read, fits that failed, cases without a score."""
+    skipped = [*result.failures, *result.unfitted, *result.unscored]
+    return [{k: f[k] for k in ("exam_id", "stage", "reason")} for f in skipped]
+
+
+def _intro(cell: Cell, evidence: Mapping[str, Any]) -> list[str]:
+    design, targets = cell.design, cell.targets
+    images, patients = len(targets), targets["patient_id"].nunique()
+    positive = int((targets["label"] == 1).sum())
+    repeated = f", drawn {design.repeats} times" if design.repeats > 1 else ""
+    how = {
+        "resamples": f"{design.resamples} patient-level resamples; every method scores the same held-out cases",
+        "kfold": f"{design.folds} folds, no group of patients in two of them, stratified by label{repeated}",
+        "fixed": "one fixed split",
+        "site": f"each {design.site_column} held out in turn, everyone else trains; pairs are formed within one",
+        "external": f"trained on everyone else, held out: {_outside(cell)}",
+    }[design.split]
+    share = f"{100 * design.validation_share:g} % of the training patients choose the checkpoint"
+    chosen = "the next fold chooses the checkpoint" if design.split == "kfold" else share
+    if not design.validation:
+        chosen = "fixed training budget, nothing chosen"
+    if cell.given:
+        how, chosen = "splits as given by the user", "the patients marked val, if any, choose the checkpoint"
+    seeds = len(cell.variant.config.fit_seeds)
+    fits = f" Every fit with {seeds} seeds." if seeds > 1 else ""
+    if cell.variant.config.as_published:
+        fits += f" Seeds as published ({cell.variant.config.as_published})."
+    sentences = [
+        f"{images} X-rays of {patients} patients, {positive} positive and {images - positive} negative.",
+        f"{how[0].upper()}{how[1:]}; {chosen}.{fits}",
+    ]
+    disagree = targets[(targets["label"] == 0) & (targets["ct_label"] == 1)]
+    if len(disagree):
+        share = "All" if len(disagree) == images - positive else f"{len(disagree)} of the"
+        sentences.append(
+            f"{share} {images - positive} negative pairs are positive on their own CT: where CT is right about the "
+            "patient, it contradicts the label that these rows are scored against."
+        )
+    reasons = {m["reason"] for m in evidence["methods"]}
+    if any(m.get("auc_per_resample") for m in evidence["methods"]) and len(reasons) == 1 and None not in reasons:
+        sentences.append(f"Each AUC is a mean over the resamples and has no interval: {reasons.pop()}.")
+    return [*sentences, *(f"Mind: {text}." for text in evidence.get("warnings", ()))]
+
+
+def _outside(cell: Cell) -> str:
+    """Name the sites, or the folder with what of it is scored, that a design holds out."""
+    if cell.design.data is None:
+        return ", ".join(cell.design.external)
+    own = cell.targets[cell.targets["patient_id"].isin(cell.rounds[0].patients("test"))]
+    positive = int((own["label"] == 1).sum())
+    return (
+        f"the external cohort '{own['site'].iloc[0]}' ({len(own)} X-rays of {own['patient_id'].nunique()} patients, "
+        f"{positive} positive and {len(own) - positive} negative; nothing of it is used in training)"
+    )
+
+
+def _inside_sources(cell: Cell, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    design, targets = cell.design, cell.targets
+    if design.cases != "cxr" or rows["resample"].nunique() > 1 or targets["source"].nunique() < 2:
+        return {}
+    sources = dict(zip(targets["exam_id"], targets["source"], strict=True))
+    pictured = [m for m in design.methods if m != SOURCE_ONLY and m in set(rows["method"])]
+    found = {m: within_source(rows, m, sources) for m in pictured}
+    return {m: table for m, table in found.items() if not table.empty}
+
+
+def _findings(cell: Cell, evidence: Mapping[str, Any], inside: Mapping[str, pd.DataFrame]) -> list[str]:
+    targets, name = cell.targets, cell.key
+    declared = [c for c in evidence["comparisons"] if c["in_family"]]
+    if declared and all(c["p"] is None for c in declared):
+        why = declared[0]["reason"]
+        found = [f"{name}: none of the {len(declared)} declared comparisons can be tested: {why}."]
+    else:
+        found = [f"{name}: {comparison_sentence(c, evidence['alpha'])}" for c in declared]
+    for row in evidence["methods"]:
+        if row["auc"] is None:
+            found.append(f"{name}: {row['method']} has no AUC: {row['reason']}.")
+    for method, table in inside.items():
+        aucs = ", ".join(f"{r['AUC']:.2f} ({r['source']})" for r in table.to_dict("records") if pd.notna(r["AUC"]))
+        found.append(f"{name}: inside one source, where telling sources apart is no help, {method} has AUC {aucs}.")
+    negative = targets[targets["label"] == 0]
+    on_ct = int((negative["ct_label"] == 1).sum())
+    if on_ct:
+        share = f"all {on_ct}" if on_ct == len(negative) else f"{on_ct} of {len(negative)}"
+        found.append(
+            f"{name}: {share} negative pairs are positive on CT, so no row that uses CT shows what CT is worth."
+        )
+    return found
+
+
+def _design_tables(
+    cell: Cell, rows: pd.DataFrame, support: pd.DataFrame, evidence: Mapping[str, Any],
+    inside: Mapping[str, pd.DataFrame],
+) -> list[tuple[str, pd.DataFrame, str]]:  # fmt: skip
+    own = support[support["design"] == cell.key].dropna(axis=1, how="all")
+    shown = [c for c in SUPPORT_COLUMNS if c in own.columns]
+    shown = [c for c in shown if c not in ("resample", "fold") or own[c].nunique() > 1]
+    optional = ("val_images_pos", "val_images_neg", "held_out_images_ct_disagrees")
+    shown = [c for c in shown if c not in optional or own[c].any()]
+    tables = [(f"Support: {cell.key}", own[shown].rename(columns=SUPPORT_COLUMNS), _support_note(own))]
+    per = {m["method"]: m["auc_per_resample"] for m in evidence["methods"] if m.get("auc_per_resample")}
+    if per:
+        frame = pd.DataFrame(per).T.rename_axis("method").reset_index()
+        frame.columns = pd.Index(["method", *(f"k = {k}" for k in sorted(rows["resample"].unique()))])
+        note = "With so few held-out patients these are points, not estimates."
+        tables.append((f"AUC in each resample: {cell.key}", frame, note))
+    if cell.design.cases == "cxr" and (cell.targets["source"] != "").any():
+        note = "Where a source is nearly all of one label, telling sources apart looks like telling patients apart."
+        tables.append((f"Source confounds label: {cell.key}", source_by_label(cell.targets), note))
+    for method, table in inside.items():
+        note = "Compares only X-rays of one source and one fold, so telling sources apart can't help. Exploratory."
+        tables.append((f"{method} inside one source", table, note))
+    return tables
+
+
+def _support_note(own: pd.DataFrame) -> str:
+    fewest = int(own[["held_out_patients_pos", "held_out_patients_neg"]].min().min())
+    if fewest >= 2:
+        return ""
+    number = {0: "no", 1: "1"}[fewest]
+    return f"With {number} held-out patient of a class in a round, an AUC of that round has no confidence interval."
+
+
+def _duplicate_table(duplicates: pd.DataFrame) -> pd.DataFrame:
+    columns = {"patient_a": "patient", "exam_a": "image", "patient_b": "other patient", "exam_b": "other image"}
+    return duplicates.rename(columns=columns)[[*columns.values(), "hash_distance", "correlation"]]
+
+
+def _duplicate_note(config: StudyConfig, duplicates: pd.DataFrame) -> str:
+    across = int((~duplicates["same_patient"].astype(bool)).sum())
+    done = (
+        "these patients are one group and never on two sides of a split"
+        if config.duplicates == "join"
+        else ("they were left as they are: these patients may be on two sides of a split")
+    )
+    return f"{across} of {len(duplicates)} lie under two patient ids; {done}."
+
+
+def _caveats(config: StudyConfig, result: StudyResult) -> list[str]:
+    caveats = []
+    both = label_conflicts(result.cohort.exams, config.label)
+    if both:
+        xrays = label_conflicts(result.cohort.of("CXR"), config.label)
+        caveats.append(
+            f"The label belongs to the image: {both} patients carry both labels, {xrays} of them on X-rays alone."
+        )
+    first = [c for c in result.cells if c.variant is result.study.variants[0]]
+    for cell in first:
+        if cell.design.cases == "paired":
+            own = result.cohort.pairs[result.cohort.pairs["cxr_exam_id"].isin(cell.targets["exam_id"])]
+            known, pairs = int(own["offset_days"].notna().sum()), len(own)
+            if known < pairs:
+                caveats.append(f"{cell.design.name}: days between X-ray and CT are known for {known} of {pairs} pairs.")
+        elif cell.targets["source"].nunique() > 1:
+            caveats.append(
+                f"{cell.design.name}: the source of a picture confounds its label, so an AUC here is not evidence "
+                "that a model reads the lungs."
+            )
+    if config.sweep:
+        caveats.append(
+            f"{len(result.study.variants)} settings were run on the same held-out cases: the best of them is the best "
+            "by chance in part. Choose settings on validation patients, and judge the choice on others."
+        )
+    return caveats

@@ -1,0 +1,90 @@
+"""Multi-process work: rank, world size and a final barrier, from the launcher's variables."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from embedprior.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that were launched together.
+
+    Attributes:
+        rank: 0 … count − 1.
+        count: processes in all.
+        accelerator: accelerate's object; None for one process.
+    """
+
+    rank: int = 0
+    count: int = 1
+    accelerator: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process does what is done once."""
+        return self.rank == 0
+
+    def meet(self) -> None:
+        """Wait until every process is here."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """Return the items of every process, in the order of their ranks."""
+        if self.accelerator is None:
+            return items
+        from accelerate.utils import gather_object
+
+        gathered: list[Any] = gather_object(items)
+        return gathered
+
+
+def launched(asked: int | None = None, command: str = "embed ...") -> Processes:
+    """Return this process's place among those that torchrun or accelerate started.
+
+    Args:
+        asked: how many there must be; None = as many as the launcher was told to start, where that can be seen.
+        command: of embedprior, for the message.
+
+    Raises:
+        BadInput: there are fewer (or more) than asked for.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = asked or _told_to_accelerate() or count
+    if wanted != count:
+        raise BadInput(
+            f"{wanted} processes were asked for, {count} started. On a CPU accelerate launch starts only one. Next: "
+            f"torchrun --nproc_per_node {wanted} -m embedprior {command}"
+        )
+    if count == 1:
+        return Processes()
+    import torch
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    return Processes(accelerator.process_index, accelerator.num_processes, accelerator)
+
+
+def _told_to_accelerate() -> int | None:
+    """Return the --num_processes of the ``accelerate launch`` that started us, if one did.
+
+    With one process it leaves no trace of the number in the environment.
+    """
+    import psutil
+
+    try:
+        words = psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError):
+        return None
+    if not any("accelerate" in word for word in words[:2]):
+        return None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name in ("--num_processes", "--num-processes"):
+            text = value or following
+            return int(text) if text.isdigit() else None
+    return None

@@ -1,0 +1,118 @@
+"""Students that imitate relations: distances between patients as in CT, and CLIP-style alignment to CT embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from embedprior.students.base import Cases, FitData, Fitted
+from embedprior.students.config import Positive, Weight
+from embedprior.students.controls import probe
+from embedprior.students.feature_kd import StandardCt
+from embedprior.students.losses import info_nce
+from embedprior.students.network import ProbeReadout, StudentNetwork, student_inputs
+from embedprior.students.student import LogitStudent, Sizes, StudentMethod, labelled
+from embedprior.students.training import LabelsAnd, Objective, Rows
+
+
+def distance_relations(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return smooth L1 between pairwise distances, each divided by its mean (RKD-D, arXiv 1904.05068)."""
+    scaled = []
+    for features in (student, teacher):
+        square = (features[:, None] - features[None]).square().sum(2)
+        distance = square.clamp(min=1e-12).sqrt() * (square > 0)
+        scaled.append(distance / distance[distance > 0].mean().clamp(min=1e-12))
+    return F.smooth_l1_loss(scaled[0], scaled[1])
+
+
+@dataclass(frozen=True)
+class Rkd(StudentMethod):
+    """Labels and the distance term of relational distillation (Park 2019), weight 25 as in mdistiller."""
+
+    weight: Weight = 25.0
+    name: str = "rkd"
+    needs_teacher: ClassVar[bool] = False
+
+    def objective(self, data: FitData, network: StudentNetwork, seed: int) -> LabelsAnd:
+        """Return both terms."""
+        return LabelsAnd(lambda pairs: {"rkd": distance_relations(pairs.features, pairs.ct)}, {"rkd": self.weight})
+
+
+class Aligned(Objective):
+    """Symmetric InfoNCE between the student's latents and the CT embeddings."""
+
+    reads_labels = False
+
+    def __init__(self, data: FitData, network: StudentNetwork, scale: float) -> None:
+        super().__init__()
+        self.ct = StandardCt(data)
+        # In a list, so that the student's own readout is not counted and trained twice.
+        self.readout = [cast(ProbeReadout, network.readout)]
+        self.scale = scale
+
+    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+        """Return ``info-nce``."""
+        latent = self.readout[0].latent(pairs.features)
+        return {"info-nce": info_nce(latent, self.ct(pairs.ct), pairs.patient, self.scale)}
+
+
+@dataclass(frozen=True)
+class ClipAlignment(StudentMethod):
+    """Radiographs aligned to CT embeddings of every pair (X2CT-CLIP, arXiv 2503.02162), then logistic regression.
+
+    The CT side is frozen, the student and a linear map without bias are trained, the temperature is fixed. The term
+    with reports is left out (this package has no report embeddings), and z_CT is standardised first, since an
+    arbitrary encoder's embeddings share a large common direction that a CLIP encoder's do not. The probe is fitted on
+    the labelled radiographs' latents.
+
+    Attributes:
+        scale: of the cosines, 1 / 0.07 (CLIP's starting temperature).
+    """
+
+    scale: Positive = 1 / 0.07
+    name: str = "clip-alignment"
+    readout: ClassVar[str] = "probe"
+    needs_teacher: ClassVar[bool] = False
+
+    def latent(self, sizes: Sizes) -> int:
+        """Return the CT embedding's length."""
+        return sizes.ct
+
+    def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
+        """Return the alignment term."""
+        return Aligned(data, network, self.scale)
+
+    def fit(self, data: FitData, seed: int) -> Fitted:
+        """Align on every pair, then fit the probe on the labelled ones.
+
+        Raises:
+            CannotFit: one class only.
+        """
+        train, val = labelled(data.target.train), data.target.val
+        network, account = self.trained(data, seed)
+        readout = cast(ProbeReadout, network.readout)
+        known = val.take(np.flatnonzero(val.known))
+        x, spread = _latents(network, train), 1.0
+        if x.std() > 0:
+            spread = float(x.std())
+        weights, bias = probe(
+            x / spread, train.label, _latents(network, known) / spread, known.label, self.budget.balance
+        )
+        with torch.no_grad():
+            readout.probe.weight.copy_(torch.from_numpy(weights[None] / spread))
+            readout.probe.bias.fill_(float(bias))
+        return LogitStudent(network, account)
+
+
+def _latents(network: StudentNetwork, cases: Cases) -> np.ndarray:
+    inputs = student_inputs(cases, network.settings["kind"])
+    readout = cast(ProbeReadout, network.readout)
+    if not len(cases):
+        return np.empty((0, readout.project.out_features))
+    with torch.no_grad():
+        return readout.latent(network.eval().backbone(inputs)).numpy().astype(np.float64)
