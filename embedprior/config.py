@@ -11,11 +11,11 @@ import re
 import shutil
 import textwrap
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -82,7 +82,7 @@ def read_overrides(words: Sequence[str], model: type[BaseModel], prog: str) -> d
         if not word.startswith("--"):
             raise BadInput(f"'{word}' was not expected: it follows no option. Next: {prog} --help")
         typed, equals, value = word[2:].partition("=")
-        name, kind = _find_setting(typed, known, prog)
+        name, kind = _find_setting(typed, known, prog, model)
         values = [value] if equals else []
         while not equals and rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
@@ -143,7 +143,7 @@ def _kind_text(kind: Any) -> str:
     return PLAIN.get(kind, "VALUE")
 
 
-def _find_setting(typed: str, known: dict[str, Any], prog: str) -> tuple[str, Any]:
+def _find_setting(typed: str, known: dict[str, Any], prog: str, model: type[BaseModel]) -> tuple[str, Any]:
     """Return the setting's name and kind; below a mapping setting, every further name is the user's own."""
     plain = typed.replace("-", "_")
     if plain in known:
@@ -153,6 +153,9 @@ def _find_setting(typed: str, known: dict[str, Any], prog: str) -> tuple[str, An
         above = ".".join(parts[:length]).replace("-", "_")
         if get_origin(known.get(above)) is dict:
             return ".".join([above, *parts[length:]]), Any
+    *section, last = plain.split(".")
+    if last in (names := getattr(_model_at(model, section), "renamed", {})):
+        raise BadInput(f"option '--{typed}' is now called '--{'.'.join([*typed.split('.')[:-1], names[last]])}'.")
     close = nearest(plain, known).replace("'", "'--", 1).replace("_", "-")
     raise BadInput(f"unknown option '--{typed}'.{close} Next: {prog} --help")
 
@@ -184,9 +187,14 @@ def _yaml(word: str) -> Any:
 
 
 class Config(BaseModel):
-    """Base of every configuration: immutable, and closed to keys it does not know."""
+    """Base of every configuration: immutable, and closed to keys it does not know.
+
+    Attributes:
+        renamed: former key → its present name, for the error of a file that still has the former one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    renamed: ClassVar[Mapping[str, str]] = {}
 
 
 C = TypeVar("C", bound=Config)
@@ -268,16 +276,19 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         if isinstance(item.get("input"), (dict, BaseModel)):
             return f"'{dotted}': {text}" if dotted else text
         return f"'{dotted}': {text} (got {item.get('input')!r:.80})"
-    allowed = _fields_at(model, location[:-1])
+    section = _model_at(model, location[:-1])
+    if location[-1] in getattr(section, "renamed", {}):
+        return f"'{dotted}' is now called '{section.renamed[location[-1]]}'"
+    allowed = sorted(section.model_fields)
     close = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     return f"unknown key '{dotted}'. Allowed: {', '.join(allowed)}.{hint}"
 
 
-def _fields_at(model: type[BaseModel], parents: list[str]) -> list[str]:
+def _model_at(model: type[BaseModel], parents: list[str]) -> type[Config]:
+    """Return the model of the section that a dotted place is in."""
     current: Any = model
     for name in parents:
         field = getattr(current, "model_fields", {}).get(name)
         current = next(iter(sections(field.annotation)), current) if field is not None else current
-    fields = getattr(current, "model_fields", model.model_fields)
-    return sorted(fields)
+    return cast(type[Config], current if hasattr(current, "model_fields") else model)

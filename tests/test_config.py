@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
 from pydantic import model_validator
 
-from embedprior.config import Config, config_folder, load_config, parse_config
+from embedprior.config import Config, config_folder, load_config, parse_config, read_overrides
 from embedprior.errors import BadInput
 
 
@@ -76,3 +78,21 @@ def test_broken_yaml_and_a_list_are_refused(tmp_path: Path) -> None:
 
 def test_shipped_configurations_are_found_in_the_checkout() -> None:
     assert (config_folder("demo") / "default.yaml").is_file()
+
+
+class Renamed(Config):
+    renamed: ClassVar[Mapping[str, str]] = {"old_rate": "learning_rate"}
+
+    learning_rate: float = 0.1
+
+
+class Holder(Config):
+    train: Renamed = Renamed()
+
+
+def test_a_former_key_is_answered_with_its_present_name(tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as caught:
+        parse_config(Holder, {"train": {"old_rate": 1.0}}, "a file")
+    assert str(caught.value) == "a file: 'train.old_rate' is now called 'learning_rate'"
+    with pytest.raises(BadInput, match=r"option .--train\.old-rate. is now called .--train\.learning_rate."):
+        read_overrides(["--train.old-rate", "1"], Holder, "prog")
