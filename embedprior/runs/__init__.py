@@ -20,10 +20,20 @@ from embedprior.runs.files import (
 )
 from embedprior.runs.locks import Lock
 from embedprior.runs.provenance import note_use
-from embedprior.runs.run import QUIET, MetricsLog, Run, git_revision, one_thread, progress, seed_for, versions
+from embedprior.runs.run import (
+    QUIET,
+    MetricsLog,
+    Run,
+    git_revision,
+    one_thread,
+    progress,
+    progress_bar,
+    seed_for,
+    versions,
+)
 
 __all__ = [
     "QUIET", "Artifact", "DiskFull", "Lock", "MetricsLog", "Run", "artifact", "artifacts_root", "canonical", "fsync",
     "git_revision", "hash_array", "hash_file", "hash_of", "make_folder", "note_use", "one_thread", "progress",
-    "read_json", "seed_for", "versions", "write_file", "write_json", "write_text",
+    "progress_bar", "read_json", "seed_for", "versions", "write_file", "write_json", "write_text",
 ]  # fmt: skip

@@ -8,16 +8,21 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedprior import __version__
 from embedprior.runs.files import canonical, make_folder, write_json, write_text
 from embedprior.runs.provenance import RECORD, close_ledger, kept_caches, open_ledger, register_run
+
+if TYPE_CHECKING:
+    import tqdm as tqdm_module
 
 T = TypeVar("T")
 QUIET = "EMBEDPRIOR_QUIET"
@@ -30,16 +35,41 @@ def seed_for(seed: int, *names: str | int) -> int:
 
 
 def progress(items: Iterable[T], desc: str, total: int | None = None) -> Iterator[T]:
-    """Yield ``items`` with a progress bar on standard error (a line every so often when it is not a terminal).
+    """Yield ``items`` with a progress bar on standard error (see ``progress_bar``).
 
     ``$EMBEDPRIOR_QUIET`` leaves it out; worker processes set it, so that their bars do not write over each other.
     """
+    yield from progress_bar(items, desc, total, disable=bool(os.environ.get(QUIET)))
+
+
+def progress_bar(
+    items: Iterable[Any] | None, desc: str, total: int | None = None, disable: bool = False
+) -> tqdm_module.tqdm[Any]:
+    """Return a progress bar on standard error (a line every so often when it is not a terminal)."""
+    interval = 0.1 if sys.stderr.isatty() else 15.0
+    return _bar_class()(
+        items, desc=desc, total=total, mininterval=interval, maxinterval=2 * interval, leave=True, disable=disable
+    )
+
+
+@cache
+def _bar_class() -> type[tqdm_module.tqdm[Any]]:
+    """Return tqdm with a lock of this process alone.
+
+    The lock it makes by default is a semaphore shared with every forked child: a child killed while it draws takes the
+    semaphore with it, and the next bar of any other process waits for it without end.
+    """
     from tqdm import tqdm
 
-    interval, quiet = 0.1 if sys.stderr.isatty() else 15.0, bool(os.environ.get(QUIET))
-    yield from tqdm(
-        items, desc=desc, total=total, mininterval=interval, maxinterval=2 * interval, leave=True, disable=quiet
-    )
+    class Bar(tqdm):  # type: ignore[type-arg]
+        """A class of its own, so that a caller's other bars keep their lock."""
+
+    def renew() -> None:
+        Bar.set_lock(threading.RLock())
+
+    renew()
+    os.register_at_fork(after_in_child=renew)  # another thread of the parent may have held it at that instant
+    return Bar
 
 
 @contextmanager

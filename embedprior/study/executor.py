@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedprior.runs import QUIET, one_thread
+from embedprior.runs import QUIET, one_thread, progress_bar
 from embedprior.study.runner import Bench, RoundId, Unit
 
 MOST_DEATHS = 2
@@ -187,10 +186,7 @@ class _Clock:
     """
 
     def __init__(self, units: Sequence[Unit], processes: int) -> None:
-        from tqdm import tqdm
-
-        interval = 0.1 if sys.stderr.isatty() else 15.0
-        self._bar = tqdm(total=len(units), desc="fits", mininterval=interval, maxinterval=2 * interval)
+        self._bar = progress_bar(None, "fits", len(units))
         self._processes = processes
         self._spent: dict[str, list[float]] = defaultdict(list)
         self._left = Counter(unit.method for unit in units)

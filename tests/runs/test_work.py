@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection
+
 import pytest
 
 from embedprior.runs import QUIET, progress
+from embedprior.runs.run import progress_bar
+
+FORK = multiprocessing.get_context("fork")
 
 
 def test_bar_is_shown_unless_this_process_is_quiet(
@@ -16,3 +25,58 @@ def test_bar_is_shown_unless_this_process_is_quiet(
     monkeypatch.setenv(QUIET, "1")
     assert list(progress(range(3), "counting")) == [0, 1, 2]
     assert capsys.readouterr().err == ""
+
+
+def test_a_child_forked_while_its_parent_draws_has_bars_of_its_own() -> None:
+    lock, drawing, done = progress_bar([], "first").get_lock(), threading.Event(), threading.Event()
+
+    def draw() -> None:
+        with lock:
+            drawing.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    drawing.wait(30)
+    child = FORK.Process(target=_draw)
+    child.start()
+    child.join(30)
+    waiting = child.is_alive()
+    child.kill()
+    done.set()
+    thread.join()
+    assert not waiting, "a bar waits for a lock that a thread of the parent held at the fork"
+
+
+def test_a_child_killed_while_it_draws_does_not_stop_the_bars_of_its_parent() -> None:
+    parent = FORK.Process(target=_outlive_a_killed_child)
+    parent.start()
+    parent.join(30)
+    waiting = parent.is_alive()
+    parent.kill()
+    parent.join()
+    assert not waiting, "a bar waits for a lock that a killed process held"
+    assert parent.exitcode == 0
+
+
+def _outlive_a_killed_child() -> None:
+    _draw()  # the parent has drawn before: what its bars share with children exists by now
+    here, there = FORK.Pipe()
+    child = FORK.Process(target=_draw_without_end, args=(there,))
+    child.start()
+    here.recv()
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    _draw()
+
+
+def _draw() -> None:
+    assert list(progress(range(3), "counting")) == [0, 1, 2]
+
+
+def _draw_without_end(ready: Connection) -> None:
+    bar = progress_bar(range(3), "counting")
+    bar.get_lock().acquire()
+    ready.send("drawing")
+    signal.pause()
