@@ -54,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
         raise BadInput("the quality report needs both --reference and --pairs.")
     from embedprior.cache import open_cache
     from embedprior.prior.generate import generate
-    from embedprior.prior.model import WEIGHTS, Prior
+    from embedprior.prior.model import Prior
+    from embedprior.prior.storage import WEIGHTS
     from embedprior.report.generation_report import tell
     from embedprior.runs import Run, hash_file, hash_of
     from embedprior.tables import write_table
@@ -116,7 +117,7 @@ def _exams(cache: EmbeddingCache, table: Path | None, source: str) -> list[str]:
 def _pairs(table: Path, splits: Path | None, part: str, drawn: set[str], real: set[str]) -> pd.DataFrame:
     """Return the pairs that the quality report is about."""
     from embedprior.errors import BadInput
-    from embedprior.prior.metrics import FEWEST_PATIENTS
+    from embedprior.prior.metrics import MIN_PATIENTS
     from embedprior.tables import PAIR_REQUIRED, SPLIT_REQUIRED, check_splits, fold_parts, read_table
 
     pairs = read_table(table, PAIR_REQUIRED)
@@ -125,11 +126,11 @@ def _pairs(table: Path, splits: Path | None, part: str, drawn: set[str], real: s
         pairs = pairs[pairs["patient_id"].map(parts) == part]
     kept = pairs[pairs["cxr_exam_id"].isin(drawn) & pairs["ct_exam_id"].isin(real)]
     patients = kept["patient_id"].nunique()
-    if patients < FEWEST_PATIENTS:
+    if patients < MIN_PATIENTS:
         where = f" of part '{part}'" if splits is not None else ""
         raise BadInput(
             f"{table}: {patients} patients{where} with a drawn radiograph and a real CT embedding in --reference. "
-            f"Allowed: at least {FEWEST_PATIENTS}, below that a distribution can't be judged."
+            f"Allowed: at least {MIN_PATIENTS}, below that a distribution can't be judged."
         )
     return kept
 

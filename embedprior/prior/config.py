@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -44,6 +45,10 @@ class NetworkConfig(Config):
         heads: query heads, which share one key and value head.
         head_dim: width of a head.
         inner: hidden width of the SwiGLU.
+
+    Example:
+        >>> NetworkConfig(preset="tiny", depth=4).size
+        NetworkSize(dim=64, depth=4, heads=2, head_dim=32, inner=128)
     """
 
     preset: Literal["prior-49m", "paper-text", "tiny"] = "prior-49m"
@@ -79,10 +84,14 @@ class ProcessConfig(Config):
             from learning them by heart.
         regression: ``ridge``: a linear map of the condition is fitted in closed form, and what is noised and learned
             is what it leaves over. Guidance's branch without condition learns the embedding itself.
-        null: ``keep``: the branch without condition still sees the noised target (2x cost); ``both``: it sees
-            neither, as released.
+        null_branch: what guidance compares with. ``keeps_target``: the branch without condition still sees the noised
+            target (twice the cost); ``drops_both``: it sees neither, as released.
         guidance: weight w; 1 samples the model itself, anything else voids the variance table and calibration.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "null": "null_branch (keep is keeps_target, both is drops_both)",
+    }
 
     schedule: Literal["cosine", "linear"] = "cosine"
     timesteps: int = Field(default=1000, ge=2)
@@ -90,13 +99,13 @@ class ProcessConfig(Config):
     condition_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     condition_noise: float = Field(default=0.0, ge=0.0)
     regression: Literal["none", "ridge"] = "none"
-    null: Literal["keep", "both"] = "keep"
+    null_branch: Literal["keeps_target", "drops_both"] = "keeps_target"
     guidance: float = 1.0
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_a_name(cls, data: Any) -> Any:
-        # YAML reads the bare word null as a key as "nothing"; here it can only be the field.
+    def _former_null_key(cls, data: Any) -> Any:
+        # YAML reads the bare word null as a key as "nothing"; here it can only be the former name of null_branch.
         if not isinstance(data, dict):
             return data
         return {"null" if key is None else key: value for key, value in data.items()}
@@ -111,7 +120,7 @@ class ProcessConfig(Config):
 class ObjectiveConfig(Config):
     """Weights of the named losses; each is logged as ``loss/NAME``.
 
-    Any weight beside ``l2`` bends the prediction away from the posterior mean.
+    With any auxiliary weight above 0 the minimiser is no longer the posterior mean E[z|x].
 
     Attributes:
         l2: squared error of what the network predicts.
@@ -138,14 +147,14 @@ class ObjectiveConfig(Config):
     min_snr_gamma: float | None = Field(default=None, gt=0.0)
 
     @property
-    def bends(self) -> dict[str, float]:
+    def auxiliary_weights(self) -> dict[str, float]:
         """The terms on x0hat that are in use, with their weights."""
         weights = {"bce": self.bce, "aft": self.aft, "proto": self.proto, "contrastive": self.contrastive}
         return {name: weight for name, weight in weights.items() if weight > 0}
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
-        if self.l2 == 0.0 and not self.bends:
+        if self.l2 == 0.0 and not self.auxiliary_weights:
             raise ValueError("every loss weight is 0: nothing would be learned")
         if self.bce_balanced and self.bce_target != "labels":
             raise ValueError("bce_balanced weighs labels: it needs bce_target 'labels'")
@@ -165,9 +174,9 @@ class TrainingConfig(Config):
         clip: largest norm of the gradient.
         ema: decay of the averaged weights, which are the ones that are used.
         precision: of the arithmetic.
-        validate_every: steps between two looks at the validation pairs; the best look is kept.
+        validate_every: steps between two validations; the weights of the best one are kept.
         validation_bins: of timesteps, each with its own validation loss.
-        patience: looks without a better one after which training stops; None trains all steps.
+        patience: validations without a better one after which training stops; None trains all steps.
         checkpoint_every: steps between two checkpoints.
         variance_nodes: timesteps at which the error on the validation pairs is measured, for Analytic-DPM.
         variance_draws: noise drawn for each validation pair at each of them.
@@ -208,10 +217,11 @@ class PriorConfig(Config):
 
     @model_validator(mode="after")
     def _x0hat_is_well_conditioned(self) -> Self:
-        if self.objective.bends and self.process.prediction == "epsilon":
+        if self.objective.auxiliary_weights and self.process.prediction == "epsilon":
+            term = next(iter(self.objective.auxiliary_weights))
             raise ValueError(
-                f"objective.{next(iter(self.objective.bends))} needs prediction 'x0' or 'v': an x0hat made from the "
-                "noise divides by up to 20,000 at the last timesteps"
+                f"objective.{term} needs prediction 'x0' or 'v': an x0hat made from the noise divides by up to 20,000 "
+                "at the last timesteps"
             )
         return self
 
@@ -246,7 +256,12 @@ class SamplerConfig(Config):
 
 
 def named_sampler(name: SamplerName, steps: int) -> SamplerConfig:
-    """Return the settings behind a sampler's short name."""
+    """Return the settings behind a sampler's short name.
+
+    Example:
+        >>> named_sampler("dpm_solver", 16).trajectory
+        'log_snr'
+    """
     if name == "ddim":
         return SamplerConfig(family="ddim", variance="small", steps=steps)
     if name == "dpm_solver":

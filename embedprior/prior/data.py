@@ -42,6 +42,11 @@ class PairArrays:
         labels: (N,) 1 / 0 / NaN for hard-label losses and the teacher's AUC; None when there are none.
         patients: N patient ids; None when every pair has its own patient.
         encoders: encoder keys of condition and target; empty when unknown.
+
+    Example:
+        >>> pairs = PairArrays(np.zeros((2, 6), np.float32), np.zeros((2, 8), np.float32), ["a", "b"], source="cxr")
+        >>> len(pairs), pairs.tokens.shape
+        (2, (2, 1, 6))
     """
 
     condition: Array
@@ -203,7 +208,13 @@ def conditions(cache: EmbeddingCache, views: pd.DataFrame, where: str = "the pai
 
 
 def padded(tokens: Sequence[NDArray[np.generic]]) -> tuple[Array, NDArray[np.bool_]]:
-    """Return (N, C, D) float32 with zeros behind the rows of each (n_i, D) array, and the (N, C) mask of real rows."""
+    """Return (N, C, D) float32 with zeros behind the rows of each (n_i, D) array, and the (N, C) mask of real rows.
+
+    Example:
+        >>> out, real = padded([np.ones((1, 2)), np.ones((3, 2))])
+        >>> out.shape, real.tolist()
+        ((2, 3, 2), [[True, False, False], [True, True, True]])
+    """
     longest = max(len(rows) for rows in tokens)
     out = np.zeros((len(tokens), longest, tokens[0].shape[1]), dtype=np.float32)
     real = np.zeros(out.shape[:2], dtype=bool)

@@ -52,6 +52,10 @@ def make_schedule(config: ProcessConfig) -> Schedule:
 
     Cosine: alpha_bar(u) = cos²((u + .008)/1.008 · pi/2), betas clipped to .999 (Nichol and Dhariwal 2021, eq. 17).
     Linear: betas from 1e-4 to 0.02 for N = 1000, scaled by 1000/N so that the total noise is alike for any N.
+
+    Example:
+        >>> make_schedule(ProcessConfig(timesteps=4)).alpha_bar.round(3).tolist()
+        [1.0, 0.847, 0.494, 0.144, 0.0]
     """
     steps = config.timesteps
     if config.schedule == "cosine":
@@ -65,7 +69,13 @@ def make_schedule(config: ProcessConfig) -> Schedule:
 
 
 def add_noise(schedule: Schedule, x0: Tensor, noise: Tensor, n: Tensor) -> Tensor:
-    """Return x_n (B, D) for clean ``x0`` (B, D), standard normal ``noise`` (B, D) and timesteps ``n`` (B,)."""
+    """Return x_n (B, D) for clean ``x0`` (B, D), standard normal ``noise`` (B, D) and timesteps ``n`` (B,).
+
+    Example:
+        >>> schedule = make_schedule(ProcessConfig(timesteps=4))
+        >>> add_noise(schedule, torch.ones(2, 1), torch.zeros(2, 1), torch.tensor([1, 4])).flatten().round(decimals=3)
+        tensor([0.9200, 0.0120])
+    """
     signal, spread = schedule.signal_and_noise(n, x0)
     return signal * x0 + spread * noise
 
@@ -84,7 +94,15 @@ def training_target(schedule: Schedule, prediction: Prediction, x0: Tensor, nois
 
 
 def to_x0(schedule: Schedule, prediction: Prediction, output: Tensor, x: Tensor, n: Tensor) -> Tensor:
-    """Return the clean embedding (B, D) that a network output at ``x`` = x_n implies."""
+    """Return the clean embedding (B, D) that a network output at ``x`` = x_n implies.
+
+    Example:
+        >>> schedule, n = make_schedule(ProcessConfig(timesteps=4)), torch.tensor([2])
+        >>> x0, noise = torch.tensor([[0.5]]), torch.tensor([[-1.0]])
+        >>> v = training_target(schedule, "v", x0, noise, n)
+        >>> to_x0(schedule, "v", v, add_noise(schedule, x0, noise, n), n)
+        tensor([[0.5000]])
+    """
     if prediction == "x0":
         return output
     signal, spread = schedule.signal_and_noise(n, x)
@@ -183,6 +201,10 @@ def batch_at(seed: int, step: int, batch: int, count: int) -> NDArray[np.int64]:
 
     Steps cut an endless row of shuffled passes over the ``count`` examples into equal batches, so every example
     is seen equally often and the batch of a step needs no memory of the steps before it.
+
+    Example:
+        >>> sorted(int(row) for step in (0, 1) for row in batch_at(0, step, 3, 6))
+        [0, 1, 2, 3, 4, 5]
     """
     positions = np.arange(step * batch, (step + 1) * batch)
     order = KeyedNoise(seed, ORDER)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from einops import rearrange
 from jaxtyping import Float
 from scipy.special import expit
 
@@ -23,7 +24,8 @@ from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
 from embedprior.prior.config import GenerateConfig
 from embedprior.prior.data import Array, conditions, encoder_name
-from embedprior.prior.model import DESCRIPTION, WEIGHTS, Prior
+from embedprior.prior.model import Prior
+from embedprior.prior.storage import DESCRIPTION, WEIGHTS
 from embedprior.runs import hash_file, hash_of, progress
 from embedprior.teachers.teacher import TeacherHead
 
@@ -105,7 +107,12 @@ def generate(
 
 
 def noise_key(exam_id: str) -> int:
-    """Return the number that keys the noise of an exam: the same in any batch, order or restart."""
+    """Return the number that keys the noise of an exam: the same in any batch, order or restart.
+
+    Example:
+        >>> noise_key("exam-1") == noise_key("exam-1") != noise_key("exam-2")
+        True
+    """
     return int.from_bytes(hashlib.sha256(exam_id.encode()).digest()[:8], "little")
 
 
@@ -143,8 +150,10 @@ def _draw(
         "one_step": prior.one_step(condition, config.source, real, config.seed, cases=keys),
     }
     if head is not None:
-        chance = _probability(head, drawn.reshape(-1, drawn.shape[-1])).reshape(drawn.shape[:2])
-        columns = [chance[:, 0], chance.mean(axis=1), chance.std(axis=1), _probability(head, made["one_step"])]
+        flat = _probability(head, rearrange(drawn, "cases samples d -> (cases samples) d"))
+        probability = rearrange(flat, "(cases samples) -> cases samples", samples=config.samples)
+        columns = [probability[:, 0], probability.mean(axis=1), probability.std(axis=1)]
+        columns.append(_probability(head, made["one_step"]))
         made["scores"] = np.stack(columns, axis=1).astype(np.float32)
     return made
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from embedprior.errors import BadInput
@@ -24,7 +25,11 @@ def attention_blocks(embedding: Tensor, groups: int) -> Tensor:
     several network stages by their loss rates is void for the one stage there is here.
     """
     width = -(-embedding.shape[1] // groups)
-    blocks: Tensor = F.pad(embedding, (0, groups * width - embedding.shape[1])).unflatten(1, (groups, width))
+    blocks: Tensor = rearrange(
+        F.pad(embedding, (0, groups * width - embedding.shape[1])),
+        "batch (groups width) -> batch groups width",
+        groups=groups,
+    )
     attention: Tensor = F.normalize(blocks.square().sum(dim=2), dim=1)
     return attention[..., None] * blocks
 
@@ -36,7 +41,12 @@ def aft(predicted: Tensor, target: Tensor, groups: int) -> Tensor:
 
 
 def class_prototypes(target: Tensor, labels: Tensor) -> Tensor:
-    """Return (2, D): the mean embedding of the cases labelled 0 and of those labelled 1; NaN for a class without."""
+    """Return (2, D): the mean embedding of the cases labelled 0 and of those labelled 1; NaN for a class without.
+
+    Example:
+        >>> class_prototypes(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0.0, 1.0, 1.0])).tolist()
+        [[1.0], [4.0]]
+    """
     return torch.stack([target[labels == value].mean(dim=0) for value in (0, 1)])
 
 
@@ -50,23 +60,29 @@ def proto(predicted: Tensor, target: Tensor, prototypes: Tensor) -> Tensor:
     return (maps[0] - maps[1]).square().mean(dim=1)
 
 
-def contrast(predicted: Tensor, target: Tensor, rivals: Tensor, is_rival: Tensor, margin: float) -> Tensor:
+def contrast(predicted: Tensor, target: Tensor, negatives: Tensor, is_negative: Tensor, margin: float) -> Tensor:
     """Return (B,): d² to the own CT, plus the mean over other patients' CTs of max(0, margin - d)².
 
-    Chopra et al. 2005 with d = ||f - g|| of l2-normalised embeddings. A rival may have the same label.
+    Chopra et al. 2005 with d = ||f - g|| of l2-normalised embeddings. A negative may have the same label.
 
     Args:
         predicted, target: (B, D).
-        rivals: (R, D) CT embeddings to keep away from.
-        is_rival: (B, R) False where the rival is of the same patient; a case without rivals keeps its first part.
+        negatives: (R, D) CT embeddings to keep away from.
+        is_negative: (B, R) False where the negative is of the same patient; a case without negatives keeps
+            its first part.
         margin: where repulsion ends; two unit vectors are at most 2 apart.
+
+    Example:
+        >>> one, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> round(float(contrast(one, one, other, torch.tensor([[True]]), margin=2.0)), 4)  # (2 - sqrt 2)²
+        0.3431
     """
     own = F.normalize(predicted, dim=1)
     attract = (own - F.normalize(target, dim=1)).square().sum(dim=1)
     # d² = 2 - 2cos; the floor keeps the root's gradient finite where both coincide.
-    distance = (2.0 - 2.0 * own @ F.normalize(rivals, dim=1).T).clamp(min=1e-12).sqrt()
-    repel = (margin - distance).clamp(min=0.0).square() * is_rival
-    return attract + repel.sum(dim=1) / is_rival.sum(dim=1).clamp(min=1)
+    distance = (2.0 - 2.0 * own @ F.normalize(negatives, dim=1).T).clamp(min=1e-12).sqrt()
+    repel = (margin - distance).clamp(min=0.0).square() * is_negative
+    return attract + repel.sum(dim=1) / is_negative.sum(dim=1).clamp(min=1)
 
 
 Head = Callable[[Tensor], Tensor]
@@ -74,7 +90,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Rivals:
+class Negatives:
     """CT embeddings that a prediction is contrasted with: those of the whole batch, over all processes.
 
     Attributes:
@@ -87,7 +103,7 @@ class Rivals:
 
 
 @dataclass(frozen=True)
-class Noised:
+class NoisyBatch:
     """One noised batch, standardised units.
 
     Attributes:
@@ -95,9 +111,9 @@ class Noised:
         n: (B,) timesteps.
         labels: (B,) 1 / 0 / NaN.
         patient: (B,) patient numbers; None when nothing is contrasted.
-        rivals: what the contrastive term keeps away from; None when nothing is contrasted.
-        centre: (B, D) what the process's regression predicts; ``x0`` and ``x`` are given less their share of it, as the
-            network sees them. None when there is none.
+        negatives: what the contrastive term keeps away from; None when nothing is contrasted.
+        ridge_prediction: (B, D) what the ridge regression predicts; it is subtracted from ``x0``, and its share from
+            ``x``, as the network sees them. None when there is no regression.
     """
 
     x0: Tensor
@@ -106,8 +122,8 @@ class Noised:
     n: Tensor
     labels: Tensor
     patient: Tensor | None = None
-    rivals: Rivals | None = None
-    centre: Tensor | None = None
+    negatives: Negatives | None = None
+    ridge_prediction: Tensor | None = None
 
 
 class Objective:
@@ -147,20 +163,20 @@ class Objective:
 
     @property
     def has_teacher(self) -> bool:
-        """Whether there is a head to look through."""
+        """Whether there is a teacher head."""
         return self._teacher is not None
 
-    def losses(self, output: Tensor, batch: Noised) -> dict[str, Tensor]:
+    def losses(self, output: Tensor, batch: NoisyBatch) -> dict[str, Tensor]:
         """Return the weighted losses by name: ``l2``, and each further term whose weight is above 0."""
         config, prediction = self._config, self._process.prediction
         target = training_target(self._schedule, prediction, batch.x0, batch.noise, batch.n)
         weight = loss_weight(self._schedule, prediction, config.min_snr_gamma, batch.n)
         named = {"l2": config.l2 * (weight * (output - target).square().mean(dim=1)).mean()}
-        if not config.bends:
+        if not config.auxiliary_weights:
             return named
         predicted = self.x0hat(output, batch)
-        if batch.centre is not None:
-            batch = replace(batch, x0=batch.x0 + batch.centre)
+        if batch.ridge_prediction is not None:
+            batch = replace(batch, x0=batch.x0 + batch.ridge_prediction)
         if config.bce > 0:
             named["bce"] = config.bce * self._bce(predicted, batch)
         if config.aft > 0:
@@ -168,29 +184,29 @@ class Objective:
         if config.proto > 0:
             named["proto"] = config.proto * proto(predicted, batch.x0, self._prototypes.to(predicted.dtype)).mean()
         if config.contrastive > 0:
-            assert batch.rivals is not None
+            assert batch.negatives is not None
             assert batch.patient is not None
-            apart = batch.patient[:, None] != batch.rivals.patient
-            each = contrast(predicted, batch.x0, batch.rivals.target, apart, config.contrastive_margin)
+            apart = batch.patient[:, None] != batch.negatives.patient
+            each = contrast(predicted, batch.x0, batch.negatives.target, apart, config.contrastive_margin)
             named["contrastive"] = config.contrastive * each.mean()
         return named
 
-    def squared_error(self, output: Tensor, batch: Noised) -> Tensor:
+    def squared_error(self, output: Tensor, batch: NoisyBatch) -> Tensor:
         """Return (B, D) squared error of x0, standardised units, whatever the network predicts."""
-        centre = 0.0 if batch.centre is None else batch.centre
-        return (self.x0hat(output, batch) - (batch.x0 + centre)).square()
+        ridge = 0.0 if batch.ridge_prediction is None else batch.ridge_prediction
+        return (self.x0hat(output, batch) - (batch.x0 + ridge)).square()
 
-    def x0hat(self, output: Tensor, batch: Noised) -> Tensor:
+    def x0hat(self, output: Tensor, batch: NoisyBatch) -> Tensor:
         """Return the clean embedding (B, D), standardised, that a network output implies."""
-        found = to_x0(self._schedule, self._process.prediction, output, batch.x, batch.n)
-        return found if batch.centre is None else found + batch.centre
+        x0hat = to_x0(self._schedule, self._process.prediction, output, batch.x, batch.n)
+        return x0hat if batch.ridge_prediction is None else x0hat + batch.ridge_prediction
 
     def teacher_logits(self, embedding: Tensor) -> Tensor:
         """Return the teacher's (B,) logits of standardised CT embeddings (B, D), read in their own scale."""
         assert self._teacher is not None
         return self._teacher(embedding * self._scale + self._mean).reshape(len(embedding))
 
-    def _bce(self, predicted: Tensor, batch: Noised) -> Tensor:
+    def _bce(self, predicted: Tensor, batch: NoisyBatch) -> Tensor:
         """Mean cross-entropy of the head on x0hat; PE paper, eq. for L_total, with the gradient its code lacks."""
         logits = self.teacher_logits(predicted)
         if self._config.bce_target == "teacher":

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist, pdist
 from scipy.stats import binomtest
@@ -20,7 +21,7 @@ from embedprior.evidence.delong import delong
 from embedprior.evidence.metrics import Cases
 from embedprior.prior.config import TrainingConfig, named_sampler
 from embedprior.prior.diffusion import TEACHER, VALIDATION, VARIANCE, KeyedNoise, Schedule, add_noise, keyed_normal
-from embedprior.prior.losses import Noised, Objective, Rivals
+from embedprior.prior.losses import Negatives, NoisyBatch, Objective
 from embedprior.prior.model import Prior
 from embedprior.prior.samplers import VarianceTable, even_trajectory, log_snr_trajectory, plan
 from embedprior.prior.setup import PairTensors
@@ -38,6 +39,11 @@ def frechet(a: Floats, b: Floats) -> float:
 
     Raises:
         ValueError: too few rows.
+
+    Example:
+        >>> one = np.array([[-1.0], [0.0], [1.0]])
+        >>> frechet(one, 2.0 * one + 3.0)  # 3² + (2 - 1)²
+        10.0
     """
     if min(len(a), len(b)) <= a.shape[1]:
         raise ValueError(f"{min(len(a), len(b))} rows of {a.shape[1]} dimensions: too few for a covariance")
@@ -61,6 +67,10 @@ def energy_distance(a: Floats, b: Floats) -> float:
 
     Args:
         a, b: (n, D) and (m, D), at least two rows each.
+
+    Example:
+        >>> energy_distance(np.array([[0.0], [1.0]]), np.array([[5.0], [6.0]]))  # 2 · 5 - 1 - 1
+        8.0
     """
     return float(2.0 * cdist(a, b).mean() - pdist(a).mean() - pdist(b).mean())
 
@@ -95,18 +105,23 @@ def cosine(a: Floats, b: Floats) -> Floats:
         return np.asarray((a * b).sum(axis=1) / lengths)
 
 
-def ranks(queries: Floats, gallery: Floats, wanted: NDArray[np.intp]) -> Floats:
-    """Return (n,) the rank of the wanted gallery row among all of them, by cosine with the query; 1 is best.
+def ranks(queries: Floats, gallery: Floats, target_rows: NDArray[np.intp]) -> Floats:
+    """Return (n,) the rank of the right gallery row among all of them, by cosine with the query; 1 is best.
 
     Ties count half, so that a generator that gives everyone the same embedding gains nothing.
 
     Args:
         queries: (n, D).
         gallery: (g, D).
-        wanted: (n,) rows of the gallery.
+        target_rows: (n,) rows of the gallery.
+
+    Example:
+        >>> gallery = np.array([[1.0, 0.0], [0.0, 1.0]])
+        >>> ranks(np.array([[2.0, 1.0], [3.0, 1.0]]), gallery, np.array([0, 1])).tolist()
+        [1.0, 2.0]
     """
     similarity = _unit(queries) @ _unit(gallery).T
-    own = similarity[np.arange(len(queries)), wanted][:, None]
+    own = similarity[np.arange(len(queries)), target_rows][:, None]
     above = (similarity > own).sum(axis=1)
     level = (similarity == own).sum(axis=1) - 1
     return np.asarray(1.0 + above + 0.5 * level)
@@ -125,7 +140,7 @@ def principal_axes(reference: Floats, dims: int) -> tuple[Floats, Floats]:
 
 
 OUTPUTS = ("sample", "mean", "one_step")
-FEWEST_PATIENTS = 20
+MIN_PATIENTS = 20
 """Below this, half of the patients say nothing about a distribution."""
 TOP = (1, 5, 10)
 
@@ -157,22 +172,22 @@ def quality(matched: Matched, seed: int, splits: int = 20, replicates: int = 100
         replicates: of the patient bootstrap.
 
     Raises:
-        BadInput: fewer than ``FEWEST_PATIENTS`` patients.
+        BadInput: fewer than ``MIN_PATIENTS`` patients.
     """
     patients = np.unique(np.asarray(matched.patients, dtype=str))
-    if len(patients) < FEWEST_PATIENTS:
+    if len(patients) < MIN_PATIENTS:
         raise BadInput(
-            f"{len(patients)} patients with generated and real embeddings. Allowed: at least {FEWEST_PATIENTS}. "
+            f"{len(patients)} patients with generated and real embeddings. Allowed: at least {MIN_PATIENTS}. "
             "Next: give --pairs of more patients, or leave --reference out"
         )
-    found: dict[str, Any] = {"patients": len(patients), "pairs": len(matched.real), "dim": matched.real.shape[1]}
-    found["distances"] = _distances(matched, seed, splits)
-    found["cosine"] = {
+    figures: dict[str, Any] = {"patients": len(patients), "pairs": len(matched.real), "dim": matched.real.shape[1]}
+    figures["distances"] = _distances(matched, seed, splits)
+    figures["cosine"] = {
         name: mean_by_patient(cosine(rows, matched.real), matched.patients, seed, replicates)
         for name, rows in matched.generated.items()
     }
-    found["retrieval"] = _retrieval(matched, seed, replicates)
-    return found
+    figures["retrieval"] = _retrieval(matched, seed, replicates)
+    return figures
 
 
 def _distances(matched: Matched, seed: int, splits: int) -> dict[str, Any]:
@@ -214,15 +229,15 @@ def _distances(matched: Matched, seed: int, splits: int) -> dict[str, Any]:
 
 def _retrieval(matched: Matched, seed: int, replicates: int) -> dict[str, Any]:
     """Return recall@k of the own CT among all distinct CTs, with interval and chance."""
-    exams, first, wanted = np.unique(np.asarray(matched.exams, dtype=str), return_index=True, return_inverse=True)
+    exams, first, target_rows = np.unique(np.asarray(matched.exams, dtype=str), return_index=True, return_inverse=True)
     gallery = matched.real[first]
     top = [k for k in TOP if k < len(exams)]
-    found: dict[str, Any] = {"gallery": len(exams), "chance": {str(k): k / len(exams) for k in top}}
+    figures: dict[str, Any] = {"gallery": len(exams), "chance": {str(k): k / len(exams) for k in top}}
     for name, rows in matched.generated.items():
-        rank = ranks(rows, gallery, wanted.astype(np.intp))
-        found[name] = {str(k): hit_rate(rank <= k, matched.patients, seed, replicates) for k in top}
-        found[name]["median_rank"] = float(np.median(rank))
-    return found
+        rank = ranks(rows, gallery, target_rows.astype(np.intp))
+        figures[name] = {str(k): hit_rate(rank <= k, matched.patients, seed, replicates) for k in top}
+        figures[name]["median_rank"] = float(np.median(rank))
+    return figures
 
 
 def mean_by_patient(values: Floats, patients: Sequence[str], seed: int, replicates: int) -> dict[str, Any]:
@@ -279,11 +294,11 @@ class Validator:
         for n in self._timesteps:
             noise = torch.from_numpy(keyed_normal(keyed, n, range(len(data)), shape)).to(data.target.device)
             clock = torch.full((len(data),), n, device=data.target.device)
-            centre = data.given.centre
-            x0 = data.target if centre is None else data.target - centre
+            ridge = data.conditions.ridge_prediction
+            x0 = data.target if ridge is None else data.target - ridge
             x = add_noise(schedule, x0, noise, clock)
-            rivals = Rivals(data.target, data.patient)
-            self._batches.append(Noised(x0, noise, x, clock, data.labels, data.patient, rivals, centre))
+            negatives = Negatives(data.target, data.patient)
+            self._batches.append(NoisyBatch(x0, noise, x, clock, data.labels, data.patient, negatives, ridge))
         self._seed, self._schedule = settings.seed, schedule
         known = data.labels[data.labels.isfinite()]
         self.reason: str | None = None
@@ -304,7 +319,7 @@ class Validator:
         probability, against the labels (see ``reason``); a slope that is not defined is left out.
         """
         network, data = prior.network, self.data
-        prefix = network.encode(data.given.tokens, data.given.mask)
+        prefix = network.encode(data.conditions.tokens, data.conditions.mask)
         figures, totals, predicted = {}, [], data.target
         for n, batch in zip(self._timesteps, self._batches, strict=True):
             output = network.step(prefix, batch.x, batch.n).float()
@@ -320,9 +335,11 @@ class Validator:
         trajectory = log_snr_trajectory(self._schedule, steps)
         reverse = plan(self._schedule, named_sampler("dpm_solver", steps), trajectory, None)
         noise, data = KeyedNoise(self._seed, TEACHER), self.data
-        drawn = prior.draw(data.given, reverse, TEACHER_SAMPLES, noise, GUIDANCE, range(len(data)))
-        flat = torch.from_numpy(drawn).to(data.target.device).flatten(0, 1)
-        score = self._objective.teacher_logits(flat).double().sigmoid().view(drawn.shape[:2]).mean(dim=1).cpu().numpy()
+        drawn = prior.draw(data.conditions, reverse, TEACHER_SAMPLES, noise, GUIDANCE, range(len(data)))
+        flat = torch.from_numpy(rearrange(drawn, "cases samples d -> (cases samples) d")).to(data.target.device)
+        probability = self._objective.teacher_logits(flat).double().sigmoid()
+        by_case = rearrange(probability, "(cases samples) -> cases samples", samples=TEACHER_SAMPLES)
+        score = by_case.mean(dim=1).cpu().numpy()
         labels = data.labels.cpu().numpy()
         known = np.isfinite(labels)
         patients, where = np.unique(data.patient.cpu().numpy()[known], return_inverse=True)
@@ -363,11 +380,12 @@ def measure_variance(prior: Prior, train_target: Tensor, held_out: PairTensors) 
     nodes = even_trajectory(schedule.timesteps, min(settings.variance_nodes, schedule.timesteps))
     draws, (count, dim) = settings.variance_draws, held_out.target.shape
     keyed = KeyedNoise(settings.seed, VARIANCE)
-    x0 = held_out.target.repeat_interleave(draws, dim=0)
-    denoise = prior.denoiser(held_out.given, draws, GUIDANCE)
+    x0 = repeat(held_out.target, "cases d -> (cases draws) d", draws=draws)
+    denoise = prior.denoiser(held_out.conditions, draws, GUIDANCE)
     error = np.empty((len(nodes), dim))
     for row, n in enumerate(nodes):
-        noise = torch.from_numpy(keyed_normal(keyed, n, range(count), (draws, dim))).flatten(0, 1).to(x0.device)
+        drawn = keyed_normal(keyed, n, range(count), (draws, dim))
+        noise = torch.from_numpy(rearrange(drawn, "cases draws d -> (cases draws) d")).to(x0.device)
         x = add_noise(schedule, x0, noise, torch.full((len(x0),), n, device=x0.device))
         error[row] = (denoise(x, n) - x0).double().square().mean(dim=0).cpu().numpy()
     spread = train_target.double().var(dim=0, correction=0).cpu().numpy()

@@ -1,4 +1,4 @@
-"""A trained prior: predict, sample, score; written to ``prior.safetensors`` and ``prior.json`` (no pickle)."""
+"""A trained prior: sample it, predict with it, save and load it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from embedprior.config import parse_config
 from embedprior.errors import BadInput, choose
@@ -22,8 +21,8 @@ from embedprior.prior.diffusion import ONE_STEP, SAMPLING, KeyedNoise, Schedule,
 from embedprior.prior.network import PriorNetwork
 from embedprior.prior.regression import Regression, coefficients
 from embedprior.prior.samplers import (
+    Conditions,
     Denoise,
-    Given,
     ReverseStep,
     VarianceTable,
     denoiser,
@@ -35,9 +34,7 @@ from embedprior.prior.samplers import (
     plan,
     states,
 )
-from embedprior.runs import read_json, write_json
-
-WEIGHTS, DESCRIPTION = "prior.safetensors", "prior.json"
+from embedprior.prior.storage import DESCRIPTION, WEIGHTS, Tensors, read_files, require, write_files
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,18 @@ class Prior:
         condition_scalers: by source, "drr" and "cxr".
         variance: the Analytic-DPM table; None when there is none yet.
         encoders: encoder keys of condition and target; empty when unknown.
-        regressions: by source, what its embeddings are centred on; empty when the process has no regression.
+        regressions: by source, the ridge regression of the target on its embeddings; empty when the process has none.
+
+    Example:
+        >>> from embedprior.prior.config import NetworkConfig, ProcessConfig
+        >>> config = PriorConfig(network=NetworkConfig(preset="tiny"), process=ProcessConfig(timesteps=50))
+        >>> network = new_network(config, condition_dim=6, target_dim=8, condition_tokens=1)
+        >>> units = Standardiser(np.zeros(8), np.ones(8))
+        >>> prior = Prior(config, network, units, {"cxr": Standardiser(np.zeros(6), np.ones(6))}, variance=None)
+        >>> prior.sample(np.zeros((3, 6), np.float32), samples=5, sampler="ddim", steps=10).shape
+        (3, 5, 8)
+        >>> prior.one_step(np.zeros((3, 6), np.float32)).shape
+        (3, 8)
     """
 
     config: PriorConfig
@@ -104,10 +112,10 @@ class Prior:
                 with a guidance weight other than 1.
         """
         weight, reverse = self._plan(sampler, steps, guidance)
-        given = self._prepare(condition, source, condition_mask)
-        keys = range(len(given)) if cases is None else cases
+        conditions = self._checked_conditions(condition, source, condition_mask)
+        keys = range(len(conditions)) if cases is None else cases
         noise = KeyedNoise(seed, SAMPLING)
-        return self.target_scaler.inverse(self.draw(given, reverse, samples, noise, weight, keys))
+        return self.target_scaler.inverse(self.draw(conditions, reverse, samples, noise, weight, keys))
 
     def path(
         self,
@@ -126,15 +134,15 @@ class Prior:
         Arguments, scale and errors as in ``sample``; the last of them equals ``sample(...)[:, 0]``.
         """
         weight, reverse = self._plan(sampler, steps, guidance)
-        given = self._prepare(condition, source, condition_mask)
-        keys = range(len(given)) if cases is None else cases
-        ahead = draw_noise(KeyedNoise(seed, SAMPLING), reverse, keys, 1, self.target_scaler.dim, self.device)
-        passed = list(states(reverse, self.denoiser(given, 1, weight), lambda k: ahead[:, k]))
-        return [self.target_scaler.inverse(passed[round(share * len(reverse))].cpu().numpy()) for share in at]
+        conditions = self._checked_conditions(condition, source, condition_mask)
+        keys = range(len(conditions)) if cases is None else cases
+        noise = draw_noise(KeyedNoise(seed, SAMPLING), reverse, keys, 1, self.target_scaler.dim, self.device)
+        path = list(states(reverse, self.denoiser(conditions, 1, weight), lambda k: noise[:, k]))
+        return [self.target_scaler.inverse(path[round(share * len(reverse))].cpu().numpy()) for share in at]
 
     def draw(
         self,
-        given: Given,
+        conditions: Conditions,
         reverse: Sequence[ReverseStep],
         samples: int,
         noise: KeyedNoise,
@@ -144,13 +152,13 @@ class Prior:
         """Return standardised samples (cases, samples, D) by a plan of reverse steps.
 
         Args:
-            given: the cases' conditions.
-            reverse, samples, noise, cases: see ``drawing.draw``.
+            conditions: the cases' conditions.
+            reverse, samples, noise, cases: see ``samplers.draw``.
             guidance: weight w.
         """
 
         def denoise_part(rows: slice) -> Denoise:
-            return self.denoiser(given.rows(rows), samples, guidance)
+            return self.denoiser(conditions.rows(rows), samples, guidance)
 
         return draw(denoise_part, reverse, cases, samples, self.target_scaler.dim, noise, self.device)
 
@@ -169,22 +177,22 @@ class Prior:
         Raises:
             BadInput: as in ``sample``.
         """
-        given = self._prepare(condition, source, condition_mask)
-        keys = range(len(given)) if cases is None else cases
+        conditions = self._checked_conditions(condition, source, condition_mask)
+        keys = range(len(conditions)) if cases is None else cases
         noise = keyed_normal(KeyedNoise(seed, ONE_STEP), 0, keys, (self.target_scaler.dim,))
-        denoise = self.denoiser(given, 1, self.config.process.guidance)
+        denoise = self.denoiser(conditions, 1, self.config.process.guidance)
         predicted = denoise(torch.from_numpy(noise).to(self.device), self.schedule.timesteps)
         return self.target_scaler.inverse(predicted.cpu().numpy())
 
-    def denoiser(self, given: Given, samples: int, guidance: float) -> Denoise:
-        """Return (x (cases · samples, D), n) ↦ x0hat; see ``drawing.denoiser``."""
-        return denoiser(self.network, self.config.process, self.schedule, given, samples, guidance)
+    def denoiser(self, conditions: Conditions, samples: int, guidance: float) -> Denoise:
+        """Return (x (cases · samples, D), n) ↦ x0hat; see ``samplers.denoiser``."""
+        return denoiser(self.network, self.config.process, self.schedule, conditions, samples, guidance)
 
-    def given(self, tokens: Array, mask: NDArray[np.bool_] | None, source: str) -> Given:
+    def standardise_conditions(self, tokens: Array, mask: NDArray[np.bool_] | None, source: str) -> Conditions:
         """Return conditions (N, C, Dc), in their own scale, standardised (on the CPU)."""
         scaled = self.condition_scaler(source).forward(tokens)
-        centre = torch.from_numpy(self.regressions[source](scaled, mask)) if self.regressions else None
-        return Given(torch.from_numpy(scaled), None if mask is None else torch.from_numpy(mask), centre)
+        ridge = torch.from_numpy(self.regressions[source](scaled, mask)) if self.regressions else None
+        return Conditions(torch.from_numpy(scaled), None if mask is None else torch.from_numpy(mask), ridge)
 
     @property
     def regression_size(self) -> int:
@@ -193,21 +201,21 @@ class Prior:
         return coefficients(kind, self.network.condition_dim, self.network.target_dim)
 
     def caveats(self, guidance: float | None = None) -> list[str]:
-        """Return what does not hold of samples drawn at this guidance weight, in words; write it beside them."""
+        """Return what does not hold of samples drawn at this guidance weight, in words, to be written beside them."""
         weight = self.config.process.guidance if guidance is None else guidance
-        found = []
+        caveats = []
         if weight != 1.0:
-            found.append(
+            caveats.append(
                 f"guidance {weight:g}: the variance table and the calibration of the mean of the head are void "
                 "(both hold at guidance 1)"
             )
-        if self.config.objective.bends:
-            terms = ", ".join(f"{name} {value:g}" for name, value in self.config.objective.bends.items())
-            found.append(
-                f"trained with {terms}: x0hat is bent away from the posterior mean; read Brier score and calibration "
-                "slope beside the AUC"
+        if self.config.objective.auxiliary_weights:
+            terms = ", ".join(f"{name} {value:g}" for name, value in self.config.objective.auxiliary_weights.items())
+            caveats.append(
+                f"trained with {terms}: x0hat is no longer the posterior mean; read Brier score and calibration slope "
+                "beside the AUC"
             )
-        return found
+        return caveats
 
     def check_encoders(self, condition: str = "", target: str = "") -> None:
         """Refuse embeddings of another encoder than the prior was trained on; an unknown one ("") is not compared.
@@ -235,10 +243,37 @@ class Prior:
         # Module.to changes the module itself: the prior at hand would lose its digits.
         return replace(self, network=copy.deepcopy(self.network).to(device, dtype))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write ``prior.safetensors``, then ``prior.json``, which marks completion, into ``folder``."""
-
-        write_prior(self, folder)
+        tensors: Tensors = {
+            f"network.{k}": v.detach().float().cpu().numpy() for k, v in self.network.state_dict().items()
+        }
+        for name, scaler in {"target": self.target_scaler, **self.condition_scalers}.items():
+            tensors |= {f"scaler.{name}.mean": scaler.mean, f"scaler.{name}.scale": scaler.scale}
+        for name, fitted in self.regressions.items():
+            tensors |= {f"regression.{name}.weights": fitted.weights, f"regression.{name}.offset": fitted.offset}
+        description = {
+            "config": self.config,
+            "condition_dim": self.network.condition_dim,
+            "condition_tokens": len(self.network.slots),
+            "target_dim": self.network.target_dim,
+            "sources": sorted(self.condition_scalers),
+            "regressions": sorted(self.regressions),
+            "encoders": list(self.encoders),
+            "parameters": self.network.parameter_count(),
+            "caveats": self.caveats(),
+            "variance": None,
+        }
+        if self.variance is not None:
+            table = self.variance
+            tensors |= {"variance.nodes": table.nodes, "variance.error": table.error, "variance.spread": table.spread}
+            description["variance"] = {
+                "guidance": table.guidance,
+                "weights": "ema",
+                "schedule": self.config.process.schedule,
+                "measured_on": "validation",
+            }
+        write_files(Path(folder), tensors, description)
 
     @classmethod
     def load(cls, folder: Path | str, device: str | torch.device = "cpu") -> Prior:
@@ -247,8 +282,40 @@ class Prior:
         Raises:
             BadInput: no prior there, a damaged one, or one of another format.
         """
+        folder = Path(folder)
+        tensors, description = read_files(folder)
+        config = parse_config(PriorConfig, description["config"], str(folder / DESCRIPTION))
+        sizes = (description["condition_dim"], description["target_dim"], description["condition_tokens"])
+        network = new_network(config, *sizes)
+        sources, regressions = description["sources"], description["regressions"]
+        names = [f"network.{name}" for name in network.state_dict()]
+        names += [f"scaler.{name}.{part}" for name in ("target", *sources) for part in ("mean", "scale")]
+        names += [f"regression.{name}.{part}" for name in regressions for part in ("weights", "offset")]
+        names += [f"variance.{part}" for part in ("nodes", "error", "spread")] if description["variance"] else []
+        require(tensors, names, folder)
+        prefix = "network."
+        state = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in tensors.items() if k.startswith(prefix)}
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise BadInput(f"{folder / WEIGHTS} does not fit its {DESCRIPTION}: {str(error)[:300]}") from error
 
-        return read_prior(Path(folder), device)
+        def parts(kind: str, name: str, *fields: str) -> list[NDArray[Any]]:
+            return [tensors[f"{kind}.{name}.{part}"] for part in fields]
+
+        variance = None
+        if description["variance"]:
+            table: list[NDArray[Any]] = [tensors[f"variance.{part}"] for part in ("nodes", "error", "spread")]
+            variance = VarianceTable(table[0], table[1], table[2], description["variance"]["guidance"])
+        return cls(
+            config=config,
+            network=network.eval().to(device),
+            target_scaler=Standardiser(*parts("scaler", "target", "mean", "scale")),
+            condition_scalers={name: Standardiser(*parts("scaler", name, "mean", "scale")) for name in sources},
+            variance=variance,
+            encoders=(description["encoders"][0], description["encoders"][1]),
+            regressions={name: Regression(*parts("regression", name, "weights", "offset")) for name in regressions},
+        )
 
     def _plan(
         self, sampler: SamplerName | SamplerConfig, steps: int, guidance: float | None
@@ -283,7 +350,7 @@ class Prior:
             )
         return table
 
-    def _prepare(self, condition: Array, source: str, mask: NDArray[np.bool_] | None) -> Given:
+    def _checked_conditions(self, condition: Array, source: str, mask: NDArray[np.bool_] | None) -> Conditions:
         tokens = condition if condition.ndim == 3 else condition[:, None]
         expected, most = self.network.condition_dim, len(self.network.slots)
         if tokens.ndim != 3 or tokens.shape[-1] != expected or tokens.shape[1] > most:
@@ -293,7 +360,7 @@ class Prior:
             )
         if not np.isfinite(tokens).all():
             raise BadInput("condition embeddings hold a number that is not finite. Next: embed these exams again")
-        return self.given(tokens, mask, source).to(self.device, self.network.query.dtype)
+        return self.standardise_conditions(tokens, mask, source).to(self.device, self.network.query.dtype)
 
 
 def new_network(config: PriorConfig, condition_dim: int, target_dim: int, condition_tokens: int) -> PriorNetwork:
@@ -304,90 +371,5 @@ def new_network(config: PriorConfig, condition_dim: int, target_dim: int, condit
         target_dim,
         condition_tokens,
         config.process.timesteps,
-        null_target=config.process.null == "both",
-    )
-
-
-FORMAT = 1
-
-
-def write_prior(prior: Prior, folder: Path) -> None:
-    """Write the weights, then ``prior.json``, which marks completion."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, NDArray[np.generic]] = {
-        f"network.{name}": value.detach().float().cpu().numpy() for name, value in prior.network.state_dict().items()
-    }
-    for name, scaler in {"target": prior.target_scaler, **prior.condition_scalers}.items():
-        tensors |= {f"scaler.{name}.mean": scaler.mean, f"scaler.{name}.scale": scaler.scale}
-    for name, fitted in prior.regressions.items():
-        tensors |= {f"regression.{name}.weights": fitted.weights, f"regression.{name}.offset": fitted.offset}
-    description = {
-        "format": FORMAT,
-        "config": prior.config,
-        "condition_dim": prior.network.condition_dim,
-        "condition_tokens": len(prior.network.slots),
-        "target_dim": prior.network.target_dim,
-        "sources": sorted(prior.condition_scalers),
-        "regressions": sorted(prior.regressions),
-        "encoders": list(prior.encoders),
-        "parameters": prior.network.parameter_count(),
-        "caveats": prior.caveats(),
-        "variance": None,
-    }
-    if prior.variance is not None:
-        table = prior.variance
-        tensors |= {"variance.nodes": table.nodes, "variance.error": table.error, "variance.spread": table.spread}
-        description["variance"] = {
-            "guidance": table.guidance,
-            "weights": "ema",
-            "schedule": prior.config.process.schedule,
-            "measured_on": "validation",
-        }
-    temporary = folder / f".{WEIGHTS}.tmp"
-    save_file(tensors, temporary)
-    temporary.replace(folder / WEIGHTS)
-    write_json(folder / DESCRIPTION, description)
-
-
-def read_prior(folder: Path, device: str | torch.device) -> Prior:
-    """Return the prior saved in ``folder``; see ``Prior.load``."""
-    if not (folder / DESCRIPTION).is_file():
-        raise BadInput(f"{folder} holds no trained prior ({DESCRIPTION} is missing). Next: train_prior.py")
-    description = read_json(folder / DESCRIPTION)
-    if description.get("format") != FORMAT:
-        raise BadInput(f"{folder}: prior format {description.get('format')}. Allowed: {FORMAT}.")
-    config = parse_config(PriorConfig, description["config"], str(folder / DESCRIPTION))
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise BadInput(f"{folder / WEIGHTS} can't be read: {error}") from error
-    network = new_network(
-        config, description["condition_dim"], description["target_dim"], description["condition_tokens"]
-    )
-    prefix = "network."
-    state = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in tensors.items() if k.startswith(prefix)}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise BadInput(f"{folder / WEIGHTS} does not fit its {DESCRIPTION}: {str(error)[:300]}") from error
-
-    def scaler(name: str) -> Standardiser:
-        return Standardiser(tensors[f"scaler.{name}.mean"], tensors[f"scaler.{name}.scale"])
-
-    def regression(name: str) -> Regression:
-        return Regression(tensors[f"regression.{name}.weights"], tensors[f"regression.{name}.offset"])
-
-    table = description["variance"]
-    return Prior(
-        config=config,
-        network=network.eval().to(device),
-        target_scaler=scaler("target"),
-        condition_scalers={name: scaler(name) for name in description["sources"]},
-        variance=None
-        if table is None
-        else VarianceTable(
-            tensors["variance.nodes"], tensors["variance.error"], tensors["variance.spread"], table["guidance"]
-        ),
-        encoders=(description["encoders"][0], description["encoders"][1]),
-        regressions={name: regression(name) for name in description.get("regressions", ())},
+        null_target=config.process.null_branch == "drops_both",
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from embedprior.prior.config import NetworkSize
@@ -33,10 +34,13 @@ class Prefix:
     keys_values: list[Tensor]
     visible: Tensor | None
 
-    def repeat(self, times: int) -> Prefix:
-        """Return the prefix with every row repeated ``times`` in place (row 0, 0, …, 1, 1, …)."""
-        visible = None if self.visible is None else self.visible.repeat_interleave(times, dim=0)
-        return Prefix([kv.repeat_interleave(times, dim=0) for kv in self.keys_values], visible)
+    def repeat(self, samples: int) -> Prefix:
+        """Return the prefix with every row ``samples`` times in its place (row 0, 0, …, 1, 1, …)."""
+        visible = self.visible
+        if visible is not None:
+            visible = repeat(visible, "cases n -> (cases samples) n", samples=samples)
+        pattern = "cases n d -> (cases samples) n d"
+        return Prefix([repeat(kv, pattern, samples=samples) for kv in self.keys_values], visible)
 
     def rows(self, start: int, stop: int) -> Prefix:
         """Return rows ``start`` to ``stop``."""
@@ -73,12 +77,13 @@ class Attention(nn.Module):
         # a handful of tokens that is twice as quick as one small attention per head, and nothing is copied.
         queries = self.query(hidden[:, -1:] if last_only else hidden)
         mixed = F.scaled_dot_product_attention(
-            queries.unflatten(-1, (self.heads, self.head_dim)).flatten(1, 2)[:, None],
-            key[:, None],
-            value[:, None],
+            rearrange(queries, "batch n (heads d) -> batch 1 (n heads) d", heads=self.heads),
+            rearrange(key, "batch seen d -> batch 1 seen d"),
+            rearrange(value, "batch seen d -> batch 1 seen d"),
             attn_mask=mask[..., -self.heads :, :] if last_only else mask,
         )
-        return self.out(mixed.reshape(queries.shape)), keys_values
+        mixed = rearrange(mixed, "batch 1 (n heads) d -> batch n (heads d)", heads=self.heads)
+        return self.out(mixed), keys_values
 
 
 class FeedForward(nn.Module):
@@ -122,6 +127,11 @@ class PriorNetwork(nn.Module):
         condition_tokens: the most condition tokens a case can have.
         timesteps: N, so that the time features span the same range for any N.
         null_target: whether a learned token may stand in for the noised target (the null branch as released).
+
+    Example:
+        >>> network = PriorNetwork(NetworkSize(dim=16, depth=2, heads=2, head_dim=8, inner=32), 6, 8)
+        >>> network(torch.randn(4, 8), torch.tensor([1, 10, 100, 1000]), torch.randn(4, 1, 6)).shape
+        torch.Size([4, 8])
     """
 
     def __init__(
@@ -244,7 +254,7 @@ class PriorNetwork(nn.Module):
         return Prefix(keys_values, visible)
 
     def _mask(self, past: int, more: int, visible: Tensor | None, like: Tensor) -> Tensor:
-        """Return what the last ``more`` of the tokens may look at (True), a row per token and head.
+        """Return what the last ``more`` of the tokens attend to (True), a row per token and head.
 
         (more · heads, past + more), or (B, 1, more · heads, past + more) when some tokens are padding. ``visible``:
         (B, tokens), shorter where the tokens at the end are all real; None when every token is.
@@ -253,9 +263,9 @@ class PriorNetwork(nn.Module):
         mask = torch.ones(length, length, dtype=torch.bool, device=like.device).tril()
         if visible is not None:
             seen = F.pad(visible, (0, length - visible.shape[1]), value=True)[:, None, None, :]
-            # A padding token may look at itself: a row that sees nothing would be NaN.
+            # A padding token attends to itself: a row that sees nothing would be NaN.
             mask = (mask & seen) | torch.eye(length, dtype=torch.bool, device=like.device)
-        return mask[..., past:, :].repeat_interleave(self._heads, dim=-2)
+        return repeat(mask[..., past:, :], "... more seen -> ... (more heads) seen", heads=self._heads)
 
     def _read(self, stream: Tensor) -> Tensor:
         prediction: Tensor = self.out(self.norm(stream[:, -1]))

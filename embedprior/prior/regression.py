@@ -1,4 +1,4 @@
-"""Ridge regression of the CT embedding on the radiograph's, in closed form: what a prior may be built around."""
+"""Ridge regression of the CT embedding on the radiograph's, in closed form: which a prior may start from."""
 
 from __future__ import annotations
 
@@ -41,32 +41,39 @@ def pooled(tokens: Array, real: NDArray[np.bool_] | None) -> NDArray[np.float64]
 
 def fit_regression(
     inputs: NDArray[np.float64],
-    wanted: Array,
+    target: Array,
     val_inputs: NDArray[np.float64],
-    val_wanted: Array,
+    val_target: Array,
     before: Regression | None = None,
 ) -> Regression:
     """Return the ridge regression whose penalty has the least squared error on the validation pairs.
 
     Args:
-        inputs, wanted: (N, Dc) and (N, D), what is fitted.
-        val_inputs, val_wanted: likewise, for the choice of the penalty.
+        inputs, target: (N, Dc) and (N, D), what is fitted.
+        val_inputs, val_target: likewise, for the choice of the penalty.
         before: of an earlier stage; the penalty then holds the weights near these and not near 0, so that few pairs
-            correct what many have taught.
+            correct what was learned from many.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(200, 3))
+        >>> z = (x @ np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]) + 1.0).astype(np.float32)
+        >>> fitted = fit_regression(x[:150], z[:150], x[150:], z[150:])
+        >>> np.allclose(fitted.weights, [[1, 0], [0, 2], [0, 0]], atol=0.01), np.allclose(fitted.offset, 1, atol=0.01)
+        (True, True)
     """  # fmt: skip
-    start = np.zeros((inputs.shape[1], wanted.shape[1])) if before is None else before.weights
-    mean, left = inputs.mean(axis=0), wanted - inputs @ start
+    start = np.zeros((inputs.shape[1], target.shape[1])) if before is None else before.weights
+    mean, left = inputs.mean(axis=0), target - inputs @ start
     # One thread: sums in one order, so that a resumed training finds the same digits on any number of cores.
     with threadpool_limits(1):
         u, values, v = np.linalg.svd(inputs - mean, full_matrices=False)
         turned = u.T @ (left - left.mean(axis=0))
-        found = []
+        candidates = []
         for penalty in PENALTIES:
             weights = start + v.T @ ((values / (values**2 + penalty))[:, None] * turned)
-            offset = wanted.mean(axis=0) - mean @ weights
-            error = float(np.square(val_inputs @ weights + offset - val_wanted).sum())
-            found.append((error, Regression(weights, offset)))
-    return min(found, key=lambda one: one[0])[1]
+            offset = target.mean(axis=0) - mean @ weights
+            error = float(np.square(val_inputs @ weights + offset - val_target).sum())
+            candidates.append((error, Regression(weights, offset)))
+    return min(candidates, key=lambda one: one[0])[1]
 
 
 def coefficients(kind: str, condition_dim: int, target_dim: int) -> int:

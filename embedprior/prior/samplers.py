@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -92,6 +93,10 @@ def even_trajectory(timesteps: int, steps: int) -> list[int]:
 
     Raises:
         BadInput: more steps than timesteps.
+
+    Example:
+        >>> even_trajectory(1000, 5)
+        [1, 251, 500, 750, 1000]
     """
     if steps > timesteps:
         raise BadInput(f"{steps} sampling steps asked for. Allowed: 1 to {timesteps}, the prior's timesteps.")
@@ -112,8 +117,8 @@ def log_snr_trajectory(schedule: Schedule, steps: int) -> list[int]:
     if steps < 3:
         return even
     level = -np.log(schedule.snr[1:])
-    wanted = np.interp(np.linspace(level[0], level[-1], steps), level, np.arange(1, schedule.timesteps + 1))
-    nodes = np.round(wanted).astype(int)
+    position = np.interp(np.linspace(level[0], level[-1], steps), level, np.arange(1, schedule.timesteps + 1))
+    nodes = np.round(position).astype(int)
     # Where whole timesteps are too coarse, neighbours would coincide: push them apart, inwards from both ends.
     rank = np.arange(steps)
     nodes = np.maximum.accumulate(nodes - rank) + rank
@@ -146,14 +151,14 @@ def optimal_trajectory(schedule: Schedule, variance: Vector, steps: int) -> list
         edge[forward] = np.log(np.maximum(1.0 - b * (gamma / bbar)[None, :], 0.0)[forward])
     cost = np.full(count, np.inf)
     cost[0] = 0.0
-    came_from = []
+    predecessor = []
     for _ in range(steps - 1):
         through = cost[:, None] + edge
-        came_from.append(through.argmin(axis=0))
+        predecessor.append(through.argmin(axis=0))
         cost = through.min(axis=0)
     node = count - 1
     path = [node]
-    for choices in reversed(came_from):
+    for choices in reversed(predecessor):
         node = int(choices[node])
         path.append(node)
     return [node + 1 for node in reversed(path)]
@@ -172,6 +177,12 @@ def plan(
 
     Raises:
         BadInput: an analytic variance without a variance table.
+
+    Example:
+        >>> from embedprior.prior.diffusion import make_schedule
+        >>> schedule, config = make_schedule(ProcessConfig()), SamplerConfig(variance="small", steps=3)
+        >>> [(step.r, step.s) for step in plan(schedule, config, even_trajectory(1000, 3), None)]
+        [(1000, 500), (500, 1), (1, 0)]
     """
     pairs = list(zip([0, *trajectory[:-1]], trajectory, strict=True))[::-1]
     if config.family == "dpm_solver":
@@ -257,90 +268,93 @@ def states(
 
 Denoise = Callable[[Tensor, int], Tensor]
 
-NOISE_AHEAD = 2**25
-"""Numbers of a trajectory's noise that are drawn ahead: 128 MB."""
+MAX_NOISE_NUMBERS = 2**25
+"""Numbers of whole trajectories' noise that are in memory at once: 128 MB."""
 
 
 @dataclass(frozen=True)
-class Given:
+class Conditions:
     """What is known of each case, standardised and on the device.
 
     Attributes:
         tokens: (cases, C, Dc) condition tokens.
         mask: (cases, C), True where a token is real; None when all are.
-        centre: (cases, D) what the regression makes of them; None when there is none.
+        ridge_prediction: (cases, D) what the ridge regression makes of them; None when the prior has none.
     """
 
     tokens: Tensor
     mask: Tensor | None = None
-    centre: Tensor | None = None
+    ridge_prediction: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def rows(self, part: slice) -> Given:
+    def rows(self, part: slice) -> Conditions:
         """Return some of the cases."""
-        rest = (None if values is None else values[part] for values in (self.mask, self.centre))
-        return Given(self.tokens[part], *rest)
+        rest = (None if values is None else values[part] for values in (self.mask, self.ridge_prediction))
+        return Conditions(self.tokens[part], *rest)
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Given:
+    def to(self, device: torch.device, dtype: torch.dtype) -> Conditions:
         """Return the same on a device, its tokens in the network's type."""
-        rest = (None if values is None else values.to(device) for values in (self.mask, self.centre))
-        return Given(self.tokens.to(device, dtype), *rest)
+        rest = (None if values is None else values.to(device) for values in (self.mask, self.ridge_prediction))
+        return Conditions(self.tokens.to(device, dtype), *rest)
 
 
 def denoiser(
     network: PriorNetwork,
     process: ProcessConfig,
     schedule: Schedule,
-    given: Given,
+    conditions: Conditions,
     samples: int,
     guidance: float,
 ) -> Denoise:
     """Return (x (cases · samples, D), n) ↦ x0hat, float32, with the conditions encoded once.
 
+    The network sees the noised embedding less its share of the ridge prediction, and its answer is added to that.
+
     Args:
         network: of the prior.
         process, schedule: it was trained with.
-        given: the cases' conditions.
+        conditions: of the cases.
         samples: rows per case, next to each other.
-            The network sees the noised embedding less its share of the regression, and its answer is added to that.
         guidance: w in null + w · (conditional - null); any w but 1 costs a second pass when the null branch keeps
             the noised target, and one extra row when it does not.
     """
-    both = process.null == "both"
+    drops_both = process.null_branch == "drops_both"
     with torch.inference_mode():
-        prefix = network.encode(given.tokens, given.mask)
-        null = None
+        prefix = network.encode(conditions.tokens, conditions.mask)
+        null_prefix = None
         if guidance != 1.0:
             # Without condition and target the null branch knows only the timestep: one row serves all.
-            few = given.rows(slice(0, 1) if both else slice(None))
-            dropped = torch.ones(len(few), dtype=torch.bool, device=few.tokens.device)
-            null = network.encode(few.tokens, few.mask, dropped)
-    centre = None if given.centre is None else given.centre.repeat_interleave(samples, dim=0)
+            null_conditions = conditions.rows(slice(0, 1) if drops_both else slice(None))
+            dropped = torch.ones(len(null_conditions), dtype=torch.bool, device=conditions.tokens.device)
+            null_prefix = network.encode(null_conditions.tokens, null_conditions.mask, dropped)
+    ridge = conditions.ridge_prediction
+    ridge = None if ridge is None else repeat(ridge, "cases d -> (cases samples) d", samples=samples)
 
-    def call(prefix: Prefix, x: Tensor, n: int, rows: int, drop: Tensor | None) -> Tensor:
-        clock, x = torch.full((1,), n, device=x.device), x.to(network.query.dtype)
+    def predict(prefix: Prefix, x: Tensor, n: int, rows: int, drop: Tensor | None) -> Tensor:
+        timestep, x = torch.full((1,), n, device=x.device), x.to(network.query.dtype)
         if rows == 1:
-            return network.step(prefix, x, clock, drop).float()
+            return network.step(prefix, x, timestep, drop).float()
         # The timestep's token sees the condition alone, so a case's samples share it: a third less work.
-        return network.step(network.at_time(prefix, clock).repeat(rows), x, None, drop).float()
+        return network.step(network.at_time(prefix, timestep).repeat(rows), x, None, drop).float()
 
     @torch.inference_mode()
     def denoise(x: Tensor, n: int) -> Tensor:
-        clock = torch.full((len(x),), n)
-        signal = schedule.signal_and_noise(clock, x)[0]
-        rest = x if centre is None else x - signal * centre
-        found = to_x0(schedule, process.prediction, call(prefix, rest, n, samples, None), rest, clock)
-        found = found if centre is None else found + centre
-        if null is None:
-            return found
-        if both:
-            base = call(null, x[:1], n, 1, torch.ones(1, dtype=torch.bool, device=x.device))
+        timestep = torch.full((len(x),), n)
+        signal = schedule.signal_and_noise(timestep, x)[0]
+        remainder = x if ridge is None else x - signal * ridge
+        output = predict(prefix, remainder, n, samples, None)
+        x0hat = to_x0(schedule, process.prediction, output, remainder, timestep)
+        x0hat = x0hat if ridge is None else x0hat + ridge
+        if null_prefix is None:
+            return x0hat
+        if drops_both:
+            output = predict(null_prefix, x[:1], n, 1, torch.ones(1, dtype=torch.bool, device=x.device))
         else:
-            base = call(null, x, n, samples, None)
-        base = to_x0(schedule, process.prediction, base, x, clock)
-        return base + guidance * (found - base)
+            output = predict(null_prefix, x, n, samples, None)
+        null_x0hat = to_x0(schedule, process.prediction, output, x, timestep)
+        return null_x0hat + guidance * (x0hat - null_x0hat)
 
     return denoise
 
@@ -364,13 +378,13 @@ def draw(
         noise: sample m of case i reads stream (m, i), so that neither batch mates nor M change it.
         device: of the network.
     """
-    at_once = max(1, NOISE_AHEAD // (_draws(reverse) * dim * samples))
+    at_once = max(1, MAX_NOISE_NUMBERS // (_draws(reverse) * dim * samples))
     out = np.empty((len(cases), samples, dim), dtype=np.float32)
     for start in range(0, len(cases), at_once):
         part = slice(start, min(start + at_once, len(cases)))
-        ahead = draw_noise(noise, reverse, cases[part], samples, dim, device)
-        found = run(reverse, denoise_part(part), lambda k, ahead=ahead: ahead[:, k])  # type: ignore[misc]
-        out[part] = found.cpu().numpy().reshape(-1, samples, dim)
+        drawn = draw_noise(noise, reverse, cases[part], samples, dim, device)
+        x0 = run(reverse, denoise_part(part), lambda k, drawn=drawn: drawn[:, k])  # type: ignore[misc]
+        out[part] = rearrange(x0, "(cases samples) d -> cases samples d", samples=samples).cpu().numpy()
     return out
 
 
@@ -384,8 +398,8 @@ def draw_noise(
 ) -> Tensor:
     """Return the noise of whole trajectories, (cases · samples, draws, D): the start, then one per step that adds."""
     shape = (_draws(reverse), dim)
-    drawn = np.stack([keyed_normal(noise, m, cases, shape) for m in range(samples)], axis=1)
-    return torch.from_numpy(drawn).flatten(0, 1).to(device)
+    drawn = [keyed_normal(noise, m, cases, shape) for m in range(samples)]
+    return torch.from_numpy(rearrange(drawn, "samples cases draws d -> (cases samples) draws d")).to(device)
 
 
 def _draws(reverse: Sequence[ReverseStep]) -> int:

@@ -17,9 +17,10 @@ from embedprior.nn.standardise import Standardiser
 from embedprior.prior.config import PriorConfig, Tracker
 from embedprior.prior.data import PairArrays
 from embedprior.prior.losses import Head, module_of
-from embedprior.prior.model import DESCRIPTION, WEIGHTS, Prior, new_network
+from embedprior.prior.model import Prior, new_network
 from embedprior.prior.regression import fit_regression, pooled
-from embedprior.prior.samplers import Given
+from embedprior.prior.samplers import Conditions
+from embedprior.prior.storage import DESCRIPTION, WEIGHTS
 from embedprior.runs import hash_array, hash_file, hash_of, seed_for
 
 
@@ -28,13 +29,13 @@ class PairTensors:
     """Standardised pairs on the device.
 
     Attributes:
-        given: conditions, (N, C, Dc) tokens among them.
+        conditions: (N, C, Dc) tokens, their mask, and what the ridge regression predicts from them.
         target: (N, D).
         labels: (N,) 1 / 0 / NaN.
         patient: (N,) patient numbers.
     """
 
-    given: Given
+    conditions: Conditions
     target: Tensor
     labels: Tensor
     patient: Tensor
@@ -47,7 +48,9 @@ def to_tensors(pairs: PairArrays, prior: Prior, device: torch.device) -> PairTen
     """Return the whole set, scaled as ``prior`` scales it."""
     labels = np.full(len(pairs), np.nan) if pairs.labels is None else pairs.labels
     return PairTensors(
-        given=prior.given(pairs.tokens, pairs.condition_mask, pairs.source).to(device, torch.float32),
+        conditions=prior.standardise_conditions(pairs.tokens, pairs.condition_mask, pairs.source).to(
+            device, torch.float32
+        ),
         target=torch.from_numpy(prior.target_scaler.forward(pairs.target)).to(device),
         labels=torch.from_numpy(np.asarray(labels, dtype=np.float32)).to(device),
         patient=torch.from_numpy(pairs.patient_numbers()).to(device),
@@ -78,15 +81,15 @@ def check_pairs(train: PairArrays, val: PairArrays, config: PriorConfig, start: 
     if start is None:
         return
     facts = ["condition dimension", "target dimension", "condition encoder", "target encoder", "network size"]
-    facts += ["schedule", "timesteps", "prediction", "regression", "null"]
-    process, begun = config.process, start.config.process
-    wanted: list[Any] = [train.condition.shape[-1], train.target.shape[-1], *train.encoders, config.network.size]
-    given: list[Any] = [start.network.condition_dim, start.network.target_dim, *start.encoders]
-    given += [start.config.network.size]
+    facts += ["schedule", "timesteps", "prediction", "regression", "null_branch"]
+    process, earlier = config.process, start.config.process
+    ours_all: list[Any] = [train.condition.shape[-1], train.target.shape[-1], *train.encoders, config.network.size]
+    theirs_all: list[Any] = [start.network.condition_dim, start.network.target_dim, *start.encoders]
+    theirs_all += [start.config.network.size]
     for name in facts[5:]:
-        wanted.append(getattr(process, name))
-        given.append(getattr(begun, name))
-    for fact, mine, other in zip(facts, wanted, given, strict=True):
+        ours_all.append(getattr(process, name))
+        theirs_all.append(getattr(earlier, name))
+    for fact, mine, other in zip(facts, ours_all, theirs_all, strict=True):
         # An encoder key that one side does not know can't be compared.
         if mine != other and "" not in (mine, other):
             raise BadInput(f"{fact}: '{mine}' here, '{other}' in the prior to start from. They must be equal.")
@@ -97,21 +100,21 @@ def check_pairs(train: PairArrays, val: PairArrays, config: PriorConfig, start: 
         )
 
 
-def untrained(train: PairArrays, val: PairArrays, config: PriorConfig, start: Prior | None) -> Prior:
+def initial_prior(train: PairArrays, val: PairArrays, config: PriorConfig, start: Prior | None) -> Prior:
     """Return the prior that training begins with: scalers fitted on ``train``, weights new or those of ``start``.
 
     A regression is fitted on ``train``, its penalty chosen on ``val``; from ``start`` it goes on from that of the same
     source, or else of the other one.
     """
-    begun = _scaled(train, config, start)
+    initial = _scaled(train, config, start)
     if config.process.regression == "none":
-        return begun
-    scaler, earlier = begun.condition_scaler(train.source), begun.regressions
+        return initial
+    scaler, earlier = initial.condition_scaler(train.source), initial.regressions
     inputs, val_inputs = (pooled(scaler.forward(pairs.tokens), pairs.condition_mask) for pairs in (train, val))
-    wanted, val_wanted = (begun.target_scaler.forward(pairs.target) for pairs in (train, val))
+    target, val_target = (initial.target_scaler.forward(pairs.target) for pairs in (train, val))
     before = earlier.get(train.source, next(iter(earlier.values()), None))
-    fitted = fit_regression(inputs, wanted, val_inputs, val_wanted, before)
-    return replace(begun, regressions={**earlier, train.source: fitted})
+    fitted = fit_regression(inputs, target, val_inputs, val_target, before)
+    return replace(initial, regressions={**earlier, train.source: fitted})
 
 
 def _scaled(train: PairArrays, config: PriorConfig, start: Prior | None) -> Prior:
@@ -199,7 +202,7 @@ def refuse_nan(losses: Tensor, steps: list[int], pairs_of: Callable[[int], list[
         step = steps[int(bad[0])]
         raise EmbedpriorError(
             f"the loss at step {step} is not a number; nothing was saved after it. "
-            f"Its pairs: {', '.join(pairs_of(step))}. Next: look at these embeddings, or lower training.lr"
+            f"Its pairs: {', '.join(pairs_of(step))}. Next: check these embeddings, or lower training.lr"
         )
 
 

@@ -19,7 +19,7 @@ from embedprior.prior.checkpoint import Progress, State, clone, drop_later_metri
 from embedprior.prior.config import PriorConfig, Tracker
 from embedprior.prior.data import PairArrays
 from embedprior.prior.diffusion import TRAINING, KeyedNoise, add_noise, batch_at, training_draws
-from embedprior.prior.losses import Head, Noised, Objective, Rivals
+from embedprior.prior.losses import Head, Negatives, NoisyBatch, Objective
 from embedprior.prior.metrics import Validator, measure_variance
 from embedprior.prior.model import Prior
 from embedprior.prior.network import PriorNetwork
@@ -28,11 +28,11 @@ from embedprior.prior.setup import (
     check_pairs,
     ema_update,
     fingerprint,
+    initial_prior,
     parameter_groups,
     refuse_nan,
     require_tracker,
     to_tensors,
-    untrained,
 )
 from embedprior.runs import MetricsLog, one_thread
 from embedprior.runs import progress as progress_bar
@@ -46,7 +46,7 @@ class Learner:
         train: pairs to learn from.
         accelerator: decides device and processes.
         teacher: frozen head, or None.
-        found: a stopped training to go on with.
+        resumed: a stopped training to go on with.
 
     Attributes:
         network: the weights being learned.
@@ -57,7 +57,7 @@ class Learner:
     """
 
     def __init__(
-        self, prior: Prior, train: PairArrays, accelerator: Accelerator, teacher: Head | None, found: State | None
+        self, prior: Prior, train: PairArrays, accelerator: Accelerator, teacher: Head | None, resumed: State | None
     ) -> None:
         self._process, self._settings = prior.config.process, prior.config.training
         self._accelerator, self._schedule = accelerator, prior.schedule
@@ -74,10 +74,10 @@ class Learner:
             betas=self._settings.betas,
             fused=True,
         )
-        if found is not None:
-            self.network.load_state_dict(found.weights["network"])
-            self.average.load_state_dict(found.weights["ema"])
-            self.optimiser.load_state_dict(found.optimiser)
+        if resumed is not None:
+            self.network.load_state_dict(resumed.weights["network"])
+            self.average.load_state_dict(resumed.weights["ema"])
+            self.optimiser.load_state_dict(resumed.optimiser)
         self._model, self._wrapped_optimiser = accelerator.prepare(self.network, self.optimiser)
         self._noise = KeyedNoise(self._settings.seed, TRAINING)
 
@@ -112,31 +112,32 @@ class Learner:
         self.average.update_parameters(self.network)
         return {name: value.detach() for name, value in named.items()}
 
-    def _noised(self, step: int) -> tuple[Noised, Tensor, Tensor | None, Tensor]:
+    def _noised(self, step: int) -> tuple[NoisyBatch, Tensor, Tensor | None, Tensor]:
         """Return this process's share of the batch: noised targets, conditions, their mask, and what is dropped."""
         process, data, device = self._process, self.data, self._accelerator.device
         world, rank = self._accelerator.num_processes, self._accelerator.process_index
         everyone = self.batch(step)
         share = len(everyone) // world
         mine = everyone[rank * share : (rank + 1) * share]
-        shape = tuple(data.given.tokens.shape[1:]) if process.condition_noise > 0 else None
+        shape = tuple(data.conditions.tokens.shape[1:]) if process.condition_noise > 0 else None
         draws = training_draws(self._noise, step, mine, data.target.shape[1], process.timesteps, shape)
         rows = torch.from_numpy(mine).to(device)
         noise, n = torch.from_numpy(draws.noise).to(device), torch.from_numpy(draws.timestep).to(device)
         drop = torch.from_numpy(draws.drop < process.condition_dropout).to(device)
         # Without its condition a case has no regression either: the null branch learns the embedding itself.
-        centre = None if data.given.centre is None else data.given.centre[rows] * ~drop[:, :1]
-        x0 = data.target[rows] if centre is None else data.target[rows] - centre
+        ridge = data.conditions.ridge_prediction
+        ridge = None if ridge is None else ridge[rows] * ~drop[:, :1]
+        x0 = data.target[rows] if ridge is None else data.target[rows] - ridge
         # Contrasted with the whole batch: the loss is then the same on any number of processes.
-        rivals = torch.from_numpy(everyone).to(device)
-        batch = Noised(
+        negatives = torch.from_numpy(everyone).to(device)
+        batch = NoisyBatch(
             x0, noise, add_noise(self._schedule, x0, noise, n), n, data.labels[rows],
-            data.patient[rows], Rivals(data.target[rivals], data.patient[rivals]), centre,
+            data.patient[rows], Negatives(data.target[negatives], data.patient[negatives]), ridge,
         )  # fmt: skip
-        condition = data.given.tokens[rows]
+        condition = data.conditions.tokens[rows]
         if draws.condition is not None:
             condition = condition + process.condition_noise * torch.from_numpy(draws.condition).to(device)
-        visible = None if data.given.mask is None else data.given.mask[rows]
+        visible = None if data.conditions.mask is None else data.conditions.mask[rows]
         return batch, condition, visible, drop
 
 
@@ -157,7 +158,7 @@ def train_prior(
     show_progress: bool = True,
     trackers: Sequence[Tracker] = (),
 ) -> Prior:
-    """Train a prior, or go on with the training begun in ``out``; return the best one by validation loss.
+    """Train a prior, or go on with the training that was stopped in ``out``; return the best one by validation loss.
 
     Writes ``prior.safetensors`` and ``prior.json`` (the prior), ``resume.*`` (the training's state) and
     ``metrics.jsonl`` into ``out``. N steps equal k steps, a stop, and the rest, bit for bit on one device.
@@ -179,6 +180,21 @@ def train_prior(
         BadInput: pairs that can't be learned from, that do not fit ``init_from`` or the objective, ``out`` holding
             another training, or a tracker that is not installed.
         EmbedpriorError: the loss is not a number; the message names the step and its pairs.
+
+    Example:
+        >>> import tempfile
+        >>> from embedprior.prior.config import NetworkConfig, TrainingConfig
+        >>> def pairs(count, prefix):
+        ...     z = np.random.default_rng(count).normal(size=(count, 8)).astype(np.float32)
+        ...     return PairArrays(z[:, :6], z, [f"{prefix}{i}" for i in range(count)], "cxr")
+        >>> settings = PriorConfig(
+        ...     network=NetworkConfig(preset="tiny"),
+        ...     training=TrainingConfig(steps=2, batch=16, variance_nodes=2, variance_draws=1),
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     prior = train_prior(pairs(40, "t"), pairs(20, "v"), settings, Path(folder), show_progress=False)
+        >>> prior.sample(pairs(20, "v").condition, samples=4, steps=2).shape
+        (20, 4, 8)
     """
     start = None if init_from is None else Prior.load(init_from)
     check_pairs(train, val, config, start)
@@ -193,12 +209,12 @@ def train_prior(
             "Allowed: a multiple of the number of processes."
         )
     made_of = fingerprint(train, val, config, init_from, teacher)
-    found = load_state(out, made_of)
-    begun = untrained(train, val, config, start)
-    training = _Training(train, val, begun, out, accelerator, teacher, made_of, found)
+    resumed = load_state(out, made_of)
+    initial = initial_prior(train, val, config, start)
+    training = _Training(train, val, initial, out, accelerator, teacher, made_of, resumed)
     if trackers:
         accelerator.init_trackers("embedprior-prior", config=_flat(config))
-    small = begun.network.parameter_count() < ONE_THREAD_BELOW
+    small = initial.network.parameter_count() < ONE_THREAD_BELOW
     with one_thread() if small else nullcontext():
         prior = training.run(stop_after, show_progress)
     if trackers:
@@ -218,15 +234,15 @@ class _Training:
         accelerator: Accelerator,
         teacher: Head | None,
         made_of: str,
-        found: State | None,
+        resumed: State | None,
     ) -> None:
         self._settings, self._out, self._ids = prior.config.training, out, train.ids
         self._accelerator, self._prior, self._made_of = accelerator, prior, made_of
-        self._learner = Learner(prior, train, accelerator, teacher, found)
+        self._learner = Learner(prior, train, accelerator, teacher, resumed)
         held_out = to_tensors(val, prior, accelerator.device)
         self._validator = Validator(held_out, prior.schedule, self._learner.objective, self._settings)
-        self._progress = Progress() if found is None else found.progress
-        self._best = clone(self._learner.network.state_dict()) if found is None else found.weights["best"]
+        self._progress = Progress() if resumed is None else resumed.progress
+        self._best = clone(self._learner.network.state_dict()) if resumed is None else resumed.weights["best"]
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
 
     def run(self, stop_after: int | None, show_progress: bool) -> Prior:
@@ -282,7 +298,7 @@ class _Training:
         self._write("validation", step, best=best, **figures)
 
     def _write(self, event: str, step: int, **figures: float) -> None:
-        """Log one line, and tell the trackers."""
+        """Log one line, here and in the trackers."""
         if self._accelerator.is_main_process:
             self._log.write(event=event, step=step, **figures)
         # Without trackers this does nothing.

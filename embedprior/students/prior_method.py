@@ -132,7 +132,9 @@ class PriorMethod:
             assert before is not None
             prior = Prior.load(before)
         trainable = sum(p.numel() for p in prior.network.parameters()) + prior.regression_size
-        names = tuple(n for n in ("l2", *prior.config.objective.bends) if n != "l2" or prior.config.objective.l2)
+        names = tuple(
+            n for n in ("l2", *prior.config.objective.auxiliary_weights) if n != "l2" or prior.config.objective.l2
+        )
         account = Account(trainable, trainable + head_size(head), steps, timed() - started, names)
         budget = self.budget
         return PriorStudent(

@@ -14,7 +14,7 @@ from embedprior.prior.config import PriorConfig, ProcessConfig, SamplerConfig, T
 from embedprior.prior.diffusion import Schedule, make_schedule
 from embedprior.prior.metrics import measure_variance
 from embedprior.prior.samplers import (
-    Given,
+    Conditions,
     ReverseStep,
     even_trajectory,
     log_snr_trajectory,
@@ -181,7 +181,7 @@ def test_held_out_error_keeps_its_digits_at_the_last_timesteps_where_gamma_loses
         gamma[n] = float((1 - abar) / abar * (1 - share))
         return x0hat
 
-    held_out = PairTensors(Given(torch.zeros(225, 1, 1)), target, torch.zeros(225), torch.arange(225))
+    held_out = PairTensors(Conditions(torch.zeros(225, 1, 1)), target, torch.zeros(225), torch.arange(225))
     prior = SimpleNamespace(config=config, schedule=schedule, denoiser=lambda *_: denoise)
     table = measure_variance(prior, target, held_out)  # type: ignore[arg-type]
     for n, error in zip(table.nodes.tolist(), table.error.mean(axis=1), strict=True):

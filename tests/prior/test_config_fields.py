@@ -11,6 +11,8 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from embedprior.config import parse_config
+from embedprior.errors import BadInput
 from embedprior.prior.config import PriorConfig, SamplerConfig
 from embedprior.prior.model import Prior
 from embedprior.prior.trainer import train_prior
@@ -23,7 +25,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "network.dim": ({}, 24), "network.depth": ({}, 1), "network.heads": ({}, 3), "network.head_dim": ({}, 4),
     "network.inner": ({}, 20), "process.schedule": ({}, "linear"), "process.timesteps": ({}, 60),
     "process.prediction": ({}, "v"), "process.condition_dropout": ({}, 0.6), "process.condition_noise": ({}, 0.5),
-    "process.null": ({}, "both"), "process.regression": ({}, "ridge"),
+    "process.null_branch": ({}, "drops_both"), "process.regression": ({}, "ridge"),
     "process.guidance": ({}, 1.5), "objective.l2": ({}, 0.5), "objective.bce": ({}, 0.3),
     "objective.bce_target": ({"objective.bce": 0.3}, "labels"), "objective.min_snr_gamma": ({}, 1.0),
     "objective.bce_balanced": ({"objective.bce": 0.3, "objective.bce_target": "labels"}, True),
@@ -159,3 +161,10 @@ def test_every_sampler_setting_changes_the_samples(
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Prior:
     pairs = make_pairs(40, 0), make_pairs(16, 1000)
     return train_prior(*pairs, small_config(steps=60), tmp_path_factory.mktemp("prior"), show_progress=False)
+
+
+@pytest.mark.parametrize("key", ["null", None])
+def test_the_former_name_of_the_null_branch_is_answered_with_the_present_one(key: str | None) -> None:
+    """YAML reads a bare ``null:`` as a key without name."""
+    with pytest.raises(BadInput, match=r"'process\.null' is now called 'null_branch \(keep is keeps_target"):
+        parse_config(PriorConfig, {"process": {key: "both"}}, "a file")

@@ -7,7 +7,7 @@ import torch
 from embedprior.nn.standardise import Standardiser
 from embedprior.prior.config import PriorConfig, ProcessConfig
 from embedprior.prior.model import Prior, new_network
-from embedprior.prior.samplers import Given
+from embedprior.prior.samplers import Conditions
 
 from .conftest import small_config
 
@@ -21,23 +21,23 @@ def prior_with(process: ProcessConfig) -> Prior:
     return Prior(config, network, one, {"cxr": Standardiser(np.zeros(5), np.ones(5))}, None)
 
 
-@pytest.mark.parametrize("null", ["keep", "both"])
+@pytest.mark.parametrize("null", ["keeps_target", "drops_both"])
 @pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
 def test_guidance_is_null_plus_weight_times_the_difference(null: str, weight: float) -> None:
-    prior = prior_with(ProcessConfig(timesteps=50, null=null))  # type: ignore[arg-type]
+    prior = prior_with(ProcessConfig(timesteps=50, null_branch=null))  # type: ignore[arg-type]
     tokens, x, n = torch.randn(3, 1, 5), torch.randn(6, 6), 20
     clock, yes = torch.full((6,), n), torch.ones(6, dtype=torch.bool)
     with torch.no_grad():
         repeated = tokens.repeat_interleave(2, dim=0)
         conditional = prior.network(x, clock, repeated)
-        base = prior.network(x, clock, repeated, None, yes, yes if null == "both" else None)
+        base = prior.network(x, clock, repeated, None, yes, yes if null == "drops_both" else None)
     expected = base + weight * (conditional - base)
-    torch.testing.assert_close(prior.denoiser(Given(tokens), 2, weight)(x, n), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(prior.denoiser(Conditions(tokens), 2, weight)(x, n), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_released_null_branch_depends_on_the_timestep_alone() -> None:
-    prior = prior_with(ProcessConfig(timesteps=50, null="both"))
-    null = [prior.denoiser(Given(torch.randn(2, 1, 5)), 1, 0.0)(torch.randn(2, 6), 20) for _ in range(2)]
+    prior = prior_with(ProcessConfig(timesteps=50, null_branch="drops_both"))
+    null = [prior.denoiser(Conditions(torch.randn(2, 1, 5)), 1, 0.0)(torch.randn(2, 6), 20) for _ in range(2)]
     torch.testing.assert_close(null[0], null[1])
     torch.testing.assert_close(null[0][0], null[0][1])
 
@@ -45,7 +45,7 @@ def test_the_released_null_branch_depends_on_the_timestep_alone() -> None:
 def test_guidance_of_the_velocity_is_guidance_of_x0() -> None:
     prior = prior_with(ProcessConfig(timesteps=50, prediction="v"))
     tokens, x = torch.randn(3, 1, 5), torch.randn(3, 6)
-    conditional, null, guided = (prior.denoiser(Given(tokens), 1, w)(x, 30) for w in (1.0, 0.0, 3.0))
+    conditional, null, guided = (prior.denoiser(Conditions(tokens), 1, w)(x, 30) for w in (1.0, 0.0, 3.0))
     torch.testing.assert_close(guided, null + 3.0 * (conditional - null), rtol=1e-4, atol=1e-5)
 
 

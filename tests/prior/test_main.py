@@ -268,7 +268,7 @@ def test_demo_config_names_the_command_that_makes_its_caches() -> None:
 
 def test_the_papers_recipe_loads_with_its_published_numbers() -> None:
     prior = load_config(TrainPriorConfig, "pe_paper", "prior").prior
-    assert (prior.process.null, prior.process.timesteps, prior.objective.bce) == ("both", 64, 0.2)
+    assert (prior.process.null_branch, prior.process.timesteps, prior.objective.bce) == ("drops_both", 64, 0.2)
     assert prior.network.size == NetworkConfig(preset="prior-49m").size
 
 

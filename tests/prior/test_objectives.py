@@ -14,7 +14,7 @@ from embedprior.errors import BadInput
 from embedprior.nn.standardise import Standardiser
 from embedprior.prior.config import ObjectiveConfig, PriorConfig, ProcessConfig
 from embedprior.prior.diffusion import add_noise, make_schedule, training_target
-from embedprior.prior.losses import Noised, Objective, Rivals
+from embedprior.prior.losses import Negatives, NoisyBatch, Objective
 from embedprior.prior.trainer import train_prior
 
 from .conftest import make_pairs, small_config
@@ -50,12 +50,12 @@ def objective(
     return Objective(config, process, make_schedule(process), SCALER, head, target, torch.tensor(labels))
 
 
-def noised(labels: list[float], prediction: str = "x0") -> Noised:
+def noised(labels: list[float], prediction: str = "x0") -> NoisyBatch:
     torch.manual_seed(1)
     x0, noise = torch.randn(2, 5, 3, dtype=torch.float64)
     n = torch.tensor([1, 10, 25, 40, 50])
     schedule = make_schedule(ProcessConfig(timesteps=50, prediction=prediction))  # type: ignore[arg-type]
-    return Noised(x0, noise, add_noise(schedule, x0, noise, n), n, torch.tensor(labels, dtype=torch.float64))
+    return NoisyBatch(x0, noise, add_noise(schedule, x0, noise, n), n, torch.tensor(labels, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("prediction", ["x0", "v"])
@@ -153,7 +153,7 @@ def test_unlabelled_pairs_train_every_term_but_the_hard_label_one() -> None:
     for target in ("teacher", "labels"):
         made = objective(Head(), labels, **weights, bce_target=target)
         plain = noised(labels)
-        batch = replace(plain, patient=torch.arange(5), rivals=Rivals(plain.x0, torch.arange(5)))
+        batch = replace(plain, patient=torch.arange(5), negatives=Negatives(plain.x0, torch.arange(5)))
         output = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
         named = made.losses(output.requires_grad_(True), batch)
         for name, value in named.items():

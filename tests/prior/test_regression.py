@@ -1,4 +1,4 @@
-"""A prior around a ridge regression: the map itself, and that nothing but the prediction's centre moves."""
+"""A prior around a ridge regression: the map itself, and that nothing but the mean of the prediction moves."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sklearn.linear_model import Ridge
 from embedprior.errors import BadInput
 from embedprior.prior.config import ObjectiveConfig, Prediction, PriorConfig, ProcessConfig
 from embedprior.prior.data import PairArrays
-from embedprior.prior.losses import Noised, Objective
+from embedprior.prior.losses import NoisyBatch, Objective
 from embedprior.prior.model import Prior
 from embedprior.prior.regression import PENALTIES, Regression, coefficients, fit_regression, pooled
-from embedprior.prior.samplers import Given
-from embedprior.prior.setup import untrained
+from embedprior.prior.samplers import Conditions
+from embedprior.prior.setup import initial_prior
 from embedprior.prior.trainer import Learner, train_prior
 
 from .conftest import make_pairs, small_config
@@ -73,63 +73,63 @@ def test_padding_does_not_change_what_the_regression_reads() -> None:
 
 @pytest.mark.parametrize("prediction", ["x0", "v", "epsilon"])
 def test_x0hat_is_the_regression_plus_what_the_network_makes_of_the_rest(prediction: Prediction, pairs: Pairs) -> None:
-    prior = with_weights(untrained(*pairs, around(prediction=prediction), None))
+    prior = with_weights(initial_prior(*pairs, around(prediction=prediction), None))
     plain = replace(prior, regressions={})
     tokens = pairs[1].tokens[:4]
-    centred, bare = (one.given(tokens, None, "cxr") for one in (prior, plain))
-    assert bare.centre is None
+    with_ridge, bare = (one.standardise_conditions(tokens, None, "cxr") for one in (prior, plain))
+    assert bare.ridge_prediction is None
     scaled = prior.condition_scaler("cxr").forward(tokens)[:, 0]
-    centre = torch.from_numpy(
+    ridge = torch.from_numpy(
         (scaled @ prior.regressions["cxr"].weights + prior.regressions["cxr"].offset).astype(np.float32)
     ).repeat_interleave(2, dim=0)
     x, n = torch.randn(8, 6, generator=torch.Generator().manual_seed(1)), 20
     signal = float(np.sqrt(prior.schedule.alpha_bar[n]))
-    expected = centre + plain.denoiser(bare, 2, 1.0)(x - signal * centre, n)
-    torch.testing.assert_close(prior.denoiser(centred, 2, 1.0)(x, n), expected, rtol=1e-5, atol=1e-5)
-    assert float(centre.abs().max()) > 0.1
+    expected = ridge + plain.denoiser(bare, 2, 1.0)(x - signal * ridge, n)
+    torch.testing.assert_close(prior.denoiser(with_ridge, 2, 1.0)(x, n), expected, rtol=1e-5, atol=1e-5)
+    assert float(ridge.abs().max()) > 0.1
 
 
-@pytest.mark.parametrize("null", ["keep", "both"])
+@pytest.mark.parametrize("null", ["keeps_target", "drops_both"])
 def test_the_branch_without_condition_has_no_regression(null: str, pairs: Pairs) -> None:
-    prior = with_weights(untrained(*pairs, around(null=null), None))
+    prior = with_weights(initial_prior(*pairs, around(null_branch=null), None))
     tokens = pairs[1].tokens[:4]
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     bare = replace(prior, regressions={})
-    expected = bare.denoiser(bare.given(tokens, None, "cxr"), 1, 0.0)(x, 20)
-    found = prior.denoiser(prior.given(tokens, None, "cxr"), 1, 0.0)(x, 20)
+    expected = bare.denoiser(bare.standardise_conditions(tokens, None, "cxr"), 1, 0.0)(x, 20)
+    found = prior.denoiser(prior.standardise_conditions(tokens, None, "cxr"), 1, 0.0)(x, 20)
     torch.testing.assert_close(found, expected.expand_as(found), rtol=1e-5, atol=1e-5)
 
 
 def test_a_dropped_condition_is_learned_without_its_regression(pairs: Pairs) -> None:
     config = around(condition_dropout=0.5)
-    learner = Learner(untrained(*pairs, config, None), pairs[0], Accelerator(cpu=True), None, None)
+    learner = Learner(initial_prior(*pairs, config, None), pairs[0], Accelerator(cpu=True), None, None)
     batch, _, _, drop = learner._noised(0)
     target = learner.data.target[torch.from_numpy(learner.batch(0))]
     dropped = drop[:, 0]
     assert 0 < int(dropped.sum()) < len(dropped)
     torch.testing.assert_close(batch.x0[dropped], target[dropped], rtol=0, atol=0)
     assert float((batch.x0 - target)[~dropped].abs().max(dim=1).values.min()) > 0.01
-    assert batch.centre is not None
-    torch.testing.assert_close(batch.x0 + batch.centre, target, rtol=0, atol=1e-6)
+    assert batch.ridge_prediction is not None
+    torch.testing.assert_close(batch.x0 + batch.ridge_prediction, target, rtol=0, atol=1e-6)
 
 
 def test_the_head_and_the_error_see_the_whole_embedding(pairs: Pairs) -> None:
-    prior = untrained(*pairs, around(), None)
-    target, centre = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
+    prior = initial_prior(*pairs, around(), None)
+    target, ridge = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
     terms = ObjectiveConfig(bce=1.0, aft=0.5, aft_groups=2, proto=0.5)
     objective = Objective(
         terms, ProcessConfig(), prior.schedule, prior.target_scaler, lambda z: z[:, 0] - 3.0, target, labels
     )
     output, clock, nothing = torch.randn(5, 6), torch.full((5,), 20), torch.zeros(5, 6)
-    whole = Noised(target, nothing, nothing, clock, labels)
-    rest = Noised(target - centre, nothing, nothing, clock, labels, centre=centre)
-    expected, found = objective.losses(output, whole), objective.losses(output - centre, rest)
+    whole = NoisyBatch(target, nothing, nothing, clock, labels)
+    rest = NoisyBatch(target - ridge, nothing, nothing, clock, labels, ridge_prediction=ridge)
+    expected, found = objective.losses(output, whole), objective.losses(output - ridge, rest)
     assert set(found) == {"l2", "bce", "aft", "proto"}
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(
-        objective.squared_error(output - centre, rest), objective.squared_error(output, whole), rtol=1e-4, atol=1e-5
+        objective.squared_error(output - ridge, rest), objective.squared_error(output, whole), rtol=1e-4, atol=1e-5
     )
 
 
@@ -172,8 +172,8 @@ def test_each_source_has_its_own_map_and_fine_tuning_keeps_the_others(pairs: Pai
 
 
 def test_given_takes_rows_of_everything() -> None:
-    given = Given(torch.zeros(4, 2, 3), torch.ones(4, 2, dtype=torch.bool), torch.arange(4.0)[:, None])
+    given = Conditions(torch.zeros(4, 2, 3), torch.ones(4, 2, dtype=torch.bool), torch.arange(4.0)[:, None])
     part = given.rows(slice(1, 3))
     assert len(part) == 2
-    assert part.centre is not None
-    assert part.centre[:, 0].tolist() == [1.0, 2.0]
+    assert part.ridge_prediction is not None
+    assert part.ridge_prediction[:, 0].tolist() == [1.0, 2.0]

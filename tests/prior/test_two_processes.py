@@ -32,7 +32,7 @@ dist.destroy_process_group()
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
-    """With every term of the objective: hard labels known for some, classes, and rivals from the whole batch."""
+    """With every term of the objective: hard labels known for some, classes, and negatives from the whole batch."""
     train_prior(*labelled_pairs(), every_term(), tmp_path / "one", teacher=first_logit, show_progress=False)
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER.format(tests=str(Path(__file__).parent), out=str(tmp_path / "two")))

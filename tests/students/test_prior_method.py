@@ -11,8 +11,8 @@ from sklearn.metrics import roc_auc_score
 from embedprior.prior.config import NetworkConfig, PriorConfig, ProcessConfig
 from embedprior.prior.data import PairArrays
 from embedprior.prior.model import Prior
-from embedprior.prior.samplers import Denoise, Given
-from embedprior.prior.setup import untrained
+from embedprior.prior.samplers import Conditions, Denoise
+from embedprior.prior.setup import initial_prior
 from embedprior.students.base import Cases
 from embedprior.students.prior_method import PriorStudent
 
@@ -34,13 +34,13 @@ def cases_of(cxr: np.ndarray, label: np.ndarray | None = None) -> Cases:
 class Exact(Prior):
     """A prior that knows p(z_CT | z_CXR) = N(regression, 1): the posterior mean in closed form."""
 
-    def denoiser(self, given: Given, samples: int, guidance: float) -> Denoise:
-        assert given.centre is not None
-        centre = given.centre.repeat_interleave(samples, dim=0)
+    def denoiser(self, given: Conditions, samples: int, guidance: float) -> Denoise:
+        assert given.ridge_prediction is not None
+        ridge = given.ridge_prediction.repeat_interleave(samples, dim=0)
 
         def denoise(x: torch.Tensor, n: int) -> torch.Tensor:
             signal = float(np.sqrt(self.schedule.alpha_bar[n]))
-            return centre + signal * (x - signal * centre)
+            return ridge + signal * (x - signal * ridge)
 
         return denoise
 
@@ -57,7 +57,7 @@ def student() -> PriorStudent:
         network=NetworkConfig(preset="tiny", dim=16, depth=1, heads=1, head_dim=8, inner=16),
         process=ProcessConfig(timesteps=50, regression="ridge"),
     )
-    prior = untrained(parts[0], parts[1], config, None)
+    prior = initial_prior(parts[0], parts[1], config, None)
     return PriorStudent(Exact(**vars(prior)), Head(), 4, "ddpm_small", 25, 5)
 
 

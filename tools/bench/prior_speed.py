@@ -32,7 +32,7 @@ from torch.optim.swa_utils import AveragedModel
 from embedprior.prior.config import NetworkConfig, PriorConfig, TrainingConfig
 from embedprior.prior.data import PairArrays
 from embedprior.prior.model import Prior
-from embedprior.prior.setup import ema_update, untrained
+from embedprior.prior.setup import ema_update, initial_prior
 from embedprior.prior.trainer import Learner, train_prior
 
 ROOT = Path(__file__).parents[2]
@@ -231,7 +231,7 @@ def main() -> int:
     bench = Bench(32, 2, quick=True) if args.quick else Bench(64, 5, quick=False)
     config = PriorConfig(training=TrainingConfig(batch=bench.batch))
     train = pairs(256, DIM, 0)
-    prior = untrained(train, train, config, None)
+    prior = initial_prior(train, train, config, None)
     learner = Learner(prior, train, Accelerator(cpu=True), None, None)
     print(f"batch {bench.batch}, {args.threads} thread(s), ours {prior.network.parameter_count() / 1e6:.1f} M, torch "
           f"{torch.__version__}")  # fmt: skip

@@ -1,0 +1,80 @@
+"""A damaged prior folder is refused in one line that names the damage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from embedprior.errors import BadInput
+from embedprior.nn.standardise import Standardiser
+from embedprior.prior.model import Prior, new_network
+from embedprior.prior.storage import DESCRIPTION, WEIGHTS
+from embedprior.runs import hash_file
+
+from .conftest import small_config
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    config = small_config()
+    scalers = {"cxr": Standardiser(np.zeros(5), np.ones(5))}
+    prior = Prior(config, new_network(config, 5, 6, 1), Standardiser(np.zeros(6), np.ones(6)), scalers, None)
+    prior.save(tmp_path)
+    return tmp_path
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    """Change the tensors and note their new hash, as another program that writes priors would."""
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+    description = json.loads((folder / DESCRIPTION).read_text())
+    description["weights_sha256"] = hash_file(folder / WEIGHTS)
+    (folder / DESCRIPTION).write_text(json.dumps(description))
+
+
+def test_one_flipped_bit_of_the_weights_is_refused(folder: Path) -> None:
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    data[-3] ^= 1
+    (folder / WEIGHTS).write_bytes(data)
+    with pytest.raises(BadInput, match="sha256 differs"):
+        Prior.load(folder)
+
+
+def test_a_weight_that_is_not_a_number_is_refused_by_name(folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors["network.query"].__setitem__(2, np.nan))
+    with pytest.raises(BadInput, match=r"'network\.query' holds a number that is not finite"):
+        Prior.load(folder)
+
+
+@pytest.mark.parametrize("name", ["network.query", "scaler.target.mean", "scaler.cxr.scale"])
+def test_a_missing_tensor_is_named(folder: Path, name: str) -> None:
+    rewrite(folder, lambda tensors: tensors.pop(name))
+    with pytest.raises(BadInput, match=f"lacks {name} "):
+        Prior.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "length", "message"),
+    [(WEIGHTS, 100, "can't be read"), (DESCRIPTION, 40, "is not valid JSON"), (DESCRIPTION, 0, "is not valid JSON")],
+)
+def test_a_file_cut_short_is_refused(folder: Path, file: str, length: int, message: str) -> None:
+    (folder / file).write_bytes((folder / file).read_bytes()[:length])
+    with pytest.raises(BadInput, match=message):
+        Prior.load(folder)
+
+
+def test_a_prior_of_another_format_is_refused(folder: Path) -> None:
+    description = json.loads((folder / DESCRIPTION).read_text())
+    (folder / DESCRIPTION).write_text(json.dumps({**description, "format": 1}))
+    with pytest.raises(BadInput, match="prior format 1"):
+        Prior.load(folder)
+
+
+def test_a_folder_may_be_given_as_text(folder: Path) -> None:
+    assert Prior.load(str(folder)).network.target_dim == 6
