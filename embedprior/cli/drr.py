@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedprior.imaging.drr.config import DrrConfig
-    from embedprior.imaging.drr.dataset import CtExam, Rendered, Scanned
+    from embedprior.imaging.drr.render import CtExam, Rendered, Scanned
 
 HELP = "render chest CTs as radiographs, paired with them"
 
@@ -39,17 +39,17 @@ def main(argv: Sequence[str]) -> int:
     for name in ("workers", "limit"):
         if common[name] is not None and common[name] < 1:
             raise BadInput(f"--{name} {common[name]}. Allowed: 1 or more.")
-    from embedprior.imaging.drr.dataset import ct_of_table, find_ct
-    from embedprior.imaging.drr.renderers import get_renderer
+    from embedprior.imaging.drr.config import get_renderer
+    from embedprior.imaging.drr.render import cts_of_table, find_cts
     from embedprior.runs.distributed import launched
 
     if (common["ct"] is None) == (common["cohort"] is None):
         raise BadInput("give either --ct PATH or --cohort FILE. Next: embedprior drr --ct FOLDER --out runs/drr")
-    exams = find_ct(common["ct"]) if common["ct"] is not None else ct_of_table(common["cohort"])
+    exams = find_cts(common["ct"]) if common["ct"] is not None else cts_of_table(common["cohort"])
     exams = exams[: common["limit"]]
     get_renderer(config.renderer)
     if common["match_style"] is not None:
-        from embedprior.imaging.drr.display import reference_files
+        from embedprior.imaging.drr.tone_fit import reference_files
 
         reference_files(common["match_style"], config.view)
     me = launched(common["processes"], "drr ...")
@@ -62,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(exams: list[CtExam], config: DrrConfig, common: dict[str, Any], me: Any, incomplete: bool) -> int:
     from embedprior.errors import DONE, NEEDS_ATTENTION
-    from embedprior.imaging.drr.dataset import scan
-    from embedprior.imaging.drr.render import render_all, tone_for
+    from embedprior.imaging.drr.render import render_all, scan
+    from embedprior.imaging.drr.tone_fit import fit_tone_to_folder
     from embedprior.runs import Run, artifacts_root, progress
 
     # every process hashes every CT: the list of series must be the same in all of them
@@ -71,7 +71,7 @@ def _run(exams: list[CtExam], config: DrrConfig, common: dict[str, Any], me: Any
     firsts = [s for s in scanned if not s.same_as]
     note = ""
     if common["match_style"] is not None:
-        match = tone_for(firsts, config, common["match_style"])
+        match = fit_tone_to_folder(firsts, config, common["match_style"])
         config = config.model_copy(update={"appearance": match.appearance})
         note = (
             f"Tone fitted to {match.references} radiographs: quantiles differ by {match.after:.3f} rms of the grey "
@@ -133,8 +133,8 @@ def _grouped(exams: list[CtExam], rendered: list[Rendered]) -> tuple[list[CtExam
     import pandas as pd
 
     from embedprior.cohort.duplicates import fingerprint, join_groups, same_scans
-    from embedprior.imaging.drr.dataset import image_name
-    from embedprior.imaging.files import read_image
+    from embedprior.imaging.drr.render import image_name
+    from embedprior.imaging.radiographs import read_image
 
     rows = [
         {"exam_id": e.exam_id, "patient_id": e.patient_id, "group_id": e.columns.get("group_id", e.patient_id),

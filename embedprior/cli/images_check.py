@@ -100,7 +100,7 @@ def _look(
     from embedprior.imaging.findings import Finding, UnusableExam
     from embedprior.imaging.preprocess import prepare
     from embedprior.imaging.radiographs import read_radiograph
-    from embedprior.imaging.volume import read_volume
+    from embedprior.imaging.readers import read_volume
 
     try:
         if found.kind == "radiograph":

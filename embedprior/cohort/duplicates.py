@@ -11,7 +11,8 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from embedprior.imaging.files import UnreadableExam, read_image
+from embedprior.imaging.files import UnreadableExam
+from embedprior.imaging.radiographs import read_image
 
 HASH_SIDE = 16
 THUMBNAIL_SIDE = 64

@@ -9,7 +9,7 @@ from pydantic import Field
 from embedprior.config import Config
 from embedprior.encoders.config import CnnConfig
 from embedprior.nn.config import FitConfig
-from embedprior.phantom.config import PhantomConfig
+from embedprior.phantom.findings import PhantomConfig
 from embedprior.prior.config import PriorConfig, SamplerName
 
 

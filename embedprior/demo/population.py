@@ -14,7 +14,7 @@ import pandas as pd
 
 from embedprior.demo.config import CohortConfig, DemoConfig
 from embedprior.phantom import VirtualPatient
-from embedprior.phantom.config import PhantomConfig
+from embedprior.phantom.findings import PhantomConfig
 from embedprior.runs import progress, seed_for
 from embedprior.tables import check_exams, check_pairs, check_splits
 

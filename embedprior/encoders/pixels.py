@@ -11,8 +11,8 @@ from PIL import Image
 
 from embedprior.encoders.base import EncoderCard, EncoderSpec
 from embedprior.errors import BadInput, nearest
-from embedprior.imaging.files import UnreadableExam, read_image
-from embedprior.imaging.radiographs import Geometry, to_square
+from embedprior.imaging.files import UnreadableExam
+from embedprior.imaging.radiographs import Geometry, read_image, to_square
 
 GREY = "ITU-R 601 luminance, repeated over three channels"
 

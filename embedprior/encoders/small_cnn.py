@@ -20,7 +20,8 @@ from embedprior.config import parse_config
 from embedprior.encoders.base import EncoderCard, EncoderSpec
 from embedprior.encoders.config import CnnConfig
 from embedprior.errors import BadInput
-from embedprior.imaging.files import UnreadableExam, read_array, read_image
+from embedprior.imaging.files import UnreadableExam, read_array
+from embedprior.imaging.radiographs import read_image
 from embedprior.runs import hash_file, progress, read_json, seed_for, write_json
 
 WEIGHTS, SETTINGS = "encoder.safetensors", "encoder.json"

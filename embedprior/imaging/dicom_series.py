@@ -20,11 +20,10 @@ from embedprior.imaging.dicom_header import DicomFiles, Header, known_modality, 
 from embedprior.imaging.dicom_pixels import LOSSY, NATIVE, padding_hu, pixel_bytes, slice_hu, syntax_name
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import Finding, UnusableExam, worst
-from embedprior.imaging.readers import MAX_VOXELS
-from embedprior.imaging.volume import AIR_HU, Volume, straightened
+from embedprior.imaging.volume import AIR_HU, MAX_VOXELS, Volume, correct_tilt
 
-FEWEST_SLICES = 8
-TILT_DEG, MOST_TILT_DEG, SIDEWAYS_DEG = 0.5, 35.0, 0.5
+MIN_SLICES = 8
+TILT_DEG, MAX_TILT_DEG, SIDEWAYS_DEG = 0.5, 35.0, 0.5
 """A gantry tilts about the patient's left-right axis, by 30° at most: slices then shift along their columns only."""
 EVEN_MM, EVEN_SHARE = 0.1, 0.05
 """A slice may lie 0.1 mm or 5 % of the step off the even grid: headers round positions to 0.1 mm, and rounding does not
@@ -62,8 +61,8 @@ def audit_frames(headers: Sequence[Header]) -> list[Finding]:
                 f"{lost} of {len(headers)} slices lack ImagePositionPatient, ImageOrientationPatient or PixelSpacing",
             )
         )
-    if len(headers) < FEWEST_SLICES:
-        findings.append(Finding("too-few-slices", f"{len(headers)} slices; a volume needs {FEWEST_SLICES}"))
+    if len(headers) < MIN_SLICES:
+        findings.append(Finding("too-few-slices", f"{len(headers)} slices; a volume needs {MIN_SLICES}"))
     for what, values in (
         ("sizes", [(h.rows, h.columns) for h in headers]),
         ("pixel formats", [(h.bits_allocated, h.signed, h.samples) for h in headers]),
@@ -149,7 +148,7 @@ class _Tilt:
     @property
     def of_gantry(self) -> bool:
         sideways = float(np.degrees(np.arctan2(abs(self.columns_mm), self.along_mm)))
-        return sideways <= SIDEWAYS_DEG and self.degrees <= MOST_TILT_DEG
+        return sideways <= SIDEWAYS_DEG and self.degrees <= MAX_TILT_DEG
 
 
 def _tilt(positions: Float[np.ndarray, "n 3"], direction: Float[np.ndarray, "3 3"]) -> _Tilt:
@@ -222,7 +221,7 @@ def read_series(path: Path, rule: str) -> tuple[Volume, list[Finding]]:
         kept = [i for i in range(len(ordered)) if i not in twice]
         ordered, positions = [ordered[i] for i in kept], positions[kept]
         findings += audit_spacing(positions, direction)
-        if len(ordered) < FEWEST_SLICES and not any(f.code == "too-few-slices" for f in findings):
+        if len(ordered) < MIN_SLICES and not any(f.code == "too-few-slices" for f in findings):
             findings.append(Finding("too-few-slices", f"{len(ordered)} different slices"))
         if worst(findings) == "error":
             raise UnusableExam(path.name, findings)
@@ -231,7 +230,7 @@ def read_series(path: Path, rule: str) -> tuple[Volume, list[Finding]]:
     first = slices.headers[0]
     ids = {"patient_id": first.patient_id, "series_id": first.series_uid}
     volume = Volume(hu, slices.spacing_mm, slices.origin_mm, slices.direction, **ids)
-    return straightened(volume, slices.shear_mm), findings + more
+    return correct_tilt(volume, slices.shear_mm), findings + more
 
 
 def choose_series(headers: Sequence[Header], rule: str, name: str) -> tuple[list[Header], list[Finding]]:
@@ -250,7 +249,7 @@ def choose_series(headers: Sequence[Header], rule: str, name: str) -> tuple[list
     candidates = {
         members[0].series: members
         for members in series.values()
-        if members[0].modality == "CT" and sum(not h.localizer for h in members) >= FEWEST_SLICES
+        if members[0].modality == "CT" and sum(not h.localizer for h in members) >= MIN_SLICES
     }
     if not candidates:
         raise UnusableExam(name, [_no_candidate(series)])
@@ -281,7 +280,7 @@ def _no_candidate(series: dict[str, list[Header]]) -> Finding:
             "too-few-slices",
             f"{members[0].frames} frames in one file that does not say where each lies. Next: export the series again",
         )
-    return Finding("too-few-slices", f"{len(members)} slices; a volume needs {FEWEST_SLICES}")
+    return Finding("too-few-slices", f"{len(members)} slices; a volume needs {MIN_SLICES}")
 
 
 def _describe(members: Sequence[Header]) -> str:

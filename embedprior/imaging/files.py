@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from PIL import Image
 
 from embedprior.runs import hash_array, hash_file, hash_of
 
@@ -110,30 +108,7 @@ def _mapped(file: str, *state: int) -> np.ndarray[Any, Any]:
     return array
 
 
-def read_image(root: Path, path: str) -> Float[np.ndarray, "height width"]:
-    """Return a DICOM, PNG or JPEG picture, or one row of an image array, as grey values in [0, 1].
-
-    A DICOM radiograph is returned as it is displayed (``radiographs.read_radiograph``). Colour is reduced to luminance
-    (ITU-R 601). 16-bit files keep their depth.
-
-    Raises:
-        UnreadableExam: not an image, or damaged.
-    """
-    file, row = split_path(path)
-    if row is not None or file.endswith(".npy"):
-        pixels = read_array(root, path)
-        return (pixels / np.iinfo(pixels.dtype).max).astype(np.float32)
-    if Path(file).suffix.lower() in DICOM_SUFFIXES:
-        from embedprior.imaging.radiographs import read_radiograph
-
-        return read_radiograph(root / file)[0].grey
-    try:
-        with Image.open(root / file) as image:
-            image.load()
-            deep = image.mode.startswith("I")
-            grey = np.asarray(image if deep else image.convert("L"), dtype=np.float32)
-    # Pillow raises its own kinds and, from damaged chunks, IndexError, struct.error and more; its texts name the folder
-    except Exception as error:
-        kind = "no such file" if isinstance(error, FileNotFoundError) else type(error).__name__
-        raise UnreadableExam(f"{Path(file).name}: not a picture, or damaged ({kind})") from None
-    return grey / (65535.0 if deep else 255.0)
+def is_dicom(file: Path) -> bool:
+    """Return whether a file carries DICOM's mark, ``DICM`` after 128 bytes, whatever its name."""
+    with file.open("rb") as handle:
+        return handle.read(132)[128:] == b"DICM"

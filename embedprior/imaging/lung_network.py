@@ -97,7 +97,7 @@ def find_lungs_by_network(volume: Volume, weights: Path | str) -> Lungs:
         for start in range(0, len(planes), AT_ONCE):
             some = planes[start : start + AT_ONCE]
             boxes = [body_box(plane) for plane in some]
-            pictures = torch.from_numpy(np.stack([picture(p, box) for p, box in zip(some, boxes, strict=True)]))
+            pictures = torch.from_numpy(np.stack([network_input(p, box) for p, box in zip(some, boxes, strict=True)]))
             labels = network(pictures[:, None]).argmax(dim=1).numpy()
             for number, box in enumerate(boxes):
                 region = found[start + number][box]
@@ -122,7 +122,7 @@ def body_box(plane: Plane) -> Box:
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
-def picture(plane: Plane, box: Box) -> Float[np.ndarray, "256 256"]:
+def network_input(plane: Plane, box: Box) -> Float[np.ndarray, "256 256"]:
     """Return what the network sees of a slice: the box at 256 × 256 pixels, −1024 to 600 HU as 0 to 1."""
     low, high = HU_RANGE
     shown = _zoomed(np.clip(plane, low, high)[box], (SIDE, SIDE), order=1)

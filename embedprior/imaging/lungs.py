@@ -20,8 +20,8 @@ from embedprior.imaging.volume import Volume, canonical
 COARSE_MM = 4.0
 TISSUE_HU = -300
 LUNG_HU = (-970, -400)
-LEAST_ML = 300.0
-SMALLEST_PART_ML, SMALLEST_PART_SHARE = 100.0, 0.1
+MIN_ML = 300.0
+MIN_PART_ML, MIN_PART_SHARE = 100.0, 0.1
 CUT_SHARE, TOUCH_SHARE = 0.5, 0.05
 """Bars of ``audit_lungs``; what they separate on real volumes, and how narrowly, is in docs/imaging.md."""
 BLANK_SHARE = 0.2
@@ -79,8 +79,8 @@ def audit_lungs(volume: Volume, lungs: Lungs | None = None) -> list[Finding]:
     height = canonical(volume).size_mm[2]
     if height < SHORT_MM:
         findings.append(Finding("short-field", f"{height:.0f} mm from foot to head"))
-    if lungs.ml < LEAST_ML:
-        return [*findings, Finding("no-lungs", f"{lungs.ml:.0f} ml of lung found, expected at least {LEAST_ML:.0f} ml")]
+    if lungs.ml < MIN_ML:
+        return [*findings, Finding("no-lungs", f"{lungs.ml:.0f} ml of lung found, expected at least {MIN_ML:.0f} ml")]
     body = lungs.body.sum(axis=(1, 2))
     # resampling may leave an empty slice at the end, where a cut lung would look complete
     filled = np.flatnonzero(body > BLANK_SHARE * np.median(body[body > 0]))
@@ -107,7 +107,7 @@ def lung_box(volume: Volume, margin_mm: float = 10.0, lungs: Lungs | None = None
         lungs: of this volume, when they are known.
     """
     lungs = find_lungs(volume) if lungs is None else lungs
-    if lungs.ml < LEAST_ML:
+    if lungs.ml < MIN_ML:
         return None
     spacing_zyx = volume.spacing_mm[::-1]
     box = []
@@ -126,7 +126,7 @@ def large_parts(mask: Mask, voxel_mm: tuple[float, float, float]) -> Mask:
     parts, count = ndimage.label(mask)
     ml = np.bincount(parts.ravel(), minlength=count + 1) * np.prod(voxel_mm) / 1000
     ml[0] = 0
-    kept = ml >= max(SMALLEST_PART_ML, SMALLEST_PART_SHARE * ml.max())
+    kept = ml >= max(MIN_PART_ML, MIN_PART_SHARE * ml.max())
     return np.asarray(kept[parts])
 
 

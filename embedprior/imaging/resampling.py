@@ -16,7 +16,7 @@ from embedprior.errors import BadInput
 from embedprior.imaging.volume import AIR_HU, Triple, Volume, canonical, to_sitk
 
 STRAIGHT_DEG = 0.05
-MOST_VOXELS = 2**30
+MAX_VOXELS = 2**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ def grid_of(volume: Volume) -> Grid:
     Raises:
         BadInput: the volume's axes are not left, posterior, superior.
     """
-    if not _straight(volume) or volume.orientation != "LPS":
+    if not _is_axis_aligned(volume) or volume.orientation != "LPS":
         raise BadInput(f"grid_of() wants axes along left, posterior, superior; the volume has {volume.orientation}.")
     z, y, x = volume.shape
     return Grid((x, y, z), volume.spacing_mm, volume.origin_mm)
@@ -61,7 +61,7 @@ def covering_grid(volume: Volume, spacing_mm: Triple) -> Grid:
     edges = (volume.affine @ corners.T)[:3]
     low, high = edges.min(axis=1), edges.max(axis=1)
     sizes = [max(1, round(float(extent) / s)) for extent, s in zip(high - low, spacing_mm, strict=True)]
-    if float(np.prod([float(n) for n in sizes])) > MOST_VOXELS:
+    if float(np.prod([float(n) for n in sizes])) > MAX_VOXELS:
         raise BadInput(f"a grid of {sizes[0]} x {sizes[1]} x {sizes[2]} voxels of {spacing_mm} mm is too large.")
     first = [float(edge) + s / 2 for edge, s in zip(low, spacing_mm, strict=True)]
     return Grid((sizes[0], sizes[1], sizes[2]), spacing_mm, (first[0], first[1], first[2]))
@@ -85,7 +85,7 @@ def resample_onto(volume: Volume, grid: Grid) -> Volume:
     A centre within half a voxel outside the outermost centres takes the border's value: it lies in the voxel.
     """
     upright = canonical(volume)
-    if not _straight(upright):
+    if not _is_axis_aligned(upright):
         return _oblique(volume, grid)
     taps = [
         _Taps.of(count, origin, spacing, size, start, step)
@@ -166,6 +166,6 @@ def _oblique(volume: Volume, grid: Grid) -> Volume:
     return replace(volume, hu=hu, spacing_mm=grid.spacing_mm, origin_mm=grid.origin_mm, direction=np.eye(3))
 
 
-def _straight(volume: Volume) -> bool:
+def _is_axis_aligned(volume: Volume) -> bool:
     off = np.degrees(np.arccos(np.clip(np.abs(volume.direction).max(axis=0).min(), -1, 1)))
     return bool(off < STRAIGHT_DEG)

@@ -6,20 +6,21 @@ Its axes can be turned to left, posterior, superior, and slices of a tilted gant
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int16
 
 from embedprior.errors import BadInput
-from embedprior.imaging.findings import Finding
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 AIR_HU = -1024
 """The value that stands for air, padding and everything outside the scan: the lowest a 12-bit CT stores."""
+
+MAX_VOXELS = 2**31
+"""4 GiB of int16: more than any chest CT; a damaged header that asks for more is refused before memory is taken."""
 
 Triple = tuple[float, float, float]
 
@@ -143,28 +144,6 @@ def from_sitk(image: sitk.Image, patient_id: str = "", series_id: str = "") -> V
     )
 
 
-def read_volume(path: Path | str, series: str = "only") -> tuple[Volume, list[Finding]]:
-    """Read a CT volume and audit it.
-
-    Args:
-        path: a DICOM folder or zip, NIfTI (``.nii``, ``.nii.gz``), NRRD, MetaImage (``.mha``, ``.mhd``), or ``.npz``
-            with ``hu`` (z, y, x) and ``spacing_mm`` (x, y, z), optionally ``origin_mm`` and ``direction``.
-        series: which series of a folder that holds several: ``"only"`` (one, or an error), ``"most-slices"``, or the
-            short id that the error message lists.
-
-    Returns:
-        The volume as stored (see ``Volume``; ``profiles.prepare`` reorients and resamples), and what the audit found.
-
-    Raises:
-        UnreadableExam: damaged, or not a volume.
-        UnusableExam: read, but with a finding of severity ``error``; it carries all findings.
-        BadInput: an unknown rule or series.
-    """
-    from embedprior.imaging.readers import read
-
-    return read(Path(path), series)
-
-
 def _triple(values: Any) -> Triple:
     x, y, z = (float(v) for v in values)
     return x, y, z
@@ -201,7 +180,7 @@ def canonical(volume: Volume) -> Volume:
     return replace(volume, hu=hu, spacing_mm=(x, y, z), origin_mm=(left, back, up), direction=direction)
 
 
-def straightened(volume: Volume, shear_mm: float) -> Volume:
+def correct_tilt(volume: Volume, shear_mm: float) -> Volume:
     """Return the volume on the grid its ``direction`` spans, every value at its own place in the world.
 
     The grid gets as many rows more as the slices are spread; what no slice covers is −1024 HU. Values between two rows

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from embedprior.phantom.config import PhantomConfig
-from embedprior.phantom.findings import Effusion, Lesion
+from embedprior.phantom.findings import Effusion, Lesion, PhantomConfig
 from embedprior.phantom.patient import VirtualPatient, virtual_patient
-from embedprior.phantom.radiograph import STYLES, contact_sheet, radiograph
+from embedprior.phantom.radiograph import STYLES, radiograph
 
 __all__ = [
     "STYLES",
@@ -13,7 +12,6 @@ __all__ = [
     "Lesion",
     "PhantomConfig",
     "VirtualPatient",
-    "contact_sheet",
     "radiograph",
     "virtual_patient",
 ]

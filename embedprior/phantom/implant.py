@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from embedprior.config import Config
 from embedprior.imaging.files import UnreadableExam
-from embedprior.imaging.lungs import LEAST_ML, Lungs, find_lungs
+from embedprior.imaging.lungs import MIN_ML, Lungs, find_lungs
 from embedprior.imaging.volume import Volume, canonical
 
 
@@ -74,7 +74,7 @@ def implant(
     config = ImplantConfig() if config is None else config
     upright = canonical(volume)
     lungs = find_lungs(upright) if lungs is None else lungs
-    if lungs.ml < LEAST_ML:
+    if lungs.ml < MIN_ML:
         raise UnreadableExam(f"no lungs to plant a lesion in ({lungs.ml:.0f} ml found)")
     generator = np.random.default_rng(seed)
     depth = ndimage.distance_transform_edt(np.pad(lungs.mask, 1), sampling=lungs.voxel_mm)[1:-1, 1:-1, 1:-1]

@@ -19,11 +19,11 @@ from embedprior.phantom.anatomy import (
     spine_x,
     wall_distance,
 )
-from embedprior.phantom.config import PhantomConfig
 from embedprior.phantom.findings import (
     EFFUSION_HU,
     Effusion,
     Lesion,
+    PhantomConfig,
     add_distractors,
     effusion_share,
     lesion_share,

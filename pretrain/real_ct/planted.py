@@ -24,11 +24,21 @@ from embedprior.encoders.base import Encoder
 from embedprior.encoders.registry import create_encoder
 from embedprior.errors import NEEDS_ATTENTION, EmbedpriorError
 from embedprior.imaging.drr.config import DrrConfig
-from embedprior.imaging.drr.dataset import Scanned, find_ct, reason_of, scan
-from embedprior.imaging.drr.render import develop, isocentre, poses_of, project, write_png16
-from embedprior.imaging.files import UnreadableExam, read_image
+from embedprior.imaging.drr.render import (
+    Scanned,
+    draw_poses,
+    find_cts,
+    isocentre,
+    project,
+    reason_of,
+    scan,
+    to_display_image,
+    write_png16,
+)
+from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import lungs_complete
-from embedprior.imaging.volume import read_volume
+from embedprior.imaging.radiographs import read_image
+from embedprior.imaging.readers import read_volume
 from embedprior.phantom.implant import ImplantConfig, implant
 from embedprior.runs import artifact, artifacts_root, one_thread, progress, read_json, seed_for, write_json
 from embedprior.tables import check_exams, check_pairs, write_table
@@ -44,7 +54,7 @@ def versions_of(item: Scanned, drr: DrrConfig, lesion: ImplantConfig, lesions: i
         clean, findings = read_volume(item.exam.path, drr.series)
         facts: dict[str, Any] = {"complete": lungs_complete(findings), "implants": []}
         if facts["complete"]:
-            poses, centre = poses_of(drr, item.digest), isocentre(clean, drr.centre)
+            poses, centre = draw_poses(drr, item.digest), isocentre(clean, drr.centre)
             slabs = [slabs_of(clean)]
             for k in range(2 * lesions):
                 volume = clean
@@ -57,7 +67,7 @@ def versions_of(item: Scanned, drr: DrrConfig, lesion: ImplantConfig, lesions: i
                 # lesion and no lesion share their poses two by two: the pose can't tell one from the other
                 pose = type(poses)(poses.angles_deg[[k % lesions]], poses.shift_mm[[k % lesions]])
                 noise = seed_for(drr.seed, "noise", item.digest, k)
-                picture = develop(project(volume, drr, pose, centre), drr, [noise])[0]
+                picture = to_display_image(project(volume, drr, pose, centre), drr, [noise])[0]
                 write_png16(picture, folder / f"image-{k:03d}.png")
             np.save(folder / "slabs.npy", np.stack(slabs))
         write_json(folder / "planted.json", facts)
@@ -113,7 +123,7 @@ def tables_of(
 
 def prepare(ct: Path, out: Path, drr: DrrConfig, lesions: int, limit: int | None, network: Encoder) -> int:
     """Write the cohort; returns the exit code."""
-    scanned, failures = scan(find_ct(ct)[:limit])
+    scanned, failures = scan(find_cts(ct)[:limit])
     usable = []
     with one_thread():
         for item in progress([s for s in scanned if not s.same_as], "plant"):

@@ -15,7 +15,8 @@ from embedprior.encoders.timm_lite import EfficientNetLite0, transform
 from embedprior.imaging.files import UnreadableExam, read_array, split_path
 from embedprior.imaging.lungs import find_lungs, lung_box
 from embedprior.imaging.preprocess import WINDOWS
-from embedprior.imaging.volume import Volume, canonical, read_volume
+from embedprior.imaging.readers import read_volume
+from embedprior.imaging.volume import Volume, canonical
 
 COUNT, SIDE, WINDOW = 24, 160, "lung"
 TRANSFORM_VERSION = 1

@@ -9,7 +9,8 @@ import pandas as pd
 from PIL import Image
 
 from embedprior.encoders.base import EncoderSpec
-from embedprior.imaging.files import UnreadableExam, read_image
+from embedprior.imaging.files import UnreadableExam
+from embedprior.imaging.radiographs import read_image
 
 
 class MeanEncoder:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from embedprior.cli import main
 from embedprior.cohort.sources import read_cohort
-from embedprior.imaging.readers import write_npz
+from embedprior.imaging.image_files import write_npz
 from embedprior.imaging.volume import Volume
 from embedprior.phantom import PhantomConfig, virtual_patient
 

@@ -16,8 +16,9 @@ from pydicom.uid import RLELossless, generate_uid
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import UnusableExam
+from embedprior.imaging.readers import read_volume
 from embedprior.imaging.resampling import grid_of, resample_onto
-from embedprior.imaging.volume import Volume, canonical, read_volume, to_sitk
+from embedprior.imaging.volume import Volume, canonical, to_sitk
 
 from .conftest import ORIGIN, SECRET, SPACING, STEP, chest
 

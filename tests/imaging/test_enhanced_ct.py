@@ -12,11 +12,10 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import RLELossless
 
-from embedprior.imaging.drr.dataset import find_ct, identities
+from embedprior.imaging.drr.render import find_cts, identities
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import UnusableExam
-from embedprior.imaging.readers import discover
-from embedprior.imaging.volume import read_volume
+from embedprior.imaging.readers import discover, read_volume
 
 from .conftest import ORIGIN, SECRET, SPACING, STEP, chest, slice_dataset
 
@@ -75,7 +74,7 @@ def test_file_and_its_folder_are_found_as_one_ct(tmp_path: Path) -> None:
     file = enhanced(tmp_path / "exam" / "ct.dcm")
     for path in (file, tmp_path / "exam"):
         assert [found.kind for found in discover(path)] == ["volume"]
-        assert len(find_ct(path)) == 1
+        assert len(find_cts(path)) == 1
         assert len(identities(path)) == 2
         assert read_volume(path)[0].shape == (40, 64, 64)
 

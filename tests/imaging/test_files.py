@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedprior.imaging.files import UnreadableExam, read_array, read_image, source_hash, split_path
+from embedprior.imaging.files import UnreadableExam, read_array, source_hash, split_path
+from embedprior.imaging.radiographs import read_image
 
 
 def test_rows_of_an_array_file(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pydicom.uid import RLELossless
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.radiographs import read_radiograph
-from embedprior.imaging.volume import read_volume
+from embedprior.imaging.readers import read_volume
 
 from .conftest import SECRET, chest, slice_dataset
 from .test_dicom_series import _recompress

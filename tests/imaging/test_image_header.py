@@ -9,7 +9,8 @@ import pytest
 import SimpleITK as sitk
 
 from embedprior.imaging.findings import UnusableExam
-from embedprior.imaging.volume import Volume, read_volume, to_sitk
+from embedprior.imaging.readers import read_volume
+from embedprior.imaging.volume import Volume, to_sitk
 
 from .conftest import chest
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
-from embedprior.imaging.lung_network import body_box, find_lungs_by_network, load_lung_network, picture
+from embedprior.imaging.lung_network import body_box, find_lungs_by_network, load_lung_network
 from embedprior.imaging.lungs import find_lungs, lung_box
 from embedprior.imaging.preprocess import VolumeProfile, load_profile, on_grid, profile_key, profile_record
 from embedprior.imaging.volume import Volume
@@ -147,7 +147,7 @@ def test_picture_is_cut_to_the_body_and_scaled_from_its_range_of_hu() -> None:
     assert (columns.start, columns.stop) == pytest.approx((100, 220), abs=300 / 128)
     assert body_box(np.full((50, 60), -1000, np.int16)) == (slice(0, 50), slice(0, 60))
     ramp = np.linspace(-2000, 1600, 256).astype(np.int16)
-    shown = picture(np.tile(ramp, (256, 1)), (slice(0, 256), slice(0, 256)))
+    shown = network_input(np.tile(ramp, (256, 1)), (slice(0, 256), slice(0, 256)))
     np.testing.assert_allclose(shown[7], (np.clip(ramp, -1024, 600) + 1024) / 1624, atol=1e-6)
 
 

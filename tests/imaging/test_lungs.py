@@ -8,8 +8,9 @@ import pytest
 from embedprior.imaging.contact_sheet import contact_sheet, picture_tile, volume_tile
 from embedprior.imaging.findings import lungs_complete
 from embedprior.imaging.lungs import audit_lungs, find_lungs, lung_box
+from embedprior.imaging.readers import read_volume
 from embedprior.imaging.resampling import grid_of, resample_onto
-from embedprior.imaging.volume import Volume, read_volume
+from embedprior.imaging.volume import Volume
 
 from .conftest import chest
 

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from embedprior.config import config_folder
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
+from embedprior.imaging.image_files import read_mask
 from embedprior.imaging.lungs import find_lungs
 from embedprior.imaging.preprocess import (
     WINDOWS,
@@ -21,7 +22,6 @@ from embedprior.imaging.preprocess import (
     profile_record,
     windowed,
 )  # fmt: skip
-from embedprior.imaging.readers import read_mask
 from embedprior.imaging.volume import Volume, from_sitk, to_sitk
 
 from .conftest import chest

@@ -10,19 +10,19 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from embedprior.errors import BadInput
-from embedprior.imaging.files import UnreadableExam, read_image
+from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import UnusableExam
+from embedprior.imaging.radiograph_audit import audit_radiograph, cues
 from embedprior.imaging.radiographs import (
     RadiographProfile,
     Voi,
-    audit_pixels,
-    cues,
-    displayed,
+    apply_voi,
     normal_view,
     prepare_radiograph,
     radiograph_record,
+    read_image,
     read_radiograph,
-)  # fmt: skip
+)
 
 from .conftest import SECRET, slice_dataset
 
@@ -69,11 +69,11 @@ def test_monochrome1_is_shown_with_bright_bone(tmp_path: Path) -> None:
 def test_windows_follow_the_standards_formulas() -> None:
     values = np.array([[0.0, 1000.0, 2000.0, 2500.0, 4095.0]])
     low, width = 2000 - 0.5 - 999 / 2, 999
-    np.testing.assert_allclose(displayed(values, Voi(2000, 1000)), np.clip((values - low) / width, 0, 1), atol=1e-6)
+    np.testing.assert_allclose(apply_voi(values, Voi(2000, 1000)), np.clip((values - low) / width, 0, 1), atol=1e-6)
     exact = np.clip((values - 1500) / 1000, 0, 1)
-    np.testing.assert_allclose(displayed(values, Voi(2000, 1000, "LINEAR_EXACT")), exact, atol=1e-6)
+    np.testing.assert_allclose(apply_voi(values, Voi(2000, 1000, "LINEAR_EXACT")), exact, atol=1e-6)
     sigmoid = 1 / (1 + np.exp(-4 * (values - 2000) / 1000))
-    np.testing.assert_allclose(displayed(values, Voi(2000, 1000, "SIGMOID")), sigmoid, atol=1e-6)
+    np.testing.assert_allclose(apply_voi(values, Voi(2000, 1000, "SIGMOID")), sigmoid, atol=1e-6)
 
 
 def test_windows_agree_with_pydicom(tmp_path: Path) -> None:
@@ -191,15 +191,15 @@ def test_every_field_of_the_profile_is_recorded_and_used() -> None:
 
 def test_warnings_about_a_drawn_chest() -> None:
     grey = frontal() / 4095
-    assert audit_pixels(grey, "PA") == []
-    assert codes(audit_pixels(1 - grey, "PA")) == {"inverted"}
+    assert audit_radiograph(grey, "PA") == []
+    assert codes(audit_radiograph(1 - grey, "PA")) == {"inverted"}
     boxed = np.full((180, 180), 0.0)
     boxed[26:154, 26:154] = grey
-    assert "collimated" in codes(audit_pixels(boxed, "PA"))
-    assert "not-chest-like" in codes(audit_pixels(grey[:20], "PA"))
+    assert "collimated" in codes(audit_radiograph(boxed, "PA"))
+    assert "not-chest-like" in codes(audit_radiograph(grey[:20], "PA"))
     y = np.linspace(0, 1, 64)
     bands = np.repeat((0.5 + 0.5 * np.sin(40 * y))[:, None], 64, axis=1) + np.linspace(0, 0.01, 64)
-    assert codes(audit_pixels(bands, "")) & {"not-chest-like", "lateral"}
+    assert codes(audit_radiograph(bands, "")) & {"not-chest-like", "lateral"}
 
 
 def test_cues_ignore_brightness_and_contrast() -> None:
@@ -224,7 +224,7 @@ def test_real_frontal_radiographs_raise_few_false_alarms_and_their_negatives_man
         if view != "L":
             radiograph, found = read_radiograph(folder / "images" / name, view)
             frontal.append(codes(found))
-            negative.append(codes(audit_pixels(1 - radiograph.grey, view)))
+            negative.append(codes(audit_radiograph(1 - radiograph.grey, view)))
     alarms = sum(bool(found & {"inverted", "lateral", "not-chest-like"}) for found in frontal)
     assert len(frontal) == 181
     assert alarms / len(frontal) < 0.05

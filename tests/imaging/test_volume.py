@@ -9,8 +9,9 @@ import SimpleITK as sitk
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import CODES, UnusableExam
-from embedprior.imaging.readers import write_npz
-from embedprior.imaging.volume import Volume, canonical, from_sitk, read_volume, to_sitk
+from embedprior.imaging.image_files import write_npz
+from embedprior.imaging.readers import read_volume
+from embedprior.imaging.volume import Volume, canonical, from_sitk, to_sitk
 
 from .conftest import chest
 

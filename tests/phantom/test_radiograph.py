@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from embedprior.errors import BadInput
-from embedprior.phantom import PhantomConfig, contact_sheet, radiograph, virtual_patient
+from embedprior.phantom import PhantomConfig, radiograph, virtual_patient
 
 CONFIG = PhantomConfig(scar_rate=0.0, granulomas_mean=0.0)
 SEED = 10_000
@@ -71,8 +69,3 @@ def test_size_and_type(size: int) -> None:
 def test_unknown_style_names_the_nearest() -> None:
     with pytest.raises(BadInput, match="Did you mean 'cxr'"):
         radiograph(virtual_patient(CONFIG, SEED, 0), "cx", 32, seed=0)
-
-
-def test_contact_sheet_writes_a_picture(tmp_path: Path) -> None:
-    path = contact_sheet(CONFIG, SEED, tmp_path / "sheet.png", patients=2, size=48)
-    assert path.read_bytes()[:4] == b"\x89PNG"

@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 from embedprior.errors import BadInput
-from embedprior.imaging.readers import write_npz
+from embedprior.imaging.image_files import write_npz
 from embedprior.imaging.volume import Volume
 from embedprior.phantom import PhantomConfig, virtual_patient
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from common.measuring import Table, cpu_seconds, extra_mib, ratio
 
-from embedprior.imaging.drr import Poses, chest_geometry, hu_to_mu, jittered
+from embedprior.imaging.drr import Poses, chest_geometry, hu_to_mu, random_poses
 from embedprior.imaging.drr.planesweep import render
 from embedprior.phantom import PhantomConfig, virtual_patient
 
@@ -48,7 +48,7 @@ def measure(table: Table, side: int, size: int, peers: dict[str, float | None], 
     hold("plane sweep", cpu_seconds(one, repeats), "s")
     hold("  peak memory beyond the volume", extra, "MiB", most=100)
     hold("  over reading the volume once", 1 / ratio(mu.sum, one, repeats), "x")
-    poses = jittered(8, 10.0, 20.0, seed=1)
+    poses = random_poses(8, 10.0, 20.0, seed=1)
     single = [Poses(poses.angles_deg[i : i + 1], poses.shift_mm[i : i + 1]) for i in range(len(poses))]
     together = ratio(
         lambda: render(mu, patient.affine, geometry, poses),

@@ -24,8 +24,9 @@ from embedprior.imaging.dicom_header import DicomFiles, read_headers
 from embedprior.imaging.dicom_series import read_series
 from embedprior.imaging.lungs import audit_lungs, find_lungs, lung_box
 from embedprior.imaging.preprocess import VolumeProfile, normalised, prepare
+from embedprior.imaging.readers import read_volume
 from embedprior.imaging.resampling import covering_grid, grid_of, resample, resample_onto
-from embedprior.imaging.volume import Volume, canonical, read_volume, to_sitk
+from embedprior.imaging.volume import Volume, canonical, to_sitk
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 MM = (1.0, 1.0, 1.0)
@@ -138,7 +139,8 @@ def warning_rates(table: Table) -> None:
     """Alarms on the half of the patients that set no bar, frontal, lateral and turned negative."""
     import pandas as pd
 
-    from embedprior.imaging.radiographs import audit_pixels, read_radiograph
+    from embedprior.imaging.radiograph_audit import audit_radiograph
+    from embedprior.imaging.radiographs import read_radiograph
 
     data = SHARED / "covid_chestxray"
     exams = pd.read_csv(data / "metadata.csv")
@@ -151,7 +153,7 @@ def warning_rates(table: Table) -> None:
         radiograph, findings = read_radiograph(data / "images" / name)
         (lateral if view == "L" else frontal).append({f.code for f in findings})
         if view != "L":
-            negative.append({f.code for f in audit_pixels(1 - radiograph.grey, "")})
+            negative.append({f.code for f in audit_radiograph(1 - radiograph.grey, "")})
     print(f"{len(frontal)} frontal and {len(lateral)} lateral radiographs of patients that set no bar:")
     for code, most in (("inverted", 5), ("lateral", 5), ("not-chest-like", 5), ("collimated", None)):
         table.hold(f"false alarm '{code}' on frontal views", _share(frontal, code), "%", most=most)

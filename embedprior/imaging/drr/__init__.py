@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from embedprior.imaging.drr.config import Appearance
-from embedprior.imaging.drr.geometry import (
+from embedprior.imaging.drr.config import (
+    RENDERERS,
+    Appearance,
     Geometry,
     Poses,
+    Renderer,
     chest_geometry,
-    jittered,
+    get_renderer,
+    identity_poses,
     lps_affine,
-    straight,
+    random_poses,
     volume_centre,
 )
 from embedprior.imaging.drr.physics import hu_to_mu
-from embedprior.imaging.drr.renderers import RENDERERS, Renderer, get_renderer
 
 __all__ = [
     "RENDERERS",
@@ -24,8 +26,8 @@ __all__ = [
     "chest_geometry",
     "get_renderer",
     "hu_to_mu",
-    "jittered",
+    "identity_poses",
     "lps_affine",
-    "straight",
+    "random_poses",
     "volume_centre",
 ]

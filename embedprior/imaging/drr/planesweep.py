@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from embedprior.errors import BadInput
-from embedprior.imaging.drr.geometry import Geometry, Poses, straight, volume_centre
+from embedprior.imaging.drr.config import Geometry, Poses, identity_poses, volume_centre
 
 PLANES_PER_BLOCK = 16
 PIXELS_PER_BLOCK = 4096
@@ -163,7 +163,7 @@ def render(
             f"render() was given a {mu_volume.dtype} volume of shape {tuple(mu_volume.shape)}; "
             "allowed: float32 or float64 of shape (Z, Y, X). Convert Hounsfield units with hu_to_mu first."
         )
-    poses = straight() if poses is None else poses
+    poses = identity_poses() if poses is None else poses
     device = mu_volume.device
     matrix = torch.as_tensor(affine, dtype=torch.float64, device=device)
     if isocentre is None:

@@ -2,33 +2,214 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+import hashlib
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
 from embedprior.errors import BadInput, EmbedpriorError
-from embedprior.imaging.drr.config import DrrConfig
-from embedprior.imaging.drr.dataset import Rendered, Scanned, image_name, reason_of
-from embedprior.imaging.drr.display import Match, fit_tone, read_references, reference_files
-from embedprior.imaging.drr.geometry import Poses, straight, volume_centre
-from embedprior.imaging.drr.physics import attenuation_per_mm
-from embedprior.imaging.files import UnreadableExam
+from embedprior.imaging.dicom_header import DicomFiles, read_headers
+from embedprior.imaging.drr.config import DrrConfig, Poses, get_renderer, identity_poses, volume_centre
+from embedprior.imaging.drr.physics import attenuation_per_mm, hu_to_mu, to_radiograph
+from embedprior.imaging.files import UnreadableExam, is_dicom
 from embedprior.imaging.findings import Finding, lungs_complete
-from embedprior.imaging.volume import Volume, canonical, read_volume
+from embedprior.imaging.image_files import IMAGE_SUFFIXES
+from embedprior.imaging.lungs import MIN_ML, find_lungs
+from embedprior.imaging.readers import read_volume
+from embedprior.imaging.volume import Volume, canonical
 from embedprior.runs import artifact, one_thread, progress, read_json, seed_for, write_json
+from embedprior.tables import EXAM_REQUIRED, LABEL_PREFIX, check_exams, read_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+VOLUME_SUFFIXES = (*IMAGE_SUFFIXES, ".npz", ".zip")
+DICOM_SUFFIXES = (".dcm", ".ima", "")
+COPIED = ("group_id", "site", "sex", "age", "source", "offset_days", "acquired_at")
+"""Columns of the exam table that a DRR shares with its CT, beside the labels."""
 CODE_TAG = "drr-1"
 """Raise the number whenever the same CT and settings give other pixels; a golden test notices."""
 FACTS = "ct.json"
 POSES_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class CtExam:
+    """One CT to render.
+
+    Attributes:
+        exam_id: of the table, or the path without its ending.
+        patient_id: of the table, or the exam id: a header's id is never taken over.
+        path: file or folder.
+        columns: of the exam table, as far as its DRRs share them.
+    """
+
+    exam_id: str
+    patient_id: str
+    path: Path
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """A CT whose bytes have been hashed.
+
+    Attributes:
+        exam: the CT.
+        digest: sha256 of its contents, the same for a zip and the folder it was packed from.
+        same_as: exam id of an earlier CT that is the same series; empty for the first.
+    """
+
+    exam: CtExam
+    digest: str
+    same_as: str = ""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What came of one CT.
+
+    Attributes:
+        exam_id: of the CT.
+        folder: of its images; None when it failed.
+        complete: whether the scan holds both lungs.
+        findings: of the CT's audit.
+        reused: the images were there already.
+        reason: why it failed; empty when it did not.
+    """
+
+    exam_id: str
+    folder: Path | None
+    complete: bool = False
+    findings: tuple[Finding, ...] = ()
+    reused: bool = False
+    reason: str = ""
+
+
+def image_name(pose: int) -> str:
+    """Return the file name of one pose's image, without its ending."""
+    return f"pose-{pose:03d}"
+
+
+def find_cts(path: Path) -> list[CtExam]:
+    """Return the CTs at a path: a volume file or zip, a folder of DICOM files, or a folder that holds such things.
+
+    In a tree, a folder with DICOM files directly in it is one CT.
+
+    Raises:
+        BadInput: nothing there, nothing that is a volume by its name, or two files that would share one exam id.
+    """
+    if not path.exists():
+        raise BadInput(f"no CT at {path}. Allowed: a volume file, a DICOM folder or zip, or a folder of them.")
+    if path.is_file():
+        if not path.name.lower().endswith((*VOLUME_SUFFIXES, ".dcm")):
+            raise BadInput(f"{path.name} is no volume by its name. Allowed: {', '.join(VOLUME_SUFFIXES)}, or a folder.")
+        return [_exam(path, path.parent)]
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    volumes = [p for p in files if p.name.lower().endswith(VOLUME_SUFFIXES)]
+    folders = sorted({p.parent for p in files if p.suffix.lower() in DICOM_SUFFIXES and is_dicom(p)})
+    found = [_exam(p, path) for p in sorted([*volumes, *folders])]
+    if not found:
+        raise BadInput(f"no volume under {path}. Allowed: {', '.join(VOLUME_SUFFIXES)}, or folders of DICOM files.")
+    _refuse_repeated(found, str(path))
+    return found
+
+
+def cts_of_table(table: Path) -> list[CtExam]:
+    """Return the CT rows of an exam table, paths resolved against its folder.
+
+    Raises:
+        BadInput: a broken table, or one without CT.
+    """
+    exams = check_exams(read_table(table, EXAM_REQUIRED), str(table))
+    rows = exams[exams["modality"] == "CT"]
+    if rows.empty:
+        raise BadInput(f"{table} has no exam of modality CT.")
+    kept = [c for c in rows.columns if c in COPIED or c.startswith(LABEL_PREFIX)]
+    return [
+        CtExam(str(r["exam_id"]), str(r["patient_id"]), table.parent / str(r["path"]), {c: r[c] for c in kept})
+        for r in rows.to_dict("records")
+    ]
+
+
+def scan(exams: Iterable[CtExam]) -> tuple[list[Scanned], list[dict[str, str]]]:
+    """Hash every CT and find the series that is there twice: equal contents, or one DICOM series.
+
+    Returns:
+        The CTs in their order, and one record (``exam_id, stage, reason``) for each that can't be opened.
+    """
+    first: dict[str, str] = {}
+    found, failures = [], []
+    for exam in exams:
+        try:
+            names = identities(exam.path)
+        except (UnreadableExam, OSError) as error:
+            failures.append({"exam_id": exam.exam_id, "stage": "scan", "reason": reason_of(error, exam)})
+            continue
+        same = next((first[n] for n in names if n in first), "")
+        for name in names:
+            first.setdefault(name, same or exam.exam_id)
+        found.append(Scanned(exam, names[0], same))
+    return found, failures
+
+
+def identities(path: Path) -> list[str]:
+    """Return what a CT is known by: the sha256 of its contents and, for DICOM, of its one SeriesInstanceUID.
+
+    Raises:
+        UnreadableExam: not there, or a damaged zip.
+    """
+    if not path.exists():
+        raise UnreadableExam(f"{path.name}: no such file or folder")
+    if path.is_file() and not path.name.lower().endswith((".zip", ".dcm")):
+        with path.open("rb") as handle:
+            return [hashlib.file_digest(handle, "sha256").hexdigest()]
+    total = hashlib.sha256()
+    series: set[str] = set()
+    with DicomFiles(path) as files:
+        digests = []
+        for name in files.names:
+            with files.open(name) as handle:
+                digests.append(hashlib.file_digest(handle, "sha256").digest())  # type: ignore[arg-type]
+            series.update(header.series_uid for header in read_headers(files, name) if header.series_uid)
+        for digest in sorted(digests):
+            total.update(digest)
+    # several series in one folder are told apart by the series rule, not here
+    uid = [hashlib.sha256(next(iter(series)).encode()).hexdigest()] if len(series) == 1 else []
+    return [total.hexdigest(), *uid]
+
+
+def reason_of(error: Exception, exam: CtExam) -> str:
+    """Return why a CT could not be used, without the folder it lies in."""
+    text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    return text.replace(str(exam.path.parent) + "/", "")
+
+
+def _exam(path: Path, root: Path) -> CtExam:
+    relative = path.relative_to(root).as_posix() if path != root else path.resolve().name
+    lower = relative.lower()
+    ending = next((s for s in sorted((*VOLUME_SUFFIXES, ".dcm"), key=len, reverse=True) if lower.endswith(s)), "")
+    name = (relative[: len(relative) - len(ending)] if path.is_file() else relative).replace("/", "_")
+    return CtExam(name, name, path)
+
+
+def _refuse_repeated(exams: Sequence[CtExam], where: str) -> None:
+    seen: dict[str, Path] = {}
+    for exam in exams:
+        if exam.exam_id in seen:
+            raise BadInput(
+                f"{where}: {seen[exam.exam_id].name} and {exam.path.name} would both be exam '{exam.exam_id}'. "
+                "Next: rename one, or give an exam table with --cohort."
+            )
+        seen[exam.exam_id] = exam.path
 
 
 def render_exam(item: Scanned, config: DrrConfig, root: Path) -> Rendered:
@@ -59,24 +240,24 @@ def _builder(item: Scanned, config: DrrConfig) -> Callable[[Path], None]:
     def build(folder: Path) -> None:
         volume, findings = read_volume(item.exam.path, config.series)
         centre = isocentre(volume, config.centre)
-        poses = poses_of(config, item.digest)
+        poses = draw_poses(config, item.digest)
         with one_thread():
             integrals = project(volume, config, poses, centre)
             noise = [seed_for(config.seed, "noise", item.digest, k) for k in range(config.poses)]
-            pixels = develop(integrals, config, noise)
+            pixels = to_display_image(integrals, config, noise)
         for k, picture in enumerate(pixels):
             write_png16(picture, folder / f"{image_name(k)}.png")
             write_json(folder / f"{image_name(k)}.json", sidecar(item.digest, config, poses, centre, k))
-        write_json(folder / FACTS, facts_of(volume, findings))
+        write_json(folder / FACTS, ct_record(volume, findings))
 
     return build
 
 
-def poses_of(config: DrrConfig, digest: str) -> Poses:
+def draw_poses(config: DrrConfig, digest: str) -> Poses:
     """Return the poses of one CT: the first straight, pose k drawn from a stream of its own."""
     import torch
 
-    still = straight(1)
+    still = identity_poses(1)
     angles, shifts = [still.angles_deg], [still.shift_mm]
     for k in range(1, config.poses):
         draw = np.random.default_rng(seed_for(config.seed, "pose", digest, k)).uniform(-1.0, 1.0, size=(2, 1, 3))
@@ -92,10 +273,8 @@ def isocentre(volume: Volume, centre: str) -> Float[np.ndarray, " 3"]:
     lungs, the middle of the volume.
     """
     if centre == "lungs":
-        from embedprior.imaging.lungs import LEAST_ML, find_lungs
-
         lungs = find_lungs(volume)
-        if lungs.ml >= LEAST_ML:
+        if lungs.ml >= MIN_ML:
             upright = canonical(volume)
             middle = []
             for axis in range(3):
@@ -105,12 +284,12 @@ def isocentre(volume: Volume, centre: str) -> Float[np.ndarray, " 3"]:
     return volume_centre(volume.shape, volume.affine)
 
 
-def continued(volume: Volume, overhang_mm: float) -> Volume:
+def extend_volume(volume: Volume, edge_padding_mm: float) -> Volume:
     """Return the volume with its first and last slice towards head and feet repeated for this many mm."""
-    if overhang_mm <= 0:
+    if edge_padding_mm <= 0:
         return volume
     upright = canonical(volume)
-    count = int(np.ceil(overhang_mm / upright.spacing_mm[2]))
+    count = int(np.ceil(edge_padding_mm / upright.spacing_mm[2]))
     origin = (upright.affine @ np.array([0.0, 0.0, -count, 1.0]))[:3]
     hu = np.pad(upright.hu, ((count, count), (0, 0), (0, 0)), mode="edge")
     x, y, z = (float(v) for v in origin)
@@ -121,8 +300,6 @@ def attenuation(volume: Volume, energy_kev: float) -> Tensor:
     """Return the volume's attenuation in mm⁻¹, (z, y, x) float32."""
     import torch
 
-    from embedprior.imaging.drr.physics import hu_to_mu
-
     return hu_to_mu(torch.from_numpy(np.ascontiguousarray(volume.hu)).float(), energy_kev)
 
 
@@ -130,10 +307,8 @@ def project(volume: Volume, config: DrrConfig, poses: Poses, centre: Float[np.nd
     """Return the line integrals of a CT, (poses, size, size)."""
     import torch
 
-    from embedprior.imaging.drr.renderers import get_renderer
-
     render = get_renderer(config.renderer)
-    volume = continued(volume, config.overhang_mm)
+    volume = extend_volume(volume, config.edge_padding_mm)
     with torch.inference_mode():
         mu = attenuation(volume, config.energy_kev)
         batches = [slice(k, k + POSES_AT_ONCE) for k in range(0, len(poses), POSES_AT_ONCE)]
@@ -144,10 +319,10 @@ def project(volume: Volume, config: DrrConfig, poses: Poses, centre: Float[np.nd
         return torch.cat(parts)
 
 
-def develop(integrals: Tensor, config: DrrConfig, noise_seeds: list[int]) -> Float[np.ndarray, "poses size size"]:
+def to_display_image(
+    integrals: Tensor, config: DrrConfig, noise_seeds: list[int]
+) -> Float[np.ndarray, "poses size size"]:
     """Return grey values in [0, 1] of line integrals; image k takes its quantum noise from seed k."""
-    from embedprior.imaging.drr.display import to_radiograph
-
     pitch = config.geometry.pitch
     images = [
         np.asarray(to_radiograph(one[None], config.appearance, pitch, seed))
@@ -158,8 +333,6 @@ def develop(integrals: Tensor, config: DrrConfig, noise_seeds: list[int]) -> Flo
 
 def write_png16(grey: Float[np.ndarray, "height width"], path: Path) -> None:
     """Write grey values in [0, 1] as a 16-bit PNG."""
-    from PIL import Image
-
     Image.fromarray(np.round(grey.astype(np.float64) * 65535).astype(np.uint16)).save(path)
 
 
@@ -178,7 +351,7 @@ def sidecar(digest: str, config: DrrConfig, poses: Poses, centre: Float[np.ndarr
             "pitch_mm": geometry.pitch,
             "isocentre_lps_mm": [round(float(v), 6) for v in centre],
             "centre": config.centre,
-            "overhang_mm": config.overhang_mm,
+            "edge_padding_mm": config.edge_padding_mm,
         },
         "pose": {
             "number": k,
@@ -196,7 +369,7 @@ def sidecar(digest: str, config: DrrConfig, poses: Poses, centre: Float[np.ndarr
     }
 
 
-def facts_of(volume: Volume, findings: list[Finding]) -> dict[str, Any]:
+def ct_record(volume: Volume, findings: list[Finding]) -> dict[str, Any]:
     """Return what is kept about the CT beside its images: its grid and its audit, no identifier."""
     return {
         "complete": lungs_complete(findings),
@@ -209,7 +382,6 @@ def facts_of(volume: Volume, findings: list[Finding]) -> dict[str, Any]:
 SECONDS_PER_SAMPLE = 6e-9
 """Of the plane sweep on one core, measured with tools/bench/drr.py: a ray's reading of one plane."""
 READ_SECONDS = 1.5
-FIT_CTS, FIT_SIZE = 12, 112
 
 
 def render_all(
@@ -238,36 +410,7 @@ def seconds_estimate(items: int, config: DrrConfig, workers: int) -> float:
     return items * each / max(1, min(workers, items))
 
 
-def tone_for(items: Sequence[Scanned], config: DrrConfig, references: Path) -> Match:
-    """Fit the tone curve of a run to a folder of radiographs, on small straight images of its first CTs.
-
-    Raises:
-        BadInput: see ``matching.reference_files`` and ``read_references``; or no CT can be read.
-    """
-    pictures = read_references(reference_files(references, config.view))
-    small = config.model_copy(update={"size": FIT_SIZE, "poses": 1})
-    from embedprior.imaging.drr.display import expose
-
-    made = []
-    with one_thread():
-        for item in progress(items[:FIT_CTS], "tone", total=min(len(items), FIT_CTS)):
-            try:
-                volume, _ = read_volume(item.exam.path, config.series)
-            except UnreadableExam:
-                continue  # its failure is recorded when its turn to be rendered comes
-            integrals = project(volume, small, poses_of(small, item.digest), isocentre(volume, config.centre))
-            # noise changes no quantile that matters, and one seed must not depend on the order of the CTs
-            still = config.appearance.model_copy(update={"photons_per_mm2": None})
-            made.append(expose(integrals, still, small.geometry.pitch)[0].numpy())
-    if not made:
-        raise BadInput("--match-style: none of the first CTs can be read. Next: run without it to see why.")
-    return fit_tone(made, pictures, config.appearance)
-
-
 def _pooled(work: Callable[[Scanned], Rendered], items: Sequence[Scanned], workers: int) -> Iterator[Rendered]:
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
     # a forked child inherits the locks of torch's threads, and hangs on them
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(work, items)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from embedprior.imaging.drr import Appearance
-from embedprior.imaging.drr.display import gaussian_blur, to_radiograph
+from embedprior.imaging.drr.physics import gaussian_blur, to_radiograph
 
 PLAIN = {"window": (0.0, 4.0)}
 

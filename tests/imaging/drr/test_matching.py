@@ -13,7 +13,8 @@ from PIL import Image
 
 from embedprior.errors import BadInput
 from embedprior.imaging.drr import Appearance
-from embedprior.imaging.drr.display import fit_tone, read_references, reference_files, tone_curve
+from embedprior.imaging.drr.physics import tone_curve
+from embedprior.imaging.drr.tone_fit import fit_tone, read_references, reference_files
 
 from ..conftest import slice_dataset
 

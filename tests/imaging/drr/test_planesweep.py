@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from embedprior.errors import BadInput
-from embedprior.imaging.drr import Geometry, Poses, chest_geometry, jittered, lps_affine, straight
+from embedprior.imaging.drr import Geometry, Poses, chest_geometry, identity_poses, lps_affine, random_poses
 from embedprior.imaging.drr.planesweep import render
 
 SHAPE = (44, 52, 48)
@@ -105,7 +105,7 @@ def test_rotating_grid_and_affine_together_changes_nothing() -> None:
     turned[:, 0], turned[:, 2] = affine[:, 2], -affine[:, 0]
     turned[:3, 3] = affine[:3, 3] + affine[:3, 0] * (SHAPE[2] - 1)
     flipped = volume.flip(2).permute(2, 1, 0)
-    geometry, poses = chest_geometry("PA", 48, 240.0), jittered(2, 10.0, 20.0, seed=3)
+    geometry, poses = chest_geometry("PA", 48, 240.0), random_poses(2, 10.0, 20.0, seed=3)
     assert torch.allclose(
         render(volume, affine, geometry, poses), render(flipped, turned, geometry, poses), rtol=1e-9, atol=1e-12
     )
@@ -129,7 +129,7 @@ def test_batch_equals_one_by_one_and_float32_keeps_accuracy() -> None:
     affine, geometry, poses = (
         _centred(SHAPE, SPACING_XYZ),
         chest_geometry("PA", 100, 240.0),
-        jittered(3, 10, 20, seed=5),
+        random_poses(3, 10, 20, seed=5),
     )
     batch = render(volume, affine, geometry, poses)
     singles = [
@@ -169,4 +169,4 @@ def test_straight_is_the_default_pose() -> None:
     volume = _marker((5.0, 6.0, 7.0))
     geometry = chest_geometry("PA", 16, 240.0)
     affine = _centred(SHAPE, SPACING_XYZ)
-    assert torch.equal(render(volume, affine, geometry), render(volume, affine, geometry, straight(1)))
+    assert torch.equal(render(volume, affine, geometry), render(volume, affine, geometry, identity_poses(1)))

@@ -1,4 +1,4 @@
-"""A real chest CT: agreement with the peers in jittered poses, upright, heart to the viewer's right."""
+"""A real chest CT: agreement with the peers in random poses, upright, heart to the viewer's right."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from embedprior.imaging.drr import Poses, chest_geometry, get_renderer, hu_to_mu
-from embedprior.imaging.drr.dataset import find_ct, scan
+from embedprior.imaging.drr.render import find_cts, scan
+from embedprior.imaging.readers import read_volume
 from embedprior.imaging.resampling import resample
-from embedprior.imaging.volume import Volume, canonical, read_volume
+from embedprior.imaging.volume import Volume, canonical
 
 STRAIGHT_AND_JITTERED = Poses(
     torch.tensor([[0, 0, 0], [10, -4, 7], [-6, 10, -10], [3, -9, 5]], dtype=torch.float64),
@@ -83,7 +84,7 @@ def test_dicom_zip_and_nifti_of_one_scan_give_the_same_radiograph(chest: Volume,
 
 
 def test_every_real_ct_is_one_series(shared_data: Path) -> None:
-    found, failures = scan(find_ct(shared_data / "ct"))
+    found, failures = scan(find_cts(shared_data / "ct"))
     assert len(found) == 18
     assert not failures
     assert not [s for s in found if s.same_as]

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from embedprior.errors import BadInput
-from embedprior.imaging.drr.dataset import CtExam, ct_of_table, find_ct, scan
-from embedprior.imaging.readers import write_npz
+from embedprior.imaging.drr.render import CtExam, cts_of_table, find_cts, scan
+from embedprior.imaging.image_files import write_npz
 from embedprior.imaging.volume import Volume
 
 
@@ -45,24 +45,24 @@ def test_files_zips_and_dicom_folders_of_a_tree_are_found(tmp_path: Path) -> Non
     write_npz(_volume(), tmp_path / "sub" / "a.npz")
     (tmp_path / "notes.txt").write_text("not a volume")
     _dicom(tmp_path / "scan" / "1.dcm", "1.2.3", 1)
-    found = find_ct(tmp_path)
+    found = find_cts(tmp_path)
     assert [e.exam_id for e in found] == ["b", "scan", "sub_a"]
-    assert [e.exam_id for e in find_ct(tmp_path / "b.npz")] == ["b"]
-    assert [e.exam_id for e in find_ct(tmp_path / "scan")] == ["scan"]
+    assert [e.exam_id for e in find_cts(tmp_path / "b.npz")] == ["b"]
+    assert [e.exam_id for e in find_cts(tmp_path / "scan")] == ["scan"]
 
 
 def test_nothing_to_render_is_refused_with_what_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no CT at"):
-        find_ct(tmp_path / "absent")
+        find_cts(tmp_path / "absent")
     with pytest.raises(BadInput, match="no volume under"):
-        find_ct(tmp_path)
+        find_cts(tmp_path)
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(BadInput, match=r"\.nii\.gz"):
-        find_ct(tmp_path / "x.txt")
+        find_cts(tmp_path / "x.txt")
     write_npz(_volume(), tmp_path / "a.npz")
     (tmp_path / "a.mha").write_bytes(b"")
     with pytest.raises(BadInput, match="both be exam 'a'"):
-        find_ct(tmp_path)
+        find_cts(tmp_path)
 
 
 def test_same_bytes_or_same_dicom_series_count_once(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_table_rows_keep_ids_labels_and_site(tmp_path: Path) -> None:
         {"exam_id": ["x", "c"], "patient_id": ["p", "p"], "modality": ["CXR", "CT"], "path": ["x.png", "vol/c.npz"],
          "site": ["s", "s"], "label:mass": [1, 1]}
     ).to_csv(tmp_path / "exams.csv", index=False)  # fmt: skip
-    (exam,) = ct_of_table(tmp_path / "exams.csv")
+    (exam,) = cts_of_table(tmp_path / "exams.csv")
     assert (exam.exam_id, exam.patient_id, exam.path) == ("c", "p", tmp_path / "vol" / "c.npz")
     assert exam.columns["label:mass"] == 1
     assert exam.columns["site"] == "s"

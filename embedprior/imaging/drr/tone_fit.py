@@ -1,117 +1,31 @@
-"""Line integrals to a displayed radiograph: exposure, scatter, noise, blur, and a tone curve fitted to real ones."""
+"""Fit the displayed tone of DRRs to a folder of real radiographs, by their grey-value quantiles."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from scipy.optimize import least_squares
 
 from embedprior.errors import BadInput
-from embedprior.imaging.drr.config import Appearance
-from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, read_image
-
-OPEN_FIELD = 0.3
-"""Less attenuation than 16 mm of water: nothing of a chest."""
-
-
-def to_radiograph(line_integrals: Tensor, appearance: Appearance, pitch_mm: float, seed: int = 0) -> Tensor:
-    """Displayed grey values in [0, 1], (P, H, W), of line integrals (P, H, W).
-
-    Primary exposure is exp(−L) (Beer and Lambert); scatter is the primary spread by a Gaussian, in the ratio
-    SF/(1 − SF); the detector counts Poisson(photons · pitch²) quanta, and the tone curve acts on the negative log of
-    the exposure.
-
-    Args:
-        line_integrals: from a renderer, dimensionless.
-        appearance: the making.
-        pitch_mm: detector pixel size.
-        seed: of the quantum noise; unused when the appearance draws none.
-    """
-    return tone_curve(expose(line_integrals, appearance, pitch_mm, seed), appearance)
-
-
-def expose(line_integrals: Tensor, appearance: Appearance, pitch_mm: float, seed: int = 0) -> Tensor:
-    """Negative log exposure at the detector, (P, H, W): what the tone curve acts on. See `to_radiograph`."""
-    exposure = torch.exp(-line_integrals)
-    if appearance.scatter_fraction > 0:
-        ratio = appearance.scatter_fraction / (1 - appearance.scatter_fraction)
-        exposure = exposure + ratio * gaussian_blur(exposure, appearance.scatter_spread_mm / pitch_mm)
-    if appearance.blur_mm > 0:
-        exposure = gaussian_blur(exposure, appearance.blur_mm / pitch_mm)
-    quanta_floor = 1e-6
-    if appearance.photons_per_mm2 is not None:
-        per_pixel = appearance.photons_per_mm2 * pitch_mm**2
-        generator = torch.Generator(device=exposure.device).manual_seed(seed)
-        exposure = torch.poisson(exposure * per_pixel, generator=generator) / per_pixel
-        quanta_floor = 0.5 / per_pixel
-    return -torch.log(exposure.clamp_min(quanta_floor))
-
-
-def tone_curve(attenuation: Tensor, appearance: Appearance) -> Tensor:
-    """Grey values in [0, 1] of negative log exposure, (P, H, W), each image by itself."""
-    if appearance.window is None:
-        shares = torch.tensor(appearance.exposure_quantiles, dtype=attenuation.dtype, device=attenuation.device)
-        ends = torch.stack([torch.quantile(behind_patient(one), shares) for one in attenuation], dim=1)
-        low, high = ends[:, :, None, None]
-    else:
-        low, high = (torch.as_tensor(edge, dtype=attenuation.dtype) for edge in appearance.window)
-    exposed: Tensor = ((attenuation - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
-    return tone(exposed, appearance)
-
-
-Grey = TypeVar("Grey", Tensor, "np.ndarray[Any, Any]")
-
-
-def tone(exposed: Grey, appearance: Appearance) -> Grey:
-    """Displayed grey values of windowed attenuation in [0, 1], any shape: gamma, S-curve, levels, polarity."""
-    grey = exposed**appearance.gamma
-    if appearance.contrast > 0:
-        hyperbolic = torch.tanh if isinstance(grey, Tensor) else np.tanh
-        end = math.tanh(appearance.contrast / 2)
-        grey = 0.5 + hyperbolic(appearance.contrast * (grey - 0.5)) / (2 * end)
-    black, white = appearance.levels
-    grey = black + (white - black) * grey
-    return 1 - grey if appearance.polarity == "bone_black" else grey
-
-
-def behind_patient(attenuation: Tensor) -> Tensor:
-    """Values (N,) of one image (H, W) that set its exposure: the middle, without the open field beside the patient.
-
-    Where the scan ends, so does the patient of a DRR; empty rows would otherwise take half of the grey scale.
-    """
-    rows, columns = (slice(side // 6, side - side // 6) for side in attenuation.shape)
-    middle = attenuation[rows, columns].flatten()
-    inside = middle[middle > OPEN_FIELD]
-    return inside if len(inside) >= 0.05 * len(middle) else middle
-
-
-def gaussian_blur(images: Tensor, sigma_px: float) -> Tensor:
-    """(P, H, W) blurred by a separable Gaussian cut off at 3 sigma; beyond the border the edge pixel goes on."""
-    if sigma_px <= 0:
-        return images
-    radius = max(1, min(math.ceil(3 * sigma_px), *(2 * side for side in images.shape[-2:])))
-    taps = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
-    kernel = torch.exp(-0.5 * (taps / sigma_px) ** 2)
-    kernel = kernel / kernel.sum()
-    framed = pad(images[:, None], (radius, radius, radius, radius), mode="replicate")
-    across = conv2d(framed, kernel[None, None, None, :])
-    return conv2d(across, kernel[None, None, :, None])[:, 0]
-
+from embedprior.imaging.drr.config import Appearance, DrrConfig
+from embedprior.imaging.drr.physics import behind_patient, expose, tone
+from embedprior.imaging.drr.render import Scanned, draw_poses, isocentre, project
+from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam
+from embedprior.imaging.radiographs import read_image
+from embedprior.imaging.readers import read_volume
+from embedprior.runs import one_thread, progress
 
 LEVELS = np.linspace(0.02, 0.98, 49)
 SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
 FRONTAL = {"PA", "AP", "AP SUPINE", "AP ERECT"}
-MOST_REFERENCES = 200
-FEWEST_REFERENCES = 5
+MAX_REFERENCES = 200
+MIN_REFERENCES = 5
 
 
 @dataclass(frozen=True)
@@ -146,12 +60,12 @@ def reference_files(folder: Path, view: str) -> list[Path]:
     views = _views(folder)
     if views is not None:
         wanted = [p for p in files if views.get(p.name) == view]
-        if len(wanted) < FEWEST_REFERENCES and view in FRONTAL:
+        if len(wanted) < MIN_REFERENCES and view in FRONTAL:
             wanted = [p for p in files if views.get(p.name) in FRONTAL]
         files = wanted
-    if len(files) < FEWEST_REFERENCES:
-        raise BadInput(f"{folder}: {len(files)} {view} radiographs to fit to; at least {FEWEST_REFERENCES} are needed.")
-    picked = np.unique(np.linspace(0, len(files) - 1, min(len(files), MOST_REFERENCES)).round().astype(int))
+    if len(files) < MIN_REFERENCES:
+        raise BadInput(f"{folder}: {len(files)} {view} radiographs to fit to; at least {MIN_REFERENCES} are needed.")
+    picked = np.unique(np.linspace(0, len(files) - 1, min(len(files), MAX_REFERENCES)).round().astype(int))
     return [files[i] for i in picked]
 
 
@@ -171,9 +85,6 @@ def fit_tone(
         references: grey values in [0, 1], bones white.
         appearance: everything else is kept; a fixed window gives way to automatic exposure.
     """
-    import torch
-    from scipy.optimize import least_squares
-
     target = np.median([_quantiles(image, LEVELS) for image in references], axis=0)
     low, high = appearance.exposure_quantiles
     exposed = []
@@ -211,8 +122,8 @@ def read_references(files: Sequence[Path]) -> list[Float[np.ndarray, "height wid
             pictures.append(read_image(file.parent, file.name))
         except UnreadableExam:
             continue
-    if len(pictures) < FEWEST_REFERENCES:
-        raise BadInput(f"{len(pictures)} of {len(files)} radiographs can be read; needed: {FEWEST_REFERENCES}.")
+    if len(pictures) < MIN_REFERENCES:
+        raise BadInput(f"{len(pictures)} of {len(files)} radiographs can be read; needed: {MIN_REFERENCES}.")
     return pictures
 
 
@@ -234,3 +145,30 @@ def _views(folder: Path) -> dict[str, str] | None:
                 rows = rows[rows["modality"] == "X-ray"]
                 return {str(f): str(v).upper() for f, v in zip(rows["filename"], rows["view"], strict=True)}
     return None
+
+
+FIT_CTS, FIT_SIZE = 12, 112
+
+
+def fit_tone_to_folder(items: Sequence[Scanned], config: DrrConfig, references: Path) -> Match:
+    """Fit the tone curve of a run to a folder of radiographs, on small straight images of its first CTs.
+
+    Raises:
+        BadInput: see ``matching.reference_files`` and ``read_references``; or no CT can be read.
+    """
+    pictures = read_references(reference_files(references, config.view))
+    small = config.model_copy(update={"size": FIT_SIZE, "poses": 1})
+    made = []
+    with one_thread():
+        for item in progress(items[:FIT_CTS], "tone", total=min(len(items), FIT_CTS)):
+            try:
+                volume, _ = read_volume(item.exam.path, config.series)
+            except UnreadableExam:
+                continue  # its failure is recorded when its turn to be rendered comes
+            integrals = project(volume, small, draw_poses(small, item.digest), isocentre(volume, config.centre))
+            # noise changes no quantile that matters, and one seed must not depend on the order of the CTs
+            still = config.appearance.model_copy(update={"photons_per_mm2": None})
+            made.append(expose(integrals, still, small.geometry.pitch)[0].numpy())
+    if not made:
+        raise BadInput("--match-style: none of the first CTs can be read. Next: run without it to see why.")
+    return fit_tone(made, pictures, config.appearance)
