@@ -1,4 +1,4 @@
-"""Evidence over more than one table of cases: Monte-Carlo resamples, subgroups, several labels."""
+"""Evidence over more than one table of cases: resamples, repeats of a k-fold, subgroups, several labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from embedprior.evidence.delong import Delong, Floats, influence, renumber
+from embedprior.evidence.delong import Delong, Floats, influence, n_distinct, renumber
 from embedprior.evidence.errors import EvidenceError, nearest
 from embedprior.evidence.inference import nadeau_bengio, rank_stability
 from embedprior.evidence.intervals import Test
@@ -20,6 +20,72 @@ from embedprior.evidence.schema import Joint, Rules, comparison, joint_aucs, met
 
 NO_RATIO = "training-set size unknown: give train_size (cases) for the Nadeau-Bengio correction"
 TEST = "Nadeau-Bengio corrected resampled t"
+DIFFERENT_CASES = "the repeats of a k-fold hold different cases: every repeat must score every case once"
+
+
+def is_repeated_kfold(blocks: Sequence[Block]) -> bool:
+    """Whether several resamples are the repeats of one k-fold: folds in each, and every case in each."""
+    first = set(map(str, blocks[0].case_ids))
+    return len(blocks) > 1 and all(b.folds is not None and set(map(str, b.case_ids)) == first for b in blocks)
+
+
+def join_repeats(blocks: Sequence[Block], clustered: bool) -> tuple[Block, Joint]:
+    """Return the first repeat's block and the joint AUCs of every method in every repeat and seed.
+
+    Repeats share every patient, so a patient counts once: the covariance between repeats adds up influence values per
+    patient, each repeat scaled to its own fold-stratified DeLong variance. A repeat then counts like a further seed.
+
+    Raises:
+        EvidenceError: the repeats hold different cases.
+    """
+    first = blocks[0]
+    patients = renumber(first.patients)[0]
+    if any(set(map(str, b.case_ids)) != set(map(str, first.case_ids)) for b in blocks):
+        raise EvidenceError(DIFFERENT_CASES)
+    joints = [joint_aucs(b, clustered) for b in blocks]
+    results = [j.result for j in joints]
+    reasons = [r.reason for r in results if r.reason]
+    stacked = np.concatenate([_scaled_influence(b, r, patients) for b, r in zip(blocks, results, strict=True)])
+    covariance = np.full((len(stacked), len(stacked)), np.nan) if reasons else stacked @ stacked.T
+    undefined = np.full_like(covariance, np.nan)
+    whole = Delong(
+        auc=np.concatenate([r.auc for r in results]), covariance=covariance, positive_part=undefined,
+        negative_part=undefined, n_pos=results[0].n_pos, n_neg=results[0].n_neg, n_clusters=results[0].n_clusters,
+        independent_pairs=min(r.independent_pairs for r in results), reason=reasons[0] if reasons else None,
+    )  # fmt: skip
+    at: dict[str, list[int]] = {m: [] for m in first.methods}
+    names: dict[str, list[str]] = {m: [] for m in first.methods}
+    start = 0
+    for number, joint in enumerate(joints):
+        for m in blocks[number].methods:
+            at[m] += (joint.at[m] + start).tolist()
+            names[m] += [f"{seed}, repeat {number}" for seed in joint.seeds[m]]
+        start += joint.result.auc.size
+    test = f"influence over patients, {len(blocks)} repeats, fold-stratified" + (", clustered" if clustered else "")
+    seeds = {m: tuple(n) for m, n in names.items()}
+    return first, Joint(whole, {m: np.array(rows) for m, rows in at.items()}, seeds, test)
+
+
+def too_few_patients(blocks: Sequence[Block]) -> str | None:
+    """Say which class has fewer than two patients in some resample, or return None.
+
+    Not even one resample's AUC has a variance then, and resamples share patients, so their spread is no standard
+    error either.
+    """
+    few = []
+    for name, positive in (("positive", True), ("negative", False)):
+        least = min(_patients_of_class(b, positive) for b in blocks)
+        if least < 2:
+            few.append(f"{least} {name} patient{'s' if least != 1 else ''}")
+    if not few:
+        return None
+    return f"only {' and '.join(few)} held out in a resample: no variance, no interval, no test"
+
+
+def _patients_of_class(block: Block, positive: bool) -> int:
+    """Patients with a positive case, or those without any."""
+    with_positive = n_distinct(block.patients[block.labels]) if block.labels.any() else 0
+    return with_positive if positive else block.n_patients - with_positive
 
 
 def training_size(frame: pd.DataFrame, given: float | None, unit: str) -> float | None:
@@ -52,14 +118,17 @@ def resample_rows(
 
 
 def mean_rows(
-    rows: Sequence[dict[str, Any]], methods: Sequence[str], train_size: float | None, rules: Rules
+    rows: Sequence[dict[str, Any]], methods: Sequence[str], train_size: float | None, rules: Rules, few: str | None
 ) -> list[dict[str, Any]]:
-    """Return one row per method: the mean AUC over the resamples that define it, with its corrected interval."""
+    """Return one row per method: the mean AUC over the resamples that define it, with its corrected interval.
+
+    ``few`` says why no interval can be given (see ``too_few_patients``).
+    """
     found = []
     for m in methods:
         mine = [r for r in rows if r["method"] == m]
         aucs = _column(mine, "auc")
-        test = _corrected(aucs, mine, train_size, rules, zero_is_equal=False)
+        test = _corrected(aucs, mine, train_size, rules, few, zero_is_equal=False)
         lost = f"AUC undefined in {np.isnan(aucs).sum()} of {aucs.size} resamples" if np.isnan(aucs).any() else None
         reasons = [r for r in (lost, test.reason) if r]
         found.append(
@@ -79,6 +148,8 @@ def mean_rows(
                 "n_resamples": len(mine),
                 "n_resamples_defined": int((~np.isnan(aucs)).sum()),
                 "auc_per_seed": None,
+                "auc_per_resample": [value(a) for a in aucs],
+                "sd_over_resamples": value(float(np.nanstd(aucs, ddof=1))) if (~np.isnan(aucs)).sum() > 1 else None,
                 "against_half": {"z": None, "p": None, "reason": "see the interval over resamples"},
                 "reason": "; ".join(reasons) or None,
                 "metrics": {name: _spread(_column([r["metrics"] for r in mine], name)) for name in mine[0]["metrics"]},
@@ -91,12 +162,13 @@ def mean_rows(
 
 
 def resampled_comparison(
-    rows: Sequence[dict[str, Any]], a: str, b: str, train_size: float | None, rules: Rules, family_size: int
-) -> dict[str, Any]:
+    rows: Sequence[dict[str, Any]], a: str, b: str, train_size: float | None, rules: Rules, family_size: int,
+    few: str | None,
+) -> dict[str, Any]:  # fmt: skip
     """Return AUC a - AUC b over resamples, each resample being one paired difference."""
     first, second = ([r for r in rows if r["method"] == m] for m in (a, b))
     differences = _column(first, "auc") - _column(second, "auc")
-    test = _corrected(differences, first, train_size, rules, zero_is_equal=True)
+    test = _corrected(differences, first, train_size, rules, few, zero_is_equal=True)
     row = comparison(a, b, first[0]["label_name"], test, TEST, rules, family_size, np.nan)
     row["per_resample"] = [value(d) for d in differences]
     row["n_resamples_defined"] = int((~np.isnan(differences)).sum())
@@ -110,12 +182,13 @@ def ranks(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str, A
 
 
 def _corrected(
-    values: Floats, rows: Sequence[dict[str, Any]], train_size: float | None, rules: Rules, *, zero_is_equal: bool
-) -> Test:
+    values: Floats, rows: Sequence[dict[str, Any]], train_size: float | None, rules: Rules, few: str | None, *,
+    zero_is_equal: bool,
+) -> Test:  # fmt: skip
     defined = values[~np.isnan(values)]
-    if train_size is None:
+    if few is not None or train_size is None:
         mean = float(defined.mean()) if defined.size else np.nan
-        return Test(mean, np.nan, np.nan, np.nan, np.nan, np.nan, np.nan, NO_RATIO)
+        return Test(mean, np.nan, np.nan, np.nan, np.nan, np.nan, np.nan, few or NO_RATIO)
     ratio = float(np.mean([r["n_cases"] for r in rows])) / train_size
     return nadeau_bengio(defined, ratio, alpha=rules.alpha, zero_is_equal=zero_is_equal)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,8 @@ import pandas as pd
 
 from embedprior.evidence.aggregate import (
     MICRO_WARNING,
+    is_repeated_kfold,
+    join_repeats,
     macro,
     mean_rows,
     micro_pool,
@@ -18,6 +20,7 @@ from embedprior.evidence.aggregate import (
     resample_rows,
     resampled_comparison,
     subgroup_rows,
+    too_few_patients,
     training_size,
 )
 from embedprior.evidence.delong import n_distinct
@@ -34,18 +37,20 @@ from embedprior.evidence.predictions import (
     select_split,
 )
 from embedprior.evidence.schema import (
+    NO_PANEL,
     Joint,
     Rules,
     comparison_row,
     joint_aucs,
     method_row,
+    undefined_comparison,
+    undefined_method,
     value,
     verdict,
 )
 
 SCHEMA_VERSION = 1
 ENSEMBLE = " (seed ensemble)"
-NO_PANEL: dict[str, Any] = {"metrics": {}, "operating_point": None, "reliability": None, "decision_curve": None}
 
 
 def evaluate_predictions(
@@ -70,6 +75,7 @@ def evaluate_predictions(
     seed_ensemble: bool = False,
     bootstrap_seed: int = 0,
     blocks: Sequence[Block] | None = None,
+    incomplete: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Evaluate the test rows of a long predictions table.
 
@@ -101,6 +107,8 @@ def evaluate_predictions(
         seed_ensemble: also score the mean over seeds of each method, as a row of its own.
         bootstrap_seed: seed of the bootstrap streams.
         blocks: ``held_out_blocks`` of the same frame, unit and patient_label, when the caller has them already.
+        incomplete: methods that are not in ``frame`` because they lack scores, with the reason. Each gets a row
+            without an AUC, and a declared comparison with one stays in the family without a p value.
 
     Returns:
         Plain JSON values, described by ``evidence.schema.json``: None wherever a number is undefined, with a
@@ -111,11 +119,13 @@ def evaluate_predictions(
     """
     _check_options(alpha, relevant_delta, bootstrap, at_specificity, at_sensitivity)
     rules = Rules(alpha, ci, relevant_delta, margin)
-    blocks = held_out_blocks(frame, unit, patient_label) if blocks is None else list(blocks)
+    absent = dict(incomplete or {})
+    if blocks is None:
+        blocks = [] if absent and frame.empty else held_out_blocks(frame, unit, patient_label)
     if seed_ensemble:
         blocks = [with_seed_ensembles(b) for b in blocks]
     methods = list(dict.fromkeys(m for b in blocks for m in b.methods))
-    pairs = _family(methods, reference, family, oracles)
+    pairs = _family(methods, reference, family, oracles, absent)
     ensembles = [m for m in methods if m.endswith(ENSEMBLE)]
     if family is None:
         pairs = [p for p in pairs if p[0] not in ensembles]
@@ -129,11 +139,16 @@ def evaluate_predictions(
         bootstrap, bootstrap_seed, alpha, threshold, at_specificity, at_sensitivity,
         validation_scores(select_split(frame, "val"), unit, patient_label),
     )  # fmt: skip
-    plan = _Plan(methods, reference, pairs, tuple(oracles), rules, settings, unit == "exam", micro)
-    resampled = len({b.resample for b in blocks}) > 1
-    found = (
-        _over_resamples(plan, blocks, training_size(frame, train_size, unit)) if resampled else _one_split(plan, blocks)
-    )
+    plan = _Plan(methods, reference, pairs, tuple(oracles), rules, settings, unit == "exam", micro, absent)
+    if not blocks:
+        found = _Found([], _comparisons(plan, None, None, 1), [], None)
+    elif len({b.resample for b in blocks}) == 1:
+        found = _one_split(plan, blocks)
+    elif all(is_repeated_kfold(_of_label(blocks, b.label_name)) for b in blocks):
+        found = _over_repeats(plan, blocks)
+    else:
+        found = _over_resamples(plan, blocks, training_size(frame, train_size, unit))
+    found.methods.extend(undefined_method(m, m in oracles, reason) for m, reason in absent.items())
     _adjust(found.comparisons, rules)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -147,7 +162,7 @@ def evaluate_predictions(
         "relevant_delta": relevant_delta,
         "margin": margin,
         "bootstrap": bootstrap,
-        "n_patients": n_distinct(np.concatenate([b.patients for b in blocks])),
+        "n_patients": n_distinct(np.concatenate([b.patients for b in blocks])) if blocks else 0,
         "n_unknown_labels": sum(b.n_unknown for b in blocks),
         "warnings": _warnings(plan, blocks, family is not None),
         "methods": found.methods,
@@ -170,6 +185,7 @@ class _Plan:
     settings: Settings
     by_exam: bool
     micro: bool
+    absent: dict[str, str]
 
     @property
     def ranked(self) -> list[str]:
@@ -180,7 +196,11 @@ class _Plan:
     def all_pairs(self) -> list[tuple[str, str]]:
         """The family, then every other method against the reference."""
         rest = [(m, self.reference) for m in self.methods if m != self.reference]
-        return [*self.pairs, *(p for p in rest if p not in self.pairs)]
+        return [*self.pairs, *(p for p in rest if p not in self.pairs and self.reference in self.methods)]
+
+    def lacking(self, pair: tuple[str, str]) -> str | None:
+        """Say which method of a pair has no AUC, and why; None when both have scores."""
+        return "; ".join(f"{m}: {self.absent[m]}" for m in pair if m in self.absent) or None
 
 
 @dataclass(frozen=True)
@@ -204,10 +224,43 @@ def _one_split(plan: _Plan, blocks: list[Block]) -> _Found:
         for m in plan.methods:
             extra = panels[m] if panels else dict(NO_PANEL)
             rows.append({**method_row(block, joint, m, m in plan.oracles, plan.rules), **extra})
-        for pair in plan.all_pairs:
-            row = comparison_row(block, joint, *pair, plan.rules, n_tests)
-            comparisons.append({**row, "in_family": pair in plan.pairs})
+        comparisons += _comparisons(plan, block, joint, n_tests)
     return _Found(rows, comparisons, [_omnibus_row(b, j, plan.ranked) for b, j in sections], None)
+
+
+def _comparisons(plan: _Plan, block: Block | None, joint: Joint | None, n_tests: int) -> list[dict[str, Any]]:
+    """Return a row per pair; without a block (no method scored every case) none of them has a test."""
+    rows = []
+    for pair in plan.all_pairs:
+        lacking = plan.lacking(pair)
+        if lacking is None and block is not None and joint is not None:
+            row = comparison_row(block, joint, *pair, plan.rules, n_tests)
+        else:
+            row = undefined_comparison(*pair, block.label_name if block else None, lacking or "", plan.rules)
+        rows.append({**row, "in_family": pair in plan.pairs})
+    return rows
+
+
+def _over_repeats(plan: _Plan, blocks: list[Block]) -> _Found:
+    labels = list(dict.fromkeys(b.label_name for b in blocks))
+    rows: list[dict[str, Any]] = []
+    comparisons: list[dict[str, Any]] = []
+    for label in labels:
+        repeats = _of_label(blocks, label)
+        block, joint = join_repeats(repeats, plan.by_exam and repeats[0].repeats_patients)
+        rows += [
+            {
+                **method_row(block, joint, m, m in plan.oracles, plan.rules), **NO_PANEL,
+                "n_repeats": len(repeats), "n_seeds": len(block.seeds[m]),
+            }
+            for m in plan.methods
+        ]  # fmt: skip
+        comparisons += _comparisons(plan, block, joint, len(plan.pairs) * len(labels))
+    return _Found(rows, comparisons, [], None)
+
+
+def _of_label(blocks: Sequence[Block], label: str | None) -> list[Block]:
+    return [b for b in blocks if b.label_name == label]
 
 
 def _over_resamples(plan: _Plan, blocks: list[Block], train_size: float | None) -> _Found:
@@ -215,14 +268,20 @@ def _over_resamples(plan: _Plan, blocks: list[Block], train_size: float | None) 
     rows: list[dict[str, Any]] = []
     means, comparisons, stability = [], [], []
     for label in labels:
-        mine = [b for b in blocks if b.label_name == label]
+        mine = _of_label(blocks, label)
+        few = too_few_patients(mine)
         joints = [joint_aucs(b, clustered=plan.by_exam and b.repeats_patients) for b in mine]
         table = resample_rows(mine, joints, plan.methods, plan.oracles, plan.rules, plan.settings)
         rows += table
-        means += mean_rows(table, plan.methods, train_size, plan.rules)
+        means += mean_rows(table, plan.methods, train_size, plan.rules, few)
         stability.append(ranks(table, plan.ranked))
         for pair in plan.all_pairs:
-            row = resampled_comparison(table, *pair, train_size, plan.rules, len(plan.pairs) * len(labels))
+            lacking = plan.lacking(pair)
+            if lacking is None:
+                n_tests = len(plan.pairs) * len(labels)
+                row = resampled_comparison(table, *pair, train_size, plan.rules, n_tests, few)
+            else:
+                row = undefined_comparison(*pair, label, lacking, plan.rules)
             comparisons.append({**row, "in_family": pair in plan.pairs})
     return _Found(means, comparisons, [], {"train_size": train_size, "rows": rows, "rank_stability": stability})
 
@@ -285,8 +344,10 @@ def _check_options(
 
 
 def _family(
-    methods: list[str], reference: str, family: Sequence[tuple[str, str]] | None, oracles: Sequence[str]
-) -> list[tuple[str, str]]:
+    methods: list[str], reference: str, family: Sequence[tuple[str, str]] | None, oracles: Sequence[str],
+    absent: Mapping[str, str],
+) -> list[tuple[str, str]]:  # fmt: skip
+    methods = [*methods, *absent]
     check_names([reference], methods, "the reference")
     check_names(oracles, methods, "the oracle")
     if family is None:

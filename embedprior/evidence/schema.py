@@ -18,6 +18,10 @@ SUPPORTED, NOT_SUPPORTED = "supported", "not supported"
 NOT_TESTABLE, EXPLORATORY = "not testable at this size", "exploratory"
 
 
+#: What a row holds where no other metric is computed.
+NO_PANEL: dict[str, Any] = {"metrics": {}, "operating_point": None, "reliability": None, "decision_curve": None}
+
+
 @dataclass(frozen=True)
 class Rules:
     """What the caller declared before looking at the scores."""
@@ -134,6 +138,22 @@ def comparison_row(block: Block, joint: Joint, a: str, b: str, rules: Rules, fam
             test_name = f"Obuchowski-Rockette over {len(weights)} seeds; {joint.test}"
     correlation = _correlation(joint, a, b)
     return comparison(a, b, block.label_name, test, test_name, rules, family_size, correlation)
+
+
+def undefined_method(method: str, oracle: bool, reason: str) -> dict[str, Any]:
+    """Return the row of a method that could not be scored on every case: no AUC, and the reason."""
+    counts = dict.fromkeys(("n_pos", "n_neg", "n_cases", "n_patients"))
+    return {
+        "method": method, "label_name": None, "oracle": oracle, "auc": None, "se": None, "ci_low": None,
+        "ci_high": None, "ci_method": None, "df": None, **counts, "n_folds": 1, "n_seeds": 1, "auc_per_seed": None,
+        "against_half": {"z": None, "p": None, "reason": reason}, "reason": reason, **NO_PANEL,
+    }  # fmt: skip
+
+
+def undefined_comparison(a: str, b: str, label_name: str | None, reason: str, rules: Rules) -> dict[str, Any]:
+    """Return the row of a declared comparison that has no test, because one of its methods has no AUC."""
+    test = difference_test(np.nan, np.nan, alpha=rules.alpha, reason=reason)
+    return comparison(a, b, label_name, test, "none", rules, 1, np.nan)
 
 
 def comparison(

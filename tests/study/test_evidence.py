@@ -10,7 +10,7 @@ from embedprior.evidence.schema import NOT_TESTABLE
 from embedprior.students.base import CannotFit, Cases, FitData, Stage
 from embedprior.study.config import Design, Hypothesis, StudyConfig
 from embedprior.study.confounding import SourceOnly, label_conflicts, method_notes, source_by_label, within_source
-from embedprior.study.evidence import design_evidence, no_interval_reason
+from embedprior.study.evidence import design_evidence
 from embedprior.study.hypotheses import hypothesis_table
 
 METHODS = ("cxr-only", "hinton-kd", "late-fusion")
@@ -96,13 +96,46 @@ def test_method_that_could_not_be_fitted_has_a_null_row_and_the_others_are_still
     assert {r["method"] for r in evidence["methods"] if r["auc"] is not None} == {"cxr-only", "late-fusion"}
     table = hypothesis_table([H1], {"pilot": evidence})
     assert table["status"].tolist() == [NOT_TESTABLE]
-    assert "hinton-kd or cxr-only could not be fitted" in table["why"][0]
+    assert "hinton-kd: not fitted in 1 of 4 rounds" in table["why"][0]
+    assert evidence["family"] == [["hinton-kd", "cxr-only"]]
+
+
+def test_a_claim_whose_method_failed_still_counts_in_holms_family():
+    """Two claims declared, one method unscored in one case: the other's p is doubled, as when both had been tested."""
+    rng = np.random.default_rng(5)
+    label = np.arange(80) < 30
+    common = rng.normal(size=80)
+    rows = []
+    for method, gain in (("cxr-only", 0.5), ("late-fusion", 1.3), ("hinton-kd", 0.9)):
+        scores = common + rng.normal(size=80) + gain * label
+        rows += [(f"e{i}", f"p{i}", int(label[i]), method, scores[i], 0, 42, "test", 0, "pilot") for i in range(80)]
+    frame = pd.DataFrame(rows, columns=list(resampled(1, 1).columns))
+    design = Design(name="pilot", split="kfold", methods=METHODS)
+    claims = [Hypothesis(name=m, claim="c", design="pilot", a=m, b="cxr-only") for m in ("late-fusion", "hinton-kd")]
+    evidence = design_evidence(frame.iloc[:-1], design, claims, [], [])
+    whole, lost = evidence["comparisons"][:2]
+    assert (whole["a"], lost["a"], lost["p"]) == ("late-fusion", "hinton-kd", None)
+    assert whole["p_holm"] == pytest.approx(2 * whole["p"])
+    assert "not every held-out case was scored" in lost["reason"]
+
+
+def test_a_design_that_no_method_finished_has_reasons_and_no_numbers():
+    frame = resampled(negatives=3, resamples=1)
+    broken = frame[frame["exam_id"] != "e1-0"]
+    broken = pd.concat([broken, frame[(frame["exam_id"] == "e1-0")].iloc[:0]])
+    keep = [broken[broken["method"] == m].drop(broken[broken["method"] == m].index[i]) for i, m in enumerate(METHODS)]
+    evidence = design_evidence(pd.concat(keep), DESIGN, [H1], ["late-fusion"], [])
+    assert [r["auc"] for r in evidence["methods"]] == [None] * 3
+    assert [(c["p"], c["verdict"]) for c in evidence["comparisons"]] == [(None, NOT_TESTABLE)]
 
 
 def test_reason_names_the_class_that_is_short():
-    assert "1 negative patient held out" in no_interval_reason(resampled(1))
-    flipped = resampled(1).assign(label=lambda f: 1 - f["label"])
-    assert "1 positive patient held out" in no_interval_reason(flipped)
+    for frame, words in (
+        (resampled(1), "1 negative patient held out"),
+        (resampled(1).assign(label=lambda f: 1 - f["label"]), "1 positive patient held out"),
+    ):
+        evidence = design_evidence(frame, DESIGN, [H1], ["late-fusion"], [])
+        assert all(words in row["reason"] for row in evidence["methods"])
 
 
 def test_notes_stand_beside_every_row_that_uses_ct():

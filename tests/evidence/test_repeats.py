@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from embedprior.evidence import evaluate_predictions
-from embedprior.study.config import Decision
-from embedprior.study.evidence import repeated_evidence
+from embedprior.evidence import EvidenceError, evaluate_predictions
+from embedprior.evidence.aggregate import join_repeats
+from embedprior.evidence.predictions import held_out_blocks
 
 METHODS = ("a", "b")
 
@@ -30,7 +30,7 @@ def predictions(rng: np.random.Generator, repeats: int, n: int = 120, noise: flo
 
 
 def evaluated(frame: pd.DataFrame) -> dict:
-    return repeated_evidence(frame, METHODS, "b", [("a", "b")], [], Decision(unit="patient"))
+    return evaluate_predictions(frame, "b", [("a", "b")], unit="patient")
 
 
 def test_one_repeat_is_the_plain_k_fold():
@@ -70,5 +70,6 @@ def test_standard_error_over_repeats_is_the_spread_of_the_mean_over_new_patients
 
 def test_repeats_with_different_cases_are_refused():
     frame = predictions(np.random.default_rng(3), 2)
-    with pytest.raises(ValueError, match="different cases"):
-        evaluated(frame[~((frame["resample"] == 1) & (frame["exam_id"] == "e3"))])
+    fewer = frame[~((frame["resample"] == 1) & (frame["exam_id"] == "e3"))]
+    with pytest.raises(EvidenceError, match="different cases"):
+        join_repeats(held_out_blocks(fewer, "patient"), clustered=False)
