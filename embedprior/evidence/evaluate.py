@@ -120,8 +120,9 @@ def evaluate_predictions(
     _check_options(alpha, relevant_delta, bootstrap, at_specificity, at_sensitivity)
     rules = Rules(alpha, ci, relevant_delta, margin)
     absent = dict(incomplete or {})
-    if blocks is None:
-        blocks = [] if absent and frame.empty else held_out_blocks(frame, unit, patient_label)
+    if blocks is None and not (absent and frame.empty):
+        blocks = held_out_blocks(frame, unit, patient_label)
+    blocks = list(blocks or ())
     if seed_ensemble:
         blocks = [with_seed_ensembles(b) for b in blocks]
     methods = list(dict.fromkeys(m for b in blocks for m in b.methods))
