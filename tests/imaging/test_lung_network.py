@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
-from embedprior.imaging.lung_network import body_box, find_lungs_by_network, load_lung_network
+from embedprior.imaging.lung_network import body_box, find_lungs_by_network, load_lung_network, network_input
 from embedprior.imaging.lungs import find_lungs, lung_box
 from embedprior.imaging.preprocess import VolumeProfile, load_profile, on_grid, profile_key, profile_record
 from embedprior.imaging.volume import Volume
