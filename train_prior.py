@@ -2,7 +2,7 @@
 
 import sys
 
-from embedprior.prior.main import main
+from embedprior.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["train", "prior", *sys.argv[1:]]))

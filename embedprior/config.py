@@ -1,6 +1,6 @@
 """YAML ↔ frozen pydantic models: unknown keys are errors, with the nearest match named.
 
-Every field is also an option on the command line, dotted, over what its YAML file says.
+Every field is also an option on the command line, dotted, over what its YAML file says (``cli.options``).
 """
 
 from __future__ import annotations
@@ -8,24 +8,18 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-import shutil
 import textwrap
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, Union, cast, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from embedprior.errors import BadInput, nearest
-
-LEFT = 34
-"""Columns of names and kinds in ``--help``."""
-WIDEST = 120
-PLAIN = {int: "INT", float: "FLOAT", str: "TEXT", bool: "BOOL", Path: "PATH"}
 
 
 @dataclass(frozen=True)
@@ -65,43 +59,27 @@ def sections(kind: Any) -> list[type[BaseModel]]:
     return [k for k in kinds if inspect.isclass(k) and issubclass(k, BaseModel)]
 
 
-def read_overrides(words: Sequence[str], model: type[BaseModel], prog: str) -> dict[str, Any]:
-    """Return the settings typed as ``--name value`` or ``--name=value``: dotted name → value, read as YAML.
+def read_words(words: Sequence[str], kind: Any) -> Any:
+    """Return the value that the words typed after an option stand for, read as YAML, as a setting of ``kind`` takes it.
 
-    Dashes and underscores are one. A list is typed as ``[1, 2]`` or as several words; a true-or-false setting needs
-    no value.
+    Several words make a list. What no reading makes acceptable is returned as YAML reads it, for the model to refuse.
 
-    Raises:
-        BadInput: a word that belongs to no option, an option without value, or an unknown one, with its nearest match.
+    Example:
+        >>> read_words(["1e-4"], float), read_words(["1"], str), read_words(["[3, 4]"], tuple[int, ...])
+        ('1e-4', '1', [3, 4])
     """
-    known = {setting.name: setting.kind for setting in settings_of(model)}
-    found: dict[str, Any] = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            raise BadInput(f"'{word}' was not expected: it follows no option. Next: {prog} --help")
-        typed, equals, value = word[2:].partition("=")
-        name, kind = _find_setting(typed, known, prog, model)
-        values = [value] if equals else []
-        while not equals and rest and not rest[0].startswith("--"):
-            values.append(rest.pop(0))
-        found[name] = _read(f"--{typed}", values, kind)
-    return found
-
-
-def describe(model: type[BaseModel], given: BaseModel | None = None) -> str:
-    """Return the help text of every setting: name and kind, what it is, and its default in brackets."""
-    width = min(WIDEST, shutil.get_terminal_size((100, 24)).columns)
-    lines = []
-    for setting in settings_of(model, given):
-        left = f"  --{setting.name.replace('_', '-')} {_kind_text(setting.kind)}"
-        right = textwrap.wrap(f"{setting.text} ({setting.default})".strip(), max(30, width - LEFT))
-        if len(left) >= LEFT:
-            lines.append(left)
-            left = ""
-        lines += [f"{left if i == 0 else '':<{LEFT}}{part}" for i, part in enumerate(right)]
-    return "\n".join(lines)
+    accepts = TypeAdapter(kind)
+    read = [_yaml(word) for word in words]
+    several = len(words) > 1
+    nothing = [None] if list(words) == ["None"] else []
+    # what YAML makes of the word, then the word itself ("1" where a text is asked for), then a list of one
+    for value in [read] if several else [*nothing, read[0], words[0], read, list(words)]:
+        try:
+            accepts.validate_python(value)
+        except ValidationError:
+            continue
+        return value
+    return read if several else read[0]
 
 
 def _texts(model: type[BaseModel]) -> dict[str, str]:
@@ -129,54 +107,6 @@ def _shown(value: Any) -> str:
         return "default: see the file"
     shown = list(value) if isinstance(value, tuple) else value
     return textwrap.shorten(f"default: {shown}", 80, placeholder=" ...") if shown != "" else "default: empty"
-
-
-def _kind_text(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "{" + ",".join(str(choice) for choice in get_args(kind)) + "}"
-    if get_origin(kind) in (Union, types.UnionType):
-        return "|".join(_kind_text(k) for k in get_args(kind) if k is not type(None))
-    if get_origin(kind) in (tuple, list):
-        return f"[{_kind_text(get_args(kind)[0])}, ...]"
-    if get_origin(kind) is dict:
-        return "{NAME: VALUE}"
-    return PLAIN.get(kind, "VALUE")
-
-
-def _find_setting(typed: str, known: dict[str, Any], prog: str, model: type[BaseModel]) -> tuple[str, Any]:
-    """Return the setting's name and kind; below a mapping setting, every further name is the user's own."""
-    plain = typed.replace("-", "_")
-    if plain in known:
-        return plain, known[plain]
-    parts = typed.split(".")
-    for length in range(1, len(parts)):
-        above = ".".join(parts[:length]).replace("-", "_")
-        if get_origin(known.get(above)) is dict:
-            return ".".join([above, *parts[length:]]), Any
-    *section, last = plain.split(".")
-    if last in (names := getattr(_model_at(model, section), "renamed", {})):
-        raise BadInput(f"option '--{typed}' is now called '--{'.'.join([*typed.split('.')[:-1], names[last]])}'.")
-    close = nearest(plain, known).replace("'", "'--", 1).replace("_", "-")
-    raise BadInput(f"unknown option '--{typed}'.{close} Next: {prog} --help")
-
-
-def _read(option: str, values: list[str], kind: Any) -> Any:
-    accepts = TypeAdapter(kind)
-    if not values:
-        if kind is not bool:
-            raise BadInput(f"{option} needs a value.")
-        return True
-    read = [_yaml(value) for value in values]
-    several = len(values) > 1
-    nothing = [None] if values == ["None"] else []
-    # what YAML makes of the word, then the word itself ("1" where a text is asked for), then a list of one
-    for value in [read] if several else [*nothing, read[0], values[0], read, values]:
-        try:
-            accepts.validate_python(value)
-        except ValidationError:
-            continue
-        return value
-    return read if several else read[0]
 
 
 def _yaml(word: str) -> Any:
@@ -276,7 +206,7 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         if isinstance(item.get("input"), (dict, BaseModel)):
             return f"'{dotted}': {text}" if dotted else text
         return f"'{dotted}': {text} (got {item.get('input')!r:.80})"
-    section = _model_at(model, location[:-1])
+    section = model_at(model, location[:-1])
     if location[-1] in getattr(section, "renamed", {}):
         return f"'{dotted}' is now called '{section.renamed[location[-1]]}'"
     allowed = sorted(section.model_fields)
@@ -285,7 +215,7 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     return f"unknown key '{dotted}'. Allowed: {', '.join(allowed)}.{hint}"
 
 
-def _model_at(model: type[BaseModel], parents: list[str]) -> type[Config]:
+def model_at(model: type[BaseModel], parents: list[str]) -> type[Config]:
     """Return the model of the section that a dotted place is in."""
     current: Any = model
     for name in parents:

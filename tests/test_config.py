@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import model_validator
 
-from embedprior.config import Config, config_folder, load_config, parse_config, read_overrides
+from embedprior.config import Config, config_folder, load_config, parse_config
 from embedprior.errors import BadInput
 
 
@@ -90,9 +90,7 @@ class Holder(Config):
     train: Renamed = Renamed()
 
 
-def test_a_former_key_is_answered_with_its_present_name(tmp_path: Path) -> None:
+def test_a_former_key_is_answered_with_its_present_name() -> None:
     with pytest.raises(BadInput) as caught:
         parse_config(Holder, {"train": {"old_rate": 1.0}}, "a file")
     assert str(caught.value) == "a file: 'train.old_rate' is now called 'learning_rate'"
-    with pytest.raises(BadInput, match=r"option .--train\.old-rate. is now called .--train\.learning_rate."):
-        read_overrides(["--train.old-rate", "1"], Holder, "prog")

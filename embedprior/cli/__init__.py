@@ -1,4 +1,4 @@
-"""The ``embedprior`` command: one thin module per command, imported only when it is called."""
+"""The ``embedprior`` command: its commands, one module for each group of them, imported only when one is called."""
 
 from __future__ import annotations
 
@@ -7,94 +7,163 @@ import os
 import sys
 from collections.abc import Sequence
 
+import click
+from click.exceptions import Exit
+from click.shell_completion import CompletionItem
+
+from embedprior import __version__
+from embedprior.cli.options import WIDEST
+from embedprior.errors import BadInput, EmbedpriorError, nearest
+
 COMMANDS = {
-    "demo": "virtual patients, end to end, to a report (minutes, offline, no GPU)",
-    "doctor": "check this installation: PASS, WARN or FAIL with a fix for each",
-    "encoders": "the frozen encoders: what they read, what they give, their weights and licences",
-    "images check": "audit CT volumes and radiographs, with a contact sheet to look at",
-    "drr": "render chest CTs as radiographs (DRRs), paired with them",
-    "embed": "the exams of a table through a frozen encoder into an embedding cache",
-    "cache ls": "caches and artifacts, their size and what uses them (--unused: what nothing uses)",
-    "cache verify": "read every byte of a cache and name what is damaged, missing or foreign",
-    "cache diff": "how two caches differ: key, exams, numbers",
-    "cache export": "a cache as one .npy with a CSV, or as parquet",
-    "cache import": "a cache from a folder of one .npy per study",
-    "cache trace": "what a run was made from, back to its source files",
-    "train teacher": "a CT classifier on an embedding or token cache, frozen afterwards",
-    "train prior": "the diffusion prior from radiograph embeddings to CT embeddings",
-    "train student": "one method on caches and tables, saved without pickle",
-    "methods": "every row a study can have: source, inputs, parameters, oracles, controls",
-    "study plan": "freeze a study: every fit, its cost, the difference each hypothesis could show",
-    "generate": "CT-like embeddings from a radiograph cache, and how good they are",
-    "study run": "compare methods on the same held-out cases of a cohort",
-    "evaluate": "AUCs, paired DeLong tests and intervals of any predictions table",
-    "power": "the AUC difference a test of this size could detect",
+    "demo": ("demo:demo", "virtual patients, end to end, to a report (minutes, offline, no GPU)"),
+    "doctor": ("doctor:doctor", "check this installation: PASS, WARN or FAIL with a fix for each"),
+    "encoders": ("methods:encoders", "the frozen encoders: what they read and return, their weights and licences"),
+    "images check": ("images:check", "audit CT volumes and radiographs, with a contact sheet for the eye"),
+    "drr": ("images:drr", "render chest CTs as radiographs (DRRs), paired with them"),
+    "embed": ("embed:embed", "embed the exams of a table with a frozen encoder; exams already embedded are kept"),
+    "cache ls": ("cache:ls", "list caches and artifacts with their size and the runs that use them"),
+    "cache verify": ("cache:verify", "read every byte of a cache and name what is damaged, missing or foreign"),
+    "cache diff": ("cache:diff", "how two caches differ: key, exams, numbers"),
+    "cache export": ("cache:export", "write a cache as one .npy with a CSV of its exams, or as parquet"),
+    "cache import": ("cache:import_", "make a cache from a folder with one .npy per study"),
+    "cache trace": ("cache:trace", "what a run was made from: artifacts, caches, and the sha256 of every source file"),
+    "train teacher": ("train:teacher", "train a CT classifier on an embedding or token cache; its head is then frozen"),
+    "train prior": ("train:prior", "train the diffusion prior from radiograph embeddings to CT embeddings"),
+    "train student": ("train:student", "fit one method on caches and tables, and score the held-out cases"),
+    "methods": ("methods:methods", "every method a study can run: source, inputs, parameters, oracles, controls"),
+    "generate": ("generate:generate", "draw CT-like embeddings from a radiograph cache, and measure their quality"),
+    "study plan": ("study:plan", "freeze a study: every fit, its cost, the difference each hypothesis could show"),
+    "study run": ("study:run", "compare methods on the same held-out cases of a cohort"),
+    "evaluate": ("evaluate:evaluate", "AUCs, paired DeLong tests and intervals of any predictions table"),
+    "power": ("evaluate:power", "the AUC difference that a test of this size could detect"),
 }
+"""Name → where its command is defined, and its one description, shown in every help."""
+
+GROUPS = {
+    "": "Does CT, used only in training, make a chest X-ray model better? Research use only",
+    "cache": "embedding caches: what there is, whether it is whole, from and to other formats",
+    "images": "volumes and radiographs before anything is made of them",
+    "study": "compare methods on the same held-out cases: freeze the plan, then run it",
+    "train": "train one stage alone: a CT teacher, the diffusion prior, or one method",
+}
+"""First words of commands → what the commands that begin with them are for."""
+
+COMPLETE = "_EMBEDPRIOR_COMPLETE"
+EPILOG = f"""\b
+exit codes: 0 done, 1 failed, 2 bad input (nothing written), 3 finished, but items need attention
+shell completion: eval "$({COMPLETE}=bash_source embedprior)"; for others, zsh_source or fish_source"""
 
 
-def usage() -> str:
-    """Return the text of ``embedprior --help``."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return (
-        "usage: embedprior COMMAND [options]\n\n"
-        "Does CT, used only in training, make a chest X-ray model better? Research use only.\n\n"
-        "commands:\n" + "\n".join(lines) + "\n\n"
-        "  embedprior COMMAND --help    the options of one command\n"
-        "  embedprior --version\n\n"
-        "exit codes: 0 done, 1 failed, 2 bad input (nothing written), 3 finished, but items need attention\n"
-    )
+class Commands(click.Group):
+    """The commands whose name begins with ``prefix``; their modules are imported when one of them is called."""
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
+        self.texts = {name: text for name, (_, text) in COMMANDS.items() if not prefix or name.startswith(f"{prefix} ")}
+        super().__init__(
+            prefix or "embedprior", help=f"{GROUPS[prefix]}.", options_metavar="",
+            subcommand_metavar="COMMAND [OPTIONS]", epilog=None if prefix else EPILOG,
+            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
+        )  # fmt: skip
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words up to the command.
+
+        Raises:
+            BadInput: no command follows.
+        """
+        if not args and not ctx.resilient_parsing:
+            path = ctx.command_path
+            raise BadInput(f"'{path}' needs a command: {', '.join(self.list_commands(ctx))}. Next: {path} --help")
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the words that may follow."""
+        words = (name.removeprefix(self.prefix).split()[0] for name in self.texts)
+        return list(dict.fromkeys(words))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or the group of commands that begin with this word."""
+        name = f"{self.prefix} {cmd_name}".strip()
+        if name not in COMMANDS:
+            return Commands(name) if any(known.startswith(f"{name} ") for known in COMMANDS) else None
+        where, text = COMMANDS[name]
+        module, _, attribute = where.partition(":")
+        command: click.Command = getattr(importlib.import_module(f"embedprior.cli.{module}"), attribute)
+        command.help = f"{text}."
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the first word names.
+
+        Raises:
+            BadInput: there is none; the message has the nearest.
+        """
+        known = self.list_commands(ctx)
+        if args[0] not in known and not ctx.resilient_parsing:
+            close = nearest(args[0], known).replace("'", f"'{self.prefix} ".replace("' ", "'"), 1)
+            given = f"{self.prefix} {args[0]}".strip()
+            raise BadInput(
+                f"unknown command '{given}'. Allowed: {', '.join(known)}.{close} Next: {ctx.command_path} --help"
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write every command with its description, importing none."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.texts.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the words that may follow, importing no command."""
+        return [
+            CompletionItem(word, help=self.texts.get(f"{self.prefix} {word}".strip(), f"{word} commands"))
+            for word in self.list_commands(ctx) if word.startswith(incomplete)
+        ]  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one command and return its exit code."""
-    words = list(argv)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(usage(), end="")
-        return 0
-    if words[0] == "--version":
-        from embedprior import __version__
-
-        print(f"embedprior {__version__}")
-        return 0
-    name, rest = _command(words)
-    if name is None:
-        from embedprior.errors import nearest
-
-        given = " ".join(words[:2]) if words[0] in {c.split()[0] for c in COMMANDS} else words[0]
-        print(
-            f"error: unknown command '{given}'. Allowed: {', '.join(COMMANDS)}.{nearest(given, COMMANDS)}",
-            file=sys.stderr,
-        )
-        return 2
-    from embedprior.errors import EmbedpriorError
-
-    module = importlib.import_module(f"embedprior.cli.{name.replace(' ', '_')}")
+    words = list(argv) or ["--help"]
     try:
-        return int(module.main(rest))
+        if words == ["--version"]:
+            print(f"embedprior {__version__}")
+            return 0
+        with Commands().make_context("embedprior", ["--help"] if words == ["help"] else words) as context:
+            return int(context.command.invoke(context))
+    except Exit as done:  # help was printed
+        return done.exit_code
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx is not None else "embedprior"
+        return _refuse(f"{' '.join(error.format_message().split())} Next: {path} --help", 2)
     except EmbedpriorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _refuse(str(error), error.exit_code)
     except ValueError as error:
         from embedprior.evidence.errors import EvidenceError
 
         if not isinstance(error, EvidenceError):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error), 2)
 
 
-def _command(words: list[str]) -> tuple[str | None, list[str]]:
-    for length in (2, 1):
-        name = " ".join(words[:length])
-        if name in COMMANDS:
-            return name, words[length:]
-    return None, words
+def _refuse(message: str, exit_code: int) -> int:
+    """Print one line; of the processes on one machine, which all find the same fault in the same input, one does."""
+    if exit_code == 2 and os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) != "0":
+        return exit_code
+    note = ""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and exit_code != 1:
+        note = f" (exit code {exit_code}; accelerate launch makes 1 of it and prints a traceback of its own)"
+    print(f"error: {message}{note}", file=sys.stderr)
+    return exit_code
 
 
 def entry() -> None:
     """Console-script entry point. A reader that closes the pipe early (``| head``) ends it without a word."""
     try:
+        if COMPLETE in os.environ:
+            Commands().main(prog_name="embedprior", complete_var=COMPLETE)
         code = main(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:

@@ -1,25 +1,24 @@
-"""``embedprior demo``."""
+"""``embedprior demo``: virtual patients, end to end, to a report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-HELP = "virtual patients, end to end, to a report"
+from click import option
+
+from embedprior.cli.options import PATH, AtLeast
+from embedprior.cli.settings import settings_command
+from embedprior.demo.config import DemoConfig
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the demo; returns the exit code."""
-    from embedprior.cli.options import parse
-    from embedprior.demo.config import DemoConfig
-
-    settings, common = parse(
-        DemoConfig, "demo", argv, "embedprior demo", HELP, "default",
-        out=(Path, Path("runs/demo"), "folder of the results"),
-        seed=(int, 2026, "of everything random"),
-        workers=(int, 0, "processes that draw the virtual patients; 0 = one a core"),
-    )  # fmt: skip
+@settings_command(DemoConfig, "demo", "default")
+@option("--out", type=PATH, default=Path("runs/demo"), metavar="DIR", help="folder of the results")
+@option("--seed", type=int, default=2026, help="of everything random")
+@option("--workers", type=AtLeast(0), default=0, metavar="N", help="processes that draw the virtual "
+        "patients; 0: one for each core")  # fmt: skip
+def demo(config: DemoConfig, out: Path, seed: int, workers: int) -> int:
+    """Run the demo; return the exit code."""
     from embedprior.demo.pipeline import run_demo
     from embedprior.demo.population import default_workers
 
-    return run_demo(settings, common["seed"], common["out"], common["workers"] or default_workers())
+    return run_demo(config, seed, out, workers or default_workers())

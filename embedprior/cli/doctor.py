@@ -1,4 +1,4 @@
-"""``embedprior doctor``: what this installation can do, and how to mend what it can't."""
+"""``embedprior doctor``: what this installation can do, and how to fix what it can't."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
+from click import option
+
+from embedprior.cli.options import PATH, command
+
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 REQUIRED = (
-    "accelerate", "einops", "matplotlib", "numpy", "pandas", "pillow", "pydantic", "pydicom", "pyyaml", "safetensors",
-    "scikit-learn", "scipy", "SimpleITK", "torch", "tqdm",
+    "accelerate", "click", "einops", "matplotlib", "numpy", "pandas", "pillow", "pydantic", "pydicom", "pyyaml",
+    "safetensors", "scikit-learn", "scipy", "SimpleITK", "torch", "tqdm",
 )  # fmt: skip
 EXTRAS = {
     "drr": (("diffdrr", "DiffDRR, a second DRR renderer"), ("nanodrr", "nanodrr, a third")),
@@ -36,14 +40,11 @@ class Finding:
     fix: str = ""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print the findings; returns 1 when one of them is a FAIL."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="embedprior doctor", description="check this installation")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder that results will go to")
-    options = parser.parse_args(list(argv))
-    findings = examine(options.out)
+@command()
+@option("--out", type=PATH, default=Path("runs"), metavar="DIR", help="folder that results will go to")
+def doctor(out: Path) -> int:
+    """Print the findings; return 1 when one of them is a FAIL."""
+    findings = examine(out)
     for finding in findings:
         print(f"{finding.status}  {finding.what}")
         if finding.fix:

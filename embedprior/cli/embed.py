@@ -1,12 +1,15 @@
-"""``embedprior embed``: the exams of a table through a frozen encoder into a cache."""
+"""``embedprior embed``: from an exam table, through a frozen encoder, into an embedding cache."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+import click
+from click import option
+
+from embedprior.cli.options import COUNT, PATH, AtLeast, command, recorded
 
 if TYPE_CHECKING:
     from embedprior.cache.build import Filled
@@ -14,61 +17,43 @@ if TYPE_CHECKING:
     from embedprior.cache.loading import ExamTable
     from embedprior.encoders.base import Encoder
 
-HELP = "embed the exams of a table with a frozen encoder; what is there is kept"
 READS = {"CXR": ("CXR", "DRR"), "CT": ("CT",), "image": ("CXR", "DRR", "CT")}
 DRIFT_EXAMS = 32
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the options of the command."""
-    p = argparse.ArgumentParser(
-        prog="embedprior embed",
-        description=HELP + ".",
-        epilog="exit codes: 0 done, 2 bad input (nothing written), 3 done but for the exams in failures.csv. Several "
-        "processes: torchrun --nproc_per_node 2 -m embedprior embed ...",
-        allow_abbrev=False,
-    )
-    p.add_argument("--cohort", type=Path, required=True, metavar="FILE", help="exam table (exams.csv); its paths are "
-                   "relative to its folder")  # fmt: skip
-    p.add_argument("--encoder", required=True, metavar="NAME", help="see: embedprior encoders")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of caches")
-    p.add_argument("--weights", type=Path, metavar="PATH", help="local weights of the encoder")
-    p.add_argument("--random-init", action="store_true", help="random weights, stamped into the key (for trials)")
-    p.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="another option of the encoder, "
-                   "such as geometry=crop; may be repeated")  # fmt: skip
-    p.add_argument("--precision", choices=("fp32", "bf16"), help="of the encoder's arithmetic; bf16 reports its drift")
-    p.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "uint8"), help="of the stored numbers")
-    p.add_argument("--tokens", action="store_true", help="store slice or patch tokens instead of one embedding an exam")
-    p.add_argument("--modality", choices=("CXR", "DRR", "CT"), help="only exams of this modality")
-    p.add_argument("--batch-size", type=int, default=64, metavar="N", help="exams a batch (default: 64)")
-    p.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read ahead (default: 0 = none)")
-    p.add_argument("--shard-exams", type=int, metavar="N", help="exams a shard, the most that a kill loses and what "
-                   "processes share out (default: 512; 64 with --tokens)")  # fmt: skip
-    p.add_argument("--limit", type=int, metavar="N", help="the first N exams only")
-    p.add_argument("--device", metavar="NAME", help="of encoders that take one: cpu, cuda (default: their own)")
-    p.add_argument("--processes", type=int, metavar="N", help="refuse to start unless there are just so many")
-    p.add_argument("--dry-run", action="store_true", help="say what would be done (exams, bytes, minutes), and stop")
-    return p
-
-
-def main(argv: Sequence[str]) -> int:
-    """Fill the cache; returns the exit code.
+@command(epilog="Exit code 3: exams left out are named in failures.csv. Several processes: torchrun "
+        "--nproc_per_node 2 -m embedprior embed ...")  # fmt: skip
+@option("--cohort", type=PATH, required=True, metavar="FILE", help="exam table (exams.csv); its paths are relative "
+        "to its folder")  # fmt: skip
+@option("--encoder", required=True, metavar="NAME", help="see: embedprior encoders")
+@option("--out", type=PATH, required=True, metavar="DIR", help="folder of caches")
+@option("--weights", type=PATH, metavar="PATH", help="local weights of the encoder")
+@option("--random-init", is_flag=True, help="random weights, stamped into the key (for trials)")
+@option("--option", multiple=True, metavar="NAME=VALUE", help="another option of the encoder, such as "
+        "geometry=crop; may be repeated")  # fmt: skip
+@option("--precision", type=click.Choice(["fp32", "bf16"]), help="of the encoder's arithmetic; bf16 reports its drift")
+@option("--dtype", type=click.Choice(["float32", "float16", "bfloat16", "uint8"]), help="of the stored numbers")
+@option("--tokens", is_flag=True, help="store slice or patch tokens instead of one embedding an exam")
+@option("--modality", type=click.Choice(["CXR", "DRR", "CT"]), help="only exams of this modality")
+@option("--batch-size", type=COUNT, default=64, metavar="N", help="exams a batch")
+@option("--workers", type=AtLeast(0), default=0, metavar="N", help="processes that read ahead; 0: none")
+@option("--shard-exams", type=COUNT, metavar="N", help="exams a shard, the most that a kill loses and what "
+        "processes share out [default: 512; 64 with --tokens]")  # fmt: skip
+@option("--limit", type=COUNT, metavar="N", help="only the first N exams")
+@option("--device", metavar="NAME", help="of encoders that take one: cpu, cuda [default: their own]")
+@option("--processes", type=COUNT, metavar="N", help="refuse to start unless there are just so many")
+@option("--dry-run", is_flag=True, help="print what would be done (exams, bytes, minutes), and stop")
+def embed(**given: Any) -> int:
+    """Fill the cache; return the exit code.
 
     Raises:
         BadInput: anything that can be refused before the work begins; nothing was written.
-        SystemExit: ``--help`` (0) or a bad option (2).
     """
-    options = parser().parse_args(argv)
+    options = SimpleNamespace(**given)
     from embedprior.cache.format import place_for, refuse_neighbour
-    from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
+    from embedprior.errors import DONE, NEEDS_ATTENTION
     from embedprior.runs.distributed import launched
 
-    for name in ("batch_size", "shard_exams", "limit"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise BadInput(f"--{name.replace('_', '-')} {value}. Allowed: 1 or more.")
-    if options.workers < 0:
-        raise BadInput(f"--workers {options.workers}. Allowed: 0 or more.")
     me = launched(options.processes)
     encoder = _encoder(options)
     spec = encoder.spec if options.dtype is None else encoder.spec.model_copy(update={"dtype": options.dtype})
@@ -87,15 +72,14 @@ def main(argv: Sequence[str]) -> int:
     return NEEDS_ATTENTION if filled.failures else DONE
 
 
-def _fill(options: argparse.Namespace, encoder: Encoder, exams: ExamTable, place: Place, me: Any) -> Filled:
+def _fill(options: SimpleNamespace, encoder: Encoder, exams: ExamTable, place: Place, me: Any) -> Filled:
     from embedprior.cache.build import fill_cache
     from embedprior.runs import Run, hash_file, note_use
 
     run = None
     if me.first:
-        config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
         inputs = {"cohort": hash_file(options.cohort), "encoder weights": encoder.spec.weights_sha256}
-        run = Run(options.out, "embed", config, 0, inputs)
+        run = Run(options.out, "embed", recorded(vars(options)), 0, inputs)
         run.keep(place.folder)
     filled = fill_cache(
         exams, options.cohort.parent, encoder, options.out, options.batch_size, tokens=options.tokens,
@@ -129,7 +113,7 @@ def _summary(filled: Filled, drift: dict[str, Any] | None, asked: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _drift(options: argparse.Namespace, encoder: Encoder, exams: ExamTable) -> dict[str, Any] | None:
+def _drift(options: SimpleNamespace, encoder: Encoder, exams: ExamTable) -> dict[str, Any] | None:
     """Return how far reduced precision moves the embedding, measured on the first exams; None in float32."""
     import numpy as np
 
@@ -154,7 +138,7 @@ def _drift(options: argparse.Namespace, encoder: Encoder, exams: ExamTable) -> d
     return {"what": what} | drift(exact.embed(batch), rounded)
 
 
-def _encoder(options: argparse.Namespace, precision: str | None = None) -> Encoder:
+def _encoder(options: SimpleNamespace, precision: str | None = None) -> Encoder:
     from embedprior.encoders.registry import create_encoder
     from embedprior.errors import BadInput
 
@@ -179,7 +163,7 @@ def _refuse_bytes(encoder: Encoder, dtype: str | None) -> None:
         raise BadInput(f"--dtype {dtype} with encoder '{encoder.spec.name}'. Allowed: {allowed}.")
 
 
-def _exams(options: argparse.Namespace, encoder: Encoder, quiet: bool) -> ExamTable:
+def _exams(options: SimpleNamespace, encoder: Encoder, quiet: bool) -> ExamTable:
     from embedprior.cache.loading import ExamTable
     from embedprior.errors import BadInput
 

@@ -1,142 +1,143 @@
-"""``embedprior evaluate``: a predictions table in, ``evidence.json``, tables and figures out."""
+"""``embedprior evaluate`` and ``embedprior power``: what predictions show, and what a test of some size could."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-HELP = "AUCs, paired DeLong tests and intervals of any predictions table"
+import click
+from click import argument, option
+
+from embedprior.cli.options import PATH, command, recorded
+
 BOOTSTRAP = 2000
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the options of the command."""
-    p = argparse.ArgumentParser(
-        prog="embedprior evaluate",
-        description=HELP + ".",
-        epilog="exit codes: 0 done, 2 bad input (nothing written). Fields of evidence.json: docs/evidence.md",
-        allow_abbrev=False,
-    )
-    p.add_argument(
-        "predictions",
-        type=Path,
-        help="CSV: exam_id, patient_id, label, method, score (+ fold, resample, seed, split, label_name)",
-    )
-    p.add_argument("--wide", action="store_true", help="the CSV has patient_id, label and one column per method")
-    p.add_argument(
-        "--reference", metavar="METHOD", help="compare every method with this one (default: the first in the table)"
-    )
-    p.add_argument(
-        "--family",
-        type=Path,
-        metavar="FILE",
-        help="declared comparisons for Holm: CSV a,b or JSON pairs (default: every method against the reference)",
-    )
-    p.add_argument(
-        "--oracle",
-        action="append",
-        default=[],
-        metavar="METHOD",
-        help="needs CT at inference: shown, not ranked; may be repeated",
-    )
-    p.add_argument(
-        "--unit",
-        choices=("patient", "exam"),
-        default="patient",
-        help="patient averages a patient's scores; exam clusters the variance by patient",
-    )
-    p.add_argument(
-        "--patient-label",
-        choices=("max", "index"),
-        help="label of a patient whose exams disagree: any positive, or the first exam",
-    )
-    p.add_argument("--threshold", type=float, help="declared operating point (default: chosen on rows with split val)")
-    p.add_argument("--margin", type=float, help="also test non-inferiority against this AUC margin")
-    p.add_argument(
-        "--relevant-delta", type=float, default=0.05, help="smallest AUC difference worth claiming (default: 0.05)"
-    )
-    p.add_argument("--ci", choices=("logit", "wald"), default="logit", help="interval of an AUC (default: logit)")
-    p.add_argument("--train-size", type=float, help="training cases per resample, for the Nadeau-Bengio test")
-    p.add_argument(
-        "--subgroup",
-        action="append",
-        default=[],
-        metavar="COLUMN",
-        help="also report the AUC within view, sex, age, site, ...; may be repeated",
-    )
-    p.add_argument(
-        "--seed-ensemble", action="store_true", help="also score each method's mean over seeds, as a row of its own"
-    )
-    p.add_argument("--micro", action="store_true", help="several labels: also pool them into one AUC (with a warning)")
-    p.add_argument(
-        "--bootstrap",
-        type=int,
-        default=BOOTSTRAP,
-        metavar="N",
-        help=f"patient bootstrap replicates (default: {BOOTSTRAP})",
-    )
-    p.add_argument("--no-bootstrap", action="store_true", help="closed forms only")
-    p.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
-    p.add_argument("--no-figures", action="store_true", help="write no figures")
-    p.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/evaluate"),
-        metavar="DIR",
-        help="folder of the results (default: runs/evaluate)",
-    )
-    return p  # fmt: skip
-
-
-def main(argv: list[str]) -> int:
-    """Evaluate and write the results; return 0.
+@command(epilog="Fields of evidence.json: docs/evidence.md", renamed={"--wide": "--method-columns"})
+@argument("predictions", type=PATH, help="CSV: exam_id, patient_id, label, method, score (+ fold, resample, seed, "
+        "split, label_name)")  # fmt: skip
+@option("--method-columns", is_flag=True, help="the CSV has patient_id, label and one column per method")
+@option("--reference", metavar="METHOD", help="compare every method with this one [default: the first in the table]")
+@option("--family", type=PATH, metavar="FILE", help="declared comparisons for Holm: CSV a,b or JSON pairs [default: "
+        "every method against the reference]")  # fmt: skip
+@option("--oracle", "oracles", multiple=True, metavar="METHOD", help="needs CT at inference: shown, not ranked; may "
+        "be repeated")  # fmt: skip
+@option("--unit", type=click.Choice(["patient", "exam"]), default="patient", help="patient averages a patient's "
+        "scores; exam clusters the variance by patient")  # fmt: skip
+@option("--patient-label", type=click.Choice(["max", "index"]), help="label of a patient whose exams disagree: any "
+        "positive, or the first exam")  # fmt: skip
+@option("--threshold", type=float, help="declared operating point [default: chosen on rows with split val]")
+@option("--margin", type=float, help="also test non-inferiority against this AUC margin")
+@option("--relevant-delta", type=float, default=0.05, help="smallest AUC difference worth claiming")
+@option("--ci", type=click.Choice(["logit", "wald"]), default="logit", help="interval of an AUC")
+@option("--train-size", type=float, help="training cases per resample, for the Nadeau-Bengio test")
+@option("--subgroup", "subgroups", multiple=True, metavar="COLUMN", help="also report the AUC within view, sex, "
+        "age, site, ...; may be repeated")  # fmt: skip
+@option("--seed-ensemble", is_flag=True, help="also score each method's mean over seeds, as a row of its own")
+@option("--micro", is_flag=True, help="several labels: also pool them into one AUC (with a warning)")
+@option("--bootstrap", type=int, default=BOOTSTRAP, metavar="N", help="patient bootstrap replicates")
+@option("--no-bootstrap", is_flag=True, help="closed forms only")
+@option("--seed", type=int, default=0, help="seed of the bootstrap")
+@option("--no-figures", is_flag=True, help="write no figures")
+@option("--out", type=PATH, default=Path("runs/evaluate"), metavar="DIR", help="folder of the results")
+def evaluate(**given: Any) -> int:
+    """Evaluate a predictions table and write the results; return 0.
 
     Raises:
         EvidenceError: the table can't be used; nothing was written.
-        SystemExit: ``--help`` (0) or a bad option (2).
+        BadInput: ``--out`` is a file.
     """
-    options = parser().parse_args(argv)
     from embedprior.errors import BadInput
     from embedprior.evidence.evaluate import evaluate_predictions
     from embedprior.evidence.predictions import held_out_blocks, read_family, read_predictions
 
-    if options.out.exists() and not options.out.is_dir():
-        raise BadInput(f"--out {options.out} is a file; give a folder.")
+    out, unit, patient_label = given["out"], given["unit"], given["patient_label"]
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out {out} is a file; give a folder.")
     # Hashing, and importing the drawing library, run beside the sorting: neither needs the other.
     pool = ThreadPoolExecutor(2)
-    digest = pool.submit(_digest, options.predictions)
-    frame = read_predictions(options.predictions, wide=options.wide, not_methods=tuple(options.subgroup))
-    if not options.no_figures:
+    digest = pool.submit(_digest, given["predictions"])
+    frame = read_predictions(given["predictions"], wide=given["method_columns"], not_methods=tuple(given["subgroups"]))
+    if not given["no_figures"]:
         pool.submit(importlib.import_module, "embedprior.report.figures")
-    blocks = held_out_blocks(frame, options.unit, options.patient_label)
-    family = None if options.family is None else read_family(options.family)
-    reference = options.reference or _first_method(blocks[0].methods, options.oracle)
+    blocks = held_out_blocks(frame, unit, patient_label)
+    family = None if given["family"] is None else read_family(given["family"])
+    reference = given["reference"] or _first_method(blocks[0].methods, given["oracles"])
     evidence = evaluate_predictions(
         frame,
         reference,
         family,
-        options.unit,
-        options.oracle,
-        0 if options.no_bootstrap else options.bootstrap,
-        patient_label=options.patient_label,
-        ci=options.ci,
-        relevant_delta=options.relevant_delta,
-        margin=options.margin,
-        threshold=options.threshold,
-        train_size=options.train_size,
-        subgroups=options.subgroup,
-        micro=options.micro,
-        seed_ensemble=options.seed_ensemble,
-        bootstrap_seed=options.seed,
+        unit,
+        given["oracles"],
+        0 if given["no_bootstrap"] else given["bootstrap"],
+        patient_label=patient_label,
+        ci=given["ci"],
+        relevant_delta=given["relevant_delta"],
+        margin=given["margin"],
+        threshold=given["threshold"],
+        train_size=given["train_size"],
+        subgroups=given["subgroups"],
+        micro=given["micro"],
+        seed_ensemble=given["seed_ensemble"],
+        bootstrap_seed=given["seed"],
         blocks=blocks,
     )
-    if options.reference is None:
+    if given["reference"] is None:
         evidence["warnings"].append(f"no --reference was given: {reference}, the first method of the table, was taken")
-    _write(options, blocks, evidence, digest.result())
+    _write(given, blocks, evidence, digest.result())
+    return 0
+
+
+@command(renamed={"--corr": "--correlation"})
+@option("--pos", type=int, required=True, metavar="N", help="positive patients")
+@option("--neg", type=int, required=True, metavar="N", help="negative patients")
+@option("--auc", type=float, required=True, help="AUC that both methods are assumed to have")
+@option("--correlation", type=float, default=0.5, help="of the two AUC estimates; 0 for different patients")
+@option("--exams-per-patient", type=float, default=1.0, metavar="E", help="exams of each patient")
+@option("--icc", type=float, default=1.0, help="intraclass correlation of a patient's exams; 1: exams add nothing")
+@option("--comparisons", type=int, default=1, metavar="K", help="size of the Holm family")
+@option("--delta", type=float, help="a difference of AUCs: also print the patients needed to detect it")
+@option("--alpha", type=float, default=0.05, help="two-sided error rate")
+@option("--power", "target", type=float, default=0.8, help="probability of detecting a true difference")
+@option("--json", "as_json", is_flag=True, help="print JSON instead of text")
+def power(
+    pos: int, neg: int, auc: float, correlation: float, exams_per_patient: float, icc: float, comparisons: int,
+    delta: float | None, alpha: float, target: float, as_json: bool,
+) -> int:  # fmt: skip
+    """Print the minimum detectable difference (and the patients a given one needs); return 0.
+
+    Raises:
+        EvidenceError: a value out of range.
+    """
+    from embedprior.evidence.power import Design, patients_needed
+
+    design = Design(pos, neg, auc, correlation, exams_per_patient, icc, alpha, target, comparisons)
+    smallest = design.minimum_detectable()
+    first_step = design.minimum_detectable(first_holm_step=True)
+    needed = None if delta is None else patients_needed(design, delta)
+    if as_json:
+        import json
+
+        found = {
+            "se_auc": design.se(), "se_difference": design.se_difference(), "min_detectable_delta": smallest,
+            "min_detectable_delta_holm": first_step, "reachable": auc + first_step <= 1,
+            "patients_needed": None if needed is None else {"pos": needed[0], "neg": needed[1]},
+        }  # fmt: skip
+        print(json.dumps(found, indent=2))
+        return 0
+    print(f"{pos} positive and {neg} negative patients, AUC {auc:g}, correlation {correlation:g}:")
+    print(f"  standard error of one AUC         {design.se():.4f}")
+    print(f"  standard error of the difference  {design.se_difference():.4f}")
+    print(f"  smallest detectable difference    {smallest:.3f}  ({target:.0%} power, two-sided {alpha:g})")
+    if comparisons > 1:
+        print(f"  at Holm's first step of {comparisons:<10}{first_step:.3f}")
+    if auc + first_step > 1:
+        print(f"  no AUC above {auc:g} is that far away: this comparison is not testable at this size")
+    if needed is not None:
+        print(f"  a difference of {delta:g} needs {needed[0]} positive and {needed[1]} negative patients")
     return 0
 
 
@@ -155,23 +156,22 @@ def _digest(path: Path) -> str:
     return hash_file(path) if path.is_file() else ""
 
 
-def _write(options: argparse.Namespace, blocks: Any, evidence: dict[str, Any], digest: str) -> None:
+def _write(given: dict[str, Any], blocks: Any, evidence: dict[str, Any], digest: str) -> None:
     from embedprior.evidence.tables import latex, markdown
     from embedprior.runs import Run, write_json, write_text
 
-    figures = {}
-    if not options.no_figures:
+    out, figures = given["out"], {}
+    if not given["no_figures"]:
         from embedprior.report.figures import draw_curves
 
         figures = draw_curves(blocks, evidence)
-    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
-    run = Run(options.out, "evaluate", config, options.seed, {"predictions": digest})
-    write_json(options.out / "evidence.json", evidence)
-    write_text(options.out / "table.tex", latex(evidence))
+    run = Run(out, "evaluate", recorded(given), given["seed"], {"predictions": digest})
+    write_json(out / "evidence.json", evidence)
+    write_text(out / "table.tex", latex(evidence))
     text = markdown(evidence)
-    write_text(options.out / "table.md", text)
+    write_text(out / "table.md", text)
     for name, data in figures.items():
-        (options.out / name).write_bytes(data)
+        (out / name).write_bytes(data)
     run.finish(text, [])
     print(text)
-    print(f"written to {options.out}: evidence.json, table.md, table.tex" + "".join(f", {f}" for f in figures))
+    print(f"written to {out}: evidence.json, table.md, table.tex" + "".join(f", {f}" for f in figures))

@@ -1,59 +1,56 @@
-"""``embedprior generate``."""
+"""``embedprior generate``: CT-like embeddings from a radiograph cache, and their quality."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from click import option
+
+from embedprior.cli.options import COUNT, DRY_RUN, PATH
+from embedprior.cli.settings import settings_command
+from embedprior.errors import DONE, BadInput
+from embedprior.prior.config import GenerateConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from embedprior.cache import EmbeddingCache
-    from embedprior.prior.config import GenerateConfig
     from embedprior.prior.generate import Generated
     from embedprior.prior.model import Prior
 
-HELP = "draw CT-like embeddings from a radiograph cache with a trained prior, and say how good they are"
 SMALL = 2_000_000
 """Parameters up to which threads cost more than they save."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Generate, and measure where a reference is given; returns the exit code.
+@settings_command(GenerateConfig, "generate", "default")
+@option("--prior", type=PATH, required=True, metavar="DIR", help="folder of a trained prior")
+@option("--cache", type=PATH, required=True, metavar="DIR", help="embedding cache of the radiographs or DRRs")
+@option("--out", type=PATH, default=Path("runs/generated"), metavar="DIR", help="folder of the results")
+@option("--head", type=PATH, metavar="DIR", help="folder of a CT teacher, whose probabilities are kept too")
+@option("--exams", type=PATH, metavar="FILE", help="exam table: draw only for its CXR rows (DRR rows with --source "
+        "drr)")  # fmt: skip
+@option("--reference", type=PATH, metavar="DIR", help="cache of real CT embeddings, for the quality report")
+@option("--pairs", type=PATH, metavar="FILE", help="pair table, for the quality report")
+@option("--splits", type=PATH, metavar="FILE", help="split table: the quality report covers one part of it alone")
+@option("--part", default="test", help="that part")
+@option("--device", default="cpu", help="cpu or cuda")
+@option("--limit", type=COUNT, metavar="N", help="draw for the first N exams only")
+@option("--dry-run", is_flag=True, help=DRY_RUN)
+def generate(config: GenerateConfig, **common: Any) -> int:
+    """Generate, and measure where a reference is given; return the exit code.
 
     Everything that can be refused is refused before a file is written.
 
     Raises:
         BadInput: see ``prior.generate`` and ``prior.metrics``.
     """
-    from embedprior.cli.options import DRY_RUN, parse
-    from embedprior.errors import DONE, BadInput
-    from embedprior.prior.config import GenerateConfig
-
-    config, common = parse(
-        GenerateConfig, "generate", argv, "embedprior generate", HELP, "default", {"dry_run": DRY_RUN},
-        prior=(Path, None, "folder of a trained prior"),
-        cache=(Path, None, "embedding cache of the radiographs or DRRs"),
-        out=(Path, Path("runs/generated"), "folder of the results"),
-        head=(Path, None, "folder of a CT teacher, whose probabilities are kept too"),
-        exams=(Path, None, "exam table: only its CXR rows (DRR rows with --source drr) are drawn"),
-        reference=(Path, None, "cache of real CT embeddings, for the quality report"),
-        pairs=(Path, None, "pair table, for the quality report"),
-        splits=(Path, None, "split table: the quality report covers one part of it alone"),
-        part=(str, "test", "that part"),
-        device=(str, "cpu", "cpu or cuda"),
-        limit=(int, None, "draw the first exams only"),
-    )  # fmt: skip
-    for name in ("prior", "cache"):
-        if common[name] is None:
-            raise BadInput(f"--{name} is missing. Next: embedprior generate --prior DIR --cache DIR --out DIR")
     if (common["reference"] is None) != (common["pairs"] is None):
         raise BadInput("the quality report needs both --reference and --pairs.")
     from embedprior.cache import open_cache
-    from embedprior.prior.generate import generate
+    from embedprior.prior.generate import generate as draw
     from embedprior.prior.model import Prior
     from embedprior.prior.storage import WEIGHTS
     from embedprior.report.generation_report import tell
@@ -84,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
             print(_plan(prior, cache, ids, config))
         return DONE
     with _threads(prior):
-        made = generate(prior, common["prior"], cache, ids, config, out, head, head_hash)
+        made = draw(prior, common["prior"], cache, ids, config, out, head, head_hash)
         run = Run(out, "generate", config, config.seed, inputs)
         run.stage("embeddings", exams=len(ids), drawn=made.drawn)
         if made.scores is not None:
@@ -101,7 +98,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _exams(cache: EmbeddingCache, table: Path | None, source: str) -> list[str]:
     """Return the exams to draw, in the order of the cache."""
-    from embedprior.errors import BadInput
     from embedprior.tables import EXAM_REQUIRED, check_exams, read_table
 
     if table is None:
@@ -116,7 +112,6 @@ def _exams(cache: EmbeddingCache, table: Path | None, source: str) -> list[str]:
 
 def _pairs(table: Path, splits: Path | None, part: str, drawn: set[str], real: set[str]) -> pd.DataFrame:
     """Return the pairs that the quality report is about."""
-    from embedprior.errors import BadInput
     from embedprior.prior.metrics import MIN_PATIENTS
     from embedprior.tables import PAIR_REQUIRED, SPLIT_REQUIRED, check_splits, fold_parts, read_table
 
@@ -167,7 +162,6 @@ def _plan(prior: Prior, cache: EmbeddingCache, ids: list[str], config: GenerateC
 
 
 def _same_space(prior: Prior, reference: EmbeddingCache) -> None:
-    from embedprior.errors import BadInput
     from embedprior.prior.data import encoder_name
 
     prior.check_encoders(target=encoder_name(reference))

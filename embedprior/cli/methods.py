@@ -1,18 +1,20 @@
-"""``embedprior methods``."""
+"""``embedprior methods`` and ``embedprior encoders``: what can be run, and what can embed an exam."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from typing import Any
+
+from click import argument, option
+
+from embedprior.cli.options import COUNT, AtLeast, command
 
 GROUPS = {
     "row": "rows of papers",
     "control": "controls",
     "oracle": "oracles: they need CT at inference, and are never ranked with the others",
 }
-HELP = "every row a study can have: source, inputs, CT, parameters, reconstructions, oracles, controls"
 NOTES = """
 trained, total: parameters for z_CXR of {cxr} and z_CT of {ct} numbers, {pairs} pairs, hidden width {hidden}, prior
 preset '{preset}'. Parts thrown away after training count as trained; total adds the frozen CT head, where it is read.
@@ -22,42 +24,48 @@ One method in full: embedprior methods NAME
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the options of the command."""
-    p = argparse.ArgumentParser(prog="embedprior methods", description=HELP + ".", allow_abbrev=False)
-    p.add_argument("method", nargs="?", metavar="NAME", help="tell one method in full")
-    p.add_argument("--cxr-dim", type=int, default=512, metavar="N", help="length of z_CXR (default: 512)")
-    p.add_argument("--ct-dim", type=int, default=512, metavar="N", help="length of z_CT (default: 512)")
-    p.add_argument("--pairs", type=int, default=300, metavar="N", help="training pairs (default: 300)")
-    p.add_argument("--hidden", type=int, default=128, metavar="N", help="width of the shared student (default: 128)")
-    p.add_argument("--preset", default="prior-49m", help="size of the prior (default: prior-49m)")
-    p.add_argument("--json", action="store_true", help="print JSON instead of text")
-    return p
+@command(epilog="Installed packages add encoders by the entry point 'embedprior.encoders'.")
+def encoders() -> int:
+    """Print the registry; return the exit code."""
+    from embedprior.encoders.registry import encoder_card
+    from embedprior.encoders.registry import encoders as names
+    from embedprior.report.formatting import aligned
+
+    rows = [("name", "reads", "dim", "tokens", "weights", "licence")]
+    for name in names():
+        card = encoder_card(name)
+        if card is None:
+            rows.append((name, "?", "?", "?", "?", "?"))
+        else:
+            rows.append((name, card.modality, str(card.dim), card.tokens or "none", card.weights, card.licence))
+    print(aligned(rows))
+    return 0
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print the table; returns the exit code.
+@command()
+@argument("method", required=False, metavar="[NAME]", help="describe one method in full")
+@option("--cxr-dim", type=COUNT, default=512, metavar="N", help="length of z_CXR")
+@option("--ct-dim", type=COUNT, default=512, metavar="N", help="length of z_CT")
+@option("--pairs", type=AtLeast(2), default=300, metavar="N", help="training pairs")
+@option("--hidden", type=COUNT, default=128, metavar="N", help="width of the shared student")
+@option("--preset", default="prior-49m", metavar="NAME", help="size of the prior")
+@option("--json", "as_json", is_flag=True, help="print JSON instead of text")
+def methods(method: str | None, cxr_dim: int, ct_dim: int, pairs: int, hidden: int, preset: str, as_json: bool) -> int:
+    """Print the table, or one method in full; return the exit code.
 
     Raises:
-        BadInput: unknown method, a size below 1, or an unknown preset.
-        SystemExit: ``--help`` (0) or a bad option (2).
+        BadInput: unknown method or preset.
     """
-    o = parser().parse_args(argv)
     from embedprior.config import parse_config
-    from embedprior.errors import DONE, BadInput
+    from embedprior.errors import DONE
     from embedprior.students.registry import DEGENERATE, Budget
 
-    if o.method is not None:
-        print(_told(o.method))
+    if method is not None:
+        print(_in_full(method))
         return DONE
-    for name in ("cxr_dim", "ct_dim", "hidden"):
-        if getattr(o, name) < 1:
-            raise BadInput(f"--{name.replace('_', '-')} {getattr(o, name)}. Allowed: 1 or more.")
-    if o.pairs < 2:
-        raise BadInput(f"--pairs {o.pairs}. Allowed: 2 or more.")
-    settings = {"fit": {"hidden": o.hidden}, "stages": [{"network": {"preset": o.preset}}]}
-    rows = table(parse_config(Budget, settings, "embedprior methods"), o.cxr_dim, o.ct_dim, o.pairs)
-    if o.json:
+    settings = {"fit": {"hidden": hidden}, "stages": [{"network": {"preset": preset}}]}
+    rows = table(parse_config(Budget, settings, "embedprior methods"), cxr_dim, ct_dim, pairs)
+    if as_json:
         print(json.dumps({"methods": rows, "degenerate": DEGENERATE}, indent=2))
         return DONE
     for role, title in GROUPS.items():
@@ -67,20 +75,20 @@ def main(argv: Sequence[str]) -> int:
         print()
     print(
         NOTES.strip().format(
-            cxr=o.cxr_dim, ct=o.ct_dim, pairs=o.pairs, hidden=o.hidden, preset=o.preset,
-            degenerate=", ".join(DEGENERATE),
+            cxr=cxr_dim, ct=ct_dim, pairs=pairs, hidden=hidden, preset=preset, degenerate=", ".join(DEGENERATE)
         )
-    )  # fmt: skip
+    )
     return DONE
 
 
 def table(budget: Any, cxr_dim: int, ct_dim: int, pairs: int) -> list[dict[str, Any]]:
     """Return one record a method, with its parameters (None where it can't say)."""
     from embedprior.students.planted import counted
-    from embedprior.students.registry import build_method, methods
+    from embedprior.students.registry import build_method
+    from embedprior.students.registry import methods as registered
 
     rows = []
-    for name, info in methods().items():
+    for name, info in registered().items():
         found = counted(build_method(name, budget), cxr_dim, ct_dim, pairs, budget)
         trainable, total = found or (None, None)
         rows.append(
@@ -95,6 +103,8 @@ def table(budget: Any, cxr_dim: int, ct_dim: int, pairs: int) -> list[dict[str, 
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    from embedprior.report.formatting import aligned
+
     cells = [("method", "reads", "CT", "trained", "total", "source")]
     cells += [
         (
@@ -103,27 +113,21 @@ def _lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         )
         for r in rows
     ]  # fmt: skip
-    widths = (23, 9, 9, 10, 10, 0)
-    return [
-        "  ".join(
-            cell.rjust(width) if column in (3, 4) else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
+    return aligned(cells, right=(3, 4)).splitlines()
 
 
-def _told(name: str) -> str:
+def _in_full(name: str) -> str:
     """Return one method in words: its entry, and what its class says of itself."""
     import importlib
     import inspect
 
     from embedprior.errors import BadInput, choose
-    from embedprior.students.registry import DEGENERATE, methods
+    from embedprior.students.registry import DEGENERATE
+    from embedprior.students.registry import methods as registered
 
     if name in DEGENERATE:
         raise BadInput(f"method '{name}': {DEGENERATE[name]}. Next: embedprior methods")
-    info = choose("method", name, methods())
+    info = choose("method", name, registered())
     module, _, attribute = info.build.partition(":")
     text = inspect.getdoc(getattr(importlib.import_module(module), attribute)) or ""
     options = "".join(f"\n  {key}: {value}" for key, value in info.options.items())

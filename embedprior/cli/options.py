@@ -1,61 +1,120 @@
-"""Command lines of commands that have a configuration: YAML first, then what the user types over it."""
+"""The one command-line reader, click's: options with dashes, and errors on one line with the nearest match.
+
+What a command with a configuration adds is in ``cli.settings``.
+"""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
-from embedprior.config import Config, describe, load_config, read_overrides
-from embedprior.errors import BadInput
+import click
 
-C = TypeVar("C", bound=Config)
-DRY_RUN = "say what would be done, and stop"
+from embedprior.errors import BadInput, nearest
+
+WIDEST = 120
+PATH = click.Path(path_type=Path)
+DRY_RUN = "print what would be done, and stop"
+
+Function = Callable[..., int]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message}. Next: {self.prog} --help")
+class AtLeast(click.ParamType[int]):
+    """A whole number that is not below ``smallest``."""
+
+    name = "integer"
+
+    def __init__(self, smallest: int) -> None:
+        self.smallest = smallest
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        number = click.INT.convert(value, param, ctx)
+        if number < self.smallest:
+            self.fail(f"{number}. Allowed: {self.smallest} or more", param, ctx)
+        return int(number)
 
 
-def parse(
-    model: type[C], folder: str, argv: Sequence[str], prog: str, description: str, default: str,
-    flags: dict[str, str] | None = None, **common: Any,
-) -> tuple[C, dict[str, Any]]:  # fmt: skip
-    """Return the settings of ``--config NAME`` with the command line's own settings in place, and the common options.
+COUNT = AtLeast(1)
+
+
+class Command(click.Command):
+    """A command whose errors are one line: what was given, the nearest match, and the next command.
+
+    Attributes:
+        renamed: former option → its present name.
+    """
+
+    def __init__(self, *args: Any, renamed: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        self.renamed = dict(renamed or {})
+        super().__init__(*args, **kwargs)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words of this command.
+
+        Raises:
+            BadInput: an unknown option, an option without its value, or a word that belongs to no option.
+        """
+        if ctx.resilient_parsing:  # a shell completes an unfinished line
+            return super().parse_args(ctx, args)
+        known = self.named_options(ctx)
+        for word, following in zip(args, [*args, None][1:], strict=True):
+            if word in known and needs_value(known[word]) and (following is None or following in known):
+                raise BadInput(f"{word} needs a value. Next: {ctx.command_path} --help")
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            message = self.unknown_option(error.option_name, known)
+        except click.UsageError as error:
+            message = one_line(error)
+        raise BadInput(f"{message} Next: {ctx.command_path} --help")
+
+    def named_options(self, ctx: click.Context) -> dict[str, click.Option]:
+        """Return the options of the command by each of their names."""
+        options = [option for option in self.get_params(ctx) if isinstance(option, click.Option)]
+        return {name: option for option in options for name in option.opts}
+
+    def unknown_option(self, typed: str, known: Iterable[str]) -> str:
+        """Return what is said of an option that the command does not have."""
+        if typed in self.renamed:
+            return f"the option {typed} is now called {self.renamed[typed]}."
+        right = typed.replace("_", "-")
+        if right != typed and right in known:
+            return f"unknown option '{typed}': options are written with dashes. Did you mean '{right}'?"
+        return f"unknown option '{typed}'.{nearest(typed, known)}"
+
+
+def command(
+    cls: type[Command] = Command, epilog: str | None = None, renamed: Mapping[str, str] | None = None, **more: Any
+) -> Callable[[Function], Command]:
+    """Make a command of a function that returns an exit code; click's ``option`` and ``argument`` stand below it.
+
+    Its one-line description is that of the table of commands (``cli.COMMANDS``).
 
     Args:
-        model: the settings; every field is an option (``--cohort.train 300``).
-        folder: of ``configs/``.
-        argv: the words after the command.
-        prog: the command, for ``--help``.
-        description: one line, for ``--help``.
-        default: configuration taken when the user names none.
-        flags: options without a value: name → help. Beside the common options, False or True.
-        common: options beside the settings: name → (type, default, help).
-
-    Raises:
-        BadInput: no such configuration, an unknown option, or a bad value.
-        SystemExit: ``--help`` was asked for and printed (0).
+        cls: kind of command.
+        epilog: last lines of its help.
+        renamed: former option → its present name.
+        more: for ``cls``.
     """
-    first = _Parser(
-        prog=prog, description=f"{description}.", allow_abbrev=False, add_help=False,
-        usage=f"{prog} [--config NAME|FILE] [OPTIONS] [--SETTING VALUE ...]",
+    return click.command(
+        cls=cls, epilog=epilog, renamed=renamed, help="", **more,
+        context_settings={"max_content_width": WIDEST, "show_default": True, "help_option_names": ["-h", "--help"]},
     )  # fmt: skip
-    first.add_argument("-h", "--help", action="store_true", help="show this text")
-    first.add_argument("--config", default=default, metavar="NAME", help=f"of configs/{folder}, or a YAML file "
-                       f"(default: {default})")  # fmt: skip
-    for name, (kind, value, text) in common.items():
-        shown = "" if value is None else f" (default: {value})"
-        first.add_argument(f"--{name.replace('_', '-')}", type=kind, default=value, help=text + shown,
-                           metavar=name.upper())  # fmt: skip
-    for name, text in (flags or {}).items():
-        first.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
-    known, rest = first.parse_known_args(list(argv))
-    if known.help:
-        print(first.format_help())
-        print(f"every setting of {known.config}.yaml, dotted; a list as [1, 2] or as several words:")
-        print(describe(model, load_config(model, known.config, folder)))
-        raise SystemExit(0)
-    settings = load_config(model, known.config, folder, read_overrides(rest, model, prog))
-    return settings, {name: getattr(known, name) for name in (*common, *(flags or {}))}
+
+
+def needs_value(option: click.Option) -> bool:
+    """Return whether a value must follow the option."""
+    return not (option.is_flag or option.count or isinstance(option.flag_value, str))
+
+
+def one_line(error: click.UsageError) -> str:
+    """Return click's message as one sentence that follows ``error:``."""
+    text = " ".join(error.format_message().split())
+    return text[:1].lower() + text[1:] + ("" if text.endswith((".", "?")) else ".")
+
+
+def recorded(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a command as ``run.json`` keeps them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -221,3 +221,25 @@ def provenance(run: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[tupl
         else:
             short.append((name, str(value) if isinstance(value, int) and not isinstance(value, bool) else cell(value)))
     return short, long
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Return rows of text in columns for a terminal, two blanks between them.
+
+    Args:
+        rows: cells, the header first; every row has as many.
+        right: columns set to the right.
+
+    Example:
+        >>> print(aligned([("method", "AUC"), ("prior", "0.81")], right=[1]))
+        method   AUC
+        prior   0.81
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if place in right else text.ljust(width)
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -247,7 +247,7 @@ def plan_text(plan: Mapping[str, Any], workers: int = 1) -> str:
     found = plan["cost"]
     minutes = found["minutes"] / max(workers, 1)
     if len(found["unknown"]) == len(found["methods"]):
-        lines.append("cost: unknown; measure it with --measure (one fit of each method), or declare 'unit_seconds'")
+        lines.append("cost: unknown; measure it with --time-fits (one fit of each method), or declare 'unit_seconds'")
     else:
         least = " at least" if found["unknown"] else ""
         share = f" with {workers} workers" if workers > 1 else ""

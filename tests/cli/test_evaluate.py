@@ -81,7 +81,7 @@ def test_wide_table_gives_the_same_evidence(predictions: Path, tmp_path: Path) -
     wide = long.pivot(index=["patient_id", "label"], columns="method", values="score").reset_index()
     wide.to_csv(tmp_path / "wide.csv", index=False)
     found = []
-    for path, flags in ((predictions, []), (tmp_path / "wide.csv", ["--wide"])):
+    for path, flags in ((predictions, []), (tmp_path / "wide.csv", ["--method-columns"])):
         out = tmp_path / f"out{len(found)}"
         options = ["--reference", "cxr_only", "--no-bootstrap", "--no-figures", *flags, "--out", str(out)]
         assert main(["evaluate", str(path), *options]) == 0
@@ -91,7 +91,7 @@ def test_wide_table_gives_the_same_evidence(predictions: Path, tmp_path: Path) -
 
 
 def test_power_prints_the_detectable_difference(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["power", "--pos", "23", "--neg", "63", "--auc", ".8", "--corr", ".5", "--comparisons", "9"]
+    words = ["power", "--pos", "23", "--neg", "63", "--auc", ".8", "--correlation", ".5", "--comparisons", "9"]
     assert main(words) == 0
     text = capsys.readouterr().out
     assert "0.167" in text

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from embedprior.cli import COMMANDS, main
+from embedprior.cli import COMMANDS, GROUPS, main
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -14,22 +15,16 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in text for name in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["", "demo", "doctor", "generate", "train teacher"])
-def test_help_does_not_import_torch(command: str) -> None:
+@pytest.mark.parametrize("command", ["", *GROUPS, *COMMANDS])
+def test_help_of_every_command_needs_no_torch(command: str) -> None:
     words = [*command.split(), "--help"]
     program = (
-        "import sys\nfrom embedprior.cli import main\n"
-        f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
-        "sys.exit(1 if 'torch' in sys.modules else 0)"
+        f"import sys\nfrom embedprior.cli import main\nassert main({words!r}) == 0\nsys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
-
-
-def test_every_command_has_its_module() -> None:
-    import importlib
-
-    for name in COMMANDS:
-        assert callable(importlib.import_module(f"embedprior.cli.{name.replace(' ', '_')}").main)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert f"Usage: embedprior {command}".strip() in done.stdout
+    told = COMMANDS[command][1] if command in COMMANDS else GROUPS[command]
+    assert " ".join(told.split()) in " ".join(done.stdout.split())
 
 
 def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,3 +32,32 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     assert "Did you mean 'demo'?" in capsys.readouterr().err
     assert main(["study", "rnu"]) == 2
     assert "Did you mean 'study run'?" in capsys.readouterr().err
+
+
+def test_a_group_lists_its_commands_and_needs_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"train {name}" in said for name in ("teacher", "prior", "student"))
+    assert "cache ls" not in said
+    assert main(["train"]) == 2
+    assert "needs a command: teacher, prior, student. Next: embedprior train --help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("embedprior tr", {"train"}),
+        ("embedprior train ", {"teacher", "prior", "student"}),
+        ("embedprior power --corr", {"--correlation"}),
+        ("embedprior study run --config demo_", {"demo_kfold"}),
+        ("embedprior train prior --prior.training.war", {"--prior.training.warmup"}),
+    ],
+)
+def test_a_shell_completes_commands_options_and_configurations(typed: str, offered: set[str]) -> None:
+    words = typed.split(" ")
+    asked = {"_EMBEDPRIOR_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)}
+    program = "import sys; sys.argv[0] = 'embedprior'; from embedprior.cli import entry; entry()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=os.environ | asked
+    )
+    assert {line.partition(",")[2] for line in done.stdout.splitlines()} == offered

@@ -54,7 +54,7 @@ def test_one_method_in_full_says_what_was_reconstructed(capsys: pytest.CaptureFi
     [
         (["hinton"], "Did you mean 'hinton-kd'"),
         (["dkd"], "it is 'hinton-kd'"),
-        (["--cxr-dim", "0"], "--cxr-dim 0. Allowed: 1 or more"),
+        (["--cxr-dim", "0"], "'--cxr-dim': 0. Allowed: 1 or more"),
         (["--preset", "huge"], "prior-49m"),
     ],
 )

@@ -83,7 +83,7 @@ def test_cost_is_declared_or_measured_and_says_which(run, capsys):
     assert "cost: at least 1.5 min" in printed
     assert "cxr-only: 3 × 30.00 s (declared in the configuration)" in printed
     assert "ridge-head: 3 × unknown" in printed
-    code, out = run("--measure", "--workers", "2", command="plan", unit_seconds={"cxr-only": 30.0})
+    code, out = run("--time-fits", "--workers", "2", command="plan", unit_seconds={"cxr-only": 30.0})
     assert code == 0
     printed = capsys.readouterr().out
     assert "ridge-head: 3 × unknown" not in printed

@@ -5,14 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+import click
 import pytest
 import yaml
 from pydantic import Field
 
-from embedprior.cli.options import parse
-from embedprior.config import Config, describe, load_config, read_overrides, settings_of
+from embedprior.cli.options import Command
+from embedprior.cli.settings import settings_command
+from embedprior.config import Config, load_config, settings_of
 from embedprior.errors import BadInput
 
 
@@ -25,6 +27,7 @@ class Steps(Config):
         steps, looks: how many.
     """
 
+    renamed: ClassVar[dict[str, str]] = {"learning_rate": "lr"}
     lr: float = 1e-3
     steps: int = 10
     looks: int = 2
@@ -49,10 +52,30 @@ class Outer(Config):
     out: Path = Path("here")
 
 
-def overridden(words: list[str], written: dict[str, Any], folder: Path) -> Outer:
+def prog(model: type[Config] = Outer) -> Command:
+    @settings_command(model, "demo", renamed={"--old": "--seed"})
+    @click.option("--seed", type=int, default=1)
+    @click.option("--data", type=click.Path(path_type=Path))
+    @click.option("--dry-run", is_flag=True)
+    def run(**given: Any) -> Any:
+        return given
+
+    return run
+
+
+def called(words: list[str], written: dict[str, Any], folder: Path, model: type[Config] = Outer) -> dict[str, Any]:
+    """What the function of the command is called with."""
     file = folder / "mine.yaml"
     file.write_text(yaml.safe_dump(written))
-    return parse(Outer, "demo", ["--config", str(file), *words], "prog", "text", "default")[0]
+    found = prog(model).main(["--config", str(file), *words], "prog", standalone_mode=False)
+    assert isinstance(found, dict)
+    return found
+
+
+def overridden(words: list[str], written: dict[str, Any], folder: Path) -> Outer:
+    config = called(words, written, folder)["config"]
+    assert isinstance(config, Outer)
+    return config
 
 
 @pytest.mark.parametrize(
@@ -64,7 +87,7 @@ def overridden(words: list[str], written: dict[str, Any], folder: Path) -> Outer
         (["--kind", "b"], "kind", "b"),
         (["--train.lr", "1e-4"], "train.lr", 1e-4),
         (["--sizes", "[3, 4]"], "sizes", (3, 4)),
-        (["--sizes", "3", "4"], "sizes", (3, 4)),
+        (["--sizes", "3", "--sizes", "4"], "sizes", (3, 4)),
         (["--sizes", "3"], "sizes", (3,)),
         (["--fast"], "fast", True),
         (["--fast", "false"], "fast", False),
@@ -75,6 +98,10 @@ def overridden(words: list[str], written: dict[str, Any], folder: Path) -> Outer
         (["--out", "a/b"], "out", Path("a/b")),
         (["--warm.steps", "4"], "warm.steps", 4),
         (["--rows.prior-long.method", "prior"], "rows", {"prior-long": {"method": "prior"}}),
+        (["--rows.a.method=x", "--rows.b_c.steps", "3"], "rows", {"a": {"method": "x"}, "b_c": {"steps": 3}}),
+        (["--rows", "{prior-long: {method: prior}}"], "rows", {"prior-long": {"method": "prior"}}),
+        (["--rows", "a=x=y"], "rows", {"a": "x=y"}),
+        (["--fast", "--kind", "b"], "fast", True),
     ],
 )
 def test_a_word_becomes_the_value_its_setting_asks_for(
@@ -94,12 +121,15 @@ def test_a_setting_typed_in_a_section_leaves_the_rest_of_the_section_alone(tmp_p
     assert by_model.train == Steps(lr=0.5, steps=7), "the model's own choice for this section was lost"
 
 
-def test_dashes_and_underscores_are_one_in_names_and_kept_in_a_mapping() -> None:
+def test_options_have_dashes_and_keys_of_a_mapping_stay_as_typed(tmp_path: Path) -> None:
     class Dashed(Config):
         a_b: int = 0
         c_d: dict[str, int] = Field(default_factory=dict)
 
-    assert read_overrides(["--a-b", "2", "--c-d.x-y", "1"], Dashed, "prog") == {"a_b": 2, "c_d.x-y": 1}
+    found = called(["--a-b", "2", "--c-d.x-y", "1", "--c-d.x_y", "3"], {}, tmp_path, Dashed)["config"]
+    assert found == Dashed(a_b=2, c_d={"x-y": 1, "x_y": 3})
+    with pytest.raises(BadInput, match=r"'--a_b': options are written with dashes\. Did you mean '--a-b'\? Next: prog"):
+        called(["--a_b", "2"], {}, tmp_path, Dashed)
 
 
 @pytest.mark.parametrize(
@@ -107,11 +137,17 @@ def test_dashes_and_underscores_are_one_in_names_and_kept_in_a_mapping() -> None
     [
         (["--train.stepz", "3"], r"unknown option '--train\.stepz'\. Did you mean '--train\.steps'\? Next: prog"),
         (["--trian.steps", "3"], r"Did you mean '--train\.steps'"),
-        (["stray"], "'stray' was not expected"),
+        (["stray"], r"unexpected extra argument \(stray\)\. Next: prog --help"),
         (["--name"], "--name needs a value"),
+        (["--name", "--kind", "b"], "--name needs a value"),
+        (["--rows.a.method"], r"--rows\.a\.method needs a value"),
+        (["--rows.a.method", "--kind", "b"], r"--rows\.a\.method needs a value"),
+        (["--old", "3"], "the option --old is now called --seed"),
+        (["--train.learning-rate", "3"], r"the option --train\.learning-rate is now called --train\.lr"),
+        (["--seed", "x"], r"invalid value for '--seed': 'x' is not a valid integer\. Next: prog --help"),
         (["--train.steps", "many"], r"mine\.yaml and the command line: 'train\.steps'.*'many'"),
         (["--kind", "c"], r"'kind'.*'a' or 'b'.*'c'"),
-        (["--sizes", "3", "x"], r"'sizes\.1'.*'x'"),
+        (["--sizes", "3", "--sizes", "x"], r"'sizes\.1'.*'x'"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(words: list[str], message: str, tmp_path: Path) -> None:
@@ -120,28 +156,33 @@ def test_what_is_wrong_is_said_in_one_line(words: list[str], message: str, tmp_p
     assert "\n" not in str(refused.value)
 
 
-def test_common_options_and_flags_stand_beside_the_settings(tmp_path: Path) -> None:
+def test_options_of_the_command_stand_beside_its_settings(tmp_path: Path) -> None:
+    found = called(["--seed", "3", "--dry-run", "--limit", "4"], {"name": "y"}, tmp_path)
+    config = found.pop("config")
+    assert (config.name, config.limit) == ("y", 4)
+    assert found == {"seed": 3, "data": None, "dry_run": True}
+
+
+def test_a_configuration_must_be_named_where_none_is_the_default() -> None:
+    with pytest.raises(BadInput, match=r"--config is missing\. Allowed: default, quick, or a YAML file"):
+        prog().main([], "prog", standalone_mode=False)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--help", "--config", "{file}"], ["--config", "{file}", "--help"]])
+def test_help_shows_kind_text_and_the_value_in_the_configuration(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("name: y\n")
-    found, common = parse(
-        Outer, "demo", ["--seed", "3", "--dry-run", "--config", str(file), "--limit", "4"], "prog", "text", "default",
-        {"dry_run": "stop", "force": "go on"}, seed=(int, 1, "of everything"), data=(Path, None, "folder"),
-    )  # fmt: skip
-    assert (found.name, found.limit) == ("y", 4)
-    assert common == {"seed": 3, "data": None, "dry_run": True, "force": False}
-    with pytest.raises(BadInput, match=r"argument --seed: invalid int value: 'x'\. Next: prog --help"):
-        parse(Outer, "demo", ["--seed", "x"], "prog", "text", "default", seed=(int, 1, "of everything"))
-
-
-def test_help_tells_kind_text_and_default_of_every_setting() -> None:
-    lines = describe(Outer).splitlines()
-    text = " ".join(" ".join(lines).split())
+    file.write_text("limit: 5\n")
+    assert prog().main([word.format(file=file) for word in words], "prog", standalone_mode=False) == 0
+    said = capsys.readouterr().out
+    text = " ".join(said.split())
     assert "--train.lr FLOAT learning rate, which is small (default: 0.001)" in text
     assert "--train.looks INT how many (default: 2)" in text
     assert "--kind {a,b} one of two (default: a)" in text
     assert "--sizes [INT, ...]" in text
-    assert "(default: 5)" in " ".join(describe(Outer, Outer(limit=5)).split())
-    assert max(map(len, lines)) <= 120
+    assert ("--limit INT (default: 5)" in text) == ("{file}" in words)
+    assert max(map(len, said.splitlines())) <= 120
 
 
 COMMANDS = {

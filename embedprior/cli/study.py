@@ -1,0 +1,114 @@
+"""``embedprior study``: freeze a study, and run it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click import option
+
+from embedprior.cli.options import COUNT, DRY_RUN, PATH, Function
+from embedprior.cli.settings import settings_command
+from embedprior.errors import DONE, NEEDS_ATTENTION
+from embedprior.study.config import StudyConfig
+
+if TYPE_CHECKING:
+    from embedprior.study.runner import Study
+
+
+def _common(function: Function) -> Function:
+    """Add the options that both commands have."""
+    options: list[Callable[[Function], Function]] = [
+        click.option("--data", type=PATH, required=True, metavar="DIR", help="folder of the cohort"),
+        click.option("--out", type=PATH, default=Path("runs/study"), metavar="DIR", help="folder of the results"),
+        click.option("--splits", type=PATH, metavar="FILE", help="your own split table, instead of the generated one"),
+        click.option("--workers", type=COUNT, default=1, metavar="N", help="processes that fit"),
+    ]
+    for add in reversed(options):
+        function = add(function)
+    return function
+
+
+@settings_command(StudyConfig, "study", "covid_pilot", renamed={"--measure": "--time-fits"})
+@_common
+@option("--time-fits", is_flag=True, help="run one fit of each method now, to know what the study costs; the fits "
+        "are kept")  # fmt: skip
+def plan(config: StudyConfig, data: Path, out: Path, splits: Path | None, workers: int, time_fits: bool) -> int:
+    """Write ``plan.json`` and the split table, print the plan; return the exit code.
+
+    Raises:
+        BadInput: see ``study.prepare.prepare`` and ``study.plan.freeze``.
+    """
+    study = _read(config, data, splits)
+    from embedprior.study.plan import freeze, make_plan, plan_text
+
+    frozen = make_plan(config, study, out)
+    freeze(frozen, study, out)
+    if time_fits:
+        from embedprior.study.run import measure_units
+
+        for line in measure_units(study, out):
+            print(line, file=sys.stderr)
+        frozen = make_plan(config, study, out)
+    print(plan_text(frozen, workers))
+    print(f"written: {out / 'plan.json'}, {out / 'cohort' / 'splits.csv'}", file=sys.stderr)
+    return DONE
+
+
+@settings_command(StudyConfig, "study", "covid_pilot")
+@_common
+@option("--dry-run", is_flag=True, help=DRY_RUN)
+def run(config: StudyConfig, data: Path, out: Path, splits: Path | None, workers: int, dry_run: bool) -> int:
+    """Run one study, or what is left of it; return the exit code.
+
+    Everything that can be refused is refused before the output folder is made.
+
+    Raises:
+        BadInput: see ``study.prepare.prepare`` and ``study.plan.freeze``.
+    """
+    study = _read(config, data, splits)
+    from embedprior.study.plan import freeze, make_plan, plan_text
+    from embedprior.study.run import needed_exams, run_study
+
+    frozen = make_plan(config, study, out)
+    if dry_run:
+        for prepared in {id(p): p for p in study.prepared}.values():
+            if prepared.encoder is not None:
+                needed = needed_exams(config, prepared)
+                size = sum((prepared.cohort.root / str(path)).stat().st_size for path in needed["path"])
+                print(f"{len(needed)} images to embed with {config.encoder.name} ({size / 1e6:.1f} MB)")
+        print(plan_text(frozen, workers))
+        return DONE
+    from embedprior.runs import Run
+
+    leads = os.environ.get("RANK", "0") == "0"
+    if leads:
+        freeze(frozen, study, out)
+    inputs = {**frozen["inputs"], "plan": frozen["hash"]}
+    record = Run(out, "study run", config, config.seed, inputs) if leads else None
+    result = run_study(study, out, record.stage if record else _nothing, workers)
+    if record is None:
+        return DONE
+    from embedprior.report.study_report import tell, write_story, write_tables
+
+    write_tables(out, result)
+    summary = write_story(out, result, tell(config, result), record)
+    print(summary)
+    print(f"report: {out / 'report.html'}", file=sys.stderr)
+    return NEEDS_ATTENTION if result.failures or result.unfitted or result.unscored else DONE
+
+
+def _nothing(name: str, **fields: object) -> None:
+    """Other processes of a launcher leave the record to the first."""
+
+
+def _read(config: StudyConfig, data: Path, splits: Path | None) -> Study:
+    """Return the study: cohort read, splits made, nothing written."""
+    from embedprior.study.run import prepare_study
+
+    print(f"reading the cohort in {data}", file=sys.stderr)
+    return prepare_study(config, data, splits)
