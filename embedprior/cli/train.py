@@ -36,14 +36,14 @@ def teacher(config: TrainTeacherConfig, device: str) -> int:
 
     cases, cache, inputs = read_cases(config)
     with one_thread():
-        fitted, looks = train_teacher(
+        fitted, history = train_teacher(
             cases["train"], cases["val"], config.teacher, config.label, hash_of(cache.key), device
         )
         scored = predictions(fitted, cases, config)
     out = Path(config.out)
     run = Run(out, "train teacher", config, config.teacher.seed, inputs)
-    for look in looks:
-        run.metrics.write(event="validation", **look)
+    for record in history:
+        run.metrics.write(event="validation", **record)
     fitted.save(out)
     outputs = {"teacher": out}
     if config.embeddings is not None:
@@ -189,9 +189,9 @@ def student(config: TrainStudentConfig) -> int:
     refuse_unsaveable(fitted, config.method)
     out = Path(config.out)
     run = Run(out, "train student", config, config.seed, loaded.inputs)
-    account = getattr(fitted, "account", None)
-    for look in account.history if account is not None else ():
-        run.metrics.write(event="look", **look)
+    fit_summary = getattr(fitted, "fit_summary", None)
+    for record in fit_summary.history if fit_summary is not None else ():
+        run.metrics.write(event="validation", **record)
     save_fitted(fitted, out, config.method)
     scored = {part: cases if info.needs_ct else cases.without_ct() for part, cases in loaded.scored.items()}
     predictions = _predictions(config, fitted, scored)
@@ -200,7 +200,7 @@ def student(config: TrainStudentConfig) -> int:
         if not predictions.equals(again):
             raise EmbedpriorError(f"the method read back from {out} scores differently from the one that was saved.")
         write_table(predictions, out / "predictions.csv")
-    text = _student_summary(config, account, _student_aucs(predictions))
+    text = _student_summary(config, fit_summary, _student_aucs(predictions))
     run.finish(text, [])
     print(text)
     print(f"student: {out}", file=sys.stderr)
@@ -245,15 +245,15 @@ def _student_aucs(predictions: pd.DataFrame) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _student_summary(config: TrainStudentConfig, account: Any, aucs: Sequence[tuple[str, str, str]]) -> str:
+def _student_summary(config: TrainStudentConfig, fit_summary: Any, aucs: Sequence[tuple[str, str, str]]) -> str:
     lines = [f"# {config.method} for {config.label}", ""]
-    if account is not None:
-        losses = f"; losses: {', '.join(account.losses)}" if account.losses else ""
-        frozen = account.total - account.trainable
-        reads = f" ({account.total:,} with the frozen head it reads)" if frozen else ""
+    if fit_summary is not None:
+        losses = f"; losses: {', '.join(fit_summary.losses)}" if fit_summary.losses else ""
+        frozen = fit_summary.total - fit_summary.trainable
+        reads = f" ({fit_summary.total:,} with the frozen head it reads)" if frozen else ""
         lines += [
-            f"{account.trainable:,} parameter{'s' if account.trainable != 1 else ''} trained{reads}; "
-            f"{account.steps:,} steps, {account.seconds:.1f} s{losses}.",
+            f"{fit_summary.trainable:,} parameter{'s' if fit_summary.trainable != 1 else ''} trained{reads}; "
+            f"{fit_summary.steps:,} steps, {fit_summary.seconds:.1f} s{losses}.",
             "",
         ]
     lines += ["| cases | AUC (95 % CI) | pos / neg |", "| --- | ---: | ---: |"]

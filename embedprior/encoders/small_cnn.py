@@ -6,7 +6,7 @@ give it), or whole radiographs. A CT's embedding pools the features of its slice
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from embedprior.encoders.config import CnnConfig
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam, read_array
 from embedprior.imaging.radiographs import read_image
-from embedprior.runs import hash_file, progress, read_json, seed_for, write_json
+from embedprior.nn.training import ValidationHistory, contiguous, minimise, seeded, tensor
+from embedprior.runs import hash_file, read_json, write_json
 
 WEIGHTS, SETTINGS = "encoder.safetensors", "encoder.json"
 
@@ -79,8 +80,8 @@ def train_small_cnn(
     config: CnnConfig,
     seed: int,
     desc: str,
-) -> tuple[SmallCnn, list[dict[str, float]]]:
-    """Train on labelled pictures; return the network of the best validation epoch, and the loss of each epoch.
+) -> tuple[SmallCnn, ValidationHistory]:
+    """Train on labelled pictures; return the network of the best validation epoch, and one record an epoch.
 
     Args:
         pictures: that are learned from.
@@ -91,31 +92,31 @@ def train_small_cnn(
         seed: of weights, batches, shifts and dropout.
         desc: text of the progress bar.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, "small cnn", desc))
+    targets, batches_per_epoch = tensor(labels), -(-len(pictures) // config.batch_size)
+    steps = config.epochs * batches_per_epoch
+    with seeded(seed, "small cnn", desc):
         network = SmallCnn(config)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        steps = config.epochs * -(-len(pictures) // config.batch_size)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=steps)
-        targets, history, best_loss = torch.as_tensor(labels, dtype=torch.float32), [], float("inf")
-        best = {k: v.clone() for k, v in network.state_dict().items()}
-        for epoch in progress(range(config.epochs), desc, total=config.epochs):
-            network.train()
-            total = 0.0
-            for rows in torch.randperm(len(pictures)).split(config.batch_size):
-                batch = _shift(normalise(pictures[rows.numpy()]), config.shift)
-                loss = nn.functional.binary_cross_entropy_with_logits(network(batch), targets[rows])
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-                total += loss.item() * len(rows)
-            val_loss = _validation_loss(network, val_pictures, val_labels, config.batch_size)
-            history.append({"epoch": epoch, "loss": total / len(pictures), "val_loss": val_loss})
-            if val_loss < best_loss:
-                best_loss, best = val_loss, {k: v.clone() for k, v in network.state_dict().items()}
-    network.load_state_dict(best)
-    return network.eval().requires_grad_(False), history
+        batches = _shuffled_batches(len(pictures), config.batch_size)
+
+        def loss(step: int) -> Tensor:
+            rows = next(batches)
+            batch = _shift(normalise(pictures[rows.numpy()]), config.shift)
+            return nn.functional.binary_cross_entropy_with_logits(network(batch), targets[rows])
+
+        history = minimise(
+            network, loss, steps, lr=config.lr,
+            weight_decay=config.weight_decay,
+            validate=lambda: _validation_loss(network, val_pictures, val_labels, config.batch_size),
+            validate_every=batches_per_epoch,
+            schedule=lambda optimiser: torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=steps),
+            progress_bar=desc,
+        )  # fmt: skip
+    return network.requires_grad_(False), [{"epoch": i, **record} for i, record in enumerate(history)]
+
+
+def _shuffled_batches(count: int, size: int) -> Iterator[Tensor]:
+    while True:
+        yield from torch.randperm(count).split(size)
 
 
 def save_small_cnn(
@@ -131,7 +132,7 @@ def save_small_cnn(
         folder: is there.
         patients_seen: whose exams trained the network or chose it; None = not recorded.
     """
-    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, folder / WEIGHTS)
+    save_file(contiguous(network.state_dict()), folder / WEIGHTS)
     seen = None if patients_seen is None else sorted(set(patients_seen))
     write_json(folder / SETTINGS, {"config": config, "profile": profile, "patients_seen": seen})
 
@@ -250,11 +251,9 @@ def _shift(pictures: Tensor, largest: int) -> Tensor:
     return torch.roll(pictures, (rows, columns), dims=(1, 2))
 
 
-@torch.inference_mode()
 def _validation_loss(
     network: SmallCnn, pictures: UInt8[np.ndarray, "pictures height width"], labels: Float[np.ndarray, " pictures"],
     batch_size: int,
 ) -> float:  # fmt: skip
-    network.eval()
     logits = torch.cat([network(normalise(pictures[i : i + batch_size])) for i in range(0, len(pictures), batch_size)])
-    return float(nn.functional.binary_cross_entropy_with_logits(logits, torch.as_tensor(labels, dtype=torch.float32)))
+    return float(nn.functional.binary_cross_entropy_with_logits(logits, tensor(labels)))

@@ -1,1 +1,1 @@
-"""Small networks on embeddings, shared by teachers, students and the prior."""
+"""What teachers, students and the prior share: scaling, losses, one training loop, small networks, ridge regression."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from embedprior.config import Config
 
@@ -20,7 +21,7 @@ class FitConfig(Config):
         weight_decay: AdamW weight decay.
         batch_size: cases a step.
         steps: optimiser steps.
-        check_every: steps between two looks at the validation loss; the best look is kept.
+        validate_every: steps between two validations; the step with the lowest validation loss is kept.
     """
 
     hidden: int = 128
@@ -29,4 +30,6 @@ class FitConfig(Config):
     weight_decay: float = 1e-2
     batch_size: int = 64
     steps: int = 600
-    check_every: int = 20
+    validate_every: int = 20
+
+    renamed: ClassVar[Mapping[str, str]] = {"check_every": "validate_every"}

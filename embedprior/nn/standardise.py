@@ -1,11 +1,17 @@
-"""Per-dimension standardisation, fitted on a training fold."""
+"""Standardisation per dimension, fitted on training cases (torch-free; as a layer: ``network.Standardised``)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+CONSTANT = 1e-7
+"""A dimension is constant where its largest and smallest value differ by no more than this share of the larger size:
+one unit in the last place of float32. Its spread is rounding, which must not become a unit of measurement."""
 
 
 @dataclass(frozen=True)
@@ -14,30 +20,53 @@ class Standardiser:
 
     Attributes:
         mean: (D,) float64.
-        scale: (D,) float64, all positive; 1 where the training fold does not vary.
+        scale: (D,) float64, all positive; 1 where the training cases do not vary (see ``CONSTANT``).
+
+    Example:
+        >>> scaler = Standardiser.fit(np.array([[0.0, 7.0], [2.0, 7.0]]))
+        >>> scaler.scale
+        array([1., 1.])
+        >>> scaler.forward(np.array([[4.0, 8.0]]))
+        array([[3., 1.]], dtype=float32)
     """
 
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
 
     @classmethod
-    def fit(cls, embeddings: NDArray[np.float32]) -> Standardiser:
-        """Return the standardiser of (..., D) embeddings; every axis but the last is a sample axis."""
-        rows = embeddings.reshape(-1, embeddings.shape[-1]).astype(np.float64)
-        scale = rows.std(axis=0)
-        # Rounding leaves a constant column a spread near 1e-17 of its size, which must not become a unit.
-        constant = scale <= 1e-7 * np.abs(rows).max(axis=0)
-        return cls(rows.mean(axis=0), np.where(constant, 1.0, scale))
+    def fit(cls, embeddings: NDArray[Any] | Sequence[NDArray[Any]]) -> Standardiser:
+        """Return the standardiser of embeddings, measured in double precision.
+
+        Args:
+            embeddings: (..., D), every axis but the last a sample axis; or several of them, taken together.
+        """
+        parts = [embeddings] if isinstance(embeddings, np.ndarray) else list(embeddings)
+        rows = [part.reshape(-1, part.shape[-1]).astype(np.float64) for part in parts]
+        count = sum(len(part) for part in rows)
+        mean = _total([part.sum(axis=0) for part in rows]) / count
+        scale = np.sqrt(_total([np.square(part - mean).sum(axis=0) for part in rows]) / count)
+        low = np.min([part.min(axis=0) for part in rows if len(part)], axis=0)
+        high = np.max([part.max(axis=0) for part in rows if len(part)], axis=0)
+        constant = high - low <= CONSTANT * np.maximum(np.abs(low), np.abs(high))
+        return cls(mean, np.where(constant, 1.0, scale))
 
     @property
     def dim(self) -> int:
         """D."""
         return len(self.mean)
 
-    def forward(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    def forward(self, embeddings: NDArray[Any]) -> NDArray[np.float32]:
         """Return (..., D) standardised, float32."""
-        return ((embeddings - self.mean) / self.scale).astype(np.float32)
+        return self.wide(embeddings).astype(np.float32)
 
-    def inverse(self, standardised: NDArray[np.float32]) -> NDArray[np.float32]:
+    def wide(self, embeddings: NDArray[Any]) -> NDArray[np.float64]:
+        """Return (..., D) standardised, float64."""
+        return np.asarray((embeddings - self.mean) / self.scale)
+
+    def inverse(self, standardised: NDArray[Any]) -> NDArray[np.float32]:
         """Return (..., D) in the embedding's own scale, float32."""
         return (standardised * self.scale + self.mean).astype(np.float32)
+
+
+def _total(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    return parts[0] if len(parts) == 1 else np.sum(parts, axis=0)

@@ -1,54 +1,114 @@
-"""A multilayer perceptron on embeddings, one way to fit it, and class-balanced losses: shared by heads and students."""
+"""The one loop that small networks are trained by: AdamW, a checkpoint chosen on validation cases, NaN refused."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from embedprior.errors import EmbedpriorError
-from embedprior.nn.config import FitConfig
-from embedprior.runs import seed_for
+from embedprior.runs import progress, seed_for
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(outputs of the network, row numbers they belong to) → scalar."""
+ValidationHistory = list[dict[str, float]]
+"""One record a validation: ``step``, ``loss`` (mean since the record before), ``val_loss`` where there are cases."""
 
 
-class Mlp(nn.Module):
-    """Standardise → dropout → linear → GELU → dropout → linear.
+def minimise(
+    network: nn.Module,
+    loss: Callable[[int], Tensor],
+    steps: int,
+    *,
+    lr: float,
+    weight_decay: float,
+    validate: Callable[[], float] | None,
+    validate_every: int,
+    schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+    after_validation: Callable[[dict[str, float]], None] | None = None,
+    progress_bar: str | None = None,
+) -> ValidationHistory:
+    """Minimise ``loss`` by AdamW; the network ends as it was at its lowest validation loss, in evaluation mode.
 
-    The mean and spread of the input are those of the training cases, and are part of the weights.
+    Random numbers (dropout, draws) come from torch's global generator and from what ``loss`` draws itself: seed them
+    with ``seeded``.
+
+    Args:
+        network: changed in place; its parameters that require a gradient are trained.
+        loss: number of the step (1 to ``steps``) → loss of a batch.
+        steps: how many.
+        lr, weight_decay: of AdamW.
+        validate: the validation loss, computed without gradient and dropout; None keeps the last step.
+        validate_every: steps between two validations. The last step is validated too.
+        schedule: of the learning rate, stepped after every step; None keeps it.
+        after_validation: called with every record before it is kept; may add to it.
+        progress_bar: its text; None shows none.
+
+    Returns:
+        One record for every validation, and for every ``validate_every`` steps where nothing is validated.
+
+    Raises:
+        EmbedpriorError: a loss, or every validation loss, was not a finite number; the message names the step.
     """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+    scheduler = None if schedule is None else schedule(optimiser)
+    history: ValidationHistory = []
+    lowest, best = float("inf"), _copied(network)
+    pending: list[Tensor] = []
+    numbers: Iterable[int] = range(1, steps + 1)
+    for step in numbers if progress_bar is None else progress(numbers, progress_bar, total=steps):
+        network.train()
+        value = loss(step)
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+        if scheduler is not None:
+            scheduler.step()
+        pending.append(value.detach())
+        if step % validate_every and step != steps:
+            continue
+        record = {"step": step, "loss": _finite_mean(pending, step)}
+        pending.clear()
+        if validate is not None:
+            network.eval()
+            with torch.no_grad():
+                record["val_loss"] = validate()
+            if record["val_loss"] < lowest:
+                lowest, best = record["val_loss"], _copied(network)
+        if after_validation is not None:
+            after_validation(record)
+        history.append(record)
+    if validate is not None and history:
+        if lowest == float("inf"):
+            raise EmbedpriorError(
+                "the validation loss was never a number. Next: look for numbers that are not finite among the inputs, "
+                "or lower lr"
+            )
+        network.load_state_dict(best)
+    network.eval()
+    return history
 
-    mean: Tensor
-    scale: Tensor
 
-    def __init__(self, inputs: int, outputs: int, config: FitConfig) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(inputs))
-        self.register_buffer("scale", torch.ones(inputs))
-        self.layers = nn.Sequential(
-            nn.Dropout(config.dropout),
-            nn.Linear(inputs, config.hidden),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.hidden, outputs),
-        )
+@contextmanager
+def seeded(seed: int, *purpose: str) -> Iterator[None]:
+    """Seed torch's global generator for a block; it goes on afterwards as if nothing had been drawn.
 
-    def fit_scale(self, inputs: Float[Tensor, "cases inputs"]) -> None:
-        """Take mean and spread from the training cases; a constant dimension keeps spread 1."""
-        self.mean.copy_(inputs.mean(0))
-        spread = inputs.std(0, unbiased=False)
-        self.scale.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+    Args:
+        seed: of the whole fit.
+        purpose: what the numbers are for; another purpose gets other numbers.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, *purpose))
+        yield
 
-    def forward(self, inputs: Float[Tensor, "cases inputs"]) -> Float[Tensor, "cases outputs"]:
-        """Return raw outputs (logits, or embeddings)."""
-        out: Tensor = self.layers((inputs - self.mean) / self.scale)
-        return out
+
+def generator(seed: int, *purpose: str) -> torch.Generator:
+    """Return a generator of its own, seeded for a purpose."""
+    return torch.Generator().manual_seed(seed_for(seed, *purpose))
 
 
 def tensor(array: Float[np.ndarray, ...]) -> Tensor:
@@ -56,148 +116,23 @@ def tensor(array: Float[np.ndarray, ...]) -> Tensor:
     return torch.as_tensor(np.ascontiguousarray(array), dtype=torch.float32)
 
 
-def new_mlp(inputs: Float[np.ndarray, "cases inputs"], outputs: int, config: FitConfig, seed: int) -> Mlp:
-    """Return an untrained network whose scale is that of ``inputs``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, "initial weights"))
-        network = Mlp(inputs.shape[1], outputs, config)
-    network.fit_scale(tensor(inputs))
-    return network
+def contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict as safetensors takes it."""
+    return {name: value.contiguous() for name, value in state.items()}
 
 
-def fit(
-    network: Mlp,
-    train: Float[np.ndarray, "cases inputs"],
-    loss: Loss,
-    val: Float[np.ndarray, "others inputs"],
-    val_loss: Loss,
-    config: FitConfig,
-    seed: int,
-    looks: list[dict[str, float]] | None = None,
-    weights: Tensor | None = None,
-) -> Mlp:
-    """Fit by AdamW and return the network as it was at its lowest validation loss.
-
-    With no validation case the last step is kept: a fixed budget, nothing selected.
-
-    Args:
-        network: changed in place and returned.
-        train: inputs.
-        loss: of outputs and the row numbers of ``train`` they belong to.
-        val: inputs that choose the step.
-        val_loss: the same for ``val``.
-        config: budget.
-        seed: of batches and dropout.
-        looks: filled with one record (``step``, ``val_loss``) a look, when given.
-        weights: (cases,) how often a training case is drawn; None draws all alike.
-    """
-    inputs, val_inputs = tensor(train), tensor(val)
-
-    def look() -> float:
-        return float(val_loss(network(val_inputs), torch.arange(len(val_inputs))))
-
-    def batch_loss(rows: Tensor) -> Tensor:
-        return loss(network(inputs[rows]), rows)
-
-    seen = descend(network, batch_loss, len(inputs), look if len(val_inputs) else None, config, seed, weights)
-    if looks is not None:
-        looks += seen
-    return network
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
-def descend(
-    network: nn.Module,
-    loss: Callable[[Tensor], Tensor],
-    count: int,
-    look: Callable[[], float] | None,
-    config: FitConfig,
-    seed: int,
-    weights: Tensor | None = None,
-) -> list[dict[str, float]]:
-    """Minimise ``loss`` by AdamW; the network ends as it was at its lowest validation loss, in evaluation mode.
-
-    Args:
-        network: changed in place.
-        loss: row numbers of the training cases → scalar.
-        count: training cases.
-        look: the validation loss; None keeps the last step.
-        config: budget.
-        seed: of batches and dropout.
-        weights: (count,) how often a case is drawn; None draws all alike.
-
-    Returns:
-        One record (``step``, ``val_loss``) for every look.
-
-    Raises:
-        EmbedpriorError: the validation loss was never a number.
-    """
-    optimiser = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    order = torch.Generator().manual_seed(seed_for(seed, "batches"))
-    best_loss, best = float("inf"), copy.deepcopy(network.state_dict())
-    size, looks = min(config.batch_size, count), []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, "dropout"))
-        for step in range(1, config.steps + 1):
-            network.train()
-            if weights is None:
-                rows = torch.randint(count, (size,), generator=order)
-            else:
-                rows = torch.multinomial(weights, size, replacement=True, generator=order)
-            value = loss(rows)
-            optimiser.zero_grad()
-            value.backward()
-            optimiser.step()
-            if look is not None and step % config.check_every == 0:
-                network.eval()
-                with torch.no_grad():
-                    now = look()
-                looks.append({"step": step, "val_loss": now})
-                if now < best_loss:
-                    best_loss, best = now, copy.deepcopy(network.state_dict())
-    if looks and best_loss == float("inf"):
+def _finite_mean(losses: list[Tensor], step: int) -> float:
+    """Return the mean of the last losses up to ``step``; read only now, to keep an accelerator busy."""
+    values = torch.stack(losses).double()
+    bad = torch.nonzero(~values.isfinite()).flatten()
+    if len(bad):
+        first = step - len(losses) + 1 + int(bad[0])
         raise EmbedpriorError(
-            "the validation loss was never a number. Next: look for numbers that are not finite among the inputs, "
-            "or lower lr"
+            f"the loss at step {first} is not a number, so nothing of this fit is kept. "
+            "Next: look for numbers that are not finite among the embeddings (embedprior cache verify), or lower lr"
         )
-    # A budget shorter than the first look has chosen nothing: its last step is kept.
-    if looks:
-        network.load_state_dict(best)
-    network.eval()
-    return looks
-
-
-def predict(network: Mlp, inputs: Float[np.ndarray, "cases inputs"]) -> Float[np.ndarray, "cases outputs"]:
-    """Return the network's outputs without dropout."""
-    network.eval()
-    with torch.no_grad():
-        return np.asarray(network(tensor(inputs)).numpy())
-
-
-def class_weights(labels: Float[np.ndarray, " cases"]) -> Float[np.ndarray, " cases"]:
-    """Return n / (2 · n_class) for every labelled case, 1 for the others; n counts the labelled ones."""
-    weights = np.ones(len(labels))
-    for value in (0.0, 1.0):
-        own = labels == value
-        if own.any():
-            weights[own] = (~np.isnan(labels)).sum() / (2 * own.sum())
-    return weights
-
-
-def label_loss(labels: Float[np.ndarray, " cases"], weights: Float[np.ndarray, " cases"] | None = None) -> Loss:
-    """Return binary cross-entropy against these labels; cases without a label do not count.
-
-    Args:
-        labels: 1, 0 or NaN (unknown).
-        weights: of each case, 1 without them; the weights of a batch's known cases are what its sum is divided by.
-    """
-    targets = tensor(labels)
-    weight = torch.ones_like(targets) if weights is None else tensor(weights)
-
-    def loss(outputs: Tensor, rows: Tensor) -> Tensor:
-        wanted = targets[rows]
-        known = ~torch.isnan(wanted)
-        each = nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], torch.nan_to_num(wanted), reduction="none")
-        counted = known * weight[rows]
-        return (each * counted).sum() / counted.sum().clamp(min=1e-6)
-
-    return loss
+    return float(values.mean())

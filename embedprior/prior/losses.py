@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from embedprior.errors import BadInput
+from embedprior.nn.losses import class_prototypes, class_weights, cross_entropy_of_known, prototype_cosines
 from embedprior.nn.standardise import Standardiser
 from embedprior.prior.config import ObjectiveConfig, ProcessConfig
 from embedprior.prior.diffusion import Schedule, loss_weight, to_x0, training_target
@@ -40,23 +42,13 @@ def aft(predicted: Tensor, target: Tensor, groups: int) -> Tensor:
     return distance.square().sum(dim=(1, 2)) / target.shape[1]
 
 
-def class_prototypes(target: Tensor, labels: Tensor) -> Tensor:
-    """Return (2, D): the mean embedding of the cases labelled 0 and of those labelled 1; NaN for a class without.
-
-    Example:
-        >>> class_prototypes(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0.0, 1.0, 1.0])).tolist()
-        [[1.0], [4.0]]
-    """
-    return torch.stack([target[labels == value].mean(dim=0) for value in (0, 1)])
-
-
 def proto(predicted: Tensor, target: Tensor, prototypes: Tensor) -> Tensor:
     """Return (B,): squared difference of the cosines to the class prototypes, averaged over classes.
 
     ProtoKD (Wang et al. 2023, ICASSP) with M_k = cos(f, c_k). Student and teacher features live in one space here,
     so both are compared with the prototypes of the training fold's true CT embeddings, not with a batch's.
     """
-    maps = [F.normalize(f, dim=1) @ F.normalize(prototypes, dim=1).T for f in (predicted, target)]
+    maps = [prototype_cosines(f, prototypes) for f in (predicted, target)]
     return (maps[0] - maps[1]).square().mean(dim=1)
 
 
@@ -157,7 +149,8 @@ class Objective:
         self._scale = torch.from_numpy(scaler.scale).float().to(device)
         self._teacher = None if teacher is None else frozen(teacher, device)
         self._known = float(labels.isfinite().double().mean())
-        self._class_weight = _class_weights(labels) if config.bce_balanced else torch.ones(2, device=device)
+        weights = class_weights(labels.cpu().numpy()) if config.bce_balanced else np.ones(2)
+        self._class_weight = torch.from_numpy(weights).float().to(device)
         self._prototypes = class_prototypes(target, labels)
         self._check(target)
 
@@ -213,11 +206,10 @@ class Objective:
             with torch.no_grad():
                 soft = self.teacher_logits(batch.x0).sigmoid()
             return F.binary_cross_entropy_with_logits(logits, soft)
-        known = batch.labels.isfinite()
-        each = F.binary_cross_entropy_with_logits(logits, batch.labels.nan_to_num(0.0), reduction="none")
-        # Divided by the share known in the whole fold, not in this slice: the processes' gradients then average right.
         weight = self._class_weight[batch.labels.nan_to_num(0.0).long()]
-        return (each * known * weight).mean() / self._known
+        each, _ = cross_entropy_of_known(logits, batch.labels, weight)
+        # Divided by the share known in the whole fold, not in this slice: the processes' gradients then average right.
+        return each.mean() / self._known
 
     def _check(self, target: Tensor) -> None:
         config, dim = self._config, target.shape[1]
@@ -243,12 +235,6 @@ class Objective:
                     f"the teacher can't read CT embeddings of {dim} dimensions ({str(error).splitlines()[0]}). "
                     "Next: train it on the same CT embeddings"
                 ) from error
-
-
-def _class_weights(labels: Tensor) -> Tensor:
-    """n / (2 · n_class) of class 0 and 1; n counts the labelled. Their mean over the labelled is 1."""
-    counts = torch.stack([(labels == value).sum() for value in (0, 1)])
-    return counts.sum() / (2 * counts.clamp(min=1))
 
 
 def frozen(teacher: Head, device: torch.device) -> Head:

@@ -6,12 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
+from embedprior.nn.ridge import fit_ridge
 from embedprior.prior.data import Array
-
-PENALTIES = tuple(10.0 ** (k / 2) for k in range(-2, 13))
-"""Candidates for the ridge penalty, on sums over the training pairs: from hardly any to little but the mean left."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +57,9 @@ def fit_regression(
         >>> fitted = fit_regression(x[:150], z[:150], x[150:], z[150:])
         >>> np.allclose(fitted.weights, [[1, 0], [0, 2], [0, 0]], atol=0.01), np.allclose(fitted.offset, 1, atol=0.01)
         (True, True)
-    """  # fmt: skip
-    start = np.zeros((inputs.shape[1], target.shape[1])) if before is None else before.weights
-    mean, left = inputs.mean(axis=0), target - inputs @ start
-    # One thread: sums in one order, so that a resumed training finds the same digits on any number of cores.
-    with threadpool_limits(1):
-        u, values, v = np.linalg.svd(inputs - mean, full_matrices=False)
-        turned = u.T @ (left - left.mean(axis=0))
-        candidates = []
-        for penalty in PENALTIES:
-            weights = start + v.T @ ((values / (values**2 + penalty))[:, None] * turned)
-            offset = target.mean(axis=0) - mean @ weights
-            error = float(np.square(val_inputs @ weights + offset - val_target).sum())
-            candidates.append((error, Regression(weights, offset)))
-    return min(candidates, key=lambda one: one[0])[1]
+    """
+    found = fit_ridge(inputs, target, val_inputs, val_target, None if before is None else before.weights)
+    return Regression(found.weights, found.offset)
 
 
 def coefficients(kind: str, condition_dim: int, target_dim: int) -> int:

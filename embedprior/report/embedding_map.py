@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from embedprior.errors import BadInput
+from embedprior.nn.standardise import Standardiser
 from embedprior.report.content import EmbeddingView
 from embedprior.report.figures import BLUE, GREEN, INK, VERMILION, png
 
@@ -43,14 +44,8 @@ def standardised(view: EmbeddingView) -> tuple[Floats, Floats, Floats]:
     for name, values in (("ct", ct), ("generated", generated), ("cxr", cxr)):
         if not np.isfinite(values).all():
             raise BadInput(f"the {name} embeddings of the view hold NaN or infinite values.")
-    mean, scale = _scaler(ct)
-    own_mean, own_scale = _scaler(cxr)
-    return (ct - mean) / scale, (generated - mean) / scale, (cxr - own_mean) / own_scale
-
-
-def _scaler(values: Floats) -> tuple[Floats, Floats]:
-    spread = values.std(axis=0)
-    return values.mean(axis=0), np.where(spread > 0, spread, 1.0)
+    scaler = Standardiser.fit(ct)
+    return scaler.wide(ct), scaler.wide(generated), Standardiser.fit(cxr).wide(cxr)
 
 
 def embedding_figure(view: EmbeddingView) -> tuple[bytes | None, str]:

@@ -40,7 +40,10 @@ def checked(method: str, built: type, options: Mapping[str, Any]) -> dict[str, A
     if not is_dataclass(built):
         return dict(options)
     allowed = sorted(f.name for f in fields(built) if f.init and f.name not in FIXED)
+    former = getattr(built, "renamed", {})
     for name in options:
+        if name in former:
+            raise BadInput(f"method '{method}': option '{name}' is now called '{former[name]}'")
         if name not in allowed:
             listed = ", ".join(allowed) or "(it has none)"
             raise BadInput(f"method '{method}': unknown option '{name}'. Allowed: {listed}.{nearest(name, allowed)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,18 +13,19 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from embedprior.nn.training import class_weights
+from embedprior.nn.losses import case_weights, soft_cross_entropy
+from embedprior.nn.standardise import Standardiser
 from embedprior.runs import read_json, seed_for, write_json
 from embedprior.students.base import Cases, FitData, Fitted, Head, Stage
 from embedprior.students.config import Balance, Budget
 from embedprior.students.logit_kd import CxrOnly
-from embedprior.students.regression_heads import Array, standard
+from embedprior.students.regression_heads import Array
 from embedprior.students.student import LogitStudent, head_size, labelled, save_head
-from embedprior.students.training import Account, timed
+from embedprior.students.training import FitSummary
 from embedprior.teachers.teacher import TeacherHead
 
-PENALTIES = tuple(10.0**k for k in range(-4, 3))
-FIXED_PENALTY = 0.01
+INVERSE_PENALTIES = tuple(10.0**k for k in range(-4, 3))
+FIXED_INVERSE_PENALTY = 0.01
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Constant:
     """Score every case alike."""
 
     value: float
-    account: Account | None = field(default=None, compare=False)
+    fit_summary: FitSummary | None = field(default=None, compare=False)
     kind: ClassVar[str] = "constant"
 
     def scores(self, cases: Cases) -> Float[np.ndarray, " cases"]:
@@ -63,7 +65,7 @@ class ConstantMethod:
         Raises:
             CannotFit: one class only.
         """
-        return Constant(float(labelled(data.target.train).label.mean()), Account(1, 1, 0, 0.0))
+        return Constant(float(labelled(data.target.train).label.mean()), FitSummary(1, 1, 0, 0.0))
 
     def parameters(self, data: FitData) -> tuple[int, int]:
         """Return (1, 1)."""
@@ -78,7 +80,7 @@ class LinearStudent:
     scale: Array
     weights: Array
     bias: Array
-    account: Account | None = field(default=None, compare=False)
+    fit_summary: FitSummary | None = field(default=None, compare=False)
     kind: ClassVar[str] = "linear"
 
     def scores(self, cases: Cases) -> Float[np.ndarray, " cases"]:
@@ -112,13 +114,15 @@ class Logistic:
         Raises:
             CannotFit: one class only.
         """
-        started, train, val = timed(), labelled(data.target.train), data.target.val
-        mean, scale = standard(train.cxr)
-        chosen = val.take(np.flatnonzero(val.known))
-        x, y = [((c.cxr - mean) / scale) for c in (train, chosen)], [train.label, chosen.label]
-        weights, bias = probe(x[0], y[0], x[1], y[1], self.budget.balance)
+        started, train, val = perf_counter(), labelled(data.target.train), data.target.val
+        scaler, known = Standardiser.fit(train.cxr), val.take(np.flatnonzero(val.known))
+        weights, bias = probe(
+            scaler.wide(train.cxr), train.label, scaler.wide(known.cxr), known.label, self.budget.balance
+        )
         count = weights.size + 1
-        return LinearStudent(mean, scale, weights, bias, Account(count, count, 0, timed() - started, ("label",)))
+        return LinearStudent(
+            scaler.mean, scaler.scale, weights, bias, FitSummary(count, count, 0, perf_counter() - started, ("label",))
+        )
 
     def parameters(self, data: FitData) -> tuple[int, int]:
         """Return (trainable, total) for cases like these."""
@@ -142,8 +146,8 @@ class LabelPermutation(CxrOnly):
             CannotFit: one class only.
         """
         target = Stage(_permuted(data.target.train, seed, "train"), _permuted(data.target.val, seed, "val"))
-        network, account = self.trained(replace(data, stages=(*data.stages[:-1], target)), seed)
-        return LogitStudent(network, account)
+        network, fit_summary = self.trained(replace(data, stages=(*data.stages[:-1], target)), seed)
+        return LogitStudent(network, fit_summary)
 
 
 def _permuted(cases: Cases, seed: int, part: str) -> Cases:
@@ -166,16 +170,14 @@ def probe(
     def at(inverse: float) -> LogisticRegression:
         return LogisticRegression(C=inverse, class_weight=weigh, max_iter=1000).fit(x, label)
 
-    inverse = FIXED_PENALTY
+    inverse = FIXED_INVERSE_PENALTY
     if len(np.unique(val_label)) == 2:
-        val_weight = class_weights(val_label) if weigh else None
+        val_weight = case_weights(val_label) if weigh else None
 
-        def loss(c: float) -> float:
-            p = np.clip(at(c).predict_proba(val_x)[:, 1], 1e-6, 1 - 1e-6)
-            each = val_label * np.log(p) + (1 - val_label) * np.log(1 - p)
-            return -float(np.average(each, weights=val_weight))
-
-        inverse = min(PENALTIES, key=loss)
+        inverse = min(
+            INVERSE_PENALTIES,
+            key=lambda c: soft_cross_entropy(val_label, at(c).predict_proba(val_x)[:, 1], val_weight),
+        )
     model = at(inverse)
     return np.asarray(model.coef_[0]), np.asarray(model.intercept_[0])
 
@@ -185,7 +187,7 @@ class HeadOnCt:
     """The teacher head on the true CT embedding."""
 
     head: Head
-    account: Account | None = field(default=None, compare=False)
+    fit_summary: FitSummary | None = field(default=None, compare=False)
     kind: ClassVar[str] = "head-on-ct"
 
     def scores(self, cases: Cases) -> Float[np.ndarray, " cases"]:
@@ -218,7 +220,7 @@ class CtOnly:
             CannotFit: there is no teacher.
         """
         head = data.head()
-        return HeadOnCt(head, Account(0, head_size(head), 0, 0.0))
+        return HeadOnCt(head, FitSummary(0, head_size(head), 0, 0.0))
 
     def parameters(self, data: FitData) -> tuple[int, int]:
         """Return (0, those of the head): the teacher was trained before."""
@@ -233,9 +235,9 @@ class FusedStudent:
     kind: ClassVar[str] = "fused"
 
     @property
-    def account(self) -> Account | None:
+    def fit_summary(self) -> FitSummary | None:
         """What the fit cost."""
-        return self.student.account
+        return self.student.fit_summary
 
     def scores(self, cases: Cases) -> Float[np.ndarray, " cases"]:
         """Return sigmoid of the logit."""
@@ -266,8 +268,8 @@ class LateFusion:
         Raises:
             CannotFit: they hold one class only.
         """
-        network, account = CxrOnly(self.budget).trained(_fused(data), seed)
-        return FusedStudent(LogitStudent(network, account))
+        network, fit_summary = CxrOnly(self.budget).trained(_fused(data), seed)
+        return FusedStudent(LogitStudent(network, fit_summary))
 
     def parameters(self, data: FitData) -> tuple[int, int]:
         """Return (trainable, total) for cases like these."""

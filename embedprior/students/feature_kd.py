@@ -8,41 +8,39 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embedprior.errors import BadInput
+from embedprior.nn.losses import class_prototypes, label_loss, prototype_cosines
+from embedprior.nn.network import Standardised
 from embedprior.nn.training import tensor
 from embedprior.prior.losses import aft, contrast
 from embedprior.students.base import FitData
 from embedprior.students.config import Count, Counts, Positive, Weight
-from embedprior.students.losses import hinton, label_loss, orthogonality, prototypes, same_patient, similarity_map
+from embedprior.students.logit_kd import hinton
 from embedprior.students.network import DisentangledReadout, StudentNetwork
 from embedprior.students.student import Sizes, StudentMethod
-from embedprior.students.training import Objective, Rows
+from embedprior.students.training import Objective, Rows, same_patient
 
 
-class StandardCt(nn.Module):
+class StandardCt(Standardised):
     """z_CT with mean 0 and spread 1 by dimension, as measured on the training pairs."""
 
-    mean: Tensor
-    scale: Tensor
-
     def __init__(self, data: FitData) -> None:
-        super().__init__()
         ct = tensor(data.target.train.paired_ct())
-        spread = ct.std(0, unbiased=False)
-        self.register_buffer("mean", ct.mean(0))
-        self.register_buffer("scale", torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+        super().__init__(ct.shape[1])
+        self.fit_scale(ct)
 
     @property
     def dim(self) -> int:
         """Length of z_CT."""
         return self.mean.numel()
 
-    def forward(self, ct: Tensor) -> Tensor:
+    def forward(self, ct: Float[Tensor, "cases dim"]) -> Float[Tensor, "cases dim"]:
         """Return it standardised."""
-        return (ct - self.mean) / self.scale
+        return self.standardise(ct)
 
 
 class Projected(Objective):
@@ -61,8 +59,8 @@ class Projected(Objective):
 class AttentionFeatures(Projected):
     """Labels, attention ⊗ feature blocks at several block sizes, and softened logits, adaptively weighted.
 
-    The weight of block term i is n · softmax(r_i / T), r_i = its mean training loss since the last look at the
-    validation cases by that between the two looks before: terms that fall slowly get more weight.
+    The weight of block term i is n · softmax(r_i / T), r_i = its mean training loss since the last validation
+    by that between the two validations before: terms that fall slowly get more weight.
     """
 
     def __init__(self, data: FitData, network: StudentNetwork, method: AftKd) -> None:
@@ -74,10 +72,10 @@ class AttentionFeatures(Projected):
 
     def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
         """Return ``label``, ``afb-G`` for every number of blocks, and ``kd``."""
-        got, wanted = self.projector(pairs.features), self.ct(pairs.ct)
+        prediction, target = self.projector(pairs.features), self.ct(pairs.ct)
         named = {"label": self.labels(labelled)}
         for g in self.groups:
-            named[f"afb-{g}"] = aft(got, wanted, g).mean()
+            named[f"afb-{g}"] = aft(prediction, target, g).mean()
         named["kd"] = hinton(pairs.logits, pairs.teacher, self.method.temperature)
         return named
 
@@ -93,7 +91,7 @@ class AttentionFeatures(Projected):
         self.before = now
 
     def chosen_by(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Return labels and logits: the block terms' weights change from look to look, so their sum can't choose."""
+        """Return labels and logits: the block terms' weights change over the training, so their sum can't choose."""
         return losses["label"] + self.method.kd_weight * losses["kd"]
 
 
@@ -139,18 +137,20 @@ class Prototypes(Objective):
         self.ct = StandardCt(data)
         self.temperature = method.temperature
         train = data.target.train
-        centres, _ = prototypes(self.ct(tensor(train.paired_ct())), tensor(train.label))
-        self.register_buffer("centres", centres)
+        self.register_buffer("prototypes", class_prototypes(self.ct(tensor(train.paired_ct())), tensor(train.label)))
 
     def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
         """Return ``label``, ``kd`` and ``proto``."""
-        centres, both = prototypes(labelled.features, labelled.label)
-        wanted = similarity_map(self.ct(pairs.ct), self.get_buffer("centres"))
-        proto = (similarity_map(pairs.features, centres) - wanted).square().mean()
+        own = class_prototypes(labelled.features, labelled.label)
+        target = prototype_cosines(self.ct(pairs.ct), self.get_buffer("prototypes"))
+        both = len(labelled.label.unique()) == 2
+        proto = (
+            (prototype_cosines(pairs.features, own) - target).square().mean() if both else 0.0 * pairs.features.sum()
+        )
         return {
             "label": label_loss(labelled.logits, labelled.label, labelled.weight),
             "kd": hinton(pairs.logits, pairs.teacher, self.temperature, squared=False),
-            "proto": proto if both else 0.0 * proto,
+            "proto": proto,
         }
 
 
@@ -186,8 +186,8 @@ class MarginPairs(Projected):
 
     def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
         """Return ``label`` and ``contrastive``."""
-        got, wanted = self.projector(pairs.features), self.ct(pairs.ct)
-        each = contrast(got, wanted, wanted, ~same_patient(pairs.patient), self.margin)
+        prediction, target = self.projector(pairs.features), self.ct(pairs.ct)
+        each = contrast(prediction, target, target, ~same_patient(pairs.patient), self.margin)
         return {"label": self.labels(labelled), "contrastive": each.mean()}
 
 
@@ -255,6 +255,12 @@ class ReverseGradient(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Return the reversed gradient."""
         return -ctx.strength * gradient, None
+
+
+def orthogonality(a: Float[Tensor, "cases dim"], b: Float[Tensor, "cases dim"]) -> Tensor:
+    """Return mean |cos(a, b)|. The released DisCoM-KD code has cos itself, whose minimum is −1: opposite, not
+    orthogonal."""
+    return F.cosine_similarity(a, b, dim=1).abs().mean()
 
 
 class Disentangled(Objective):

@@ -2,21 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
+from embedprior.nn.losses import label_loss
 from embedprior.students.base import FitData, Stage
 from embedprior.students.config import Count, Positive, Share
-from embedprior.students.losses import hinton, label_loss, soft_label_loss
 from embedprior.students.network import StudentNetwork
 from embedprior.students.student import LogitStudent, StudentMethod, labelled
-from embedprior.students.training import Account, Objective, Rows
+from embedprior.students.training import FitSummary, Objective, Rows
 
 __all__ = ["CxrAndDrr", "CxrOnly", "LabelsOnly", "LogitStudent", "labelled"]
+
+Logits = Float[Tensor, " cases"]
+"""One logit z a case stands for the two-class logits (0, z). A teacher's carry no gradient."""
+
+
+def soft_label_loss(logits: Logits, teacher: Logits) -> Tensor:
+    """Return cross-entropy against the teacher's probability."""
+    return F.binary_cross_entropy_with_logits(logits, teacher.sigmoid())
+
+
+def hinton(logits: Logits, teacher: Logits, temperature: float, squared: bool = True) -> Tensor:
+    """Return T² · KL(teacher ‖ student) at temperature T (Hinton 2015, arXiv 1503.02531).
+
+    Args:
+        logits: of the student.
+        teacher: logits.
+        temperature: T.
+        squared: False leaves T² out, as ProtoKD's released code does.
+    """
+    target, prediction = teacher / temperature, logits / temperature
+    p = target.sigmoid()
+    positive = F.logsigmoid(target) - F.logsigmoid(prediction)
+    negative = F.logsigmoid(-target) - F.logsigmoid(-prediction)
+    divergence = p * positive + (1 - p) * negative
+    return (temperature**2 if squared else 1.0) * divergence.mean()
+
+
+def decoupled(
+    logits: Float[Tensor, "cases classes"],
+    teacher: Float[Tensor, "cases classes"],
+    target: Int[Tensor, " cases"],
+    temperature: float = 4.0,
+) -> tuple[Tensor, Tensor]:
+    """Return (TCKD, NCKD), each times T² (Zhao 2022, arXiv 2203.08679).
+
+    With two classes the one non-target class has probability 1 in teacher and student: NCKD is 0, its gradient too,
+    and TCKD is Hinton's term. ``students.registry`` therefore refuses DKD as a row of a two-class study.
+    """
+    own = F.one_hot(target, logits.shape[1]).bool()
+
+    def split(z: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = z / temperature
+        of_target = F.log_softmax(scaled, 1)[own]
+        others = torch.logsumexp(scaled.masked_fill(own, -torch.inf), 1) - torch.logsumexp(scaled, 1)
+        return torch.stack([of_target, others], 1), F.log_softmax(scaled[~own].view(len(z), -1), 1)
+
+    (binary_s, rest_s), (binary_t, rest_t) = split(logits), split(teacher)
+    target_term = F.kl_div(binary_s, binary_t, reduction="batchmean", log_target=True)
+    rest_term = F.kl_div(rest_s, rest_t, reduction="batchmean", log_target=True)
+    return temperature**2 * target_term, temperature**2 * rest_term
+
+
+def dist(
+    logits: Float[Tensor, "cases classes"], teacher: Float[Tensor, "cases classes"], temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Return DIST's inter-class and intra-class terms (Huang 2022, arXiv 2205.10536): 1 − Pearson correlation.
+
+    With two classes the probabilities of a case are p and 1 − p: their correlation across classes is ±1 whatever p
+    is, so the inter-class term has no gradient. The intra-class term, across the batch, works.
+    """
+    p, q = (z.div(temperature).softmax(1) for z in (logits, teacher))
+    return _one_minus_pearson(p, q).mean(), _one_minus_pearson(p.T, q.T).mean()
+
+
+def _one_minus_pearson(a: Float[Tensor, "rows values"], b: Float[Tensor, "rows values"]) -> Float[Tensor, " rows"]:
+    return 1 - F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1)
 
 
 class LabelsOnly(Objective):
@@ -34,25 +103,26 @@ class CxrOnly(StudentMethod):
     """Labels and radiographs only: the row every other deployable row is compared with.
 
     Attributes:
-        times: steps, as a multiple of the budget's. ``cxr-only-long`` takes 2, what rows with a DRR stage take in all:
-            a gain over ``cxr-only`` that it has too is a gain of training longer.
+        step_multiplier: steps, as a multiple of the budget's. ``cxr-only-long`` takes 2, what a row with a DRR stage
+            takes in all: a gain over ``cxr-only`` that it has too is a gain of training longer.
     """
 
-    times: Count = 1
+    step_multiplier: Count = 1
     name: str = "cxr-only"
     uses_ct: bool = False
     needs_teacher: ClassVar[bool] = False
+    renamed: ClassVar[Mapping[str, str]] = {"times": "step_multiplier"}
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
         """Return the label term alone."""
         return LabelsOnly()
 
-    def trained(self, data: FitData, seed: int) -> tuple[StudentNetwork, Account]:
+    def trained(self, data: FitData, seed: int) -> tuple[StudentNetwork, FitSummary]:
         """Return the trained network and what it cost (see ``fit``)."""
-        if self.times == 1:
+        if self.step_multiplier == 1:
             return super().trained(data, seed)
-        fit = self.budget.fit.model_copy(update={"steps": self.times * self.budget.fit.steps})
-        return replace(self, times=1, budget=self.budget.model_copy(update={"fit": fit})).trained(data, seed)
+        fit = self.budget.fit.model_copy(update={"steps": self.step_multiplier * self.budget.fit.steps})
+        return replace(self, step_multiplier=1, budget=self.budget.model_copy(update={"fit": fit})).trained(data, seed)
 
 
 @dataclass(frozen=True)
@@ -83,10 +153,10 @@ class LabelsAndLogits(Objective):
         """Return ``label`` and ``kd``."""
         return {
             "label": label_loss(labelled.logits, labelled.label, labelled.weight),
-            "kd": hinton(pairs.logits, self.wanted(pairs), self.temperature),
+            "kd": hinton(pairs.logits, self.target(pairs), self.temperature),
         }
 
-    def wanted(self, rows: Rows) -> Tensor:
+    def target(self, rows: Rows) -> Tensor:
         """Return the teacher's logits."""
         return rows.teacher
 
@@ -115,7 +185,7 @@ class SameModality(LabelsAndLogits):
         self.teacher.eval()
         return self
 
-    def wanted(self, rows: Rows) -> Tensor:
+    def target(self, rows: Rows) -> Tensor:
         """Return the radiograph teacher's logits."""
         with torch.no_grad():
             logits: Tensor = self.teacher(rows.inputs)[1]

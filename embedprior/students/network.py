@@ -11,12 +11,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from embedprior.errors import BadInput
 from embedprior.nn.config import FitConfig
-from embedprior.runs import seed_for
+from embedprior.nn.network import Standardised
+from embedprior.nn.training import seeded
 from embedprior.students.base import CannotFit, Cases
 from embedprior.students.config import InputKind
 
@@ -24,27 +26,16 @@ CHUNK = 512
 """Cases scored at once."""
 
 
-class EmbeddingBackbone(nn.Module):
+class EmbeddingBackbone(Standardised):
     """Standardise → dropout → linear → GELU, on (cases, dim)."""
 
-    mean: Tensor
-    scale: Tensor
-
     def __init__(self, dim: int, config: FitConfig) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(dim))
+        super().__init__(dim)
         self.layers = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(dim, config.hidden), nn.GELU())
-
-    def fit_scale(self, inputs: Tensor) -> None:
-        """Take mean and spread from the training cases; a constant dimension keeps spread 1."""
-        self.mean.copy_(inputs.mean(0))
-        spread = inputs.std(0, unbiased=False)
-        self.scale.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
 
     def forward(self, inputs: Float[Tensor, "cases dim"]) -> Float[Tensor, "cases hidden"]:
         """Return features."""
-        return cast(Tensor, self.layers((inputs - self.mean) / self.scale))
+        return cast(Tensor, self.layers(self.standardise(inputs)))
 
 
 class TokenBackbone(EmbeddingBackbone):
@@ -56,21 +47,16 @@ class TokenBackbone(EmbeddingBackbone):
 
     def forward(self, inputs: Float[Tensor, "cases tokens dim"]) -> Float[Tensor, "cases hidden"]:
         """Return features."""
-        real = _real(inputs).unsqueeze(-1)
+        real = rearrange(_real(inputs), "cases tokens -> cases tokens 1")
         each = super().forward(torch.where(real, inputs, self.mean))
         return (each * real).sum(1) / real.sum(1).clamp(min=1)
 
 
-class PixelBackbone(nn.Module):
+class PixelBackbone(Standardised):
     """Four 3×3 convolutions of stride 2 (hidden/8, /4, /2, /1 channels; group norm, GELU), then the mean over place."""
-
-    mean: Tensor
-    scale: Tensor
 
     def __init__(self, config: FitConfig) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("scale", torch.ones(()))
         widths = [1, *(max(config.hidden // part, 4) for part in (8, 4, 2)), config.hidden]
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
@@ -79,14 +65,13 @@ class PixelBackbone(nn.Module):
 
     def fit_scale(self, inputs: Tensor) -> None:
         """Take mean and spread over all pixels of the training cases."""
-        values = inputs.float()
-        self.mean.copy_(values.mean())
-        self.scale.copy_(values.std(unbiased=False).clamp(min=1e-6))
+        super().fit_scale(inputs.float().flatten())
 
     def forward(self, inputs: Float[Tensor, "cases height width"]) -> Float[Tensor, "cases hidden"]:
         """Return features."""
-        standard = (inputs.float() - self.mean) / self.scale
-        return cast(Tensor, self.layers(standard.unsqueeze(1))).mean(dim=(2, 3))
+        pictures = rearrange(self.standardise(inputs.float()), "cases height width -> cases 1 height width")
+        features: Tensor = reduce(self.layers(pictures), "cases channels height width -> cases channels", "mean")
+        return features
 
 
 class LinearReadout(nn.Sequential):
@@ -189,8 +174,7 @@ def new_student(
         CannotFit: the cases have no such input.
     """
     inputs = student_inputs(cases, kind)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, "initial weights"))
+    with seeded(seed, "initial weights"):
         return StudentNetwork(kind, 0 if kind == "pixels" else inputs.shape[-1], config, readout, latent)
 
 

@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from embedprior.config import Config
 from embedprior.nn.config import FitConfig
-from embedprior.nn.training import new_mlp
+from embedprior.nn.network import new_mlp
 from embedprior.runs import seed_for
 from embedprior.students.base import Cases, FitData, Method, Stage
 from embedprior.students.config import Budget

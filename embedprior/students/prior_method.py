@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -25,7 +26,7 @@ from embedprior.runs import artifact, hash_array, hash_of, read_json, seed_for, 
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage, shuffled_stage
 from embedprior.students.config import Budget
 from embedprior.students.student import head_size, save_head
-from embedprior.students.training import Account, timed
+from embedprior.students.training import FitSummary
 from embedprior.teachers.teacher import TeacherHead
 
 CODE_TAG = "prior-2"
@@ -44,7 +45,7 @@ class PriorStudent:
         sampler: name of the sampler.
         steps: network calls per sample.
         seed: of the samples.
-        account: what the fit cost; None when it was read from a folder.
+        fit_summary: what the fit cost; None when it was read from a folder.
     """
 
     prior: Prior
@@ -53,7 +54,7 @@ class PriorStudent:
     sampler: SamplerName
     steps: int
     seed: int
-    account: Account | None = field(default=None, compare=False)
+    fit_summary: FitSummary | None = field(default=None, compare=False)
     kind: ClassVar[str] = "prior"
 
     def generate(self, cases: Cases) -> Float[np.ndarray, "cases samples ct_dim"]:
@@ -119,7 +120,7 @@ class PriorMethod:
         Raises:
             CannotFit: there is no teacher head to score the samples with, or no label that the objective needs.
         """
-        started, head = timed(), data.head()
+        started, head = perf_counter(), data.head()
         with tempfile.TemporaryDirectory(prefix="embedprior-") as scratch:
             root = self.budget.artifacts or Path(scratch)
             before: Path | None = None
@@ -135,10 +136,10 @@ class PriorMethod:
         names = tuple(
             n for n in ("l2", *prior.config.objective.auxiliary_weights) if n != "l2" or prior.config.objective.l2
         )
-        account = Account(trainable, trainable + head_size(head), steps, timed() - started, names)
+        fit_summary = FitSummary(trainable, trainable + head_size(head), steps, perf_counter() - started, names)
         budget = self.budget
         return PriorStudent(
-            prior, head, budget.samples, budget.sampler, budget.steps, seed_for(seed, "samples"), account
+            prior, head, budget.samples, budget.sampler, budget.steps, seed_for(seed, "samples"), fit_summary
         )
 
     def parameters(self, data: FitData) -> tuple[int, int]:

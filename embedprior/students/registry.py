@@ -153,7 +153,8 @@ METHODS: dict[str, MethodInfo] = _table(
     ),
     MethodInfo(
         "cxr-only-long", "cxr-only with the steps of two stages: is it longer training?", "control",
-        f"{_HERE}.logit_kd:CxrOnly", _ANY, uses_ct=False, needs_teacher=False, role="control", options={"times": 2},
+        f"{_HERE}.logit_kd:CxrOnly", _ANY, uses_ct=False, needs_teacher=False, role="control",
+        options={"step_multiplier": 2},
     ),
     MethodInfo(
         "cxr-only-drr", "labels of the DRRs too, no CT embedding: is it more pictures?", "control",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,12 +16,15 @@ from sklearn.kernel_ridge import KernelRidge
 
 from embedprior.config import parse_config
 from embedprior.nn.config import FitConfig
-from embedprior.nn.training import Mlp, fit, new_mlp, predict, tensor
+from embedprior.nn.network import Mlp, fit_mlp, new_mlp, predict
+from embedprior.nn.ridge import FIXED_PENALTY, PENALTIES, fit_ridge
+from embedprior.nn.standardise import Standardiser
+from embedprior.nn.training import tensor
 from embedprior.runs import read_json, write_json
 from embedprior.students.base import Cases, FitData, Head, Stage, shuffled_stage
 from embedprior.students.config import Budget, Positive, Positives
 from embedprior.students.student import head_size, save_head
-from embedprior.students.training import Account, timed
+from embedprior.students.training import FitSummary
 from embedprior.teachers.teacher import TeacherHead
 
 Array = np.ndarray[Any, Any]
@@ -93,12 +97,12 @@ class RegressionStudent:
     Attributes:
         terms: summed, one a stage.
         head: frozen.
-        account: what the fit cost; None when it was read from a folder.
+        fit_summary: what the fit cost; None when it was read from a folder.
     """
 
     terms: tuple[Affine | Kernel | Network, ...]
     head: Head
-    account: Account | None = field(default=None, compare=False)
+    fit_summary: FitSummary | None = field(default=None, compare=False)
     kind: ClassVar[str] = "regression"
 
     def regression(self, cxr: Float[Array, "cases cxr_dim"]) -> Float[Array, "cases ct_dim"]:
@@ -139,13 +143,6 @@ def summed(terms: Sequence[Term], cxr: Float[Array, "cases cxr_dim"]) -> Float[A
     return np.asarray(np.sum([term(cxr) for term in terms], axis=0))
 
 
-def standard(values: Array) -> tuple[Array, Array]:
-    """Return mean and spread by column (spread 1 for a constant column), in double precision."""
-    wide = values.astype(np.float64)
-    spread = wide.std(0)
-    return wide.mean(0), np.where(spread > 1e-6, spread, 1.0)
-
-
 def size_of(term: Affine | Kernel | Network) -> int:
     """Return the number of fitted coefficients."""
     if isinstance(term, Network):
@@ -177,13 +174,13 @@ class RegressionMethod:
     needs_ct: bool = False
     uses_ct: bool = True
 
-    def term(self, stage: Stage, wanted: Array, val_wanted: Array, seed: int) -> Affine | Kernel | Network:
+    def term(self, stage: Stage, target: Array, val_target: Array, seed: int) -> Affine | Kernel | Network:
         """Return one stage's regression.
 
         Args:
             stage: cases.
-            wanted: what is to be predicted for ``stage.train``, (cases, ct_dim).
-            val_wanted: the same for ``stage.val``, which chooses settings; may be empty.
+            target: what is to be predicted for ``stage.train``, (cases, ct_dim).
+            val_target: the same for ``stage.val``, which chooses settings; may be empty.
             seed: of anything random.
         """
         raise NotImplementedError
@@ -194,7 +191,7 @@ class RegressionMethod:
         Raises:
             CannotFit: there is no teacher.
         """
-        started, head = timed(), data.head()
+        started, head = perf_counter(), data.head()
         terms: tuple[Affine | Kernel | Network, ...] = ()
         for number, stage in enumerate(data.stages if self.pretraining else data.stages[-1:]):
             pairs = shuffled_stage(stage, seed) if self.shuffled else stage
@@ -202,15 +199,17 @@ class RegressionMethod:
             terms = (*terms, self.term(pairs, left[0], left[1], seed + number))
         trainable = sum(size_of(term) for term in terms)
         steps = self.budget.fit.steps * sum(isinstance(t, Network) for t in terms)
-        account = Account(trainable, trainable + head_size(head), steps, timed() - started, ("squared error",))
-        return RegressionStudent(terms, head, account)
+        fit_summary = FitSummary(
+            trainable, trainable + head_size(head), steps, perf_counter() - started, ("squared error",)
+        )
+        return RegressionStudent(terms, head, fit_summary)
 
     def parameters(self, data: FitData) -> tuple[int, int]:
         """Return (trainable, total) for cases like these: those of a fit on a few of them."""
         few = self.budget.fit.model_copy(update={"steps": 1})
-        account = replace(self, budget=self.budget.model_copy(update={"fit": few})).fit(data, 0).account
-        assert account is not None
-        return account.trainable, account.total
+        fit_summary = replace(self, budget=self.budget.model_copy(update={"fit": few})).fit(data, 0).fit_summary
+        assert fit_summary is not None
+        return fit_summary.trainable, fit_summary.total
 
 
 @dataclass(frozen=True)
@@ -222,22 +221,16 @@ class RidgeHead(RegressionMethod):
         fixed_penalty: taken when there is no validation pair.
     """
 
-    penalties: Positives = tuple(10.0**k for k in range(-1, 6))
-    fixed_penalty: Positive = 100.0
+    penalties: Positives = PENALTIES
+    fixed_penalty: Positive = FIXED_PENALTY
     name: str = "ridge-head"
 
-    def term(self, stage: Stage, wanted: Array, val_wanted: Array, seed: int) -> Affine:
+    def term(self, stage: Stage, target: Array, val_target: Array, seed: int) -> Affine:
         """Return the least-squares map with an L2 penalty on standardised inputs; ``seed`` changes nothing."""
-        mean, scale = standard(stage.train.cxr)
-        offset = wanted.mean(0)
-        left, values, right = np.linalg.svd((stage.train.cxr - mean) / scale, full_matrices=False)
-        rotated = left.T @ (wanted - offset)
-
-        def at(penalty: float) -> Affine:
-            weights = right.T @ ((values / (values**2 + penalty))[:, None] * rotated)
-            return Affine(mean, scale, weights, offset)
-
-        return at(_least(self.penalties, lambda p: at(p)(stage.val.cxr), val_wanted, self.fixed_penalty))
+        scaler = Standardiser.fit(stage.train.cxr)
+        inputs, val_inputs = scaler.wide(stage.train.cxr), scaler.wide(stage.val.cxr)
+        found = fit_ridge(inputs, target, val_inputs, val_target, None, self.penalties, self.fixed_penalty)
+        return Affine(scaler.mean, scaler.scale, found.weights, found.offset)
 
 
 @dataclass(frozen=True)
@@ -255,18 +248,18 @@ class KernelRidgeHead(RegressionMethod):
     fixed: tuple[Positive, Positive] = (0.3, 3.0)
     name: str = "kernel-ridge-head"
 
-    def term(self, stage: Stage, wanted: Array, val_wanted: Array, seed: int) -> Kernel:
+    def term(self, stage: Stage, target: Array, val_target: Array, seed: int) -> Kernel:
         """Return the regression; ``seed`` changes nothing."""
-        mean, scale = standard(stage.train.cxr)
-        x, offset = (stage.train.cxr - mean) / scale, wanted.mean(0)
+        scaler, offset = Standardiser.fit(stage.train.cxr), target.mean(0)
+        x = scaler.wide(stage.train.cxr)
 
         def at(pair: tuple[float, float]) -> Kernel:
             gamma = pair[0] / (2 * x.shape[1])
-            dual = KernelRidge(alpha=pair[1], kernel="rbf", gamma=gamma).fit(x, wanted - offset).dual_coef_
-            return Kernel(mean, scale, x, np.asarray(dual), np.array(gamma), offset)
+            dual = KernelRidge(alpha=pair[1], kernel="rbf", gamma=gamma).fit(x, target - offset).dual_coef_
+            return Kernel(scaler.mean, scaler.scale, x, np.asarray(dual), np.array(gamma), offset)
 
         pairs = [(width, penalty) for width in self.widths for penalty in self.penalties]
-        return at(_least(pairs, lambda p: at(p)(stage.val.cxr), val_wanted, self.fixed))
+        return at(_least(pairs, lambda p: at(p)(stage.val.cxr), val_target, self.fixed))
 
 
 @dataclass(frozen=True)
@@ -276,15 +269,14 @@ class MlpHead(RegressionMethod):
 
     name: str = "mlp-head"
 
-    def term(self, stage: Stage, wanted: Array, val_wanted: Array, seed: int) -> Network:
+    def term(self, stage: Stage, target: Array, val_target: Array, seed: int) -> Network:
         """Return the network with the least squared error on the validation pairs."""
-        mean, spread = standard(wanted)
-        config = self.budget.fit
-        network = new_mlp(stage.train.cxr, wanted.shape[1], config, seed)
-        targets = [tensor((w - mean) / spread) for w in (wanted, val_wanted)]
+        scaler, config = Standardiser.fit(target), self.budget.fit
+        network = new_mlp(stage.train.cxr, target.shape[1], config, seed)
+        targets = [tensor(scaler.wide(t)) for t in (target, val_target)]
         losses = [lambda out, rows, t=t: (out - t[rows]).square().mean() for t in targets]
-        fit(network, stage.train.cxr, losses[0], stage.val.cxr, losses[1], config, seed)
-        return Network(network, mean, spread, config)
+        fit_mlp(network, stage.train.cxr, losses[0], stage.val.cxr, losses[1], config, seed)
+        return Network(network, scaler.mean, scaler.scale, config)
 
 
 def _left_over(cases: Cases, before: Sequence[Term]) -> Float[Array, "cases ct_dim"]:
@@ -292,7 +284,7 @@ def _left_over(cases: Cases, before: Sequence[Term]) -> Float[Array, "cases ct_d
     return target - summed(before, cases.cxr) if before and len(cases) else target
 
 
-def _least(candidates: Sequence[Any], predict_at: Callable[[Any], Array], wanted: Array, fixed: Any) -> Any:
-    if not len(wanted):
+def _least(candidates: Sequence[Any], predict_at: Callable[[Any], Array], target: Array, fixed: Any) -> Any:
+    if not len(target):
         return fixed
-    return min(candidates, key=lambda c: float(((predict_at(c) - wanted) ** 2).sum()))
+    return min(candidates, key=lambda c: float(((predict_at(c) - target) ** 2).sum()))

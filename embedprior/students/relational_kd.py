@@ -7,6 +7,7 @@ from typing import ClassVar, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,10 +15,9 @@ from embedprior.students.base import Cases, FitData, Fitted
 from embedprior.students.config import Positive, Weight
 from embedprior.students.controls import probe
 from embedprior.students.feature_kd import StandardCt
-from embedprior.students.losses import info_nce
 from embedprior.students.network import ProbeReadout, StudentNetwork, student_inputs
 from embedprior.students.student import LogitStudent, Sizes, StudentMethod, labelled
-from embedprior.students.training import LabelsAnd, Objective, Rows
+from embedprior.students.training import LabelsAnd, Objective, Rows, same_patient
 
 
 def distance_relations(student: Tensor, teacher: Tensor) -> Tensor:
@@ -41,6 +41,30 @@ class Rkd(StudentMethod):
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> LabelsAnd:
         """Return both terms."""
         return LabelsAnd(lambda pairs: {"rkd": distance_relations(pairs.features, pairs.ct)}, {"rkd": self.weight})
+
+
+def info_nce(
+    student: Float[Tensor, "cases latent"],
+    teacher: Float[Tensor, "cases latent"],
+    patient: Int[Tensor, " cases"],
+    scale: float,
+) -> Tensor:
+    """Return symmetric InfoNCE, ½[CE(s·AᵀB) + CE(s·BᵀA)] on unit vectors (X2CT-CLIP, arXiv 2503.02162).
+
+    Rows of one patient are taken out of each other's denominators: a second radiograph, or a second reconstruction of
+    one scan, is no negative.
+
+    Args:
+        student: latents of the radiographs.
+        teacher: latents of the CTs, row by row.
+        patient: numbers.
+        scale: of the cosines (inverse temperature).
+    """
+    cosines = scale * F.normalize(student, dim=1) @ F.normalize(teacher, dim=1).T
+    own = torch.eye(len(patient), dtype=torch.bool, device=patient.device)
+    cosines = cosines.masked_fill(same_patient(patient) & ~own, -torch.inf)
+    rows = torch.arange(len(patient), device=patient.device)
+    return (F.cross_entropy(cosines, rows) + F.cross_entropy(cosines.T, rows)) / 2
 
 
 class Aligned(Objective):
@@ -94,7 +118,7 @@ class ClipAlignment(StudentMethod):
             CannotFit: one class only.
         """
         train, val = labelled(data.target.train), data.target.val
-        network, account = self.trained(data, seed)
+        network, fit_summary = self.trained(data, seed)
         readout = cast(ProbeReadout, network.readout)
         known = val.take(np.flatnonzero(val.known))
         x, spread = _latents(network, train), 1.0
@@ -106,7 +130,7 @@ class ClipAlignment(StudentMethod):
         with torch.no_grad():
             readout.probe.weight.copy_(torch.from_numpy(weights[None] / spread))
             readout.probe.bias.fill_(float(bias))
-        return LogitStudent(network, account)
+        return LogitStudent(network, fit_summary)
 
 
 def _latents(network: StudentNetwork, cases: Cases) -> np.ndarray:

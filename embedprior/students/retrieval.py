@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,12 +14,14 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 from sklearn.neighbors import NearestNeighbors
 
+from embedprior.nn.losses import soft_cross_entropy
+from embedprior.nn.standardise import Standardiser
 from embedprior.runs import read_json, write_json
 from embedprior.students.base import Cases, FitData, Fitted
 from embedprior.students.config import Budget, Count, Counts
-from embedprior.students.regression_heads import Array, standard
+from embedprior.students.regression_heads import Array
 from embedprior.students.student import head_size
-from embedprior.students.training import Account, timed
+from embedprior.students.training import FitSummary
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class NeighbourStudent:
     anchors: Array
     probability: Array
     neighbours: int
-    account: Account | None = field(default=None, compare=False)
+    fit_summary: FitSummary | None = field(default=None, compare=False)
     kind: ClassVar[str] = "neighbours"
 
     def scores(self, cases: Cases) -> Float[Array, " cases"]:
@@ -74,18 +77,18 @@ class KnnHead:
         Raises:
             CannotFit: there is no teacher.
         """
-        started, head, train, val = timed(), data.head(), data.target.train, data.target.val
-        mean, scale = standard(train.cxr)
-        anchors = (train.cxr - mean) / scale
+        started, head, train, val = perf_counter(), data.head(), data.target.train, data.target.val
+        scaler = Standardiser.fit(train.cxr)
+        anchors = scaler.wide(train.cxr)
         probability = expit(head.logits(train.paired_ct()).astype(np.float64))
         allowed = [k for k in self.neighbours if k <= len(train)] or [len(train)]
         chosen = min(self.fixed_neighbours, len(train))
         if len(val):
-            wanted = expit(head.logits(val.paired_ct()).astype(np.float64))
-            found = _retrieved(anchors, probability, (val.cxr - mean) / scale, allowed)
-            chosen = allowed[int(np.argmin([_cross_entropy(wanted, f) for f in found]))]
-        account = Account(0, head_size(head), 0, timed() - started)
-        return NeighbourStudent(mean, scale, anchors, probability, chosen, account)
+            target = expit(head.logits(val.paired_ct()).astype(np.float64))
+            found = _retrieved(anchors, probability, scaler.wide(val.cxr), allowed)
+            chosen = allowed[int(np.argmin([soft_cross_entropy(target, f) for f in found]))]
+        fit_summary = FitSummary(0, head_size(head), 0, perf_counter() - started)
+        return NeighbourStudent(scaler.mean, scaler.scale, anchors, probability, chosen, fit_summary)
 
     def parameters(self, data: FitData) -> tuple[int, int]:
         """Return (0, those of the head): nothing is trained."""
@@ -96,11 +99,6 @@ def _retrieved(anchors: Array, probability: Array, x: Array, counts: Sequence[in
     search = NearestNeighbors(n_neighbors=max(counts), metric="cosine").fit(anchors)
     order = search.kneighbors(x, return_distance=False)
     return [np.asarray(probability[order[:, :k]].mean(1)) for k in counts]
-
-
-def _cross_entropy(wanted: Array, got: Array) -> float:
-    p = np.clip(got, 1e-6, 1 - 1e-6)
-    return float(-(wanted * np.log(p) + (1 - wanted) * np.log(1 - p)).mean())
 
 
 def _arrays(folder: Path) -> dict[str, Any]:

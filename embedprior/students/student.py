@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from time import perf_counter
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,11 +16,12 @@ from scipy.special import expit
 from embedprior.config import parse_config
 from embedprior.errors import BadInput
 from embedprior.nn.config import FitConfig
+from embedprior.nn.training import contiguous
 from embedprior.runs import read_json, write_json
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage, shuffled_stage
 from embedprior.students.config import Budget, InputKind
 from embedprior.students.network import StudentNetwork, new_student
-from embedprior.students.training import Account, Objective, material, timed, train_student
+from embedprior.students.training import CaseTensors, FitSummary, Objective, to_tensors, train_student
 from embedprior.teachers.teacher import TeacherHead
 
 WEIGHTS, SETTINGS = "student.safetensors", "network.json"
@@ -31,11 +33,11 @@ class LogitStudent:
 
     Attributes:
         network: from radiograph to logit.
-        account: what the fit cost; None when it was read from a folder.
+        fit_summary: what the fit cost; None when it was read from a folder.
     """
 
     network: StudentNetwork
-    account: Account | None = field(default=None, compare=False)
+    fit_summary: FitSummary | None = field(default=None, compare=False)
     kind: ClassVar[str] = "student"
 
     def scores(self, cases: Cases) -> Float[np.ndarray, " cases"]:
@@ -44,7 +46,7 @@ class LogitStudent:
 
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) and settings (JSON)."""
-        save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, folder / WEIGHTS)
+        save_file(contiguous(self.network.state_dict()), folder / WEIGHTS)
         write_json(folder / SETTINGS, {**self.network.settings, "config": self.network.config})
 
     @classmethod
@@ -104,26 +106,26 @@ class StudentMethod:
             CannotFit: no teacher though one is needed, one class only though labels are used, or no such input.
             BadInput: see ``train_student``.
         """
-        network, account = self.trained(data, seed)
-        return LogitStudent(network, account)
+        network, fit_summary = self.trained(data, seed)
+        return LogitStudent(network, fit_summary)
 
-    def trained(self, data: FitData, seed: int) -> tuple[StudentNetwork, Account]:
+    def trained(self, data: FitData, seed: int) -> tuple[StudentNetwork, FitSummary]:
         """Return the trained network and what it cost (see ``fit``)."""
-        started = timed()
+        started = perf_counter()
         head = data.head() if self.needs_teacher else None
         network, objective = self._parts(data, seed)
         if objective.reads_labels:
             labelled(data.target.train)
-        steps, history = 0, list[dict[str, float]]()
-        for number, stage in enumerate(self._stages(data, seed)):
-            train, val = (self._material(cases, head) for cases in (stage.train, stage.val))
+        stages, history = self._stages(data, seed), list[dict[str, float]]()
+        for number, stage in enumerate(stages):
+            train, val = (self._tensors(cases, head) for cases in (stage.train, stage.val))
             network.backbone.fit_scale(train.inputs)
-            taken, seen = train_student(network, objective, train, val, self.budget, seed + number)
-            steps += taken
-            history += [{"stage": number, **h} for h in seen]
-        names = tuple(n for n in history[0] if n not in ("stage", "step", "val")) if history else ()
+            found = train_student(network, objective, train, val, self.budget, seed + number)
+            history += [{"stage": number, **record} for record in found]
+        names = tuple(n for n in history[0] if n not in ("stage", "step", "loss", "val_loss")) if history else ()
         trainable, total = _counts(network, objective, head)
-        return network, Account(trainable, total, steps, timed() - started, names, tuple(history))
+        steps, seconds = len(stages) * self.budget.fit.steps, perf_counter() - started
+        return network, FitSummary(trainable, total, steps, seconds, names, tuple(history))
 
     def parameters(self, data: FitData) -> tuple[int, int]:
         """Return (trainable, total) for cases like these."""
@@ -144,10 +146,10 @@ class StudentMethod:
         used = tuple(s for s in stages if len(s.train))
         return tuple(shuffled_stage(s, seed) for s in used) if self.shuffled else used
 
-    def _material(self, cases: Cases, head: Head | None) -> Any:
+    def _tensors(self, cases: Cases, head: Head | None) -> CaseTensors:
         if not self.uses_ct:
             cases = cases.without_ct()
-        return material(cases, self.inputs, head, self.budget.balance)
+        return to_tensors(cases, self.inputs, head, self.budget.balance)
 
 
 def labelled(cases: Cases) -> Cases:

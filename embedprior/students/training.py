@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -13,11 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from embedprior.errors import BadInput
-from embedprior.nn.training import class_weights
-from embedprior.runs import seed_for
+from embedprior.nn.losses import case_weights, label_loss
+from embedprior.nn.training import ValidationHistory, generator, minimise, seeded, tensor
 from embedprior.students.base import Cases, Head
 from embedprior.students.config import Augmentation, Balance, Budget, InputKind
-from embedprior.students.losses import label_loss
 from embedprior.students.network import StudentNetwork, student_inputs
 
 
@@ -83,7 +80,7 @@ class Objective(nn.Module):
         return torch.stack([self.weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
 
     def advance(self, share: float, losses: Mapping[str, float]) -> None:
-        """Adapt weights after a look at the losses; ``share`` of the steps are done. Nothing by default."""
+        """Adapt weights after a validation; ``share`` of the steps are done. Nothing by default."""
 
 
 class LabelsAnd(Objective):
@@ -104,8 +101,8 @@ class LabelsAnd(Objective):
 
 
 @dataclass(frozen=True)
-class Account:
-    """What a fit cost.
+class FitSummary:
+    """What a fit cost, and how it went.
 
     Attributes:
         trainable: parameters that were trained, those thrown away afterwards included.
@@ -113,7 +110,8 @@ class Account:
         steps: optimiser steps over all stages.
         seconds: wall clock.
         losses: names of the terms.
-        history: mean of every term between two looks at the validation cases, and ``val``, what it is chosen by.
+        history: one record a validation: the mean of every term since the one before, and ``val_loss``, which the
+            step is chosen by.
     """
 
     trainable: int
@@ -125,8 +123,8 @@ class Account:
 
 
 @dataclass(frozen=True)
-class Material:
-    """Cases as tensors, and what the teacher says of them."""
+class CaseTensors:
+    """Cases as tensors, and the teacher's logits of their CTs."""
 
     inputs: Tensor
     label: Tensor
@@ -141,7 +139,7 @@ class Material:
         return len(self.label)
 
 
-def material(cases: Cases, kind: InputKind, head: Head | None, balance: Balance) -> Material:
+def to_tensors(cases: Cases, kind: InputKind, head: Head | None, balance: Balance) -> CaseTensors:
     """Return the tensors of these cases.
 
     Args:
@@ -157,24 +155,24 @@ def material(cases: Cases, kind: InputKind, head: Head | None, balance: Balance)
     mirrored = None
     if cases.ct_mirrored is not None:
         logits = np.full(count, np.nan) if head is None else head.logits(cases.ct_mirrored)
-        mirrored = (_tensor(cases.ct_mirrored), _tensor(logits))
+        mirrored = (tensor(cases.ct_mirrored), tensor(logits))
     codes = {patient: number for number, patient in enumerate(dict.fromkeys(cases.patient_ids))}
-    return Material(
+    return CaseTensors(
         inputs=student_inputs(cases, kind),
-        label=_tensor(label),
-        weight=_tensor(class_weights(label) if balance == "class-weights" else np.ones(count)),
-        ct=_tensor(ct),
-        ct_label=_tensor(np.where(np.isnan(cases.ct_label), label, cases.ct_label)),
-        teacher=_tensor(teacher),
+        label=tensor(label),
+        weight=tensor(case_weights(label) if balance == "class-weights" else np.ones(count)),
+        ct=tensor(ct),
+        ct_label=tensor(np.where(np.isnan(cases.ct_label), label, cases.ct_label)),
+        teacher=tensor(teacher),
         patient=torch.tensor([codes[p] for p in cases.patient_ids], dtype=torch.long),
         mirrored=mirrored,
     )
 
 
 def train_student(
-    network: StudentNetwork, objective: Objective, train: Material, val: Material, budget: Budget, seed: int
-) -> tuple[int, list[dict[str, float]]]:
-    """Train in place and keep the state with the best validation value; without validation cases the last step.
+    network: StudentNetwork, objective: Objective, train: CaseTensors, val: CaseTensors, budget: Budget, seed: int
+) -> ValidationHistory:
+    """Train in place and keep the state with the lowest validation loss; without validation cases the last step.
 
     A step draws ``batch_size`` labelled cases for the label terms and ``batch_size`` cases for the transfer terms.
     When every case is labelled and nothing is balanced, one draw serves both.
@@ -188,10 +186,11 @@ def train_student(
         seed: of draws, dropout and augmentation.
 
     Returns:
-        Steps taken, and the history (see ``Account``).
+        One record a validation: ``step``, ``loss`` (the weighted sum), every term by name, ``val_loss``.
 
     Raises:
         BadInput: radiographs are to be flipped, CT is used, and there is no embedding of the flipped CT.
+        EmbedpriorError: a loss was not a number.
     """
     config, pixels = budget.fit, network.settings["kind"] == "pixels"
     augment = budget.augment if pixels else Augmentation()
@@ -200,40 +199,29 @@ def train_student(
             "augment.flip mirrors the radiograph, but these pairs have no embedding of the mirrored CT. "
             "Allowed: ct_mirrored beside ct. Next: embed the CTs flipped too, or set augment.flip to false"
         )
-    parameters = list({id(p): p for module in (network, objective) for p in module.parameters()}.values())
-    trained = [p for p in parameters if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
-    draws = torch.Generator().manual_seed(seed_for(seed, "batches"))
-    both = nn.ModuleList([network, objective])
-    best_value, best = float("inf"), copy.deepcopy(both.state_dict())
-    history: list[dict[str, float]] = []
-    seen: list[dict[str, float]] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, "dropout"))
-        for step, (for_labels, for_pairs) in enumerate(_draws(train, objective, budget, draws), 1):
-            both.train()
-            labelled, pairs = _batch(network, train, for_labels, for_pairs, augment, draws)
-            losses = objective.losses(labelled, pairs)
-            optimiser.zero_grad()
-            objective.total(losses).backward()
-            optimiser.step()
-            seen.append({name: float(value.detach()) for name, value in losses.items()})
-            if step % config.check_every == 0 or step == config.steps:
-                means = {name: float(np.mean([s[name] for s in seen])) for name in seen[0]}
-                seen = []
-                if len(val):
-                    both.eval()
-                    with torch.no_grad():
-                        now = float(objective.chosen_by(objective.losses(*_everything(network, val))))
-                    means["val"] = now
-                    if now < best_value:
-                        best_value, best = now, copy.deepcopy(both.state_dict())
-                history.append({"step": step, **means})
-                objective.advance(step / config.steps, means)
-    if len(val) and np.isfinite(best_value):
-        both.load_state_dict(best)
-    both.eval()
-    return config.steps, history
+    draws = generator(seed, "batches")
+    batches = _batches(train, objective, budget, draws)
+    terms: list[dict[str, Tensor]] = []
+
+    def loss(step: int) -> Tensor:
+        named = objective.losses(*_rows_of(network, train, *next(batches), augment, draws))
+        terms.append({name: value.detach() for name, value in named.items()})
+        return objective.total(named)
+
+    def validate() -> float:
+        return float(objective.chosen_by(objective.losses(*_all_rows(network, val))))
+
+    def after_validation(record: dict[str, float]) -> None:
+        record |= {name: float(torch.stack([t[name] for t in terms]).double().mean()) for name in terms[0]}
+        terms.clear()
+        objective.advance(record["step"] / config.steps, record)
+
+    with seeded(seed, "dropout"):
+        return minimise(
+            nn.ModuleList([network, objective]), loss, config.steps, lr=config.lr,
+            weight_decay=config.weight_decay, validate=validate if len(val) else None,
+            validate_every=config.validate_every, after_validation=after_validation,
+        )  # fmt: skip
 
 
 def augmented(inputs: Tensor, augment: Augmentation, draws: torch.Generator) -> tuple[Tensor, Bool[Tensor, " cases"]]:
@@ -256,13 +244,8 @@ def augmented(inputs: Tensor, augment: Augmentation, draws: torch.Generator) -> 
     return inputs, flipped
 
 
-def timed() -> float:
-    """Return a clock reading in seconds."""
-    return time.perf_counter()
-
-
-def _draws(
-    train: Material, objective: Objective, budget: Budget, draws: torch.Generator
+def _batches(
+    train: CaseTensors, objective: Objective, budget: Budget, draws: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     known = torch.nonzero(~train.label.isnan())[:, 0]
     everyone, none = torch.arange(len(train)), torch.empty(0, dtype=torch.long)
@@ -272,7 +255,7 @@ def _draws(
     for _ in range(budget.fit.steps):
         pairs = labelled = none
         if objective.reads_pairs or shared:
-            pairs = _some(everyone, budget, draws)
+            pairs = _draw(everyone, budget, draws)
         if objective.reads_labels and shared:
             labelled = pairs
         elif objective.reads_labels and balanced:
@@ -282,18 +265,18 @@ def _draws(
             picks = [c[(place * len(c)).long()] for c in of_class]
             labelled = torch.where(coin, picks[1], picks[0])
         elif objective.reads_labels:
-            labelled = _some(known, budget, draws)
+            labelled = _draw(known, budget, draws)
         yield labelled, pairs if objective.reads_pairs else labelled
 
 
-def _some(rows: Tensor, budget: Budget, draws: torch.Generator) -> Tensor:
+def _draw(rows: Tensor, budget: Budget, draws: torch.Generator) -> Tensor:
     if not len(rows):
         return rows
     return rows[torch.randint(len(rows), (min(budget.fit.batch_size, len(rows)),), generator=draws)]
 
 
-def _batch(
-    network: StudentNetwork, data: Material, for_labels: Tensor, for_pairs: Tensor, augment: Augmentation,
+def _rows_of(
+    network: StudentNetwork, data: CaseTensors, for_labels: Tensor, for_pairs: Tensor, augment: Augmentation,
     draws: torch.Generator,
 ) -> tuple[Rows, Rows]:  # fmt: skip
     one = for_labels is for_pairs
@@ -308,13 +291,13 @@ def _batch(
     return _part(whole, slice(0, len(for_labels))), _part(whole, slice(len(for_labels), None))
 
 
-def _everything(network: StudentNetwork, data: Material) -> tuple[Rows, Rows]:
+def _all_rows(network: StudentNetwork, data: CaseTensors) -> tuple[Rows, Rows]:
     everyone = torch.arange(len(data))
     whole = _rows(network, data, everyone, data.inputs, torch.zeros(len(data), dtype=torch.bool))
     return _part(whole, torch.nonzero(~data.label.isnan())[:, 0]), whole
 
 
-def _rows(network: StudentNetwork, data: Material, rows: Tensor, inputs: Tensor, flipped: Tensor) -> Rows:
+def _rows(network: StudentNetwork, data: CaseTensors, rows: Tensor, inputs: Tensor, flipped: Tensor) -> Rows:
     features, logits = network(inputs)
     ct, teacher = data.ct[rows], data.teacher[rows]
     if data.mirrored is not None and flipped.any():
@@ -330,5 +313,6 @@ def _part(rows: Rows, index: slice | Tensor) -> Rows:
     return Rows(**{name: value[index] for name, value in vars(rows).items()})
 
 
-def _tensor(array: Float[np.ndarray, ...]) -> Tensor:
-    return torch.as_tensor(np.ascontiguousarray(array), dtype=torch.float32)
+def same_patient(patient: Int[Tensor, " cases"]) -> Bool[Tensor, "cases cases"]:
+    """Return which rows are of one patient."""
+    return patient[:, None] == patient[None]

@@ -10,30 +10,28 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
-from embedprior.runs import seed_for
+from embedprior.nn.network import Standardised
+from embedprior.nn.standardise import Standardiser
+from embedprior.nn.training import seeded
 from embedprior.teachers.config import SequenceConfig
 
 Tokens = Float[np.ndarray, "tokens inputs"]
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(Standardised):
     """Standardise → dropout → bidirectional recurrent layers → pool over the real tokens → dropout → linear.
 
     Mean and spread of the tokens are those of the training exams, and are part of the weights.
     """
 
-    mean: Tensor
-    scale: Tensor
-
     def __init__(self, inputs: int, config: SequenceConfig) -> None:
-        super().__init__()
+        super().__init__(inputs)
         self.pool, self.max_tokens = config.pool, config.max_tokens
-        self.register_buffer("mean", torch.zeros(inputs))
-        self.register_buffer("scale", torch.ones(inputs))
         cell = {"gru": nn.GRU, "lstm": nn.LSTM}[config.cell]
         self.recurrent = cell(inputs, config.hidden, config.layers, batch_first=True, bidirectional=True)
         width = 2 * config.hidden
@@ -41,22 +39,22 @@ class SequenceModel(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.out = nn.Linear(2 * width if config.pool == "attention and max" else width, config.dim)
 
-    def fit_scale(self, exams: Sequence[Tokens]) -> None:
+    def fit_scale_of_exams(self, exams: Sequence[Tokens]) -> None:
         """Take mean and spread from the tokens of the training exams; a constant dimension keeps spread 1."""
-        count = sum(len(exam) for exam in exams)
-        mean = sum(exam.sum(0, dtype=np.float64) for exam in exams) / count
-        spread = np.sqrt(sum(((exam - mean) ** 2).sum(0) for exam in exams) / count)
-        self.mean.copy_(torch.from_numpy(mean))
-        self.scale.copy_(torch.from_numpy(np.where(spread > 1e-6, spread, 1.0)))
+        scaler = Standardiser.fit(exams)
+        self.mean.copy_(torch.from_numpy(scaler.mean))
+        self.scale.copy_(torch.from_numpy(scaler.scale))
 
     def forward(
         self, tokens: Float[Tensor, "exams longest inputs"], lengths: Int[Tensor, " exams"]
     ) -> Float[Tensor, "exams dim"]:
         """Return the embeddings; what lies past an exam's length is never read."""
-        scaled = self.dropout((tokens - self.mean) / self.scale)
+        scaled = self.dropout(self.standardise(tokens))
         packed = pack_padded_sequence(scaled, lengths.cpu(), batch_first=True, enforce_sorted=False)
         outputs, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
-        real = (torch.arange(outputs.shape[1], device=tokens.device) < lengths.to(tokens.device)[:, None])[..., None]
+        position = torch.arange(outputs.shape[1], device=tokens.device)
+        length = rearrange(lengths.to(tokens.device), "exams -> exams 1")
+        real = rearrange(position < length, "exams longest -> exams longest 1")
         pooled: list[Tensor] = []
         if self.attention is not None:
             share = self.attention(outputs).masked_fill(~real, -torch.inf).softmax(dim=1)
@@ -83,10 +81,9 @@ def pad(exams: Sequence[Tokens], most: int) -> tuple[Float[Tensor, "exams longes
 
 def new_sequence(exams: Sequence[Tokens], config: SequenceConfig, seed: int) -> SequenceModel:
     """Return an untrained model whose scale is that of these exams' tokens."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, "initial weights", "sequence"))
+    with seeded(seed, "initial weights", "sequence"):
         model = SequenceModel(exams[0].shape[1], config)
-    model.fit_scale(exams)
+    model.fit_scale_of_exams(exams)
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from torch import Tensor
 from embedprior.config import parse_config
 from embedprior.errors import BadInput
 from embedprior.nn.config import Balance, FitConfig
-from embedprior.nn.training import Mlp, class_weights, fit, label_loss, new_mlp, predict, tensor
+from embedprior.nn.losses import case_weights
+from embedprior.nn.network import Mlp, fit_mlp, loss_of_labels, new_mlp, predict
+from embedprior.nn.training import contiguous, tensor
 from embedprior.runs import hash_file, read_json, write_json
 from embedprior.teachers.config import SequenceConfig
 from embedprior.teachers.sequence import SequenceModel, Tokens, embed
@@ -28,11 +30,18 @@ class OneClass(BadInput):
 
 
 class TeacherHead:
-    """A frozen classifier on CT embeddings."""
+    """A frozen classifier on CT embeddings.
 
-    def __init__(self, network: Mlp, config: FitConfig) -> None:
+    Attributes:
+        network: from embedding to logit.
+        config: of its training.
+        validation_history: of its training; empty when it was read from a folder.
+    """
+
+    def __init__(self, network: Mlp, config: FitConfig, history: Sequence[Mapping[str, float]] = ()) -> None:
         self.network = network.eval().requires_grad_(False)
         self.config = config
+        self.validation_history = tuple(history)
 
     def logits(self, embeddings: Float[np.ndarray, "cases dim"]) -> Float[np.ndarray, " cases"]:
         """Return one logit a case."""
@@ -45,7 +54,7 @@ class TeacherHead:
 
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) and settings (JSON)."""
-        save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, folder / WEIGHTS)
+        save_file(contiguous(self.network.state_dict()), folder / WEIGHTS)
         write_json(folder / SETTINGS, {"dim": self.network.mean.numel(), "config": self.config})
 
     @classmethod
@@ -65,7 +74,6 @@ def train_head(
     val_labels: Float[np.ndarray, " others"],
     config: FitConfig,
     seed: int,
-    looks: list[dict[str, float]] | None = None,
     balance: Balance = "none",
 ) -> TeacherHead:
     """Train a head on labelled CT embeddings.
@@ -77,27 +85,34 @@ def train_head(
         val_labels: their labels.
         config: network and budget.
         seed: of weights, batches and dropout.
-        looks: filled with the validation losses by step, when given.
         balance: ``class-weights`` weighs the loss (that of the validation CTs by their own classes, too); ``sampler``
             draws both classes alike.
 
     Raises:
         OneClass: fewer than two classes among the training labels.
     """
-    known = ~np.isnan(labels)
-    classes = sorted({int(v) for v in labels[known]})
-    if len(classes) < 2:
-        have = "none" if not classes else f"only class {classes[0]}"
-        raise OneClass(f"a CT head needs both classes; the {int(known.sum())} labelled CTs hold {have}.")
-    val_known = ~np.isnan(val_labels)
+    known, val_known = ~np.isnan(labels), ~np.isnan(val_labels)
+    require_both_classes(labels[known], "a CT head")
     network = new_mlp(embeddings[known], 1, config, seed)
     train, val = labels[known], val_labels[val_known]
-    loss, val_loss = (label_loss(y, class_weights(y) if balance == "class-weights" else None) for y in (train, val))
-    fit(
-        network, embeddings[known], loss, val_embeddings[val_known], val_loss, config, seed, looks,
-        tensor(class_weights(train)) if balance == "sampler" else None,
+    loss, val_loss = (loss_of_labels(y, case_weights(y) if balance == "class-weights" else None) for y in (train, val))
+    history = fit_mlp(
+        network, embeddings[known], loss, val_embeddings[val_known], val_loss, config, seed,
+        tensor(case_weights(train)) if balance == "sampler" else None,
     )  # fmt: skip
-    return TeacherHead(network, config)
+    return TeacherHead(network, config, tuple(history))
+
+
+def require_both_classes(labels: Float[np.ndarray, " cases"], what: str) -> None:
+    """Check that known labels hold both classes.
+
+    Raises:
+        OneClass: they do not; the message names ``what`` needs them.
+    """
+    classes = sorted({int(value) for value in labels})
+    if len(classes) < 2:
+        have = "none" if not classes else f"only class {classes[0]}"
+        raise OneClass(f"{what} needs both classes; the {len(labels)} labelled CTs hold {have}.")
 
 
 FORMAT = 1
@@ -157,8 +172,7 @@ class Teacher:
         folder.mkdir(parents=True, exist_ok=True)
         self.head.save(folder)
         if self.sequence is not None:
-            state = {name: value.contiguous() for name, value in self.sequence.state_dict().items()}
-            save_file(state, folder / SEQUENCE_WEIGHTS)
+            save_file(contiguous(self.sequence.state_dict()), folder / SEQUENCE_WEIGHTS)
             settings = {"inputs": self.sequence.mean.numel(), "config": self.sequence_config}
             write_json(folder / SEQUENCE_SETTINGS, settings)
         description = {

@@ -16,8 +16,10 @@ from torch import Tensor
 from embedprior.cache import CacheWriter, EmbeddingCache, open_cache
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput, nearest
-from embedprior.nn.training import Mlp, class_weights, descend, label_loss, tensor
-from embedprior.runs import hash_file, hash_of, progress, seed_for
+from embedprior.nn.losses import case_weights
+from embedprior.nn.network import Mlp, fit_network, loss_of_labels
+from embedprior.nn.training import ValidationHistory, seeded, tensor
+from embedprior.runs import hash_file, hash_of, progress
 from embedprior.tables import (
     EXAM_REQUIRED,
     LABEL_PREFIX,
@@ -31,9 +33,7 @@ from embedprior.tables import (
 )
 from embedprior.teachers.config import TeacherConfig, TrainTeacherConfig
 from embedprior.teachers.sequence import Tokens, new_sequence, pad
-from embedprior.teachers.teacher import OneClass, Teacher, TeacherHead, train_head, weights_hash
-
-Looks = list[dict[str, float]]
+from embedprior.teachers.teacher import Teacher, TeacherHead, require_both_classes, train_head, weights_hash
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _cases(rows: pd.DataFrame, column: str, cache: EmbeddingCache, kind: str) ->
 
 def train_teacher(
     train: CtCases, val: CtCases, config: TeacherConfig, label: str, cache: str, device: str = "cpu"
-) -> tuple[Teacher, Looks]:
+) -> tuple[Teacher, ValidationHistory]:
     """Train on ``train``, choose the step on ``val`` (with none, the last step is kept).
 
     Cases without a label are left out: they are not negatives.
@@ -118,7 +118,7 @@ def train_teacher(
         device: where a sequence model is trained; the teacher comes back on the CPU. A head alone never needs another.
 
     Returns:
-        The frozen teacher, and the validation losses by step.
+        The frozen teacher, and one record a validation.
 
     Raises:
         OneClass: fewer than two classes among the known training labels.
@@ -130,35 +130,29 @@ def train_teacher(
     train, val = train.known(), val.known()
     seen = {"train": sorted(set(train.patient_ids)), "val": sorted(set(val.patient_ids))}
     if config.kind == "head":
-        looks: Looks = []
-        head = train_head(
-            np.asarray(train.inputs), train.label, np.asarray(val.inputs), val.label, config.fit, config.seed, looks
-        )
-        return Teacher(head, label, cache, seen), looks
-    classes = sorted({int(value) for value in train.label})
-    if len(classes) < 2:
-        have = "none" if not classes else f"only class {classes[0]}"
-        raise OneClass(f"a CT teacher needs both classes; the {len(train)} labelled CTs hold {have}.")
+        inputs, val_inputs = np.asarray(train.inputs), np.asarray(val.inputs)
+        head = train_head(inputs, train.label, val_inputs, val.label, config.fit, config.seed)
+        return Teacher(head, label, cache, seen), [dict(record) for record in head.validation_history]
+    require_both_classes(train.label, "a CT teacher")
     return _train_sequence(train, val, config, Teacher(_new_head(config), label, cache, seen), device)
 
 
 def _new_head(config: TeacherConfig) -> TeacherHead:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(config.seed, "initial weights", "head"))
+    with seeded(config.seed, "initial weights", "head"):
         network = Mlp(config.sequence.dim, 1, config.fit)
     return TeacherHead(network, config.fit)
 
 
 def _train_sequence(
     train: CtCases, val: CtCases, config: TeacherConfig, blank: Teacher, device: str
-) -> tuple[Teacher, Looks]:
+) -> tuple[Teacher, ValidationHistory]:
     settings, fit_config = config.sequence, config.fit
     model = new_sequence(list(train.inputs), settings, config.seed).to(device)
     head = blank.head.network.requires_grad_(True).to(device)
     network = torch.nn.Sequential()
     network.add_module("sequence", model)
     network.add_module("head", head)
-    target, val_target = label_loss(train.label), label_loss(val.label)
+    loss, val_loss = loss_of_labels(train.label), loss_of_labels(val.label)
 
     def outputs(cases: CtCases, rows: Sequence[int]) -> Tensor:
         tokens, lengths = pad([cases.inputs[i] for i in rows], settings.max_tokens)
@@ -166,20 +160,20 @@ def _train_sequence(
         return logits
 
     def batch_loss(rows: Tensor) -> Tensor:
-        return target(outputs(train, rows.tolist()), rows)
+        return loss(outputs(train, rows.tolist()), rows)
 
-    def look() -> float:
+    def validate() -> float:
         size = fit_config.batch_size
         logits = [outputs(val, range(k, min(k + size, len(val)))) for k in range(0, len(val), size)]
-        return float(val_target(torch.cat(logits), torch.arange(len(val))))
+        return float(val_loss(torch.cat(logits), torch.arange(len(val))))
 
-    looks = descend(
-        network, batch_loss, len(train), look if len(val) else None, fit_config, config.seed,
-        tensor(class_weights(train.label)) if settings.balanced else None,
+    history = fit_network(
+        network, batch_loss, len(train), validate if len(val) else None, fit_config, config.seed,
+        tensor(case_weights(train.label)) if settings.balanced else None,
     )  # fmt: skip
     frozen = TeacherHead(head.cpu(), fit_config)
     model.cpu().eval().requires_grad_(False)
-    return replace(blank, head=frozen, sequence=model, sequence_config=settings), looks
+    return replace(blank, head=frozen, sequence=model, sequence_config=settings), history
 
 
 def logits_of(teacher: Teacher, cases: CtCases) -> Float[np.ndarray, " cases"]:

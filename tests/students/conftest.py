@@ -13,7 +13,7 @@ from embedprior.students.registry import Budget
 from embedprior.teachers.teacher import train_head
 
 torch.set_num_threads(1)
-SMALL = FitConfig(hidden=16, steps=40, check_every=20, batch_size=32)
+SMALL = FitConfig(hidden=16, steps=40, validate_every=20, batch_size=32)
 
 
 def pairs(count: int, seed: int, prefix: str = "p", labelled: int | None = None) -> Cases:

@@ -31,7 +31,7 @@ def test_the_longer_row_is_the_xray_only_student_with_twice_the_steps(small: Fit
     long = build_method("cxr-only-long", budget).fit(small, 3)
     twice = budget.model_copy(update={"fit": budget.fit.model_copy(update={"steps": 2 * budget.fit.steps})})
     np.testing.assert_array_equal(long.scores(cases), build_method("cxr-only", twice).fit(small, 3).scores(cases))
-    assert long.account.steps == 2 * budget.fit.steps  # type: ignore[attr-defined]
+    assert long.fit_summary.steps == 2 * budget.fit.steps  # type: ignore[attr-defined]
 
 
 def test_the_drr_row_learns_drr_labels_and_nothing_of_ct(two_stages: FitData, budget: Budget) -> None:
@@ -58,7 +58,7 @@ def test_the_drr_row_learns_drr_labels_and_nothing_of_ct(two_stages: FitData, bu
     other = Stage(changed(drr.train, label=1 - drr.train.label), drr.val)
     assert np.abs(scores(FitData((other, target), None, "none")) - whole).max() > 1e-3
     fitted = build_method("cxr-only-drr", budget).fit(two_stages, 3)
-    assert fitted.account.steps == build_method("hinton-kd", budget).fit(two_stages, 3).account.steps  # type: ignore[attr-defined]
+    assert fitted.fit_summary.steps == build_method("hinton-kd", budget).fit(two_stages, 3).fit_summary.steps  # type: ignore[attr-defined]
 
 
 def test_drrs_without_labels_teach_the_drr_row_nothing(two_stages: FitData, budget: Budget) -> None:

@@ -8,9 +8,10 @@ import torch
 from scipy.spatial.distance import cdist
 from scipy.special import expit, log_softmax, softmax
 from scipy.stats import entropy, pearsonr
-from sklearn.metrics import log_loss
 
-from embedprior.students import losses
+from embedprior.students.feature_kd import orthogonality
+from embedprior.students.logit_kd import decoupled, dist, hinton, soft_label_loss
+from embedprior.students.relational_kd import info_nce
 
 RNG = np.random.default_rng(0)
 T = lambda array: torch.tensor(array, dtype=torch.float64)  # noqa: E731
@@ -25,20 +26,9 @@ def slope(value: torch.Tensor, at: torch.Tensor) -> np.ndarray:
     return gradient.numpy()
 
 
-def test_label_loss_is_the_log_loss_of_known_labels() -> None:
-    z, label, weight = leaf(5), np.array([1, 0, np.nan, 1, np.nan]), np.array([1.0, 2.0, 5.0, 0.5, 5.0])
-    value = losses.label_loss(z, T(label), T(weight))
-    known = ~np.isnan(label)
-    p = expit(z.detach().numpy())
-    assert value.item() == pytest.approx(log_loss(label[known], p[known], sample_weight=weight[known]))
-    expected = np.where(known, weight * (p - np.nan_to_num(label)), 0) / weight[known].sum()
-    np.testing.assert_allclose(slope(value, z), expected, atol=1e-12)
-    assert losses.label_loss(z, T(np.full(5, np.nan))).item() == 0
-
-
 def test_soft_label_loss_is_cross_entropy_with_the_teacher() -> None:
     z, t = leaf(4), RNG.normal(size=4)
-    value = losses.soft_label_loss(z, T(t))
+    value = soft_label_loss(z, T(t))
     p, q = expit(t), expit(z.detach().numpy())
     assert value.item() == pytest.approx(
         np.mean([entropy([a, 1 - a]) + entropy([a, 1 - a], [b, 1 - b]) for a, b in zip(p, q, strict=True)])
@@ -49,7 +39,7 @@ def test_soft_label_loss_is_cross_entropy_with_the_teacher() -> None:
 @pytest.mark.parametrize("squared", [True, False])
 def test_hinton_is_kl_of_softened_outputs(squared: bool) -> None:
     z, t, temperature = leaf(3), RNG.normal(size=3), 4.0
-    value = losses.hinton(z, T(t), temperature, squared)
+    value = hinton(z, T(t), temperature, squared)
     p, q = expit(t / temperature), expit(z.detach().numpy() / temperature)
     kl = np.mean([entropy([a, 1 - a], [b, 1 - b]) for a, b in zip(p, q, strict=True)])
     assert value.item() == pytest.approx(kl * (temperature**2 if squared else 1))
@@ -62,16 +52,16 @@ def two(logits: torch.Tensor) -> torch.Tensor:
 
 def test_with_two_classes_dkd_is_hinton_and_its_other_term_is_zero_without_gradient() -> None:
     z, t, target = leaf(6), T(RNG.normal(size=6)), torch.tensor([0, 1, 1, 0, 1, 0])
-    tckd, nckd = losses.decoupled(two(z), two(t), target, 4.0)
-    assert tckd.item() == pytest.approx(losses.hinton(z, t, 4.0).item())
-    np.testing.assert_allclose(slope(tckd, z), slope(losses.hinton(z, t, 4.0), z))
+    tckd, nckd = decoupled(two(z), two(t), target, 4.0)
+    assert tckd.item() == pytest.approx(hinton(z, t, 4.0).item())
+    np.testing.assert_allclose(slope(tckd, z), slope(hinton(z, t, 4.0), z))
     assert nckd.item() == pytest.approx(0, abs=1e-12)
     np.testing.assert_allclose(slope(nckd, z), 0, atol=1e-12)
 
 
 def test_with_three_classes_dkd_splits_the_divergence() -> None:
     z, t, target = leaf(5, 3), RNG.normal(size=(5, 3)), torch.tensor([0, 1, 2, 1, 0])
-    tckd, nckd = losses.decoupled(z, T(t), target, 2.0)
+    tckd, nckd = decoupled(z, T(t), target, 2.0)
     p, q = softmax(t / 2, 1), softmax(z.detach().numpy() / 2, 1)
     own, rest, total = [], [], []
     for i, k in enumerate(target.tolist()):
@@ -87,7 +77,7 @@ def test_with_three_classes_dkd_splits_the_divergence() -> None:
 
 def test_dist_has_no_gradient_between_two_classes_and_one_within() -> None:
     z, t = leaf(6), RNG.normal(size=6)
-    inter, intra = losses.dist(two(z), two(T(t)))
+    inter, intra = dist(two(z), two(T(t)))
     signs = np.sign(z.detach().numpy()) * np.sign(t)
     assert inter.item() == pytest.approx(np.mean(1 - signs))
     np.testing.assert_allclose(slope(inter, z), 0, atol=1e-8)
@@ -98,27 +88,15 @@ def test_dist_has_no_gradient_between_two_classes_and_one_within() -> None:
 def test_dist_with_three_classes_is_one_minus_pearson() -> None:
     z, t = leaf(4, 3), RNG.normal(size=(4, 3))
     p, q = softmax(z.detach().numpy(), 1), softmax(t, 1)
-    inter, intra = losses.dist(z, T(t))
+    inter, intra = dist(z, T(t))
     assert inter.item() == pytest.approx(np.mean([1 - pearsonr(a, b)[0] for a, b in zip(p, q, strict=True)]))
     assert intra.item() == pytest.approx(np.mean([1 - pearsonr(a, b)[0] for a, b in zip(p.T, q.T, strict=True)]))
     assert np.abs(slope(inter, z)).max() > 1e-4
 
 
-def test_prototypes_are_class_means_and_the_map_is_the_cosine_to_them() -> None:
-    f, label = leaf(6, 3), np.array([0, 1, np.nan, 1, 0, 1])
-    centres, both = losses.prototypes(f, T(label))
-    a = f.detach().numpy()
-    wanted = np.stack([a[label == 0].mean(0), a[label == 1].mean(0)])
-    assert both
-    np.testing.assert_allclose(centres.detach().numpy(), wanted)
-    np.testing.assert_allclose(losses.similarity_map(f, centres).detach().numpy(), 1 - cdist(a, wanted, "cosine"))
-    assert np.abs(slope(losses.similarity_map(f, centres)[2].sum(), f)).max() > 1e-3
-    assert not losses.prototypes(f, T(np.zeros(6)))[1]
-
-
 def test_info_nce_leaves_rows_of_one_patient_out_of_each_others_denominators() -> None:
     f, g, patient, scale = leaf(5, 4), RNG.normal(size=(5, 4)), np.array([0, 1, 2, 1, 3]), 3.0
-    value = losses.info_nce(f, T(g), torch.tensor(patient), scale)
+    value = info_nce(f, T(g), torch.tensor(patient), scale)
     cosines = scale * (1 - cdist(f.detach().numpy(), g, "cosine"))
     each = []
     for matrix in (cosines, cosines.T):
@@ -131,15 +109,15 @@ def test_info_nce_leaves_rows_of_one_patient_out_of_each_others_denominators() -
 
 def test_info_nce_punishes_a_second_reconstruction_only_when_it_is_taken_for_another_patient() -> None:
     f = T(np.eye(3)[[0, 0, 1]])
-    grouped = losses.info_nce(f, f, torch.tensor([0, 0, 1]), 20.0)
-    apart = losses.info_nce(f, f, torch.tensor([0, 1, 2]), 20.0)
+    grouped = info_nce(f, f, torch.tensor([0, 0, 1]), 20.0)
+    apart = info_nce(f, f, torch.tensor([0, 1, 2]), 20.0)
     assert grouped.item() < 1e-6
     assert apart.item() == pytest.approx(2 / 3 * np.log(2), rel=1e-4)
 
 
 def test_orthogonality_is_least_at_a_right_angle_not_at_opposition() -> None:
     a = T([[1.0, 0.0]])
-    values = [losses.orthogonality(a, T([[np.cos(angle), np.sin(angle)]])).item() for angle in (0, np.pi / 2, np.pi)]
+    values = [orthogonality(a, T([[np.cos(angle), np.sin(angle)]])).item() for angle in (0, np.pi / 2, np.pi)]
     np.testing.assert_allclose(values, [1, 0, 1], atol=1e-12)
     b = leaf(4, 3)
-    assert np.abs(slope(losses.orthogonality(b, T(RNG.normal(size=(4, 3)))), b)).max() > 1e-3
+    assert np.abs(slope(orthogonality(b, T(RNG.normal(size=(4, 3)))), b)).max() > 1e-3

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from embedprior.nn.config import FitConfig
 from embedprior.students.base import CannotFit, Cases, CtNotAvailable, FitData, Stage
-from embedprior.students.losses import hinton
+from embedprior.students.logit_kd import hinton
 from embedprior.students.registry import Budget, build_method
 from embedprior.students.regression_heads import RidgeHead, summed
 from embedprior.teachers.teacher import train_head

@@ -60,14 +60,14 @@ def test_a_method_is_what_its_entry_says(name, small, budget, fitted) -> None:
     if info.needs_ct:
         with pytest.raises(CtNotAvailable):
             fitted(name, budget).scores(small.target.val.without_ct())
-    account = fitted(name, budget).account
-    assert (account.trainable, account.total) == method.parameters(small)
-    assert account.total >= account.trainable
+    fit_summary = fitted(name, budget).fit_summary
+    assert (fit_summary.trainable, fit_summary.total) == method.parameters(small)
+    assert fit_summary.total >= fit_summary.trainable
     if info.needs_teacher and name != "knn-head":
-        assert account.total > account.trainable
+        assert fit_summary.total > fit_summary.trainable
     if info.takes != "nothing":
-        assert account.steps > 0
-        assert account.losses
+        assert fit_summary.steps > 0
+        assert fit_summary.losses
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in PRIORS])
@@ -155,7 +155,7 @@ def test_unknown_degenerate_and_impossible_choices_are_refused() -> None:
         ("hinton-kd", "soft_share", 1.5, "less than or equal to 1"),
         ("aft-kd", "groups", [4, 0], "greater than 0"),
         ("discom-kd", "weights", {"adv": -1}, "greater than or equal to 0"),
-        ("cxr-only", "times", 0, "greater than 0"),
+        ("cxr-only", "step_multiplier", 0, "greater than 0"),
         ("ridge-head", "penalties", [], "at least 1"),
         ("knn-head", "neighbours", [], "at least 1"),
         ("prior", "pretraining", "perhaps", "valid boolean"),

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from embedprior.errors import BadInput
-from embedprior.nn.training import class_weights
+from embedprior.nn.losses import case_weights
 from embedprior.students.base import CannotFit, Cases, FitData, Stage
 from embedprior.students.logit_kd import LabelsOnly
 from embedprior.students.network import StudentNetwork
 from embedprior.students.registry import Augmentation, Budget, build_method
 from embedprior.students.training import (
-    Material,
+    CaseTensors,
     Objective,
     Rows,
     augmented,
-    material,
+    to_tensors,
     train_student,
 )
 
@@ -35,16 +35,16 @@ class Watch(Objective):
         return {"all": (labelled.logits.sum() + pairs.logits.sum()) * 0.0}
 
 
-def watched(data: Material, budget: Budget, objective: Watch, kind: str = "embedding") -> Watch:
+def watched(data: CaseTensors, budget: Budget, objective: Watch, kind: str = "embedding") -> Watch:
     network = StudentNetwork(kind, 0 if kind == "pixels" else data.inputs.shape[-1], budget.fit)  # type: ignore[arg-type]
     network.backbone.fit_scale(data.inputs)
-    empty = Material(**{k: v[:0] for k, v in vars(data).items() if v is not None and k != "mirrored"})
+    empty = CaseTensors(**{k: v[:0] for k, v in vars(data).items() if v is not None and k != "mirrored"})
     train_student(network, objective, data, empty, budget, 3)
     return objective
 
 
 def test_label_terms_see_labelled_cases_and_transfer_terms_see_all(small: FitData, budget: Budget) -> None:
-    data = material(small.target.train, "embedding", small.teacher, "none")
+    data = to_tensors(small.target.train, "embedding", small.teacher, "none")
     seen = watched(data, budget, Watch()).seen
     assert len(seen) == budget.fit.steps
     assert all((~labelled.label.isnan()).all() for labelled, _ in seen)
@@ -53,12 +53,12 @@ def test_label_terms_see_labelled_cases_and_transfer_terms_see_all(small: FitDat
 
 
 def test_one_draw_serves_both_when_every_case_is_labelled(small: FitData, budget: Budget) -> None:
-    data = material(small.target.val, "embedding", small.teacher, "none")
+    data = to_tensors(small.target.val, "embedding", small.teacher, "none")
     assert all(labelled is pairs for labelled, pairs in watched(data, budget, Watch()).seen)
 
 
 def test_every_method_draws_the_same_labelled_cases(small: FitData, budget: Budget) -> None:
-    data = material(small.target.val, "embedding", small.teacher, "none")
+    data = to_tensors(small.target.val, "embedding", small.teacher, "none")
     one, two = (watched(data, budget, Watch(reads_pairs=p)).seen for p in (True, False))
     assert all(torch.equal(a[0].inputs, b[0].inputs) for a, b in zip(one, two, strict=True))
 
@@ -73,10 +73,10 @@ def test_sampler_draws_both_classes_alike_and_weights_sum_to_the_same(small: Fit
     cases = unbalanced(small)
     for balance, share in (("none", 2 / 11), ("sampler", 0.5)):
         own = budget.model_copy(update={"balance": balance})
-        data = material(cases, "embedding", small.teacher, balance)  # type: ignore[arg-type]
+        data = to_tensors(cases, "embedding", small.teacher, balance)  # type: ignore[arg-type]
         drawn = torch.cat([labelled.label for labelled, _ in watched(data, own, Watch()).seen])
         assert drawn.mean().item() == pytest.approx(share, abs=0.06)
-    weights = class_weights(np.array([1, 0, 0, 0, np.nan]))
+    weights = case_weights(np.array([1, 0, 0, 0, np.nan]))
     np.testing.assert_allclose(weights, [2, 2 / 3, 2 / 3, 2 / 3, 1])
 
 
@@ -92,24 +92,24 @@ def test_balance_reaches_every_student(small: FitData, budget: Budget) -> None:
 
 
 def test_the_kept_step_has_the_best_validation_value(small: FitData, budget: Budget) -> None:
-    fit = budget.fit.model_copy(update={"steps": 400, "check_every": 10, "lr": 0.02, "dropout": 0.0})
+    fit = budget.fit.model_copy(update={"steps": 400, "validate_every": 10, "lr": 0.02, "dropout": 0.0})
     own = budget.model_copy(update={"fit": fit})
-    train = material(small.target.train, "embedding", None, "none")
-    val = material(small.target.val, "embedding", None, "none")
+    train = to_tensors(small.target.train, "embedding", None, "none")
+    val = to_tensors(small.target.val, "embedding", None, "none")
     network = StudentNetwork("embedding", train.inputs.shape[1], fit)
-    _, history = train_student(network, LabelsOnly(), train, val, own, 0)
+    history = train_student(network, LabelsOnly(), train, val, own, 0)
     logits = network.eval()(val.inputs)[1]
     now = torch.nn.functional.binary_cross_entropy_with_logits(logits, val.label).item()
-    values = [h["val"] for h in history]
+    values = [h["val_loss"] for h in history]
     assert now == pytest.approx(min(values), rel=1e-5)
     assert min(values) < values[-1]
 
 
 def test_named_losses_are_weighted_and_logged(small: FitData, budget: Budget) -> None:
     fitted = build_method("discom-kd", budget, weights={"adv": 0.0}).fit(small, 1)
-    assert fitted.account is not None
-    assert fitted.account.losses == ("cl", "aux", "mod", "adv", "perp")
-    assert [h["step"] for h in fitted.account.history] == [20, 40]
+    assert fitted.fit_summary is not None
+    assert fitted.fit_summary.losses == ("cl", "aux", "mod", "adv", "perp")
+    assert [h["step"] for h in fitted.fit_summary.history] == [20, 40]
     objective = Objective({"a": 2.0})
     assert objective.total({"a": torch.tensor(3.0), "b": torch.tensor(4.0)}).item() == 10
 
@@ -132,15 +132,15 @@ def test_a_flipped_radiograph_goes_with_the_mirrored_ct(small: FitData, budget: 
         def logits(self, ct: np.ndarray) -> np.ndarray:
             return ct[:, 0] * 10 - 5
 
-    seen = watched(material(cases, "pixels", Sides(), "none"), own, Watch(), "pixels").seen
+    seen = watched(to_tensors(cases, "pixels", Sides(), "none"), own, Watch(), "pixels").seen
     pairs = [p for _, p in seen]
     right = torch.cat([p.inputs[:, :, 8:].float().mean((1, 2)) > 100 for p in pairs]).float()
     assert torch.equal(right, torch.cat([p.ct[:, 0] for p in pairs]))
     assert torch.equal(right * 10 - 5, torch.cat([p.teacher for p in pairs]))
     assert 0.3 < right.mean().item() < 0.7
     with pytest.raises(BadInput, match="no embedding of the mirrored CT"):
-        watched(material(replace(cases, ct_mirrored=None), "pixels", Sides(), "none"), own, Watch(), "pixels")
-    watched(material(cases.without_ct(), "pixels", None, "none"), own, Watch(), "pixels")
+        watched(to_tensors(replace(cases, ct_mirrored=None), "pixels", Sides(), "none"), own, Watch(), "pixels")
+    watched(to_tensors(cases.without_ct(), "pixels", None, "none"), own, Watch(), "pixels")
 
 
 def test_flips_and_shifts_are_what_they_say() -> None:
@@ -171,7 +171,7 @@ def test_a_radiograph_teacher_reads_the_picture_the_student_reads(small: FitData
     objective = SameModality(teacher, 4.0, 0.6).train()
     assert not teacher.training
     with torch.no_grad():
-        torch.testing.assert_close(objective.wanted(rows), teacher.eval()(picture)[1])
+        torch.testing.assert_close(objective.target(rows), teacher.eval()(picture)[1])
 
 
 def test_pixels_and_tokens_that_are_not_there_are_asked_for(small: FitData, budget: Budget) -> None:

@@ -25,7 +25,7 @@ BASE: dict[str, Any] = {
     "caches": {"cxr": "caches/cxr", "ct": "caches/ct"},
     "seeds": [1],
     "as_published": "a test",
-    "fit": {"hidden": 8, "steps": 20, "check_every": 10},
+    "fit": {"hidden": 8, "steps": 20, "validate_every": 10},
     "prior": {"samples": 2, "steps": 4, "training": TINY},
     "designs": [
         {"name": "kfold", "split": "kfold", "folds": 3, "validation": True, "methods": ["cxr-only", "ridge-head"]}

@@ -47,7 +47,7 @@ def test_plan_lists_every_fit_and_run_leaves_exactly_these(run):
 
 def test_results_of_another_plan_are_never_mixed(run, cohort, capsys):
     assert run(command="plan")[0] == 0
-    error = refusal(capsys, run(fit={"hidden": 9, "steps": 20, "check_every": 10})[0])
+    error = refusal(capsys, run(fit={"hidden": 9, "steps": 20, "validate_every": 10})[0])
     assert "config.fit.hidden was 8, is 9" in error
     assert "give another --out" in error
     frame = pd.read_csv(cohort / "exams.csv")

@@ -343,7 +343,7 @@ def test_class_balance_reaches_every_row_that_trains_a_classifier(run, tmp_path)
         "rows": {"labels": {"method": "prior", "options": {"objective": bce}}},
         "designs": [{"name": "fixed", "split": "fixed", "methods": BALANCED_ROWS}],
         "hypotheses": [],
-        "fit": {"hidden": 8, "steps": 60, "lr": 0.03, "check_every": 60},
+        "fit": {"hidden": 8, "steps": 60, "lr": 0.03, "validate_every": 60},
     }
     mean, out = {}, None
     for balance in ("none", "class-weights", "sampler"):

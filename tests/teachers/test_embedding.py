@@ -31,7 +31,7 @@ def tokens(root: Path, name: str = "slices") -> EmbeddingCache:
 def made(tmp_path: Path) -> tuple[Teacher, EmbeddingCache, Path]:
     cache = tokens(tmp_path / "tokens")
     config = TeacherConfig(
-        kind="sequence", fit=FitConfig(steps=2, check_every=1, hidden=4), sequence=SequenceConfig(hidden=4, dim=5)
+        kind="sequence", fit=FitConfig(steps=2, validate_every=1, hidden=4), sequence=SequenceConfig(hidden=4, dim=5)
     )
     label = np.array([0.0, 1.0] * 4)
     ids, people = [f"ct{i}" for i in range(8)], [f"p{i}" for i in range(8)]

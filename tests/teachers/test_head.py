@@ -8,7 +8,8 @@ import torch
 from sklearn.metrics import log_loss
 
 from embedprior.nn.config import Balance, FitConfig
-from embedprior.nn.training import class_weights, label_loss
+from embedprior.nn.losses import case_weights
+from embedprior.nn.network import loss_of_labels
 from embedprior.teachers.teacher import OneClass, TeacherHead, train_head
 
 FIT = FitConfig(hidden=16, steps=200)
@@ -57,7 +58,7 @@ def test_weighed_loss_is_the_log_loss_with_balanced_sample_weights() -> None:
     label, logits = np.array([1.0, 0, 0, 0, np.nan]), np.array([0.3, -1.0, 2.0, 0.1, 5.0])
     known = slice(0, 4)
     expected = log_loss(label[known], 1 / (1 + np.exp(-logits[known])), sample_weight=[2, 2 / 3, 2 / 3, 2 / 3])
-    loss = label_loss(label, class_weights(label))
+    loss = loss_of_labels(label, case_weights(label))
     assert loss(torch.tensor(logits)[:, None], torch.arange(5)).item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -74,8 +75,9 @@ def test_head_on_noise_predicts_the_share_of_positives_or_a_half_when_balanced(b
 def test_validation_cts_choose_the_step_by_the_weighed_loss_too() -> None:
     rng = np.random.default_rng(4)
     inputs, label = rng.normal(size=(200, 2)).astype(np.float32), (np.arange(200) % 10 == 0).astype(float)
-    looks: list[dict[str, float]] = []
-    fit = FitConfig(hidden=4, steps=20, check_every=20)
-    head = train_head(inputs[:100], label[:100], inputs[100:], label[100:], fit, 0, looks, "class-weights")
+    fit = FitConfig(hidden=4, steps=20, validate_every=20)
+    head = train_head(inputs[:100], label[:100], inputs[100:], label[100:], fit, 0, "class-weights")
     p = 1 / (1 + np.exp(-head.logits(inputs[100:]).astype(float)))
-    assert looks[0]["val_loss"] == pytest.approx(log_loss(label[100:], p, sample_weight=class_weights(label[100:])))
+    assert head.validation_history[0]["val_loss"] == pytest.approx(
+        log_loss(label[100:], p, sample_weight=case_weights(label[100:]))
+    )

@@ -12,12 +12,12 @@ from pydantic import BaseModel
 from embedprior.config import config_folder, load_config
 from embedprior.errors import BadInput
 from embedprior.nn.config import FitConfig
-from embedprior.nn.training import class_weights
+from embedprior.nn.losses import case_weights
 from embedprior.teachers.config import SequenceConfig, TeacherConfig, TrainTeacherConfig
 from embedprior.teachers.teacher import OneClass, Teacher, load_head
 from embedprior.teachers.train import CtCases, logits_of, train_teacher
 
-FIT = FitConfig(hidden=8, steps=60, batch_size=16, lr=1e-2, dropout=0.0, check_every=10)
+FIT = FitConfig(hidden=8, steps=60, batch_size=16, lr=1e-2, dropout=0.0, validate_every=10)
 SMALL = SequenceConfig(hidden=8, dim=6, dropout=0.0)
 SEQUENCE = TeacherConfig(kind="sequence", fit=FIT, sequence=SMALL)
 
@@ -54,10 +54,10 @@ def test_sequence_teacher_finds_one_token_among_many(trained: Teacher) -> None:
 
 def test_head_teacher_learns_from_embeddings() -> None:
     config = TeacherConfig(fit=FIT)
-    teacher, looks = train_teacher(flat(token_cases(0)), flat(token_cases(1, prefix="v")), config, "lesion", "key")
+    teacher, history = train_teacher(flat(token_cases(0)), flat(token_cases(1, prefix="v")), config, "lesion", "key")
     unseen = flat(token_cases(2, 90, "t"))
     assert ((logits_of(teacher, unseen) > 0) == unseen.label).mean() > 0.9
-    assert [look["step"] for look in looks] == [10, 20, 30, 40, 50, 60]
+    assert [record["step"] for record in history] == [10, 20, 30, 40, 50, 60]
     with pytest.raises(BadInput, match="head alone"):
         teacher.embed(token_cases(0).inputs)  # type: ignore[arg-type]
 
@@ -102,9 +102,9 @@ def test_the_step_with_the_least_validation_loss_is_kept() -> None:
     """With validation labels turned round every step makes things worse: the first look must win."""
     val = token_cases(1, prefix="v")
     wrong = replace(val, label=1 - val.label)
-    longer = SEQUENCE.model_copy(update={"fit": FIT.model_copy(update={"check_every": 5})})
-    teacher, looks = train_teacher(token_cases(0), wrong, longer, "lesion", "key")
-    losses = [look["val_loss"] for look in looks]
+    longer = SEQUENCE.model_copy(update={"fit": FIT.model_copy(update={"validate_every": 5})})
+    teacher, history = train_teacher(token_cases(0), wrong, longer, "lesion", "key")
+    losses = [record["val_loss"] for record in history]
     logits = logits_of(teacher, wrong).astype(np.float64)
     kept = float(np.mean(np.logaddexp(0, logits) - wrong.label * logits))
     assert kept == pytest.approx(min(losses), rel=1e-5)
@@ -121,7 +121,7 @@ def test_a_budget_shorter_than_the_first_look_keeps_its_last_step() -> None:
 
 def test_balanced_drawing_gives_both_classes_alike() -> None:
     label = np.array([1.0, 0, 0, 0, 0])
-    weights = class_weights(label)
+    weights = case_weights(label)
     assert weights[label == 1].sum() == pytest.approx(weights[label == 0].sum())
 
 
@@ -151,7 +151,7 @@ def test_a_damaged_or_absent_teacher_is_refused(trained: Teacher, tmp_path: Path
 
 CHANGES: dict[str, Any] = {
     "kind": "head", "seed": 1, "fit.hidden": 4, "fit.dropout": 0.5, "fit.lr": 1e-3, "fit.weight_decay": 5.0,
-    "fit.batch_size": 8, "fit.steps": 30, "fit.check_every": 7, "sequence.cell": "lstm", "sequence.hidden": 4,
+    "fit.batch_size": 8, "fit.steps": 30, "fit.validate_every": 7, "sequence.cell": "lstm", "sequence.hidden": 4,
     "sequence.layers": 2, "sequence.pool": "mean", "sequence.dim": 3, "sequence.dropout": 0.4,
     "sequence.max_tokens": 2, "sequence.balanced": False,
 }  # fmt: skip
@@ -184,8 +184,8 @@ def test_every_field_changes_what_comes_out(name: str, trained: Teacher) -> None
         cases, val = token_cases(0, 30), token_cases(1, 30, "v")
         if config.kind == "head":
             cases, val = flat(cases), flat(val)
-        teacher, looks = train_teacher(cases, val, config, "lesion", "key")
-        return [logits_of(teacher, val).tolist(), looks]
+        teacher, history = train_teacher(cases, val, config, "lesion", "key")
+        return [logits_of(teacher, val).tolist(), history]
 
     assert outcome(True) != outcome(False)
 

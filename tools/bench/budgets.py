@@ -40,16 +40,16 @@ def one(name: str, budget: Budget, loaded: Loaded, seed: int) -> dict[str, Any]:
     cases = loaded.scored["test"]
     with one_thread():
         fitted: Any = method.fit(loaded.data, seed)
-    account, student = fitted.account, isinstance(method, StudentMethod)
+    fit_summary, student = fitted.fit_summary, isinstance(method, StudentMethod)
     pretrained = info.uses_ct and getattr(method, "pretraining", False)
     stages = len(loaded.data.stages) if pretrained else 1
-    wanted = stages * budget.fit.steps * getattr(method, "times", 1)
+    expected = stages * budget.fit.steps * getattr(method, "step_multiplier", 1)
     backbone = sum(p.numel() for p in fitted.network.backbone.parameters()) if isinstance(fitted, LogitStudent) else 0
     auc = roc_auc_score(cases.label, fitted.scores(cases if info.needs_ct else cases.without_ct()))
     return {
-        "trained": account.trainable, "total": account.total, "stages": stages, "steps": account.steps,
-        "seconds": account.seconds, "losses": ", ".join(account.losses), "auc": float(auc), "student": student,
-        "wanted": wanted, "backbone": backbone,
+        "trained": fit_summary.trainable, "total": fit_summary.total, "stages": stages, "steps": fit_summary.steps,
+        "seconds": fit_summary.seconds, "losses": ", ".join(fit_summary.losses), "auc": float(auc), "student": student,
+        "expected": expected, "backbone": backbone,
     }  # fmt: skip
 
 
@@ -108,16 +108,16 @@ def main() -> int:
                 "stages": first["stages"], "steps": round(np.mean([f["steps"] for f in fits])),
                 "seconds": np.mean([f["seconds"] for f in fits]), "seeds": len(fits), "auc": np.mean(aucs),
                 "sd": np.std(aucs, ddof=1) if len(aucs) > 1 else np.nan, "losses": first["losses"],
-                "student": first["student"], "wanted": first["wanted"], "backbone": first["backbone"],
+                "student": first["student"], "expected": first["expected"], "backbone": first["backbone"],
             }
         )  # fmt: skip
     table = pd.DataFrame(rows)
-    shown = table.drop(columns=["student", "wanted", "backbone"])
+    shown = table.drop(columns=["student", "expected", "backbone"])
     print(shown.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
     own = table[table["student"]]
     bars = {
         f"every student takes {budget.fit.steps} steps a stage (cxr-only-long: twice)": bool(
-            (own["steps"] == own["wanted"]).all()
+            (own["steps"] == own["expected"]).all()
         ),
         "every student has one backbone": own["backbone"].nunique() == 1,
         f"at least {FEWEST_SEEDS} seeds": options.seeds >= FEWEST_SEEDS,
