@@ -202,7 +202,9 @@ def diff(left: EmbeddingCache, right: EmbeddingCache) -> Difference:
     )
 
 
-def drift(exact: Float[np.ndarray, "exams dim"], rounded: Float[np.ndarray, "exams dim"]) -> dict[str, float | None]:
+def quantization_error(
+    exact: Float[np.ndarray, "exams dim"], rounded: Float[np.ndarray, "exams dim"]
+) -> dict[str, float | None]:
     """Return the largest 1 − cosine between the rows of two matrices, plain and after taking off the mean row.
 
     The centred figure is the honest one: embeddings share a large mean vector, which hides differences. It is None

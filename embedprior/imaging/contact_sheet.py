@@ -11,9 +11,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from embedprior.imaging.findings import Finding, worst
+from embedprior.imaging.files import UnreadableExam
+from embedprior.imaging.findings import Finding, UnusableExam, worst
 from embedprior.imaging.lungs import Lungs, find_lungs
-from embedprior.imaging.preprocess import windowed
+from embedprior.imaging.preprocess import VolumeProfile, prepare, windowed
+from embedprior.imaging.radiographs import read_radiograph
+from embedprior.imaging.readers import Found, read_volume
 from embedprior.imaging.volume import Volume, canonical
 
 HEIGHT, WIDTH, GAP, CAPTION = 170, 190, 4, 46
@@ -71,6 +74,38 @@ def prepared_tile(
 def picture_tile(title: str, grey: Float[np.ndarray, "height width"], findings: Sequence[Finding], detail: str) -> Tile:
     """Return one radiograph, values in [0, 1]."""
     return Tile(title, detail, (_view(grey, None, (1.0, 1.0)),), tuple(findings))
+
+
+def check_exam(
+    found: Found, series: str = "only", profile: VolumeProfile | None = None, profile_name: str = "", draw: bool = True
+) -> tuple[list[Finding], Tile | None]:
+    """Read one exam and audit it; an exam that can't be read is a finding, not an exception.
+
+    Args:
+        found: the exam.
+        series: which series of a DICOM folder that holds several (``readers.read_volume``).
+        profile: also prepare a volume by this profile.
+        profile_name: of the profile, for the tile.
+        draw: return its tile; None otherwise.
+    """
+    try:
+        if found.kind == "radiograph":
+            radiograph, findings = read_radiograph(found.path)
+            height, width = radiograph.grey.shape
+            detail = f"{width} x {height}, {radiograph.view or 'view unknown'}"
+            return findings, picture_tile(found.name, radiograph.grey, findings, detail) if draw else None
+        volume, findings = read_volume(found.path, series)
+        if profile is None:
+            return findings, volume_tile(found.name, volume, findings) if draw else None
+        prepared = prepare(volume, profile)
+        detail = f"{' x '.join(map(str, prepared.shape))}, profile {profile_name}"
+        return findings, prepared_tile(found.name, prepared, findings, detail) if draw else None
+    except UnusableExam as error:
+        findings = list(error.findings)
+    except UnreadableExam as error:
+        findings = [Finding("unreadable", str(error))]
+    # a page without the exams that failed would look as if there were none
+    return findings, Tile(found.name, "no picture: see the findings", (), tuple(findings)) if draw else None
 
 
 def contact_sheet(tiles: Sequence[Tile], path: Path, columns: int = 2) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from embedprior.cache import CacheWriter, PairDataset, build_cache, open_cache, write_cache
 from embedprior.cache.build import fill_cache
 from embedprior.cache.exchange import export_npy, export_parquet, first_shape, import_npy
-from embedprior.cache.verify import diff, drift
+from embedprior.cache.verify import diff, quantization_error
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
 
@@ -201,10 +201,10 @@ def test_diff_names_key_exams_sources_and_numbers(tmp_path: Path) -> None:
     assert found.largest == pytest.approx(0.25)
 
 
-def test_drift_is_one_minus_the_cosine_before_and_after_centring() -> None:
+def test_quantization_error_is_one_minus_the_cosine_before_and_after_centring() -> None:
     exact = np.array([[10.0, 1.0], [10.0, -1.0]])
     rounded = np.array([[10.0, 1.0], [10.0, -2.0]])
-    found = drift(exact, rounded)
+    found = quantization_error(exact, rounded)
     angle = np.arctan(0.1) - np.arctan(0.2)
     assert found["one_minus_cos_max"] == pytest.approx(1 - np.cos(angle))
     # about the first matrix's mean (10, 0) the rows are (0, ±1) and (0, 1), (0, -2): the same directions

@@ -120,7 +120,7 @@ def test_what_can_be_refused_is_refused_before_anything_is_written(
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
 
 
-def test_reduced_precision_reports_its_drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cohort: Path) -> None:
+def test_reduced_precision_reports_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cohort: Path) -> None:
     pytest.importorskip("timm")
     from embedprior.encoders import vit
 
@@ -128,9 +128,9 @@ def test_reduced_precision_reports_its_drift(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(vit, "DIM", 192)
     words = ["embed", "--cohort", str(cohort), "--encoder", "vit-b16", "--out", str(tmp_path / "out"), "--limit", "3"]
     assert main([*words, "--random-init", "--precision", "bf16", "--dtype", "float16"]) == 0
-    drift = json.loads((tmp_path / "out" / "run.json").read_text())["drift"]
-    assert drift["what"] == "bf16 arithmetic and float16 storage"
-    assert 0 < drift["one_minus_cos_max"] < 1e-3
+    error = json.loads((tmp_path / "out" / "run.json").read_text())["quantization_error"]
+    assert error["what"] == "bf16 arithmetic and float16 storage"
+    assert 0 < error["one_minus_cos_max"] < 1e-3
     assert "largest 1 − cos" in (tmp_path / "out" / "summary.md").read_text()
 
 

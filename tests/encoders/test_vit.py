@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from embedprior.cache.verify import drift
+from embedprior.cache.verify import quantization_error
 from embedprior.encoders import vit
 from embedprior.encoders.base import encoder_key, key8
 from embedprior.encoders.vit import MEAN, STD, VitB16
@@ -91,7 +91,7 @@ def test_missing_weights_are_an_error_and_random_ones_need_the_word(tmp_path: Pa
 
 def test_bf16_drifts_little_and_has_a_key_of_its_own(encoder: VitB16, batch: np.ndarray) -> None:
     half = VitB16(random_init=True, precision="bf16")
-    moved = drift(encoder.embed(batch), half.embed(batch))
+    moved = quantization_error(encoder.embed(batch), half.embed(batch))
     assert 0 < float(moved["one_minus_cos_max"] or 0) < 1e-3
     assert half.embed(batch).dtype == np.float32
     assert key8(encoder_key(half.spec)) != key8(encoder_key(encoder.spec))

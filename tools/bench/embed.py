@@ -20,7 +20,7 @@ from common.measuring import Table, wall_seconds
 from PIL import Image
 
 from embedprior.cache.build import fill_cache
-from embedprior.cache.verify import drift
+from embedprior.cache.verify import quantization_error
 from embedprior.encoders.vit import VitB16
 
 # multiply-adds of ViT-B/16 at 224 px times two: patch embedding, 12 × (qkv, attention, projection, MLP)
@@ -94,9 +94,9 @@ def main() -> int:
     over = [flop / t["pipeline"] / c for t, c in zip(times, ceiling, strict=True)]
     table.hold("pipeline over the GEMM ceiling", median(over), "", 0.80)
     table.hold("bf16 weights over fp32, bare loop", median(t["bare"] / t["half"] for t in times), "x")
-    moved = drift(exact, rounded)
-    table.hold("  its drift, largest 1 - cos", float(moved["one_minus_cos_max"] or 0), "")
-    table.hold("  its drift about the mean embedding", float(moved["centred_one_minus_cos_max"] or 0), "")
+    moved = quantization_error(exact, rounded)
+    table.hold("  its rounding error, largest 1 - cos", float(moved["one_minus_cos_max"] or 0), "")
+    table.hold("  its rounding error about the mean embedding", float(moved["centred_one_minus_cos_max"] or 0), "")
     return table.finish(args.json, torch=torch.__version__)
 
 

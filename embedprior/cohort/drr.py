@@ -1,0 +1,146 @@
+"""A cohort of DRRs from chest CTs: rendered, grouped by patient, with exam and pair tables and a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from embedprior.cohort.duplicates import fingerprint, join_groups, same_scans
+from embedprior.imaging.drr.config import DrrConfig
+from embedprior.imaging.drr.dataset import IMAGES, drr_sheet, publish, write_tables
+from embedprior.imaging.drr.render import CtExam, Rendered, Scanned, image_name, render_all, scan, seconds_estimate
+from embedprior.imaging.drr.tone_fit import fit_tone_to_folder
+from embedprior.imaging.radiographs import read_image
+from embedprior.runs import Run, artifacts_root, progress
+from embedprior.runs.distributed import Processes
+
+MEGABYTES_PER_PIXEL = 1.2e-6
+
+
+@dataclass(frozen=True)
+class DrrCohort:
+    """What rendering gave.
+
+    Attributes:
+        summary: in words, as in ``summary.md``.
+        failures: one record (``exam_id``, ``stage``, ``reason``) for every CT left out.
+    """
+
+    summary: str
+    failures: list[dict[str, str]]
+
+
+def render_cohort(
+    exams: Sequence[CtExam], config: DrrConfig, out: Path, processes: Processes, *, workers: int = 1,
+    match_style: Path | None = None, include_incomplete: bool = False,
+) -> DrrCohort | None:  # fmt: skip
+    """Render every CT and write images, ``exams.csv``, ``pairs.csv`` and a contact sheet.
+
+    Args:
+        exams: the CTs.
+        config: view, poses, renderer, appearance.
+        out: folder of the results.
+        processes: this process among those of a launcher; each renders its share.
+        workers: processes of its own that each of them renders with.
+        match_style: folder of radiographs that the tone curve is fitted to.
+        include_incomplete: pair scans that lack part of the lungs too.
+
+    Returns:
+        What was made; None in all processes but the first.
+
+    Raises:
+        BadInput: two exam ids share a file name, or no CT can be read to fit the tone curve.
+    """
+    # every process hashes every CT: the list of series must be the same in all of them
+    scanned, failures = scan(progress(exams, "scan", total=len(exams)) if processes.first else exams)
+    firsts = [s for s in scanned if not s.same_as]
+    note = ""
+    if match_style is not None:
+        match = fit_tone_to_folder(firsts, config, match_style)
+        config = config.model_copy(update={"appearance": match.appearance})
+        note = (
+            f"Tone fitted to {match.references} radiographs: quantiles differ by {match.after:.3f} rms of the grey "
+            f"range, {match.before:.3f} before."
+        )
+    hashes = {s.exam.exam_id: s.digest for s in scanned}
+    run = Run(out, "drr", config, config.seed, hashes) if processes.first else None
+    mine = firsts[processes.rank :: processes.count]
+    where = f"drr {processes.rank + 1}/{processes.count}" if processes.count > 1 else "drr"
+    own = render_all(mine, config, artifacts_root(out), workers, where)
+    done = {result.exam_id: result for result in processes.gather(own)}
+    made = None
+    if run is not None:
+        rendered = [done[s.exam.exam_id] for s in firsts]
+        failures += [{"exam_id": r.exam_id, "stage": "drr", "reason": r.reason} for r in rendered if r.folder is None]
+        summary = _write(out, config, scanned, rendered, failures, include_incomplete, note)
+        run.finish(summary, failures, rendered=sum(r.folder is not None for r in rendered))
+        made = DrrCohort(summary, failures)
+    processes.meet()
+    return made
+
+
+def group_same_scans(exams: Sequence[CtExam], rendered: Sequence[Rendered]) -> tuple[list[CtExam], list[str]]:
+    """Join the groups of patients whose images are the same picture: one scan in two resolutions, or under two ids.
+
+    Returns:
+        The exams with their joined ``group_id``, and the pairs found (``"a = b"``).
+    """
+    rows = [
+        {"exam_id": e.exam_id, "patient_id": e.patient_id, "group_id": e.columns.get("group_id", e.patient_id),
+         "modality": "DRR"} for e in exams
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    first = image_name(0) + ".png"
+    prints = {r.exam_id: fingerprint(read_image(r.folder, first)) for r in rendered if r.folder is not None}
+    found = same_scans(table, prints)
+    if found.empty:
+        return list(exams), []
+    groups = join_groups(table, found)["group_id"]
+    joined = [replace(e, columns={**e.columns, "group_id": g}) for e, g in zip(exams, groups, strict=True)]
+    return joined, [f"{a} = {b}" for a, b in zip(found["exam_a"], found["exam_b"], strict=True)]
+
+
+def plan_text(exams: Sequence[CtExam], config: DrrConfig, workers: int) -> str:
+    """Return what rendering would make: CTs, images, megabytes and, where they are known, minutes."""
+    images = len(exams) * config.poses
+    minutes = max(1, round(seconds_estimate(len(exams), config, workers) / 60))
+    time = f" and {minutes} minute{'s'[: minutes > 1]} with {workers} worker{'s'[: workers > 1]}."
+    return (
+        f"{len(exams)} CTs, {images} {config.view} images of {config.size} x {config.size} pixels with "
+        f"{config.renderer}; about {images * config.size**2 * MEGABYTES_PER_PIXEL:.0f} MB"
+        + (time if config.renderer == "planesweep" else ".")
+        + " Nothing was written."
+    )
+
+
+def _write(
+    out: Path, config: DrrConfig, scanned: list[Scanned], rendered: list[Rendered], failures: list[dict[str, str]],
+    incomplete: bool, note: str,
+) -> str:  # fmt: skip
+    exams, alike = group_same_scans([s.exam for s in scanned if not s.same_as], rendered)
+    count = publish(out, exams, rendered, config)
+    _, pairs = write_tables(out, exams, rendered, config, incomplete)
+    shown = drr_sheet(rendered, config, out / "contact_sheet.png")
+    good = [r for r in rendered if r.folder is not None]
+    cut = [r.exam_id for r in good if not r.complete]
+    lines = [
+        f"{count} {config.view} images of {len(good)} CTs ({sum(r.reused for r in good)} were there already), "
+        f"{len(pairs)} pairs. Renderer: {config.renderer}.",
+        f"Tables: exams.csv, pairs.csv; pictures: {IMAGES}/; for a look: contact_sheet.png ({shown} images).",
+    ]
+    if note:
+        lines.append(note)
+    if cut:
+        fate = "paired all the same" if incomplete else "rendered, not paired (--include-incomplete pairs them)"
+        lines.append(f"Lungs not complete in {len(cut)}: {', '.join(cut)}; {fate}.")
+    twice = [f"{s.exam.exam_id} = {s.same_as}" for s in scanned if s.same_as]
+    if twice:
+        lines.append(f"The same series twice, rendered once: {', '.join(twice)}.")
+    if alike:
+        lines.append(f"Images alike, so probably one patient, now in one group: {', '.join(alike)}.")
+    if failures:
+        lines.append(f"{len(failures)} failed (failures.csv): {', '.join(f['exam_id'] for f in failures[:10])}.")
+    return "\n".join(lines) + "\n"
