@@ -27,12 +27,11 @@ One method in full: embedprior methods NAME
 @command(epilog="Installed packages add encoders by the entry point 'embedprior.encoders'.")
 def encoders() -> int:
     """Print the registry; return the exit code."""
-    from embedprior.encoders.registry import encoder_card
-    from embedprior.encoders.registry import encoders as names
+    from embedprior.encoders.registry import encoder_card, encoder_names
     from embedprior.report.formatting import aligned
 
     rows = [("name", "reads", "dim", "tokens", "weights", "licence")]
-    for name in names():
+    for name in encoder_names():
         card = encoder_card(name)
         if card is None:
             rows.append((name, "?", "?", "?", "?", "?"))
@@ -121,13 +120,12 @@ def _in_full(name: str) -> str:
     import importlib
     import inspect
 
-    from embedprior.errors import BadInput, choose
-    from embedprior.students.registry import DEGENERATE
-    from embedprior.students.registry import methods as registered
+    from embedprior.errors import BadInput
+    from embedprior.students.registry import DEGENERATE, describe
 
     if name in DEGENERATE:
         raise BadInput(f"method '{name}': {DEGENERATE[name]}. Next: embedprior methods")
-    info = choose("method", name, registered())
+    info = describe(name)
     module, _, attribute = info.build.partition(":")
     text = inspect.getdoc(getattr(importlib.import_module(module), attribute)) or ""
     options = "".join(f"\n  {key}: {value}" for key, value in info.options.items())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from click import option
 
 from embedprior.cli.settings import settings_command
-from embedprior.errors import DONE, BadInput, EmbedpriorError, choose
+from embedprior.errors import DONE, BadInput, EmbedpriorError
 from embedprior.prior.config import TrainPriorConfig
 from embedprior.students.config import TrainStudentConfig
 from embedprior.teachers.config import TrainTeacherConfig
@@ -164,10 +164,10 @@ def student(config: TrainStudentConfig) -> int:
             class only, say), or see ``students.tables.load``.
         EmbedpriorError: the method read back from its folder scores differently.
     """
-    from embedprior.students.registry import build_method, methods
+    from embedprior.students.registry import build_method, describe
 
     method = build_method(config.method, config.budget, **({"inputs": config.inputs} | config.options))
-    info = choose("method", config.method, methods())
+    info = describe(config.method)
     missing = {"CT cache": config.ct_cache is None, "pair table": config.pairs is None}
     if info.uses_ct and any(missing.values()):
         raise BadInput(
@@ -175,7 +175,7 @@ def student(config: TrainStudentConfig) -> int:
             "given. Next: --ct-cache DIR --pairs FILE, or a method without CT (embedprior methods)"
         )
     from embedprior.runs import Run, one_thread
-    from embedprior.students.base import CannotFit
+    from embedprior.students.base import CannotFit, training_data, visible_cases
     from embedprior.students.storage import load_fitted, refuse_unsaveable, save_fitted
     from embedprior.students.tables import load
     from embedprior.tables import write_table
@@ -183,7 +183,7 @@ def student(config: TrainStudentConfig) -> int:
     loaded = load(config, info.needs_teacher)
     try:
         with one_thread():
-            fitted = method.fit(loaded.data, config.seed)
+            fitted = method.fit(training_data(method, loaded.data), config.seed)
     except CannotFit as error:
         raise BadInput(f"method '{config.method}' can't be fitted on {config.exams}: {error}") from error
     refuse_unsaveable(fitted, config.method)
@@ -193,7 +193,7 @@ def student(config: TrainStudentConfig) -> int:
     for record in fit_summary.history if fit_summary is not None else ():
         run.metrics.write(event="validation", **record)
     save_fitted(fitted, out, config.method)
-    scored = {part: cases if info.needs_ct else cases.without_ct() for part, cases in loaded.scored.items()}
+    scored = {part: visible_cases(method, cases) for part, cases in loaded.scored.items()}
     predictions = _predictions(config, fitted, scored)
     if len(predictions):
         again = _predictions(config, load_fitted(out)[0], scored)

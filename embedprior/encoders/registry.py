@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from functools import cache
-from importlib import metadata
 from typing import Any, cast
 
 from embedprior.encoders.base import Encoder, EncoderCard
-from embedprior.errors import BadInput, choose, nearest
+from embedprior.errors import BadInput, nearest
+from embedprior.registry import Registry
 
 ENCODERS = {
     "efficientnet-lite0": "embedprior.encoders.timm_lite:EfficientNetLite0",
@@ -18,27 +16,29 @@ ENCODERS = {
     "slice-cnn": "embedprior.encoders.small_cnn:SliceEncoder",
     "vit-b16": "embedprior.encoders.vit:VitB16",
 }
-ENTRY_POINTS = "embedprior.encoders"
+REGISTRY = Registry("encoder", "embedprior.encoders", ENCODERS)
 
 
-@cache
-def encoders() -> dict[str, str]:
-    """Return every encoder: those shipped, and those that installed packages add by entry point."""
-    found = {point.name: point.value for point in metadata.entry_points(group=ENTRY_POINTS)}
-    return dict(sorted((found | ENCODERS).items()))
+def encoder_names() -> list[str]:
+    """Return the name of every encoder, sorted: those shipped, and those of installed packages.
+
+    Raises:
+        BadInput: a name is registered twice.
+    """
+    return sorted(REGISTRY.names())
 
 
 def create_encoder(name: str, **options: Any) -> Encoder:
     """Return a frozen encoder.
 
     Args:
-        name: one of ``encoders()``.
+        name: one of ``encoder_names()``.
         options: what the encoder takes, such as ``weights`` (a local path).
 
     Raises:
         BadInput: unknown name, an option it does not take, missing weights or a missing extra.
     """
-    made = _resolve(name)
+    made = REGISTRY.load(name)
     takes = inspect.signature(made).parameters
     for option in options:
         if option not in takes:
@@ -56,10 +56,5 @@ def encoder_card(name: str) -> EncoderCard | None:
     Raises:
         BadInput: unknown name.
     """
-    card = getattr(_resolve(name), "card", None)
+    card = getattr(REGISTRY.load(name), "card", None)
     return card if isinstance(card, EncoderCard) else None
-
-
-def _resolve(name: str) -> Any:
-    module, _, attribute = choose("encoder", name, encoders()).partition(":")
-    return getattr(importlib.import_module(module), attribute)

@@ -92,7 +92,7 @@ def read_array(root: Path, path: str) -> np.ndarray[Any, Any]:
     try:
         array = _array(root / file)
         return np.array(array if row is None else array[row])
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, EOFError) as error:
         raise UnreadableExam(f"{file}: {error}") from error
 
 

@@ -286,7 +286,8 @@ class Prior:
         tensors, description = read_files(folder)
         config = parse_config(PriorConfig, description["config"], str(folder / DESCRIPTION))
         sizes = (description["condition_dim"], description["target_dim"], description["condition_tokens"])
-        network = new_network(config, *sizes)
+        with torch.random.fork_rng(devices=[]):  # weights that are overwritten must not move the caller's stream
+            network = new_network(config, *sizes)
         sources, regressions = description["sources"], description["regressions"]
         names = [f"network.{name}" for name in network.state_dict()]
         names += [f"scaler.{name}.{part}" for name in ("target", *sources) for part in ("mean", "scale")]

@@ -1,7 +1,8 @@
 """What a method is: it is fitted on cases with CT and scores cases without.
 
-``fit(data, seed) -> fitted; fitted.scores(cases)``. The runner strips CT from the cases unless the method
-declares ``needs_ct``, so a student that reads CT at inference fails at once.
+``fit(data, seed) -> fitted; fitted.scores(cases)``. CT is taken away from the training data of a method that does not
+declare ``uses_ct``, and from the cases to score of one that does not declare ``needs_ct``: a student that reads CT
+all the same fails at once.
 """
 
 from __future__ import annotations
@@ -130,6 +131,12 @@ class FitData:
         """The stage of real radiographs."""
         return self.stages[-1]
 
+    def without_ct(self) -> FitData:
+        """Return what is left without CT: no CT embedding or label, no CT head, and no DRRs (they are made from CT)."""
+        kept = [s for s in self.stages if s.train.source != "drr"]
+        stages = tuple(Stage(s.train.without_ct(), s.val.without_ct()) for s in kept)
+        return FitData(stages, None, "it uses no CT")
+
     def head(self) -> Head:
         """Return the teacher head.
 
@@ -169,6 +176,16 @@ class Method(Protocol):
         Raises:
             CannotFit: these cases do not allow it.
         """
+
+
+def training_data(method: Method, data: FitData) -> FitData:
+    """Return what a method may learn from: everything, or nothing of CT when it declares ``uses_ct = False``."""
+    return data if method.uses_ct else data.without_ct()
+
+
+def visible_cases(method: Method, cases: Cases) -> Cases:
+    """Return cases as a fitted method may see them: without CT unless it declares ``needs_ct = True``."""
+    return cases if method.needs_ct else cases.without_ct()
 
 
 def shuffled_stage(stage: Stage, seed: int) -> Stage:

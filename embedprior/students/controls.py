@@ -58,6 +58,7 @@ class ConstantMethod:
     name: str = "constant"
     needs_ct: bool = False
     uses_ct: bool = False
+    budget_part: ClassVar[str] = "nothing"
 
     def fit(self, data: FitData, seed: int) -> Fitted:
         """Count; ``seed`` changes nothing.
@@ -107,6 +108,7 @@ class Logistic:
     name: str = "logistic"
     needs_ct: bool = False
     uses_ct: bool = False
+    budget_part: ClassVar[str] = "nothing"
 
     def fit(self, data: FitData, seed: int) -> Fitted:
         """Fit on the labelled radiographs of the last stage; the validation cases choose the penalty.
@@ -138,6 +140,7 @@ class LabelPermutation(CxrOnly):
     """
 
     name: str = "label-permutation"
+    version: ClassVar[int] = 2
 
     def fit(self, data: FitData, seed: int) -> Fitted:
         """Permute the known labels within each part, then fit.
@@ -212,6 +215,7 @@ class CtOnly:
     name: str = "ct-only"
     needs_ct: bool = True
     uses_ct: bool = True
+    budget_part: ClassVar[str] = "nothing"
 
     def fit(self, data: FitData, seed: int) -> Fitted:
         """Return the frozen teacher; nothing is fitted here, so ``seed`` changes nothing.
@@ -261,6 +265,7 @@ class LateFusion:
     name: str = "late-fusion"
     needs_ct: bool = True
     uses_ct: bool = True
+    needs_teacher: ClassVar[bool] = False
 
     def fit(self, data: FitData, seed: int) -> Fitted:
         """Fit on the labelled pairs of the last stage.

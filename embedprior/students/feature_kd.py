@@ -119,6 +119,7 @@ class AftKd(StudentMethod):
     temperature: Positive = 4.0
     weighting_temperature: Positive = 2.0
     name: str = "aft-kd"
+    reconstruction: ClassVar[bool] = True
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
         """Return the terms."""
@@ -205,6 +206,7 @@ class ContrastiveKd(StudentMethod):
     margin: Positive = 1.0
     weight: Weight = 1.0
     name: str = "contrastive-kd"
+    reconstruction: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = False
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:

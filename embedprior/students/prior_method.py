@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any, ClassVar, cast
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy.special import expit
 from torch import Tensor
@@ -113,6 +114,8 @@ class PriorMethod:
     name: str = "prior"
     needs_ct: bool = False
     uses_ct: bool = True
+    budget_part: ClassVar[str] = "prior"
+    version: ClassVar[int] = 2
 
     def fit(self, data: FitData, seed: int) -> Fitted:
         """Train the prior; one that was trained on the same pairs with the same settings is reused.
@@ -178,7 +181,8 @@ class PriorMethod:
 
 @functools.cache
 def _network_size(network: NetworkConfig, process: ProcessConfig, cxr_dim: int, ct_dim: int) -> int:
-    built = new_network(PriorConfig(network=network, process=process), cxr_dim, ct_dim, 1)
+    with torch.random.fork_rng(devices=[]):
+        built = new_network(PriorConfig(network=network, process=process), cxr_dim, ct_dim, 1)
     regression = coefficients(process.regression, cxr_dim, ct_dim)
     return sum(p.numel() for p in built.parameters()) + regression
 

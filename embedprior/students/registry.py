@@ -1,29 +1,57 @@
-"""Methods by name: what each is, and how it is built. Torch-free; code is imported only when a method is built."""
+"""Methods by name. Torch-free: a class is imported when its facts are asked for, or when it is built.
+
+A row of a study is a class with options. The table here names the rows; what a class is (whether it needs CT at
+inference, uses it in training, needs a teacher, what it reads, its version) is said by the class alone.
+"""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from embedprior.errors import BadInput, choose
+from embedprior.errors import BadInput
+from embedprior.registry import Registry, resolve
 from embedprior.students.config import Augmentation, Balance, Budget, InputKind
 
 if TYPE_CHECKING:  # arrays would double the time that --help takes
     from embedprior.students.base import Method
 
 __all__ = [
-    "DEGENERATE", "METHODS", "Augmentation", "Balance", "Budget", "InputKind", "MethodInfo", "build_method",
-    "methods",
+    "DEGENERATE", "METHODS", "Augmentation", "Balance", "Budget", "InputKind", "MethodInfo", "MethodRow",
+    "build_method", "describe", "describe_row", "method_names", "methods",
 ]  # fmt: skip
-ENTRY_POINTS = "embedprior.methods"
+GROUP = "embedprior.methods"
+BudgetPart = Literal["fit", "prior", "nothing"]
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One row that a study can have, named without importing its class.
+
+    Attributes:
+        name: registry name; the ``method`` column of a predictions table.
+        summary: one line.
+        source: paper or reason.
+        build: import string of its class.
+        role: ``row`` of a paper, or ``control``.
+        options: settings of its class that make it this row.
+        reconstruction: these options fill in a detail that the paper does not give.
+    """
+
+    name: str
+    summary: str
+    source: str
+    build: str
+    role: Literal["row", "control"] = "row"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    reconstruction: bool = False
 
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What a method is, for tables and for checks that must not import it.
+    """A row with the facts that its class states.
 
     Attributes:
         name: registry name; the ``method`` column of a predictions table.
@@ -36,7 +64,7 @@ class MethodInfo:
         needs_teacher: it can't be fitted without a CT teacher head.
         reconstruction: a detail that its paper does not give was filled in (the docstring says which).
         role: ``row`` of a paper, ``control``, or ``oracle``.
-        takes: which part of the budget it reads: the student's (``fit``), the prior's, or none.
+        budget_part: which part of the budget it reads: the student's (``fit``), the prior's, or none.
         options: settings of its class that make it this row.
         version: raised when its numbers change; part of every fit's code tag.
     """
@@ -51,146 +79,144 @@ class MethodInfo:
     needs_teacher: bool = True
     reconstruction: bool = False
     role: Literal["row", "control", "oracle"] = "row"
-    takes: Literal["fit", "prior", "nothing"] = "fit"
+    budget_part: BudgetPart = "fit"
     options: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
 
 
-def _table(*infos: MethodInfo) -> dict[str, MethodInfo]:
-    return {info.name: info for info in infos}
+def _table(*rows: MethodRow) -> dict[str, MethodRow]:
+    return {row.name: row for row in rows}
 
 
 _HERE = "embedprior.students"
-_ANY: tuple[InputKind, ...] = ("embedding", "tokens", "pixels")
 _PILOT = "pilot study, arXiv 2603.29167"
-METHODS: dict[str, MethodInfo] = _table(
-    MethodInfo(
+METHODS: dict[str, MethodRow] = _table(
+    MethodRow(
         "cxr-only", "labels and radiographs only: the reference", "PE paper, CXR-only",
-        f"{_HERE}.logit_kd:CxrOnly", _ANY, uses_ct=False, needs_teacher=False,
+        f"{_HERE}.logit_kd:CxrOnly",
     ),
-    MethodInfo(
+    MethodRow(
         "hinton-kd", "labels, and the CT teacher's softened output", "Hinton 2015, arXiv 1503.02531",
-        f"{_HERE}.logit_kd:HintonKd", _ANY,
+        f"{_HERE}.logit_kd:HintonKd",
     ),
-    MethodInfo(
+    MethodRow(
         "discom-kd", "disentangled parts of both modalities, no teacher", "BMVC 2024, arXiv 2408.07080",
-        f"{_HERE}.feature_kd:DiscomKd", _ANY, needs_teacher=False,
+        f"{_HERE}.feature_kd:DiscomKd",
     ),
-    MethodInfo(
+    MethodRow(
         "aft-kd", "attention ⊗ feature blocks of the CT embedding", "Yang 2023, Sci Rep 13:18369 (abstract)",
-        f"{_HERE}.feature_kd:AftKd", _ANY, reconstruction=True,
+        f"{_HERE}.feature_kd:AftKd",
     ),
-    MethodInfo(
+    MethodRow(
         "proto-kd", "cosines to the class prototypes", "ICASSP 2023, arXiv 2303.09830",
-        f"{_HERE}.feature_kd:ProtoKd", _ANY,
+        f"{_HERE}.feature_kd:ProtoKd",
     ),
-    MethodInfo(
+    MethodRow(
         "contrastive-kd", "near the own CT, a margin from other patients'", "Hadsell 2006; PE paper, contrastive",
-        f"{_HERE}.feature_kd:ContrastiveKd", _ANY, needs_teacher=False, reconstruction=True,
+        f"{_HERE}.feature_kd:ContrastiveKd",
     ),
-    MethodInfo(
+    MethodRow(
         "fitnets", "a linear map of the student's features hits the CT embedding", "Romero 2015, arXiv 1412.6550",
-        f"{_HERE}.feature_kd:FitNets", _ANY, needs_teacher=False,
+        f"{_HERE}.feature_kd:FitNets",
     ),
-    MethodInfo(
+    MethodRow(
         "rkd", "distances between patients as in CT", "Park 2019, arXiv 1904.05068",
-        f"{_HERE}.relational_kd:Rkd", _ANY, needs_teacher=False,
+        f"{_HERE}.relational_kd:Rkd",
     ),
-    MethodInfo(
+    MethodRow(
         "clip-alignment", "InfoNCE to frozen CT embeddings, then a linear probe", "X2CT-CLIP, arXiv 2503.02162",
-        f"{_HERE}.relational_kd:ClipAlignment", _ANY, needs_teacher=False,
+        f"{_HERE}.relational_kd:ClipAlignment",
     ),
-    MethodInfo(
+    MethodRow(
         "prior", "mean of the head over samples of p(z_CT | z_CXR)", "PE paper, L2",
-        f"{_HERE}.prior_method:PriorMethod", takes="prior", version=2,
+        f"{_HERE}.prior_method:PriorMethod",
     ),
-    MethodInfo(
+    MethodRow(
         "prior-l2-bce", "the prior with the head's cross-entropy (0.8 / 0.2)", "PE paper, L2 + BCE",
-        f"{_HERE}.prior_method:PriorMethod", takes="prior", version=2, options={"objective": {"l2": 0.8, "bce": 0.2}},
+        f"{_HERE}.prior_method:PriorMethod", options={"objective": {"l2": 0.8, "bce": 0.2}},
     ),
-    MethodInfo(
+    MethodRow(
         "prior-l2-aft", "the prior with attention blocks", "PE paper, L2 + AFT",
-        f"{_HERE}.prior_method:PriorMethod", reconstruction=True, takes="prior", version=2,
+        f"{_HERE}.prior_method:PriorMethod", reconstruction=True,
         options={"objective": {"l2": 0.8, "aft": 0.2}},
     ),
-    MethodInfo(
+    MethodRow(
         "prior-l2-proto", "the prior with cosines to the prototypes", "PE paper, L2 + Proto",
-        f"{_HERE}.prior_method:PriorMethod", reconstruction=True, takes="prior", version=2,
+        f"{_HERE}.prior_method:PriorMethod", reconstruction=True,
         options={"objective": {"l2": 0.8, "proto": 0.2}},
     ),
-    MethodInfo(
+    MethodRow(
         "prior-contrastive", "the prior with the margin loss in place of L2", "PE paper, contrastive",
-        f"{_HERE}.prior_method:PriorMethod", reconstruction=True, takes="prior", version=2,
+        f"{_HERE}.prior_method:PriorMethod", reconstruction=True,
         options={"objective": {"l2": 0.0, "contrastive": 1.0}},
     ),
-    MethodInfo(
+    MethodRow(
         "prior-no-pretraining", "the prior without the DRR stage", "PE paper, no pretraining",
-        f"{_HERE}.prior_method:PriorMethod", takes="prior", version=2, options={"pretraining": False},
+        f"{_HERE}.prior_method:PriorMethod", options={"pretraining": False},
     ),
-    MethodInfo(
+    MethodRow(
         "direct-head", "the teacher's probability regressed, no labels: what a prior must match", "control",
-        f"{_HERE}.logit_kd:DirectHead", _ANY, role="control",
+        f"{_HERE}.logit_kd:DirectHead", role="control",
     ),
-    MethodInfo(
+    MethodRow(
         "ridge-head", "ridge regression of the CT embedding, then the head", "control",
-        f"{_HERE}.regression_heads:RidgeHead", role="control", takes="nothing",
+        f"{_HERE}.regression_heads:RidgeHead", role="control",
     ),
-    MethodInfo(
+    MethodRow(
         "kernel-ridge-head", "kernel ridge regression of the CT embedding, then the head", "control",
-        f"{_HERE}.regression_heads:KernelRidgeHead", role="control", takes="nothing",
+        f"{_HERE}.regression_heads:KernelRidgeHead", role="control",
     ),
-    MethodInfo(
+    MethodRow(
         "mlp-head", "a network's regression of the CT embedding, then the head", "control",
         f"{_HERE}.regression_heads:MlpHead", role="control",
     ),
-    MethodInfo(
+    MethodRow(
         "knn-head", "the head's mean over the CTs of the nearest radiographs", "control",
-        f"{_HERE}.retrieval:KnnHead", role="control", takes="nothing",
+        f"{_HERE}.retrieval:KnnHead", role="control",
     ),
-    MethodInfo(
+    MethodRow(
         "logistic", "logistic regression on the radiograph's embedding", "control",
-        f"{_HERE}.controls:Logistic", uses_ct=False, needs_teacher=False, role="control", takes="nothing",
+        f"{_HERE}.controls:Logistic", role="control",
     ),
-    MethodInfo(
+    MethodRow(
         "cxr-only-long", "cxr-only with the steps of two stages: is it longer training?", "control",
-        f"{_HERE}.logit_kd:CxrOnly", _ANY, uses_ct=False, needs_teacher=False, role="control",
-        options={"step_multiplier": 2},
+        f"{_HERE}.logit_kd:CxrOnly", role="control", options={"step_multiplier": 2},
     ),
-    MethodInfo(
+    MethodRow(
         "cxr-only-drr", "labels of the DRRs too, no CT embedding: is it more pictures?", "control",
-        f"{_HERE}.logit_kd:CxrAndDrr", _ANY, needs_teacher=False, role="control",
+        f"{_HERE}.logit_kd:CxrAndDrr", role="control",
     ),
-    MethodInfo(
+    MethodRow(
         "same-modality-kd", "a wider radiograph teacher: gains without any CT", _PILOT,
-        f"{_HERE}.logit_kd:SameModalityKd", _ANY, uses_ct=False, needs_teacher=False, role="control",
+        f"{_HERE}.logit_kd:SameModalityKd", role="control",
     ),
-    MethodInfo(
+    MethodRow(
         "direct-head-shuffled", "direct-head on pairs shuffled between patients", "control",
-        f"{_HERE}.logit_kd:DirectHead", _ANY, role="control", options={"shuffled": True},
+        f"{_HERE}.logit_kd:DirectHead", role="control", options={"shuffled": True},
     ),
-    MethodInfo(
+    MethodRow(
         "ridge-head-shuffled", "ridge-head on pairs shuffled between patients", "control",
-        f"{_HERE}.regression_heads:RidgeHead", role="control", takes="nothing", options={"shuffled": True},
+        f"{_HERE}.regression_heads:RidgeHead", role="control", options={"shuffled": True},
     ),
-    MethodInfo(
+    MethodRow(
         "prior-shuffled", "the prior on pairs shuffled between patients", "control",
-        f"{_HERE}.prior_method:PriorMethod", role="control", takes="prior", version=2, options={"shuffled": True},
+        f"{_HERE}.prior_method:PriorMethod", role="control", options={"shuffled": True},
     ),
-    MethodInfo(
+    MethodRow(
         "label-permutation", "cxr-only on labels permuted between patients", "control",
-        f"{_HERE}.controls:LabelPermutation", _ANY, uses_ct=False, needs_teacher=False, role="control", version=2,
+        f"{_HERE}.controls:LabelPermutation", role="control",
     ),
-    MethodInfo(
+    MethodRow(
         "constant", "the training share of positives, for everybody", "control",
-        f"{_HERE}.controls:ConstantMethod", uses_ct=False, needs_teacher=False, role="control", takes="nothing",
+        f"{_HERE}.controls:ConstantMethod", role="control",
     ),
-    MethodInfo(
+    MethodRow(
         "ct-only", "the CT teacher on the true CT", "PE paper, CTPA-only",
-        f"{_HERE}.controls:CtOnly", needs_ct=True, role="oracle", takes="nothing",
+        f"{_HERE}.controls:CtOnly",
     ),
-    MethodInfo(
+    MethodRow(
         "late-fusion", "one network on both embeddings", _PILOT,
-        f"{_HERE}.controls:LateFusion", needs_ct=True, needs_teacher=False, role="oracle",
+        f"{_HERE}.controls:LateFusion",
     ),
 )  # fmt: skip
 
@@ -202,55 +228,172 @@ DEGENERATE = {
 """Methods that two classes reduce to another one: refused by name, with the reason (the losses' tests show it)."""
 
 
-def methods() -> dict[str, MethodInfo]:
-    """Return every method: the package's own, and those of installed packages (entry points, see CONTRIBUTING).
+def method_names() -> list[str]:
+    """Return the names of every method: the package's own, and those of installed packages; no class is imported.
 
     Raises:
-        BadInput: a foreign entry can't be loaded, is no ``MethodInfo``, or takes a name that is taken.
+        BadInput: a name is registered twice.
     """
-    found = dict(METHODS)
-    for entry in metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            info = entry.load()
-        except Exception as error:  # whatever a foreign module raises while it is imported
-            raise BadInput(
-                f"entry point '{entry.value}' of {ENTRY_POINTS} can't be loaded ({type(error).__name__}: {error}). "
-                "Next: mend the package that declares it, or uninstall it"
-            ) from error
-        if not isinstance(info, MethodInfo):
-            raise BadInput(f"entry point '{entry.value}' of {ENTRY_POINTS} is a {type(info).__name__}, no MethodInfo.")
-        if info.name in found:
-            raise BadInput(f"entry point '{entry.value}' of {ENTRY_POINTS}: the name '{info.name}' is taken.")
-        found[info.name] = info
-    return found
+    return _registry().names()
+
+
+def methods() -> Mapping[str, MethodInfo]:
+    """Return every method by name; a class is imported when its entry is looked up.
+
+    Raises:
+        BadInput: a name is registered twice; on look-up, see ``describe``.
+    """
+    return _Methods(method_names())
+
+
+def describe(name: str) -> MethodInfo:
+    """Return what a method is, as its class says.
+
+    Raises:
+        BadInput: unknown name, a class that can't be imported or lacks a fact, or an entry that contradicts its class.
+    """
+    return _resolve(name)[0]
+
+
+def describe_row(row: MethodRow, built: type | None = None) -> MethodInfo:
+    """Return a row that is in no registry, with the facts of its class.
+
+    Args:
+        row: names it.
+        built: its class; None = that of ``row.build``.
+
+    Raises:
+        BadInput: its class lacks a fact.
+    """
+    return _described(row, resolve(row.build) if built is None else built)[0]
 
 
 def build_method(name: str, budget: Budget | None = None, **options: Any) -> Method:
     """Return a method with its share of the budget.
 
     Args:
-        name: one of ``methods()``.
+        name: one of ``method_names()``.
         budget: the same for every row; None = the defaults.
         options: settings of the method itself, over those of its registry entry.
 
     Raises:
-        BadInput: unknown or degenerate name, an input the method can't read, or an option or a value that it does
-            not take.
+        BadInput: unknown or degenerate name, an input the method can't read, an option or a value that it does not
+            take, or a method that is not what its class says (see ``describe``).
+
+    Example:
+        >>> build_method("hinton-kd", temperature=2.0).needs_ct
+        False
     """
     if name in DEGENERATE:
         raise BadInput(f"method '{name}': {DEGENERATE[name]}. Next: embedprior methods")
     from embedprior.students.config import checked
 
-    info = choose("method", name, methods())
+    info, built = _resolve(name)
     kind = options.get("inputs", "embedding")
     if kind not in info.inputs:
         raise BadInput(f"method '{name}' can't read {kind}. Allowed: {', '.join(info.inputs)}.")
     if info.inputs == ("embedding",):
         options.pop("inputs", None)
-    module, _, attribute = info.build.partition(":")
-    built = getattr(importlib.import_module(module), attribute)
     own = checked(name, built, {**info.options, **options})
     try:
-        return cast("Method", built(name=info.name, budget=budget or Budget(), **own))
+        method = cast("Method", built(name=info.name, budget=budget or Budget(), **own))
     except TypeError as error:
         raise BadInput(f"method '{name}': {error}") from error
+    for fact in REQUIRED_FACTS:
+        if getattr(method, fact, None) is not getattr(info, fact):
+            raise _contradiction(name, f"its class {built.__name__}", fact, getattr(info, fact), "once built it",
+                                 getattr(method, fact, None))  # fmt: skip
+    return method
+
+
+REQUIRED_FACTS = ("needs_ct", "uses_ct")
+"""Facts that every class must state; the others have defaults (see ``_facts``)."""
+
+
+class _Methods(Mapping[str, MethodInfo]):
+    """Every method by name; an entry is described when it is looked up."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+
+    def __getitem__(self, name: str) -> MethodInfo:
+        if name not in self._names:
+            raise KeyError(name)
+        return describe(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+
+def _registry() -> Registry:
+    return Registry("method", GROUP, {name: row.build for name, row in METHODS.items()})
+
+
+def _resolve(name: str) -> tuple[MethodInfo, Any]:
+    """Return what a method is, and its class."""
+    registry = _registry()
+    if name in METHODS:
+        return _described(METHODS[name], registry.load(name))
+    declared = registry.load(name)
+    if isinstance(declared, (MethodRow, MethodInfo)):
+        if declared.name != name:
+            raise BadInput(f"method '{name}': its entry point of {GROUP} gives a row called '{declared.name}'. Next: "
+                           "give both one name.")  # fmt: skip
+        return _described(declared, resolve(declared.build))
+    if not isinstance(declared, type):
+        raise BadInput(f"method '{name}': its entry point of {GROUP} gives a {type(declared).__name__}. Allowed: a "
+                       "class with fit(data, seed), or a MethodRow.")  # fmt: skip
+    entry, text = registry.entry(name), inspect.getdoc(declared) or ""
+    source = str(getattr(declared, "source", entry.package))
+    return _described(MethodRow(name, text.partition("\n")[0].rstrip("."), source, entry.target), declared)
+
+
+def _described(row: MethodRow | MethodInfo, built: type) -> tuple[MethodInfo, Any]:
+    """Put a row together with the facts of its class."""
+    facts = _facts(row.name, built)
+    if isinstance(row, MethodInfo):
+        _refuse_contradiction(row, built, facts)
+    facts["reconstruction"] |= row.reconstruction
+    role: Literal["row", "control", "oracle"] = "oracle" if facts["needs_ct"] else row.role
+    return MethodInfo(row.name, row.summary, row.source, row.build, role=role, options=row.options, **facts), built
+
+
+def _facts(name: str, built: Any) -> dict[str, Any]:
+    """Return the facts that a class states."""
+    for fact in REQUIRED_FACTS:
+        if not isinstance(getattr(built, fact, None), bool):
+            raise BadInput(
+                f"method '{name}': its class {built.__name__} states no {fact}. Next: give the class {fact} = True "
+                "or False."
+            )
+    return {
+        "inputs": tuple(getattr(built, "input_kinds", ("embedding",))),
+        "needs_ct": built.needs_ct, "uses_ct": built.uses_ct,
+        "needs_teacher": bool(getattr(built, "needs_teacher", built.uses_ct)),
+        "reconstruction": bool(getattr(built, "reconstruction", False)),
+        "budget_part": getattr(built, "budget_part", "fit"),
+        "version": int(getattr(built, "version", 1)),
+    }  # fmt: skip
+
+
+def _refuse_contradiction(declared: MethodInfo, built: type, facts: Mapping[str, Any]) -> None:
+    one, other = "its registry entry", f"its class {built.__name__}"
+    for fact, value in facts.items():
+        stated = getattr(declared, fact)
+        if stated != value and fact != "reconstruction":
+            raise _contradiction(declared.name, one, fact, stated, other, value)
+    if declared.role == "oracle" and not facts["needs_ct"]:
+        raise _contradiction(declared.name, one, "role", "oracle", other, "needs_ct = False")
+
+
+def _contradiction(name: str, one: str, fact: str, stated: object, other: str, value: object) -> BadInput:
+    return BadInput(
+        f"method '{name}' contradicts itself: {one} says {fact} = {stated}, {other} says {value}. Next: state it once, "
+        "in the class, and register the class (or a MethodRow) as the entry point."
+    )

@@ -224,6 +224,7 @@ class RidgeHead(RegressionMethod):
     penalties: Positives = PENALTIES
     fixed_penalty: Positive = FIXED_PENALTY
     name: str = "ridge-head"
+    budget_part: ClassVar[str] = "nothing"
 
     def term(self, stage: Stage, target: Array, val_target: Array, seed: int) -> Affine:
         """Return the least-squares map with an L2 penalty on standardised inputs; ``seed`` changes nothing."""
@@ -247,6 +248,7 @@ class KernelRidgeHead(RegressionMethod):
     penalties: Positives = (0.03, 0.3, 3.0, 30.0)
     fixed: tuple[Positive, Positive] = (0.3, 3.0)
     name: str = "kernel-ridge-head"
+    budget_part: ClassVar[str] = "nothing"
 
     def term(self, stage: Stage, target: Array, val_target: Array, seed: int) -> Kernel:
         """Return the regression; ``seed`` changes nothing."""

@@ -70,6 +70,7 @@ class KnnHead:
     name: str = "knn-head"
     needs_ct: bool = False
     uses_ct: bool = True
+    budget_part: ClassVar[str] = "nothing"
 
     def fit(self, data: FitData, seed: int) -> Fitted:
         """Keep the training pairs; ``seed`` changes nothing.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-from importlib import metadata
 from pathlib import Path
 from typing import Protocol, Self, cast, runtime_checkable
 
-from embedprior.errors import BadInput, choose
+from embedprior.errors import BadInput
+from embedprior.registry import Registry
 from embedprior.runs import read_json, write_json
 from embedprior.students.base import Fitted
 
@@ -26,6 +25,7 @@ KINDS = {
 }
 """What a folder may hold. The folder names a kind, never code."""
 ENTRY_POINTS = "embedprior.fitted"
+REGISTRY = Registry("kind of fitted method", ENTRY_POINTS, KINDS)
 
 
 @runtime_checkable
@@ -34,7 +34,7 @@ class Saveable(Fitted, Protocol):
 
     @property
     def kind(self) -> str:
-        """One of ``kinds()``."""
+        """One of ``REGISTRY.names()``: ``KINDS``, or an installed package's (entry points, see CONTRIBUTING)."""
 
     def save(self, folder: Path) -> None:
         """Write it into an existing folder."""
@@ -44,29 +44,16 @@ class Saveable(Fitted, Protocol):
         """Read it back."""
 
 
-def kinds() -> dict[str, str]:
-    """Return import strings by kind: ``KINDS``, and those of installed packages (entry points, see CONTRIBUTING).
-
-    Raises:
-        BadInput: a foreign entry takes a name that is taken.
-    """
-    found = dict(KINDS)
-    for entry in metadata.entry_points(group=ENTRY_POINTS):
-        if entry.name in found:
-            raise BadInput(f"entry point '{entry.value}' of {ENTRY_POINTS}: the kind '{entry.name}' is taken.")
-        found[entry.name] = entry.value
-    return found
-
-
 def refuse_unsaveable(fitted: Fitted, method: str) -> None:
     """Check that a fitted method can be written.
 
     Raises:
         BadInput: it has no ``kind``, ``save`` and ``load``, or its kind is nobody's.
     """
-    if not isinstance(fitted, Saveable) or fitted.kind not in kinds():
+    if not isinstance(fitted, Saveable) or fitted.kind not in REGISTRY.names():
+        kinds = ", ".join(REGISTRY.names())
         raise BadInput(
-            f"method '{method}' ({type(fitted).__name__}) can't be saved. Allowed: kinds {', '.join(kinds())}. "
+            f"method '{method}' ({type(fitted).__name__}) can't be saved. Allowed: kinds {kinds}. "
             f"Next: give it kind, save and load, and declare the kind as an entry point of {ENTRY_POINTS}"
         )
 
@@ -95,6 +82,5 @@ def load_fitted(folder: Path) -> tuple[Fitted, str]:
     described = read_json(folder / DESCRIPTION)
     if described.get("format") != FORMAT:
         raise BadInput(f"{folder / DESCRIPTION} has format {described.get('format')}. Allowed: {FORMAT}.")
-    module, _, attribute = choose("kind of fitted method", str(described["kind"]), kinds()).partition(":")
-    fitted = getattr(importlib.import_module(module), attribute).load(folder)
+    fitted = REGISTRY.load(str(described["kind"])).load(folder)
     return cast(Fitted, fitted), str(described["method"])

@@ -79,6 +79,8 @@ class StudentMethod:
         name: of the row.
         needs_ct: false: a student sees radiographs alone.
         uses_ct: whether CT takes part in its training.
+        needs_teacher: whether it can't be fitted without a CT head (a fact of the class, as the next).
+        input_kinds: what its student can read.
     """
 
     budget: Budget = field(default_factory=Budget)
@@ -90,6 +92,7 @@ class StudentMethod:
     uses_ct: bool = True
     readout: ClassVar[str] = "linear"
     needs_teacher: ClassVar[bool] = True
+    input_kinds: ClassVar[tuple[InputKind, ...]] = ("embedding", "tokens", "pixels")
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
         """Return what the student learns by; its own modules are trained with it and thrown away."""

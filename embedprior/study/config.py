@@ -7,16 +7,24 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from embedprior.config import Config
+from embedprior.errors import BadInput, nearest
 from embedprior.nn.config import FitConfig
 from embedprior.prior.config import NetworkConfig, PriorConfig, SamplerName, TrainingConfig
-from embedprior.students.registry import Balance, MethodInfo, methods
+from embedprior.students.registry import (
+    Balance,
+    MethodInfo,
+    MethodRow,
+    describe_row,
+    method_names,
+    methods,
+)
 
 SOURCE_ONLY = "source-only"
 """Control row: the label guessed from where the picture was published."""
 
-SOURCE_ONLY_INFO = MethodInfo(
+SOURCE_ONLY_ROW = MethodRow(
     SOURCE_ONLY, "the label guessed from where the picture was published", "control",
-    "embedprior.study.confounding:SourceOnly", uses_ct=False, needs_teacher=False, role="control", takes="nothing",
+    "embedprior.study.confounding:SourceOnly", role="control",
 )  # fmt: skip
 FEWEST_SEEDS = 3
 
@@ -274,9 +282,9 @@ class StudyConfig(Config):
                 f"{len(self.seeds)} seeds: give at least {FEWEST_SEEDS}, or say in 'as_published' which protocol "
                 "fixes them"
             )
-        infos = rows_of(self)
+        known = _methods_of_rows(self)
         for design in self.designs:
-            _refuse_unfit_rows(design, infos, self.caches)
+            _refuse_unknown_rows(design, known, self.caches)
         for h in self.hypotheses:
             if h.design not in designs:
                 raise ValueError(f"hypothesis {h.name}: no design '{h.design}'")
@@ -289,34 +297,54 @@ class StudyConfig(Config):
 
 
 def rows_of(config: StudyConfig) -> dict[str, MethodInfo]:
-    """Return what is known of every row the study may name: registry methods, its own ``rows``, ``source-only``.
+    """Return what is known of every row that the study fits: registry methods, its own ``rows``, ``source-only``.
+
+    The classes of these methods are imported: they state the facts.
 
     Raises:
         ValueError: a row of an unknown method, or under a name that is taken.
+        BadInput: see ``registry.describe``.
     """
-    from embedprior.errors import nearest
+    known, infos = _methods_of_rows(config), methods()
+    fitted = dict.fromkeys([*(m for d in config.designs for m in d.methods), *config.rows])
+    return {
+        name: describe_row(SOURCE_ONLY_ROW) if known[name] == SOURCE_ONLY else infos[known[name]] for name in fitted
+    }
 
-    known = {**methods(), SOURCE_ONLY: SOURCE_ONLY_INFO}
-    found = dict(known)
+
+def refuse_unfit_rows(config: StudyConfig) -> None:
+    """Check that no design asks CT of a method where there is none.
+
+    Raises:
+        BadInput: a method that uses CT in a design without CT, or without a CT cache.
+    """
+    infos = rows_of(config)
+    for design in config.designs:
+        for name in design.methods:
+            if design.cases == "cxr" and infos[name].uses_ct:
+                raise BadInput(f"method '{name}' uses CT and can't be in design '{design.name}' (cases: cxr). Next: "
+                               "take it out, or give the design 'cases: paired'")  # fmt: skip
+            if config.caches is not None and config.caches.ct is None and infos[name].uses_ct:
+                raise BadInput(f"method '{name}' uses CT, but 'caches' names no CT cache. Next: caches: {{ct: FOLDER}}")
+
+
+def _methods_of_rows(config: StudyConfig) -> dict[str, str]:
+    """Return the method behind every row that may be named; no method's class is imported."""
+    names = [*method_names(), SOURCE_ONLY]
+    found = {name: name for name in names}
     for name, row in config.rows.items():
-        if name in known:
+        if name in names:
             raise ValueError(f"row '{name}': the name is a method's own; choose another")
-        if row.method not in known:
-            raise ValueError(f"row '{name}': unknown method '{row.method}'.{nearest(row.method, known)}")
-        found[name] = known[row.method]
+        if row.method not in names:
+            raise ValueError(f"row '{name}': unknown method '{row.method}'.{nearest(row.method, names)}")
+        found[name] = row.method
     return found
 
 
-def _refuse_unfit_rows(design: Design, infos: dict[str, MethodInfo], caches: CacheChoice | None) -> None:
-    from embedprior.errors import nearest
-
+def _refuse_unknown_rows(design: Design, known: dict[str, str], caches: CacheChoice | None) -> None:
     for name in design.methods:
-        if name not in infos:
-            allowed = ", ".join(sorted(infos))
-            raise ValueError(f"unknown method '{name}', allowed: {allowed}.{nearest(name, infos)}")
-        if design.data is not None and caches is None:
-            raise ValueError(f"design '{design.name}': 'data' needs 'caches', embeddings of both cohorts")
-        if design.cases == "cxr" and infos[name].uses_ct:
-            raise ValueError(f"method '{name}' uses CT and can't be in design '{design.name}' (cases: cxr)")
-        if caches is not None and caches.ct is None and infos[name].uses_ct:
-            raise ValueError(f"method '{name}' uses CT, but 'caches' names no CT cache")
+        if name not in known:
+            allowed = ", ".join(sorted(known))
+            raise ValueError(f"unknown method '{name}', allowed: {allowed}.{nearest(name, known)}")
+    if design.data is not None and caches is None:
+        raise ValueError(f"design '{design.name}': 'data' needs 'caches', embeddings of both cohorts")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -100,6 +101,7 @@ class SourceOnly:
     name: str = "source-only"
     needs_ct: bool = False
     uses_ct: bool = False
+    budget_part: ClassVar[str] = "nothing"
 
     def fit(self, data: FitData, seed: int) -> Fitted:
         """Count positives by source, with one pseudo-case at the overall share; ``seed`` changes nothing.

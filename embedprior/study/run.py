@@ -17,7 +17,7 @@ from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.runs import artifacts_root, one_thread, read_json
 from embedprior.students.registry import Budget, build_method
 from embedprior.study.caches import Caches, open_caches, patients_seen
-from embedprior.study.config import SOURCE_ONLY, Design, Row, StudyConfig, rows_of
+from embedprior.study.config import SOURCE_ONLY, Design, Row, StudyConfig, refuse_unfit_rows, rows_of
 from embedprior.study.executor import Outcome, reason_of, run_units
 from embedprior.study.inputs import Materials
 from embedprior.study.prepare import Prepared, Variant, prepare, variants
@@ -109,8 +109,9 @@ def refuse_bad_rows(config: StudyConfig) -> None:
     """Check that every row can be built, before anything is read or written.
 
     Raises:
-        BadInput: an option its method does not take, or an input no cache gives.
+        BadInput: an option its method does not take, an input no cache gives, or CT where there is none.
     """
+    refuse_unfit_rows(config)
     for name in dict.fromkeys(m for d in config.designs for m in d.methods if m != SOURCE_ONLY):
         row = config.rows.get(name, Row(method=name))
         build_method(row.method, Budget(fit=config.fit, balance=config.balance), **row.options)

@@ -14,7 +14,7 @@ import pandas as pd
 from embedprior.cohort.splits import Round
 from embedprior.errors import BadInput
 from embedprior.runs import Artifact, artifact, hash_array, hash_of, seed_for, write_json, write_text
-from embedprior.students.base import Cases, FitData, Fitted, Method, Stage
+from embedprior.students.base import Cases, FitData, Fitted, Method, Stage, training_data, visible_cases
 from embedprior.students.registry import Budget, build_method
 from embedprior.study.config import SOURCE_ONLY, Row
 from embedprior.study.confounding import SourceOnly
@@ -148,6 +148,7 @@ class Bench:
         head, reason, _ = self.head(unit.round, unit.seed) if info.uses_ct else (None, "it uses no CT", "none")
         teacher = cases.teacher.patients if cases.teacher and info.uses_ct else {}
         data = FitData(cases.stages_for(info), head, reason)
+        data = data if info.uses_ct else data.without_ct()
         refuse_seen_patients(data, cases.scored["test"], {p for ids in teacher.values() for p in ids})
         return data
 
@@ -228,7 +229,8 @@ def score_fit(
 ) -> tuple[pd.DataFrame, list[dict[str, str]], Fitted]:
     """Fit one method and score the cases.
 
-    CT is taken away from the cases unless the method declares ``needs_ct``.
+    CT is taken away from the training data of a method that does not declare ``uses_ct``, and from the cases to score
+    of one that does not declare ``needs_ct``.
 
     Args:
         method: what to fit.
@@ -244,11 +246,10 @@ def score_fit(
         CannotFit: these cases do not allow it.
         NoScore: no held-out case has a finite score, or their number is wrong.
     """
-    fitted = method.fit(data, unit.seed)
+    fitted = method.fit(training_data(method, data), unit.seed)
     frames, unscored = [], []
     for split, cases in scored.items():
-        visible = cases if method.needs_ct else cases.without_ct()
-        scores = np.asarray(fitted.scores(visible), dtype=np.float64)
+        scores = np.asarray(fitted.scores(visible_cases(method, cases)), dtype=np.float64)
         if scores.shape != (len(cases),):
             raise NoScore(f"{unit.method} returned {scores.shape} scores for {len(cases)} {split} cases")
         usable = np.isfinite(scores)

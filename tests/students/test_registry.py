@@ -2,111 +2,68 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
-from dataclasses import replace
-from importlib import metadata
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from embedprior.errors import BadInput
-from embedprior.students.base import Cases, CtNotAvailable, FitData, Stage
-from embedprior.students.registry import DEGENERATE, METHODS, Budget, MethodInfo, build_method, methods
+from embedprior.students.base import Cases, FitData, Stage
+from embedprior.students.controls import ConstantMethod
+from embedprior.students.registry import DEGENERATE, METHODS, Budget, build_method, method_names, methods
 from embedprior.students.storage import load_fitted, save_fitted
+from embedprior.testing import check_method
 
-PRIORS = [n for n, i in METHODS.items() if i.takes == "prior"]
+FACTS = methods()
 READS_UNLABELLED = [
     n
-    for n, i in METHODS.items()
+    for n, i in FACTS.items()
     if i.uses_ct and i.role != "oracle" and n != "cxr-only-drr"  # it reads labels alone
 ]
 
 
-@pytest.fixture(scope="module")
-def fitted(small: FitData, request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
-    done: dict[str, object] = {}
-
-    def of(name: str, budget: Budget) -> object:
-        if name not in done:
-            done[name] = build_method(name, budget).fit(small, 7)
-        return done[name]
-
-    return of
-
-
 def visible(cases: Cases, name: str) -> Cases:
-    return cases if METHODS[name].needs_ct else cases.without_ct()
+    return cases if FACTS[name].needs_ct else cases.without_ct()
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_saved_method_scores_what_it_scored(name, small, budget, fitted, tmp_path: Path) -> None:
-    method, cases = fitted(name, budget), visible(small.target.val, name)
-    scores = method.scores(cases)
-    assert scores.shape == (len(cases),)
-    assert ((scores >= 0) & (scores <= 1)).all()
-    save_fitted(method, tmp_path / name, name)
-    again, named = load_fitted(tmp_path / name)
-    assert named == name
-    np.testing.assert_array_equal(again.scores(cases), scores)
-    assert not [p for p in (tmp_path / name).rglob("*") if p.suffix in (".pt", ".pkl", ".npy")]
+def test_every_method_keeps_every_promise_of_the_protocol(name: str) -> None:
+    kept = check_method(name)
+    assert ("it learns nothing from CT (uses_ct = False)" in kept) == (not FACTS[name].uses_ct)
+    assert ("an oracle says that it lacks the CT" in kept) == (name in ("ct-only", "late-fusion"))
+    always = {
+        "the same seed gives the same scores",
+        "read back, it scores as it did",
+        "its parameters are as announced",
+    }
+    assert always <= set(kept)
+    assert ("it reads pixels alone when asked to" in kept) == ("pixels" in FACTS[name].inputs)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_is_what_its_entry_says(name, small, budget, fitted) -> None:
-    info, method = METHODS[name], build_method(name, budget)
-    assert (method.name, method.needs_ct, method.uses_ct) == (name, info.needs_ct, info.uses_ct)
-    if info.needs_ct:
-        with pytest.raises(CtNotAvailable):
-            fitted(name, budget).scores(small.target.val.without_ct())
-    fit_summary = fitted(name, budget).fit_summary
-    assert (fit_summary.trainable, fit_summary.total) == method.parameters(small)
+def test_a_fit_counts_what_it_trained(name: str, small: FitData, budget: Budget) -> None:
+    info = FACTS[name]
+    fit_summary = build_method(name, budget).fit(small, 7).fit_summary  # type: ignore[attr-defined]
     assert fit_summary.total >= fit_summary.trainable
     if info.needs_teacher and name != "knn-head":
         assert fit_summary.total > fit_summary.trainable
-    if info.takes != "nothing":
+    if info.budget_part != "nothing":
         assert fit_summary.steps > 0
         assert fit_summary.losses
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in PRIORS])
-def test_the_same_seed_gives_the_same_scores(name, small, budget, fitted) -> None:
-    cases = visible(small.target.val, name)
-    again = build_method(name, budget).fit(small, 7).scores(cases)
-    np.testing.assert_array_equal(again, fitted(name, budget).scores(cases))
-
-
 @pytest.mark.parametrize("name", READS_UNLABELLED)
-def test_every_method_that_uses_ct_learns_from_unlabelled_pairs(name, small, budget, fitted) -> None:
+def test_every_method_that_uses_ct_learns_from_unlabelled_pairs(name: str, small: FitData, budget: Budget) -> None:
     train = small.target.train
     few = FitData((Stage(train.take(np.flatnonzero(train.known)), small.target.val),), small.teacher)
     cases = visible(small.target.val, name)
-    assert not np.allclose(build_method(name, budget).fit(few, 7).scores(cases), fitted(name, budget).scores(cases))
-
-
-@pytest.mark.parametrize("name", [n for n, i in METHODS.items() if not i.needs_teacher and i.takes != "prior"])
-def test_a_method_that_needs_no_teacher_is_the_same_without_one(name, small, budget, fitted) -> None:
-    bare = FitData(small.stages, None, "none")
-    cases = visible(small.target.val, name)
-    np.testing.assert_array_equal(
-        build_method(name, budget).fit(bare, 7).scores(cases), fitted(name, budget).scores(cases)
-    )
-
-
-@pytest.mark.parametrize("kind", ["tokens", "pixels"])
-def test_student_methods_read_tokens_and_pixels(kind, small, budget, with_pixels, tmp_path: Path) -> None:
-    cases = [with_pixels(c) for c in (small.target.train, small.target.val)]
-    data = FitData((Stage(*cases),), small.teacher)
-    names = [n for n, i in METHODS.items() if kind in i.inputs]
-    assert {"cxr-only", "hinton-kd", "discom-kd", "aft-kd", "proto-kd", "clip-alignment"} <= set(names)
-    for name in names:
-        fitted = build_method(name, budget, inputs=kind).fit(data, 1)
-        blind = replace(cases[1].without_ct(), cxr=np.full_like(cases[1].cxr, np.nan))
-        scores = fitted.scores(blind)
-        assert np.isfinite(scores).all(), name
-        save_fitted(fitted, tmp_path / name, name)
-        np.testing.assert_array_equal(load_fitted(tmp_path / name)[0].scores(blind), scores)
+    scores = [build_method(name, budget).fit(data, 7).scores(cases) for data in (few, small)]
+    assert not np.allclose(*scores)
 
 
 def test_padding_tokens_change_nothing(small, budget, with_pixels) -> None:
@@ -182,27 +139,11 @@ def test_a_folder_never_names_code(tmp_path: Path) -> None:
         load_fitted(tmp_path)
 
 
-def test_methods_of_installed_packages_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = MethodInfo("mine", "s", "s", "embedprior.students.logit_kd:CxrOnly")
-    entry = metadata.EntryPoint("mine", "somewhere:INFO", "embedprior.methods")
-    monkeypatch.setattr(metadata.EntryPoint, "load", lambda self: own)
-    monkeypatch.setattr(metadata, "entry_points", lambda group: [entry])
-    assert methods()["mine"] is own
-    assert build_method("mine").name == "mine"
-    taken = replace(own, name="prior")
-    monkeypatch.setattr(metadata.EntryPoint, "load", lambda self: taken)
-    with pytest.raises(BadInput, match="'prior' is taken"):
-        methods()
-
-
 FOREIGN = """
 from dataclasses import dataclass, field
-from pathlib import Path
 import numpy as np
 from embedprior.students.config import Budget
-from embedprior.students.registry import MethodInfo
-INFO = MethodInfo("first-number", "the first number of z_CXR", "this package", "foreign_method:FirstNumber",
-                  uses_ct=False, needs_teacher=False, takes="nothing")
+from embedprior.students.registry import MethodInfo, MethodRow
 @dataclass(frozen=True)
 class Fitted:
     above: float
@@ -216,49 +157,121 @@ class Fitted:
         return cls(float((folder / "above.txt").read_text()))
 @dataclass(frozen=True)
 class FirstNumber:
+    '''The first number of z_CXR.'''
+    above: float | None = None
     budget: Budget = field(default_factory=Budget)
     name: str = "first-number"
     needs_ct: bool = False
     uses_ct: bool = False
     def fit(self, data, seed):
-        return Fitted(float(data.target.train.cxr[:, 0].mean()))
+        return Fitted(float(data.target.train.cxr[:, 0].mean()) if self.above is None else self.above)
+class Changes(FirstNumber):
+    @property
+    def needs_ct(self):
+        return True
+class Silent:
+    needs_ct = False
+    def fit(self, data, seed): ...
+HERE = "foreign_method:FirstNumber"
+ROW = MethodRow("above-zero", "s", "s", HERE, options={"above": 0.0})
+DECLARED = MethodInfo("declared", "s", "s", "embedprior.students.controls:LateFusion", needs_teacher=False)
+ORACLE = MethodInfo("oracle", "s", "s", HERE, uses_ct=False, needs_teacher=False, role="oracle")
+TRUE = MethodInfo("true", "s", "s", HERE, uses_ct=False, needs_teacher=False)
 """
 
 
-def install(folder: Path, entry_points: str) -> None:
-    (folder / "foreign_method.py").write_text(FOREIGN)
-    (folder / "foreign-1.dist-info").mkdir()
-    (folder / "foreign-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign\nVersion: 1\n")
-    (folder / "foreign-1.dist-info" / "entry_points.txt").write_text(entry_points)
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Install a package of two methods with these entry points."""
+
+    def install(entry_points: str) -> None:
+        folder = tmp_path / hashlib.sha256(entry_points.encode()).hexdigest()[:8]
+        (folder / "foreign-1.dist-info").mkdir(parents=True)
+        (folder / "foreign_method.py").write_text(FOREIGN)
+        (folder / "foreign-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign\nVersion: 1\n")
+        (folder / "foreign-1.dist-info" / "entry_points.txt").write_text(entry_points)
+        monkeypatch.delitem(sys.modules, "foreign_method", raising=False)
+        monkeypatch.syspath_prepend(folder)
+
+    yield install
+    sys.modules.pop("foreign_method", None)
 
 
-def test_an_installed_package_brings_a_method_and_what_it_leaves_behind(
-    small: FitData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_class_alone_says_what_another_packages_method_is(foreign: Callable[[str], None]) -> None:
+    foreign(
+        "[embedprior.methods]\nfirst-number = foreign_method:FirstNumber\nabove-zero = foreign_method:ROW\n"
+        "[embedprior.fitted]\nfirst-number = foreign_method:Fitted\n"
+    )
+    info = methods()["first-number"]
+    assert (info.summary, info.source, info.role) == ("The first number of z_CXR", "foreign", "row")
+    assert (info.needs_ct, info.uses_ct, info.needs_teacher, info.inputs) == (False, False, False, ("embedding",))
+    assert methods()["above-zero"].options == {"above": 0.0}
+    assert build_method("above-zero").above == 0.0  # type: ignore[attr-defined]
+    assert "it learns nothing from CT (uses_ct = False)" in check_method("first-number")
+
+
+def test_names_of_other_packages_are_listed_without_importing_them(foreign: Callable[[str], None]) -> None:
+    foreign("[embedprior.methods]\nfirst-number = foreign_method:FirstNumber\n")
+    assert "first-number" in method_names()
+    assert "first-number" in methods()
+    assert "foreign_method" not in sys.modules
+    assert methods()["first-number"].version == 1
+    assert "foreign_method" in sys.modules
+
+
+def test_an_entry_that_contradicts_its_class_is_refused(foreign: Callable[[str], None]) -> None:
+    foreign(
+        "[embedprior.methods]\ndeclared = foreign_method:DECLARED\noracle = foreign_method:ORACLE\n"
+        "true = foreign_method:TRUE\nchanges = foreign_method:Changes\nsilent = foreign_method:Silent\n"
+    )
+    with pytest.raises(BadInput, match="needs_ct = False, its class LateFusion says True"):
+        build_method("declared")
+    with pytest.raises(BadInput, match="'oracle' contradicts itself"):
+        methods()["oracle"]
+    assert methods()["true"].uses_ct is False
+    with pytest.raises(BadInput, match="class Changes states no needs_ct"):
+        build_method("changes")
+    with pytest.raises(BadInput, match=r"class Silent states no uses_ct\. Next: give the class"):
+        build_method("silent")
+
+
+def test_an_instance_that_is_not_what_its_class_says_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Changed(ConstantMethod):
+        def __post_init__(self) -> None:
+            object.__setattr__(self, "needs_ct", True)
+
+    monkeypatch.setattr("embedprior.students.controls.ConstantMethod", Changed)
+    with pytest.raises(BadInput, match="class Changed says needs_ct = False, once built it says True"):
+        build_method("constant")
+
+
+def test_a_saved_method_of_another_package_is_read_back(
+    small: FitData, tmp_path: Path, foreign: Callable[[str], None]
 ) -> None:
-    install(tmp_path, "[embedprior.methods]\nx = foreign_method:INFO\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    foreign("[embedprior.methods]\nfirst-number = foreign_method:FirstNumber\n")
     fitted = build_method("first-number").fit(small, 0)
     cases = small.target.val.without_ct()
     with pytest.raises(BadInput, match=r"can't be saved.*entry point of embedprior\.fitted"):
         save_fitted(fitted, tmp_path / "out", "first-number")
     assert not (tmp_path / "out").exists()
-    (tmp_path / "foreign-1.dist-info" / "entry_points.txt").write_text(
-        "[embedprior.methods]\nx = foreign_method:INFO\n[embedprior.fitted]\nfirst-number = foreign_method:Fitted\n"
+    foreign(
+        "[embedprior.methods]\nfirst-number = foreign_method:FirstNumber\n"
+        "[embedprior.fitted]\nfirst-number = foreign_method:Fitted\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
     save_fitted(fitted, tmp_path / "out", "first-number")
     again, name = load_fitted(tmp_path / "out")
     assert name == "first-number"
     np.testing.assert_array_equal(again.scores(cases), fitted.scores(cases))
-    with pytest.raises(BadInput, match=r"unknown option 'x'. Allowed: \(it has none\)"):
+    with pytest.raises(BadInput, match=r"unknown option 'x'. Allowed: above"):
         build_method("first-number", x=1)
 
 
-def test_a_broken_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, "[embedprior.methods]\nx = foreign_method:NOTHING\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(BadInput, match=r"'foreign_method:NOTHING' of embedprior\.methods can't be loaded"):
-        methods()
+def test_a_broken_package_is_named(foreign: Callable[[str], None]) -> None:
+    foreign("[embedprior.methods]\nfirst-number = foreign_method:NOTHING\n")
+    assert "first-number" in method_names()
+    with pytest.raises(BadInput, match=r"'first-number' of package foreign can't be imported.*pip uninstall foreign"):
+        methods()["first-number"]
 
 
 def test_the_registry_imports_no_torch() -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -105,3 +105,28 @@ def test_no_score_at_all_and_too_few_scores_are_failures() -> None:
 def test_method_that_can_not_be_fitted_says_why() -> None:
     with pytest.raises(CannotFit, match="one class only"):
         score_fit(Unfit(), DATA, {"test": cases("held")}, UNIT)
+
+
+def test_a_method_without_ct_finds_none_of_it_in_its_training_data() -> None:
+    seen: list[FitData] = []
+
+    @dataclass(frozen=True)
+    class Notes(Constant):
+        def fit(self, data: FitData, seed: int) -> Fitted:
+            seen.append(data)
+            return self
+
+    drr = Stage(replace(cases("drr"), source="drr"), replace(cases("drrval"), source="drr"))
+    data = FitData((drr, *DATA.stages), object())  # type: ignore[arg-type]
+    score_fit(Notes((0.1,) * 4), data, {"test": cases("held")}, UNIT)
+    score_fit(Notes((0.1,) * 4, uses_ct=True), data, {"test": cases("held")}, UNIT)
+    plain, whole = seen
+    assert [s.train.source for s in plain.stages] == ["cxr"]  # a DRR is made from CT
+    assert plain.teacher is None
+    for part in (plain.target.train, plain.target.val):
+        assert part.ct is None
+        assert part.ct_mirrored is None
+        assert np.isnan(part.ct_label).all()
+    np.testing.assert_array_equal(plain.target.train.cxr, DATA.target.train.cxr)
+    np.testing.assert_array_equal(plain.target.train.label, DATA.target.train.label)
+    assert whole is data

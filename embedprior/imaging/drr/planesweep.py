@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from embedprior.errors import BadInput
-from embedprior.imaging.drr.config import Geometry, Poses, identity_poses, volume_centre
+from embedprior.imaging.drr.config import Geometry, Poses, identity_poses, versioned, volume_centre
 
 PLANES_PER_BLOCK = 16
 PIXELS_PER_BLOCK = 4096
@@ -136,6 +136,7 @@ def _bands(
     return bands, rows, ((high >= 0) & (low <= count - 1)).tolist()
 
 
+@versioned(1)
 def render(
     mu_volume: Tensor,
     affine: np.ndarray | Tensor,

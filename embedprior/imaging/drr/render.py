@@ -17,7 +17,14 @@ from PIL import Image
 
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.imaging.dicom_header import DicomFiles, read_headers
-from embedprior.imaging.drr.config import DrrConfig, Poses, get_renderer, identity_poses, volume_centre
+from embedprior.imaging.drr.config import (
+    DrrConfig,
+    Poses,
+    get_renderer,
+    identity_poses,
+    renderer_version,
+    volume_centre,
+)
 from embedprior.imaging.drr.physics import attenuation_per_mm, hu_to_mu, to_radiograph
 from embedprior.imaging.files import UnreadableExam, is_dicom
 from embedprior.imaging.findings import Finding, lungs_complete
@@ -224,7 +231,7 @@ def render_exam(item: Scanned, config: DrrConfig, root: Path) -> Rendered:
         EmbedpriorError: what would stop every CT (no room, a renderer that is not installed).
     """
     try:
-        made = artifact("drr", {"ct": item.digest}, config, CODE_TAG, _builder(item, config), root)
+        made = artifact("drr", {"ct": item.digest}, config, code_tag(config.renderer), _builder(item, config), root)
     except (UnreadableExam, OSError, MemoryError) as error:
         return Rendered(item.exam.exam_id, None, reason=reason_of(error, item.exam))
     except EmbedpriorError:
@@ -234,6 +241,15 @@ def render_exam(item: Scanned, config: DrrConfig, root: Path) -> Rendered:
     facts = read_json(made.path / FACTS)
     findings = tuple(Finding(f["code"], f["message"]) for f in facts["findings"])
     return Rendered(item.exam.exam_id, made.path, bool(facts["complete"]), findings, made.reused)
+
+
+def code_tag(renderer: str) -> str:
+    """Return the version of the code that makes an image: of this module, and of the renderer.
+
+    Raises:
+        BadInput: see ``config.renderer_version``.
+    """
+    return f"{CODE_TAG}/{renderer}-{renderer_version(renderer)}"
 
 
 def _builder(item: Scanned, config: DrrConfig) -> Callable[[Path], None]:
@@ -341,7 +357,7 @@ def sidecar(digest: str, config: DrrConfig, poses: Poses, centre: Float[np.ndarr
     geometry = config.geometry
     return {
         "source_sha256": digest,
-        "code": CODE_TAG,
+        "code": code_tag(config.renderer),
         "renderer": config.renderer,
         "geometry": {
             "view": geometry.view,

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from embedprior.errors import require_extra
-from embedprior.imaging.drr.config import VIEWS, Geometry, Poses, identity_poses, volume_centre
+from embedprior.imaging.drr.config import VIEWS, Geometry, Poses, identity_poses, versioned, volume_centre
 from embedprior.imaging.drr.planesweep import camera_to_world
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
+@versioned(1)
 def render_siddon(
     mu_volume: Tensor,
     affine: np.ndarray | Tensor,
@@ -36,6 +37,7 @@ def render_siddon(
     return prepare_diffdrr("siddon", mu_volume, affine, geometry, poses, isocentre, patch_size)()
 
 
+@versioned(1)
 def render_trilinear(
     mu_volume: Tensor,
     affine: np.ndarray | Tensor,
@@ -121,6 +123,7 @@ def prepare_diffdrr(
     return render
 
 
+@versioned(1)
 def render_nanodrr(
     mu_volume: Tensor,
     affine: np.ndarray | Tensor,

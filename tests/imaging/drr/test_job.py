@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from PIL import Image
 
-from embedprior.imaging.drr import Poses, chest_geometry, get_renderer, hu_to_mu
-from embedprior.imaging.drr.config import DrrConfig
+from embedprior.errors import BadInput
+from embedprior.imaging.drr import Poses, chest_geometry, get_renderer, hu_to_mu, planesweep, renderer_version
+from embedprior.imaging.drr.config import RENDERERS, DrrConfig
 from embedprior.imaging.drr.render import (
     CODE_TAG,
     CtExam,
@@ -50,8 +54,6 @@ def test_pixels_are_the_windowed_line_integrals_and_the_sidecar_says_how(tmp_pat
     assert made.folder is not None
     assert made.complete
     said = read_json(made.folder / "pose-001.json")
-    import torch
-
     volume, _ = read_volume(item.exam.path)
     pose = Poses(torch.tensor([said["pose"]["angles_deg"]]).double(), torch.tensor([said["pose"]["shift_mm"]]).double())
     assert float(pose.angles_deg.abs().max()) > 0.5
@@ -193,3 +195,37 @@ def test_every_setting_changes_the_images_or_what_is_read(
         return [f.read_bytes() for f in sorted(folder.glob("*.png"))]
 
     assert pixels(one) != pixels(two) or asked == ["only", "most-slices"]
+
+
+def test_another_version_of_a_renderer_renders_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    item, calls = _scanned(tmp_path, _chest()), []
+
+    def mine(*given: object) -> torch.Tensor:
+        calls.append(given)
+        return planesweep.render(*given)
+
+    monkeypatch.setitem(RENDERERS, "mine", "own_renderer:render")
+    monkeypatch.setitem(sys.modules, "own_renderer", types.SimpleNamespace(render=mine))
+    config = DrrConfig(size=32, renderer="mine")
+    first = render_exam(item, config, tmp_path / "artifacts")
+    assert render_exam(item, config, tmp_path / "artifacts").reused
+    mine.version = 2  # type: ignore[attr-defined]
+    second = render_exam(item, config, tmp_path / "artifacts")
+    assert (second.reused, len(calls)) == (False, 2)
+    assert second.folder != first.folder
+    assert second.folder is not None
+    assert read_json(second.folder / "pose-000.json")["code"] == "drr-1/mine-2"
+
+
+def test_a_renderer_without_a_version_is_known_by_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "edited_renderer.py"
+    monkeypatch.setitem(RENDERERS, "edited", "edited_renderer:render")
+    file.write_text("def render(*given): return 1\n")
+    before = renderer_version("edited")
+    file.write_text("def render(*given): return 2\n")
+    assert before != renderer_version("edited")
+    assert before == "source " + hashlib.sha256(b"def render(*given): return 1\n").hexdigest()[:16]
+    monkeypatch.setitem(RENDERERS, "edited", "math:sin")
+    with pytest.raises(BadInput, match="'edited' states no version, and its source can't be read"):
+        renderer_version("edited")
