@@ -54,11 +54,11 @@ def test_every_registry_is_listed_without_torch_or_an_implementation() -> None:
     code = """
 import sys
 from embedprior.registry import Registry
-from embedprior.encoders.registry import encoder_names
+from embedprior.encoders.registry import list_encoders
 from embedprior.students.registry import method_names
 from embedprior.imaging.drr.config import REGISTRY as renderers
 from embedprior.cohort.sources import REGISTRY as sources
-assert "pixels-128" in encoder_names() and "prior" in method_names()
+assert "pixels-128" in list_encoders() and "prior" in method_names()
 assert "planesweep" in renderers.names() and "tables" in sources.names()
 for name in ("torch", "embedprior.encoders.pixels", "embedprior.students.controls", "embedprior.imaging.drr.renderers",
              "embedprior.cohort.sources.tables"):

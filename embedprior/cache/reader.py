@@ -44,7 +44,7 @@ _NOWHERE = np.empty((0, 2), np.int64)
 
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """A cache on disk, or one cohort's view of it.
+    """A cache on disk, or one cohort's view of it: ids, and one embedding (or the tokens) of each exam.
 
     Attributes:
         path: its folder.
@@ -53,6 +53,8 @@ class EmbeddingCache:
         sources: sha256 of each exam's source file.
         shards: the files and their headers.
         where: shard and place in it of each exam.
+
+    Example: see ``open_cache``.
     """
 
     path: Path
@@ -200,7 +202,10 @@ class EmbeddingCache:
 
 
 def open_cache(
-    path: Path | str, expect: dict[str, Any] | None = None, exams: pd.DataFrame | None = None, root: Path | None = None
+    path: Path | str,
+    expect: dict[str, Any] | None = None,
+    exams: pd.DataFrame | None = None,
+    root: Path | str | None = None,
 ) -> EmbeddingCache:
     """Open a cache folder, or a folder whose ``current`` file names one and the cohort it was filled for.
 
@@ -214,6 +219,19 @@ def open_cache(
         BadInput: no cache there, a damaged shard, a key that differs (the field is named), an exam without embedding
             of its present file, or (for a cache folder, without ``exams``) two cohorts whose exam of one name has
             different contents.
+
+    Example:
+        >>> import embedprior
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> for name in ("a.png", "b.png"):
+        ...     Image.fromarray(np.arange(64 * 48, dtype=np.uint16).reshape(64, 48)).save(name)
+        >>> made = embedprior.embed(["a.png", "b.png"], "pixels-128", out="caches")
+        >>> cache = embedprior.open_cache("caches")
+        >>> cache.ids, cache.matrix.shape                        # rows in the order of the ids
+        (['a', 'b'], (2, 16384))
+        >>> cache.take(["b", "a"]).shape, cache.key["encoder"]   # rows by exam id
+        ((2, 16384), 'pixels-128')
     """
     folder, view = read_pointer(Path(path)) or (Path(path), "")
     if not (folder / MANIFEST).is_file():
@@ -227,7 +245,8 @@ def open_cache(
     shards = read_shards(folder, key)
     if exams is not None:
         wanted = [str(i) for i in exams["exam_id"]]
-        return _chosen(folder, key, shards, wanted, [source_hash(root or Path(), str(p)) for p in exams["path"]])
+        base = Path(root or ".")
+        return _chosen(folder, key, shards, wanted, [source_hash(base, str(p)) for p in exams["path"]])
     if view:
         return _of_view(folder, key, shards, view)
     return _of_all_cohorts(folder, key, shards)

@@ -11,9 +11,9 @@ import click
 from click.exceptions import Exit
 from click.shell_completion import CompletionItem
 
-from embedprior import __version__
 from embedprior.cli.options import WIDEST
 from embedprior.errors import BadInput, EmbedpriorError, nearest
+from embedprior.version import __version__
 
 COMMANDS = {
     "demo": ("demo:demo", "virtual patients, end to end, to a report (minutes, offline, no GPU)"),

@@ -27,11 +27,11 @@ One method in full: embedprior methods NAME
 @command(epilog="Installed packages add encoders by the entry point 'embedprior.encoders'.")
 def encoders() -> int:
     """Print the registry; return the exit code."""
-    from embedprior.encoders.registry import encoder_card, encoder_names
+    from embedprior.encoders.registry import encoder_card, list_encoders
     from embedprior.report.formatting import aligned
 
     rows = [("name", "reads", "dim", "tokens", "weights", "licence")]
-    for name in encoder_names():
+    for name in list_encoders():
         card = encoder_card(name)
         if card is None:
             rows.append((name, "?", "?", "?", "?", "?"))

@@ -192,11 +192,13 @@ def student(config: TrainStudentConfig) -> int:
     fit_summary = getattr(fitted, "fit_summary", None)
     for record in fit_summary.history if fit_summary is not None else ():
         run.metrics.write(event="validation", **record)
-    save_fitted(fitted, out, config.method)
+    cxr_dim = int(loaded.data.target.train.cxr.shape[1])
+    about = {"inputs": config.inputs, "cxr_dim": cxr_dim, "encoder": loaded.encoder, "label": config.label}
+    save_fitted(fitted, out, config.method, about)
     scored = {part: visible_cases(method, cases) for part, cases in loaded.scored.items()}
     predictions = _predictions(config, fitted, scored)
     if len(predictions):
-        again = _predictions(config, load_fitted(out)[0], scored)
+        again = _predictions(config, load_fitted(out), scored)
         if not predictions.equals(again):
             raise EmbedpriorError(f"the method read back from {out} scores differently from the one that was saved.")
         write_table(predictions, out / "predictions.csv")

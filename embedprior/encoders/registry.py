@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 from typing import Any, cast
 
@@ -19,24 +20,47 @@ ENCODERS = {
 REGISTRY = Registry("encoder", "embedprior.encoders", ENCODERS)
 
 
-def encoder_names() -> list[str]:
-    """Return the name of every encoder, sorted: those shipped, and those of installed packages.
+def list_encoders(pattern: str = "*") -> list[str]:
+    """Return the names of the encoders, sorted: those shipped and those of installed packages.
+
+    Args:
+        pattern: a name, or one with wildcards (``*``, ``?``), as in ``timm.list_models``.
 
     Raises:
-        BadInput: a name is registered twice.
+        BadInput: no encoder has such a name; the nearest match is named. Or a name is registered twice.
+
+    Example:
+        >>> import embedprior
+        >>> "efficientnet-lite0" in embedprior.list_encoders()
+        True
+        >>> embedprior.list_encoders("pixels*")
+        ['pixels-128']
     """
-    return sorted(REGISTRY.names())
+    names = sorted(REGISTRY.names())
+    found = fnmatch.filter(names, pattern)
+    if not found:
+        raise BadInput(f"no encoder is named '{pattern}'. Allowed: {', '.join(names)}.{nearest(pattern, names)}")
+    return found
 
 
 def create_encoder(name: str, **options: Any) -> Encoder:
-    """Return a frozen encoder.
+    """Return a frozen encoder with its preprocessing: ``read`` decodes an exam, ``embed`` embeds a batch of them.
 
     Args:
-        name: one of ``encoder_names()``.
-        options: what the encoder takes, such as ``weights`` (a local path).
+        name: one of ``list_encoders()``.
+        options: what the encoder takes, such as ``weights`` (a local path), ``geometry`` or ``device``.
 
     Raises:
         BadInput: unknown name, an option it does not take, missing weights or a missing extra.
+
+    Example:
+        >>> import embedprior
+        >>> encoder = embedprior.create_encoder("pixels-128", geometry="crop")
+        >>> encoder.spec.dim, encoder.spec.modality
+        (16384, 'image')
+        >>> import numpy as np
+        >>> encoder.embed(np.zeros((2, 128, 128), np.uint8)).shape
+        (2, 16384)
     """
     made = REGISTRY.load(name)
     takes = inspect.signature(made).parameters

@@ -39,6 +39,8 @@ class Radiograph:
         grey: values in [0, 1], bone and metal bright, rows from head to foot.
         view: ``"PA"``, ``"AP"``, ``"LATERAL"``, or empty when nothing names it.
         patient_id: of the header, or empty. For joining tables in memory: never print or write it.
+
+    Example: see ``read_radiograph``.
     """
 
     grey: Float[np.ndarray, "height width"] = field(repr=False)
@@ -72,6 +74,19 @@ def read_radiograph(path: Path | str, view: str = "") -> tuple[Radiograph, list[
     Raises:
         UnreadableExam: damaged, or not a picture.
         UnusableExam: several frames, colour, or one uniform grey.
+
+    Source: DICOM PS3.3 C.11.2 (display windows and tables), C.7.6.3.1.2 (MONOCHROME1).
+
+    Example:
+        >>> import embedprior
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> Image.fromarray(np.linspace(0, 255, 96 * 80).astype(np.uint8).reshape(96, 80)).save("ramp.png")
+        >>> radiograph, findings = embedprior.read_radiograph("ramp.png", view="PA")
+        >>> radiograph.grey.shape, float(radiograph.grey.max()), radiograph.view
+        ((96, 80), 1.0, 'PA')
+        >>> "not-chest-like" in [finding.code for finding in findings]       # a grey ramp is no chest
+        True
     """
     path = Path(path)
     if path.suffix.lower() in DICOM_SUFFIXES:

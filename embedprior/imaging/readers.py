@@ -42,6 +42,20 @@ def read_volume(path: Path | str, series: str = "only") -> tuple[Volume, list[Fi
         UnreadableExam: damaged, or not a volume.
         UnusableExam: read, but with a finding of severity ``error``; it carries all findings.
         BadInput: an unknown rule or series.
+
+    Source: DICOM PS3.3 C.7.6.2 (image plane) and C.8.2.1 (Hounsfield units).
+
+    Example:
+        >>> import embedprior
+        >>> import numpy as np
+        >>> hu = np.full((40, 64, 64), -1000, np.int16)
+        >>> hu[:, 8:56, 4:60] = 40                               # soft tissue in air, and no lungs in it
+        >>> np.savez("scan.npz", hu=hu, spacing_mm=(5.0, 5.0, 7.0))
+        >>> volume, findings = embedprior.read_volume("scan.npz")
+        >>> volume.shape, volume.spacing_mm, volume.orientation
+        ((40, 64, 64), (5.0, 5.0, 7.0), 'LPS')
+        >>> [finding.code for finding in findings]
+        ['no-lungs']
     """
     path = Path(path)
     name = path.name.lower()

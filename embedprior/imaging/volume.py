@@ -39,6 +39,19 @@ class Volume:
         direction: 3 × 3; columns are the LPS directions of growing index x, y and z.
         patient_id: of the header, or empty. For joining tables in memory: never print or write it.
         series_id: of the header, or empty; the same care.
+
+    Raises:
+        BadInput: no three-dimensional int16 array, a spacing that is not positive, or columns of ``direction`` that are
+            not perpendicular unit vectors.
+
+    Example:
+        >>> import numpy as np
+        >>> from embedprior import Volume
+        >>> volume = Volume(np.full((10, 20, 30), -1000, np.int16), spacing_mm=(0.7, 0.7, 2.5))
+        >>> volume.size_mm == (30 * 0.7, 20 * 0.7, 10 * 2.5)     # x, y, z
+        True
+        >>> (volume.affine @ [0, 0, 1, 1])[:3].tolist()          # the second slice lies 2.5 mm towards the head
+        [0.0, 0.0, 2.5]
     """
 
     hu: Int16[np.ndarray, "z y x"] = field(repr=False)

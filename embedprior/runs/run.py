@@ -17,9 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from embedprior import __version__
 from embedprior.runs.files import canonical, make_folder, write_json, write_text
 from embedprior.runs.provenance import RECORD, close_ledger, kept_caches, open_ledger, register_run
+from embedprior.version import __version__
 
 if TYPE_CHECKING:
     import tqdm as tqdm_module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,11 +40,13 @@ class Loaded:
         data: training stages (DRR–CT pairs first, where there are any) and the teacher.
         scored: labelled radiographs of the parts ``val`` and ``test``, CT included.
         inputs: hash of every input by name.
+        encoder: key of the radiographs' cache (see ``encoders.encoder_key``).
     """
 
     data: FitData
     scored: dict[str, Cases]
     inputs: dict[str, str]
+    encoder: dict[str, Any]
 
 
 def load(config: TrainStudentConfig, needs_teacher: bool) -> Loaded:
@@ -93,7 +96,8 @@ def load(config: TrainStudentConfig, needs_teacher: bool) -> Loaded:
     if needs_teacher:
         held_out = set(rows.loc[rows["part"] == "test", "patient_id"])
         head, reason = _teacher(config, kept, held_out)
-    return Loaded(FitData(kept, head, reason), {p: c for p, c in scored.items() if len(c)}, inputs)
+    scored = {p: c for p, c in scored.items() if len(c)}
+    return Loaded(FitData(kept, head, reason), scored, inputs, caches["cxr_cache"].key)
 
 
 def pixels_of(cache: EmbeddingCache, exam_ids: list[str]) -> UInt8[np.ndarray, "cases height width"]:

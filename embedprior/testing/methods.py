@@ -250,12 +250,12 @@ class _Check:
                 save_fitted(self._first, folder, self.info.name)
             except BadInput as error:
                 raise CheckFailed(f"{self.promises.subject}: not true that it can be saved: {error}") from error
-            again, name = load_fitted(folder)
+            again = load_fitted(folder)
             pickled = [p.name for p in folder.rglob("*") if p.suffix in (".pt", ".pth", ".pkl", ".pickle", ".npy")]
             self.promises.require(not pickled, "it is saved without a pickle", f"it wrote {', '.join(pickled)}")
             saved, scores = (self._scores(fitted, self.held_out) for fitted in (again, self._first))
             self.promises.require(
-                name == self.info.name and same(saved, scores), "read back, it scores as it did",
+                again.method == self.info.name and same(saved, scores), "read back, it scores as it did",
                 furthest(saved, scores),
             )  # fmt: skip
 

@@ -73,7 +73,7 @@ def test_a_student_is_trained_saved_scored_and_read_back(cohort: Path, capsys: p
     assert "x-36" not in set(table["exam_id"])  # its label is unknown
     config = TrainStudentConfig.model_validate(json.loads((out / "run.json").read_text())["config"])
     cases = load(config, needs_teacher=False).scored["test"]
-    again = load_fitted(out)[0].scores(cases.without_ct())
+    again = load_fitted(out).scores(cases.without_ct())
     written = table[table["split"] == "test"].set_index("exam_id").loc[list(cases.exam_ids), "score"]
     np.testing.assert_allclose(again, written, rtol=1e-9)
     shown = capsys.readouterr().out

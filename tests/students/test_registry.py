@@ -260,8 +260,8 @@ def test_a_saved_method_of_another_package_is_read_back(
         "[embedprior.fitted]\nfirst-number = foreign_method:Fitted\n"
     )
     save_fitted(fitted, tmp_path / "out", "first-number")
-    again, name = load_fitted(tmp_path / "out")
-    assert name == "first-number"
+    again = load_fitted(tmp_path / "out")
+    assert again.method == "first-number"
     np.testing.assert_array_equal(again.scores(cases), fitted.scores(cases))
     with pytest.raises(BadInput, match=r"unknown option 'x'. Allowed: above"):
         build_method("first-number", x=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from embedprior.config import parse_config
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.imaging.dicom_header import DicomFiles, read_headers
 from embedprior.imaging.drr.config import (
@@ -46,6 +47,7 @@ CODE_TAG = "drr-1"
 """Raise the number whenever the same CT and settings give other pixels; a golden test notices."""
 FACTS = "ct.json"
 POSES_AT_ONCE = 4
+Picture = Float[np.ndarray, "height width"]
 
 
 @dataclass(frozen=True)
@@ -269,6 +271,42 @@ def _builder(item: Scanned, config: DrrConfig) -> Callable[[Path], None]:
     return build
 
 
+def render_drr(volume: Volume | Path | str, view: str = "PA", size: int = 224, **settings: Any) -> Picture:
+    """Render a chest CT as a radiograph (DRR): line integrals of its attenuation, displayed.
+
+    Args:
+        volume: a CT, or the path of one (see ``read_volume``).
+        view: ``"PA"``, ``"AP"`` or ``"LATERAL"``.
+        size: pixels along each side.
+        settings: others of ``DrrConfig``: ``renderer``, ``field_mm``, ``centre``, ``energy_kev``, ``seed`` (of the
+            quantum noise), ``appearance`` (a mapping of ``Appearance``). Many poses of many CTs: ``embedprior drr``.
+
+    Returns:
+        Grey values in [0, 1], (size, size) float32, bone bright, head up, the patient's left on the right (PA, AP).
+
+    Raises:
+        BadInput: an unknown setting, view or renderer, or a value that is not allowed; ``read_volume`` has others.
+
+    Source: Joseph, IEEE TMI 1982 (projection); Beer and Lambert's law; attenuation: NIST SRD 126 and ICRU Report 44.
+
+    Example:
+        >>> import embedprior
+        >>> import numpy as np
+        >>> hu = np.full((40, 60, 60), -1000, np.int16)
+        >>> hu[5:35, 10:50, 10:50] = 40                        # a block of soft tissue in air
+        >>> image = embedprior.render_drr(embedprior.Volume(hu, spacing_mm=(5, 5, 5)), size=64, centre="volume")
+        >>> image.shape, bool(image[32, 32] > image[0, 0])
+        ((64, 64), True)
+    """
+    if "poses" in settings:
+        raise BadInput("render_drr renders one straight image and takes no 'poses'. Next: embedprior drr --poses N")
+    config = parse_config(DrrConfig, {"view": view, "size": size, **settings}, "render_drr")
+    ct = volume if isinstance(volume, Volume) else read_volume(volume, config.series)[0]
+    with one_thread():
+        integrals = project(ct, config, identity_poses(1), isocentre(ct, config.centre))
+        return np.asarray(to_display_image(integrals, config, [seed_for(config.seed, "noise")])[0], dtype=np.float32)
+
+
 def draw_poses(config: DrrConfig, digest: str) -> Poses:
     """Return the poses of one CT: the first straight, pose k drawn from a stream of its own."""
     import torch
@@ -347,7 +385,7 @@ def to_display_image(
     return np.concatenate(images)
 
 
-def write_png16(grey: Float[np.ndarray, "height width"], path: Path) -> None:
+def write_png16(grey: Picture, path: Path) -> None:
     """Write grey values in [0, 1] as a 16-bit PNG."""
     Image.fromarray(np.round(grey.astype(np.float64) * 65535).astype(np.uint16)).save(path)
 
@@ -417,16 +455,12 @@ def render_all(
     work = partial(render_exam, config=config, root=root)
     if workers <= 1 or len(items) <= 1:
         return list(progress(map(work, items), desc, total=len(items)))
-    return list(progress(_pooled(work, items, min(workers, len(items))), desc, total=len(items)))
+    # a forked child inherits the locks of torch's threads, and hangs on them
+    with ProcessPoolExecutor(min(workers, len(items)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(progress(pool.map(work, items), desc, total=len(items)))
 
 
 def seconds_estimate(items: int, config: DrrConfig, workers: int) -> float:
     """Return a rough duration for planning; a large CT takes longer to read."""
     each = READ_SECONDS + config.poses * config.size**2 * 256 * SECONDS_PER_SAMPLE
     return items * each / max(1, min(workers, items))
-
-
-def _pooled(work: Callable[[Scanned], Rendered], items: Sequence[Scanned], workers: int) -> Iterator[Rendered]:
-    # a forked child inherits the locks of torch's threads, and hangs on them
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(work, items)
