@@ -35,6 +35,12 @@ class Cases:
         tokens: patch tokens of the radiograph, for students that read tokens; NaN rows are padding.
         pixels: the radiograph itself (a ``pixels-128`` cache), for students that read pixels.
         ct_mirrored: embedding of the CT flipped left to right, for pixel students that flip; goes with the CT.
+
+    Example:
+        >>> z_cxr, z_ct = np.zeros((2, 4), np.float32), np.ones((2, 3), np.float32)
+        >>> cases = Cases(["x1", "x2"], ["p1", "p2"], np.array([1.0, np.nan]), z_cxr, z_ct, np.array([1.0, 0.0]))
+        >>> cases.known.tolist(), cases.take([1]).exam_ids, cases.without_ct().ct is None
+        ([True, False], ['x2'], True)
     """
 
     exam_ids: Sequence[str]

@@ -22,10 +22,10 @@ from embedprior.students.config import Count, Counts, Positive, Weight
 from embedprior.students.logit_kd import hinton
 from embedprior.students.network import DisentangledReadout, StudentNetwork
 from embedprior.students.student import Sizes, StudentMethod
-from embedprior.students.training import Objective, Rows, same_patient
+from embedprior.students.training import Batch, Objective, same_patient
 
 
-class StandardCt(Standardised):
+class StandardisedCt(Standardised):
     """z_CT with mean 0 and spread 1 by dimension, as measured on the training pairs."""
 
     def __init__(self, data: FitData) -> None:
@@ -48,10 +48,10 @@ class Projected(Objective):
 
     def __init__(self, data: FitData, network: StudentNetwork, weights: Mapping[str, float]) -> None:
         super().__init__(weights)
-        self.ct = StandardCt(data)
+        self.ct = StandardisedCt(data)
         self.projector = nn.Linear(network.config.hidden, self.ct.dim)
 
-    def labels(self, labelled: Rows) -> Tensor:
+    def labels(self, labelled: Batch) -> Tensor:
         """Return the label term."""
         return label_loss(labelled.logits, labelled.label, labelled.weight)
 
@@ -70,7 +70,7 @@ class AttentionFeatures(Projected):
         self.before: list[float] | None = None
         self.weights |= {f"afb-{g}": method.weight for g in self.groups}
 
-    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+    def losses(self, labelled: Batch, pairs: Batch) -> dict[str, Tensor]:
         """Return ``label``, ``afb-G`` for every number of blocks, and ``kd``."""
         prediction, target = self.projector(pairs.features), self.ct(pairs.ct)
         named = {"label": self.labels(labelled)}
@@ -90,7 +90,7 @@ class AttentionFeatures(Projected):
             }
         self.before = now
 
-    def chosen_by(self, losses: Mapping[str, Tensor]) -> Tensor:
+    def validation_loss(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Return labels and logits: the block terms' weights change over the training, so their sum can't choose."""
         return losses["label"] + self.method.kd_weight * losses["kd"]
 
@@ -135,12 +135,12 @@ class Prototypes(Objective):
 
     def __init__(self, data: FitData, method: ProtoKd) -> None:
         super().__init__({"kd": method.kd_weight, "proto": method.proto_weight})
-        self.ct = StandardCt(data)
+        self.ct = StandardisedCt(data)
         self.temperature = method.temperature
         train = data.target.train
         self.register_buffer("prototypes", class_prototypes(self.ct(tensor(train.paired_ct())), tensor(train.label)))
 
-    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+    def losses(self, labelled: Batch, pairs: Batch) -> dict[str, Tensor]:
         """Return ``label``, ``kd`` and ``proto``."""
         own = class_prototypes(labelled.features, labelled.label)
         target = prototype_cosines(self.ct(pairs.ct), self.get_buffer("prototypes"))
@@ -185,7 +185,7 @@ class MarginPairs(Projected):
         super().__init__(data, network, {"contrastive": method.weight})
         self.margin = method.margin
 
-    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+    def losses(self, labelled: Batch, pairs: Batch) -> dict[str, Tensor]:
         """Return ``label`` and ``contrastive``."""
         prediction, target = self.projector(pairs.features), self.ct(pairs.ct)
         each = contrast(prediction, target, target, ~same_patient(pairs.patient), self.margin)
@@ -217,7 +217,7 @@ class ContrastiveKd(StudentMethod):
 class Hints(Projected):
     """Labels, and ‖W f − z_CT‖² by dimension."""
 
-    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+    def losses(self, labelled: Batch, pairs: Batch) -> dict[str, Tensor]:
         """Return ``label`` and ``hint``."""
         hint = (self.projector(pairs.features) - self.ct(pairs.ct)).square().mean()
         return {"label": self.labels(labelled), "hint": hint}
@@ -282,7 +282,7 @@ class Disentangled(Objective):
             nn.Linear(latent, 2), nn.Linear(latent, 2), nn.Linear(latent, 2),
         )  # fmt: skip
 
-    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+    def losses(self, labelled: Batch, pairs: Batch) -> dict[str, Tensor]:
         """Return ``cl``, ``aux``, ``mod``, ``adv`` and ``perp``."""
         cxr, ct = self._parts(labelled)
         ct_logits = self.ct_network(labelled.ct)[1]
@@ -306,7 +306,7 @@ class Disentangled(Objective):
             "perp": orthogonality(informative, irrelevant) + orthogonality(informative, invariant),
         }
 
-    def chosen_by(self, losses: Mapping[str, Tensor]) -> Tensor:
+    def validation_loss(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Return the classification term: an adversarial sum has no minimum to look for."""
         return losses["cl"]
 
@@ -315,11 +315,11 @@ class Disentangled(Objective):
         if self.method.schedule:
             self.strength = self.method.reversal * (2 / (1 + math.exp(-10 * share)) - 1)
 
-    def _parts(self, rows: Rows) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    def _parts(self, rows: Batch) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
         ct = cast(DisentangledReadout, self.ct_network.readout)
         return self.readout[0].parts(rows.features), ct.parts(self.ct_network.backbone(rows.ct))
 
-    def _both(self, rows: Rows, *sides: tuple[Tensor, Tensor]) -> Tensor:
+    def _both(self, rows: Batch, *sides: tuple[Tensor, Tensor]) -> Tensor:
         logits, labels = (torch.cat([side[i] for side in sides]) for i in (0, 1))
         return label_loss(logits, labels, rows.weight.repeat(2))
 

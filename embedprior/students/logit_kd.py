@@ -17,7 +17,7 @@ from embedprior.students.base import FitData, Stage
 from embedprior.students.config import Count, Positive, Share
 from embedprior.students.network import StudentNetwork
 from embedprior.students.student import LogitStudent, StudentMethod, labelled
-from embedprior.students.training import FitSummary, Objective, Rows
+from embedprior.students.training import Batch, FitSummary, Objective
 
 __all__ = ["CxrAndDrr", "CxrOnly", "LabelsOnly", "LogitStudent", "labelled"]
 
@@ -38,6 +38,10 @@ def hinton(logits: Logits, teacher: Logits, temperature: float, squared: bool = 
         teacher: logits.
         temperature: T.
         squared: False leaves T² out, as ProtoKD's released code does.
+
+    Example:
+        >>> hinton(torch.tensor([0.0]), torch.tensor([2.0]), 1.0)  # KL of (.881, .119) from (.5, .5)
+        tensor(0.3278)
     """
     target, prediction = teacher / temperature, logits / temperature
     p = target.sigmoid()
@@ -93,7 +97,7 @@ class LabelsOnly(Objective):
 
     reads_pairs = False
 
-    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+    def losses(self, labelled: Batch, pairs: Batch) -> dict[str, Tensor]:
         """Return ``label``."""
         return {"label": label_loss(labelled.logits, labelled.label, labelled.weight)}
 
@@ -149,14 +153,14 @@ class LabelsAndLogits(Objective):
         super().__init__({"label": 1 - share, "kd": share})
         self.temperature = temperature
 
-    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+    def losses(self, labelled: Batch, pairs: Batch) -> dict[str, Tensor]:
         """Return ``label`` and ``kd``."""
         return {
             "label": label_loss(labelled.logits, labelled.label, labelled.weight),
             "kd": hinton(pairs.logits, self.target(pairs), self.temperature),
         }
 
-    def target(self, rows: Rows) -> Tensor:
+    def target(self, rows: Batch) -> Tensor:
         """Return the teacher's logits."""
         return rows.teacher
 
@@ -166,7 +170,7 @@ class LogitsOnly(Objective):
 
     reads_labels = False
 
-    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+    def losses(self, labelled: Batch, pairs: Batch) -> dict[str, Tensor]:
         """Return ``soft``."""
         return {"soft": soft_label_loss(pairs.logits, pairs.teacher)}
 
@@ -185,7 +189,7 @@ class SameModality(LabelsAndLogits):
         self.teacher.eval()
         return self
 
-    def target(self, rows: Rows) -> Tensor:
+    def target(self, rows: Batch) -> Tensor:
         """Return the radiograph teacher's logits."""
         with torch.no_grad():
             logits: Tensor = self.teacher(rows.inputs)[1]

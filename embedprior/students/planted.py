@@ -50,7 +50,7 @@ class PlantedConfig(Config):
 
 
 @dataclass(frozen=True)
-class Planted:
+class PlantedCohort:
     """A cohort and its truth.
 
     Attributes:
@@ -64,7 +64,7 @@ class Planted:
     best: Float[np.ndarray, " cases"]
 
 
-def planted(config: PlantedConfig, seed: int, teacher: FitConfig) -> Planted:
+def planted(config: PlantedConfig, seed: int, teacher: FitConfig) -> PlantedCohort:
     """Draw a cohort and train its teacher head.
 
     s ~ N(0, 1), anatomy a ~ N(0, I). z_CXR mixes (signal · s, a) by fixed random directions, plus unit noise. With
@@ -103,7 +103,7 @@ def planted(config: PlantedConfig, seed: int, teacher: FitConfig) -> Planted:
     cut = len(taught) // 5
     ct, label = taught.paired_ct(), taught.label
     head = train_head(ct[cut:], label[cut:], ct[:cut], label[:cut], teacher, seed)
-    return Planted(FitData((Stage(train, val),), head), held_out, best)
+    return PlantedCohort(FitData((Stage(train, val),), head), held_out, best)
 
 
 def _directions(rng: np.random.Generator, hidden: int, dim: int) -> Float[np.ndarray, "hidden dim"]:

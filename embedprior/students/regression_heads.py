@@ -216,6 +216,10 @@ class RegressionMethod:
 class RidgeHead(RegressionMethod):
     """Ridge regression z_CXR → z_CT in closed form, and the frozen CT head.
 
+    Example:
+        fitted = RidgeHead().fit(FitData((Stage(train, val),), head), seed=0)
+        probability = fitted.scores(cases)  # (cases,)
+
     Attributes:
         penalties: candidates; the one with the least squared error on the validation pairs is taken.
         fixed_penalty: taken when there is no validation pair.

@@ -14,14 +14,20 @@ from torch.nn import functional as F
 from embedprior.students.base import Cases, FitData, Fitted
 from embedprior.students.config import Positive, Weight
 from embedprior.students.controls import probe
-from embedprior.students.feature_kd import StandardCt
+from embedprior.students.feature_kd import StandardisedCt
 from embedprior.students.network import ProbeReadout, StudentNetwork, student_inputs
 from embedprior.students.student import LogitStudent, Sizes, StudentMethod, labelled
-from embedprior.students.training import LabelsAnd, Objective, Rows, same_patient
+from embedprior.students.training import Batch, LabelsAnd, Objective, same_patient
 
 
 def distance_relations(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return smooth L1 between pairwise distances, each divided by its mean (RKD-D, arXiv 1904.05068)."""
+    """Return smooth L1 between pairwise distances, each divided by its mean (RKD-D, arXiv 1904.05068).
+
+    Example:
+        >>> points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
+        >>> distance_relations(10 * points, points)  # the same relations, in another unit
+        tensor(0.)
+    """
     scaled = []
     for features in (student, teacher):
         square = (features[:, None] - features[None]).square().sum(2)
@@ -51,7 +57,7 @@ def info_nce(
 ) -> Tensor:
     """Return symmetric InfoNCE, ½[CE(s·AᵀB) + CE(s·BᵀA)] on unit vectors (X2CT-CLIP, arXiv 2503.02162).
 
-    Rows of one patient are taken out of each other's denominators: a second radiograph, or a second reconstruction of
+    Batch of one patient are taken out of each other's denominators: a second radiograph, or a second reconstruction of
     one scan, is no negative.
 
     Args:
@@ -59,6 +65,11 @@ def info_nce(
         teacher: latents of the CTs, row by row.
         patient: numbers.
         scale: of the cosines (inverse temperature).
+
+    Example:
+        >>> latents = torch.eye(2)
+        >>> info_nce(latents, latents, torch.tensor([0, 1]), 1.0)  # ln(1 + 1/e)
+        tensor(0.3133)
     """
     cosines = scale * F.normalize(student, dim=1) @ F.normalize(teacher, dim=1).T
     own = torch.eye(len(patient), dtype=torch.bool, device=patient.device)
@@ -74,12 +85,12 @@ class Aligned(Objective):
 
     def __init__(self, data: FitData, network: StudentNetwork, scale: float) -> None:
         super().__init__()
-        self.ct = StandardCt(data)
+        self.ct = StandardisedCt(data)
         # In a list, so that the student's own readout is not counted and trained twice.
         self.readout = [cast(ProbeReadout, network.readout)]
         self.scale = scale
 
-    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+    def losses(self, labelled: Batch, pairs: Batch) -> dict[str, Tensor]:
         """Return ``info-nce``."""
         latent = self.readout[0].latent(pairs.features)
         return {"info-nce": info_nce(latent, self.ct(pairs.ct), pairs.patient, self.scale)}

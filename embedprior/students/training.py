@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from embedprior.students.network import StudentNetwork, student_inputs
 
 
 @dataclass(frozen=True)
-class Rows:
+class Batch:
     """A batch as an objective sees it. ``ct`` and ``teacher`` are frozen; gradients run through the first two.
 
     Attributes:
@@ -62,7 +63,7 @@ class Objective(nn.Module):
         self.weights = dict(weights or {})
         self.trained_before: tuple[nn.Module, ...] = ()
 
-    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+    def losses(self, labelled: Batch, pairs: Batch) -> dict[str, Tensor]:
         """Return the losses by name, before weighting.
 
         Args:
@@ -71,7 +72,7 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def chosen_by(self, losses: Mapping[str, Tensor]) -> Tensor:
+    def validation_loss(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Return what a checkpoint is chosen by on the validation cases: the weighted sum."""
         return self.total(losses)
 
@@ -91,11 +92,11 @@ class LabelsAnd(Objective):
         weights: of the terms.
     """
 
-    def __init__(self, terms: Callable[[Rows], dict[str, Tensor]], weights: Mapping[str, float]) -> None:
+    def __init__(self, terms: Callable[[Batch], dict[str, Tensor]], weights: Mapping[str, float]) -> None:
         super().__init__(weights)
         self.terms = terms
 
-    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, Tensor]:
+    def losses(self, labelled: Batch, pairs: Batch) -> dict[str, Tensor]:
         """Return ``label`` and the terms."""
         return {"label": label_loss(labelled.logits, labelled.label, labelled.weight), **self.terms(pairs)}
 
@@ -204,12 +205,12 @@ def train_student(
     terms: list[dict[str, Tensor]] = []
 
     def loss(step: int) -> Tensor:
-        named = objective.losses(*_rows_of(network, train, *next(batches), augment, draws))
+        named = objective.losses(*_draw_batch(network, train, *next(batches), augment, draws))
         terms.append({name: value.detach() for name, value in named.items()})
         return objective.total(named)
 
     def validate() -> float:
-        return float(objective.chosen_by(objective.losses(*_all_rows(network, val))))
+        return float(objective.validation_loss(objective.losses(*_whole(network, val))))
 
     def after_validation(record: dict[str, float]) -> None:
         record |= {name: float(torch.stack([t[name] for t in terms]).double().mean()) for name in terms[0]}
@@ -228,19 +229,25 @@ def augmented(inputs: Tensor, augment: Augmentation, draws: torch.Generator) -> 
     """Return pictures (cases, height, width) changed at random, and which of them were flipped left to right.
 
     A shifted picture is filled up with its own edge.
+
+    Example:
+        >>> picture = torch.tensor([[[1, 2], [3, 4]]], dtype=torch.uint8)
+        >>> out, flipped = augmented(picture, Augmentation(flip=True), torch.Generator().manual_seed(0))
+        >>> flipped.tolist(), out.tolist()
+        ([True], [[[2, 1], [4, 3]]])
     """
     count = len(inputs)
     flipped = torch.zeros(count, dtype=torch.bool)
     if augment.flip:
         flipped = torch.rand(count, generator=draws) < 0.5
-        inputs = torch.where(flipped[:, None, None], inputs.flip(2), inputs)
+        inputs = torch.where(rearrange(flipped, "cases -> cases 1 1"), inputs.flip(2), inputs)
     if augment.shift:
         offsets = torch.randint(-augment.shift, augment.shift + 1, (count, 2), generator=draws)
         for axis in (1, 2):
             size = inputs.shape[axis]
-            index = (torch.arange(size)[None] + offsets[:, axis - 1 : axis]).clamp(0, size - 1)
-            shape = (count, size, 1) if axis == 1 else (count, 1, size)
-            inputs = inputs.gather(axis, index.view(shape).expand_as(inputs))
+            moved = rearrange(offsets[:, axis - 1], "cases -> cases 1") + torch.arange(size)
+            pattern = "cases place -> cases place 1" if axis == 1 else "cases place -> cases 1 place"
+            inputs = inputs.gather(axis, rearrange(moved.clamp(0, size - 1), pattern).expand_as(inputs))
     return inputs, flipped
 
 
@@ -275,42 +282,42 @@ def _draw(rows: Tensor, budget: Budget, draws: torch.Generator) -> Tensor:
     return rows[torch.randint(len(rows), (min(budget.fit.batch_size, len(rows)),), generator=draws)]
 
 
-def _rows_of(
+def _draw_batch(
     network: StudentNetwork, data: CaseTensors, for_labels: Tensor, for_pairs: Tensor, augment: Augmentation,
     draws: torch.Generator,
-) -> tuple[Rows, Rows]:  # fmt: skip
+) -> tuple[Batch, Batch]:  # fmt: skip
     one = for_labels is for_pairs
     rows = for_pairs if one else torch.cat([for_labels, for_pairs])
     inputs = data.inputs[rows]
     flipped = torch.zeros(len(rows), dtype=torch.bool)
     if augment.flip or augment.shift:
         inputs, flipped = augmented(inputs, augment, draws)
-    whole = _rows(network, data, rows, inputs, flipped)
+    whole = _forward(network, data, rows, inputs, flipped)
     if one:
         return whole, whole
-    return _part(whole, slice(0, len(for_labels))), _part(whole, slice(len(for_labels), None))
+    return _select(whole, slice(0, len(for_labels))), _select(whole, slice(len(for_labels), None))
 
 
-def _all_rows(network: StudentNetwork, data: CaseTensors) -> tuple[Rows, Rows]:
+def _whole(network: StudentNetwork, data: CaseTensors) -> tuple[Batch, Batch]:
     everyone = torch.arange(len(data))
-    whole = _rows(network, data, everyone, data.inputs, torch.zeros(len(data), dtype=torch.bool))
-    return _part(whole, torch.nonzero(~data.label.isnan())[:, 0]), whole
+    whole = _forward(network, data, everyone, data.inputs, torch.zeros(len(data), dtype=torch.bool))
+    return _select(whole, torch.nonzero(~data.label.isnan())[:, 0]), whole
 
 
-def _rows(network: StudentNetwork, data: CaseTensors, rows: Tensor, inputs: Tensor, flipped: Tensor) -> Rows:
+def _forward(network: StudentNetwork, data: CaseTensors, rows: Tensor, inputs: Tensor, flipped: Tensor) -> Batch:
     features, logits = network(inputs)
     ct, teacher = data.ct[rows], data.teacher[rows]
     if data.mirrored is not None and flipped.any():
         ct = torch.where(flipped[:, None], data.mirrored[0][rows], ct)
         teacher = torch.where(flipped, data.mirrored[1][rows], teacher)
-    return Rows(
+    return Batch(
         features, logits, inputs, data.label[rows], data.weight[rows], ct, data.ct_label[rows], teacher,
         data.patient[rows],
     )  # fmt: skip
 
 
-def _part(rows: Rows, index: slice | Tensor) -> Rows:
-    return Rows(**{name: value[index] for name, value in vars(rows).items()})
+def _select(rows: Batch, index: slice | Tensor) -> Batch:
+    return Batch(**{name: value[index] for name, value in vars(rows).items()})
 
 
 def same_patient(patient: Int[Tensor, " cases"]) -> Bool[Tensor, "cases cases"]:

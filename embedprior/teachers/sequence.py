@@ -68,7 +68,12 @@ class SequenceModel(Standardised):
 
 
 def centre_crop(exam: Tokens, most: int) -> Tokens:
-    """Return at most ``most`` neighbouring tokens around the middle."""
+    """Return at most ``most`` neighbouring tokens around the middle.
+
+    Example:
+        >>> centre_crop(np.arange(5.0)[:, None], 3)[:, 0].tolist()
+        [1.0, 2.0, 3.0]
+    """
     start = max(0, (len(exam) - most) // 2)
     return exam[start : start + most]
 

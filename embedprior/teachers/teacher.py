@@ -90,6 +90,13 @@ def train_head(
 
     Raises:
         OneClass: fewer than two classes among the training labels.
+
+    Example:
+        >>> z, label = np.random.default_rng(0).normal(size=(80, 4)).astype(np.float32), np.arange(80) % 2
+        >>> z[:, 0] += 4 * label
+        >>> head = train_head(z[:60], label[:60], z[60:], label[60:], FitConfig(hidden=8, steps=60, lr=0.01), seed=0)
+        >>> bool(((head.logits(z[60:]) > 0) == label[60:]).mean() > 0.9)
+        True
     """
     known, val_known = ~np.isnan(labels), ~np.isnan(val_labels)
     require_both_classes(labels[known], "a CT head")

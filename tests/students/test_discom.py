@@ -10,10 +10,10 @@ from embedprior.students.base import FitData
 from embedprior.students.feature_kd import DiscomKd, Disentangled, ReverseGradient
 from embedprior.students.network import StudentNetwork
 from embedprior.students.registry import Budget
-from embedprior.students.training import Rows
+from embedprior.students.training import Batch
 
 
-def parts(small: FitData, budget: Budget, **options: object) -> tuple[StudentNetwork, Disentangled, Rows]:
+def parts(small: FitData, budget: Budget, **options: object) -> tuple[StudentNetwork, Disentangled, Batch]:
     method = DiscomKd(budget, width=4, **options)  # type: ignore[arg-type]
     torch.manual_seed(0)
     network = StudentNetwork("embedding", small.target.train.cxr.shape[1], budget.fit, "disentangled", 4)
@@ -24,7 +24,7 @@ def parts(small: FitData, budget: Budget, **options: object) -> tuple[StudentNet
     inputs = torch.from_numpy(cases.cxr)
     features, logits = network(inputs)
     label = torch.from_numpy(cases.label).float()
-    rows = Rows(
+    rows = Batch(
         features, logits, inputs, label, torch.ones(len(label)), torch.from_numpy(cases.paired_ct()), 1 - label,
         torch.zeros(len(label)), torch.arange(len(label)),
     )  # fmt: skip

@@ -16,10 +16,10 @@ from embedprior.students.network import StudentNetwork
 from embedprior.students.registry import Budget, build_method
 from embedprior.students.relational_kd import ClipAlignment
 from embedprior.students.student import StudentMethod
-from embedprior.students.training import Objective, Rows
+from embedprior.students.training import Batch, Objective
 
 
-def batch(small: FitData, method: StudentMethod) -> tuple[StudentNetwork, Objective, Rows, np.ndarray]:
+def batch(small: FitData, method: StudentMethod) -> tuple[StudentNetwork, Objective, Batch, np.ndarray]:
     network, objective = method._parts(small, 0)
     network.eval()
     cases = small.target.val
@@ -28,7 +28,7 @@ def batch(small: FitData, method: StudentMethod) -> tuple[StudentNetwork, Object
     label, ct = torch.from_numpy(cases.label).float(), torch.from_numpy(cases.paired_ct())
     teacher = torch.from_numpy(small.head().logits(cases.paired_ct()))
     count = len(cases)
-    rows = Rows(features, logits, inputs, label, torch.ones(count), ct, label, teacher, torch.arange(count) // 2)
+    rows = Batch(features, logits, inputs, label, torch.ones(count), ct, label, teacher, torch.arange(count) // 2)
     train = small.target.train.paired_ct()
     return network, objective, rows, (cases.paired_ct() - train.mean(0)) / train.std(0)
 
@@ -37,7 +37,7 @@ def reaches_the_student(network: StudentNetwork, value: torch.Tensor) -> bool:
     return bool(torch.autograd.grad(value, network.backbone.layers[1].weight, retain_graph=True)[0].abs().max() > 1e-7)
 
 
-def projected(objective: Objective, rows: Rows) -> np.ndarray:
+def projected(objective: Objective, rows: Batch) -> np.ndarray:
     return objective.projector(rows.features).detach().numpy()
 
 

@@ -12,7 +12,7 @@ from embedprior.evidence import delong
 from embedprior.nn.config import FitConfig
 from embedprior.prior.config import PriorConfig
 from embedprior.students.base import FitData, Stage
-from embedprior.students.planted import Planted, PlantedConfig, planted
+from embedprior.students.planted import PlantedCohort, PlantedConfig, planted
 from embedprior.students.registry import Budget, build_method
 
 TRAINING = {
@@ -30,12 +30,12 @@ TOLD = ("hinton-kd", "proto-kd", "clip-alignment", "direct-head", "prior")
 
 
 @pytest.fixture(scope="module")
-def carrying() -> Planted:
+def carrying() -> PlantedCohort:
     return planted(PlantedConfig(), 5, BUDGET.fit)
 
 
 @pytest.fixture(scope="module")
-def scores(carrying: Planted) -> dict[str, np.ndarray]:
+def scores(carrying: PlantedCohort) -> dict[str, np.ndarray]:
     visible = carrying.held_out.without_ct()
     return {m: build_method(m, BUDGET).fit(carrying.data, 5).scores(visible) for m in ("cxr-only", *TOLD)}
 

@@ -13,9 +13,9 @@ from embedprior.students.logit_kd import LabelsOnly
 from embedprior.students.network import StudentNetwork
 from embedprior.students.registry import Augmentation, Budget, build_method
 from embedprior.students.training import (
+    Batch,
     CaseTensors,
     Objective,
-    Rows,
     augmented,
     to_tensors,
     train_student,
@@ -28,9 +28,9 @@ class Watch(Objective):
     def __init__(self, reads_labels: bool = True, reads_pairs: bool = True) -> None:
         super().__init__()
         self.reads_labels, self.reads_pairs = reads_labels, reads_pairs
-        self.seen: list[tuple[Rows, Rows]] = []
+        self.seen: list[tuple[Batch, Batch]] = []
 
-    def losses(self, labelled: Rows, pairs: Rows) -> dict[str, torch.Tensor]:
+    def losses(self, labelled: Batch, pairs: Batch) -> dict[str, torch.Tensor]:
         self.seen.append((labelled, pairs))
         return {"all": (labelled.logits.sum() + pairs.logits.sum()) * 0.0}
 
@@ -167,7 +167,7 @@ def test_a_radiograph_teacher_reads_the_picture_the_student_reads(small: FitData
 
     teacher = StudentNetwork("pixels", 0, budget.fit)
     picture = torch.randint(0, 255, (4, 16, 16), dtype=torch.uint8)
-    rows = Rows(*(torch.zeros(4) for _ in range(2)), picture, *(torch.zeros(4) for _ in range(6)))
+    rows = Batch(*(torch.zeros(4) for _ in range(2)), picture, *(torch.zeros(4) for _ in range(6)))
     objective = SameModality(teacher, 4.0, 0.6).train()
     assert not teacher.training
     with torch.no_grad():
