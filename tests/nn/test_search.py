@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+
+from embedprior.errors import EmbedpriorError
+from embedprior.nn.search import successive_halving
+
+
+def test_the_worse_half_is_dropped_round_after_round_and_the_cost_counted() -> None:
+    final = {"default": 5.0, "a": 4.0, "b": 1.0, "c": 2.0, "d": 3.0, "e": 6.0, "f": 7.0, "g": 8.0}
+    asked: list[tuple[str, float]] = []
+
+    def loss_at(name: str, share: float) -> float:
+        asked.append((name, share))
+        return final[name]
+
+    found = successive_halving(list(final), loss_at)
+    assert found.chosen == "b"
+    assert [set(losses) for losses in found.rounds] == [set(final), {"a", "b", "c", "d"}, {"b", "c"}]
+    assert found.cost == pytest.approx(sum(share for _, share in asked)) == pytest.approx(3.0)
+    assert sorted({share for _, share in asked}) == [0.125, 0.25, 0.5]
+
+
+def test_the_default_wins_ties_and_a_failed_candidate_never() -> None:
+    assert successive_halving(["default", "other"], lambda name, share: 1.0).chosen == "default"
+    bad = successive_halving(["a", "b", "c"], lambda name, share: float("nan") if name != "c" else 9.0)
+    assert bad.chosen == "c"
+    assert successive_halving(["only"], lambda name, share: 0 / 0).chosen == "only"
+    with pytest.raises(EmbedpriorError, match="no candidate's validation loss is a number"):
+        successive_halving(["a", "b"], lambda name, share: float("inf"))
