@@ -7,7 +7,7 @@ JOBS ?= 2
 
 DATA ?= ../shared/data/covid_chestxray
 
-.PHONY: venv demo study mutants test test-all lint bench clean
+.PHONY: venv demo study mutants test test-isa test-all lint bench clean
 
 venv: $(READY)
 
@@ -33,6 +33,15 @@ lint: $(READY)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n $(JOBS) --dist worksteal
+
+# Slow: the suite on the kernels that older processors would run, and once as on a processor whose kernels depend on the
+# number of rows (tests/other_kernels.py). What is promised bit for bit holds on each.
+test-isa: $(READY)
+	set -e; for limit in ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=AVX2; do \
+		echo "== $$limit"; \
+		env $$limit OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n $(JOBS) --dist worksteal; \
+	done
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.other_kernels -m 'not slow' -n $(JOBS) --dist worksteal
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal

@@ -161,6 +161,23 @@ class Fitted(Protocol):
         """Return the probability of a positive label, one a case."""
 
 
+SCORING_BLOCK = 64
+"""Cases that are scored at once."""
+
+
+def score_in_blocks(fitted: Fitted, cases: Cases) -> Float[np.ndarray, " cases"]:
+    """Return the scores of ``cases``, computed in blocks of ``SCORING_BLOCK`` cases.
+
+    The last block is filled up with cases from the start. A matrix product of another number of rows may take another
+    kernel and round otherwise; with blocks of one size, a score does not depend on how many cases are scored with it.
+    """
+    count = len(cases)
+    blocks = np.resize(np.arange(count), (-(-count // SCORING_BLOCK), SCORING_BLOCK))
+    found = [np.asarray(fitted.scores(cases.take(rows)), dtype=np.float64) for rows in blocks]
+    whole = np.concatenate(found)
+    return whole[:count] if whole.shape == (blocks.size,) else whole  # a wrong number is the caller's to refuse
+
+
 class Method(Protocol):
     """A way to score a radiograph."""
 
