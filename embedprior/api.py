@@ -12,12 +12,12 @@ import pandas as pd
 
 from embedprior.config import load_config, parse_config
 from embedprior.errors import BadInput
-from embedprior.report.study_report import failure_records, tell, write_story, write_tables
+from embedprior.report.study_report import build_study_report, failure_records, write_results, write_tables
 from embedprior.runs import Run
 from embedprior.study.config import StudyConfig
 from embedprior.study.plan import freeze, make_plan
-from embedprior.study.run import StudyResult, prepare_study
-from embedprior.study.run import run_study as run_fits
+from embedprior.study.run import StudyResult, read_study
+from embedprior.study.run import run_study as fit_and_score
 
 
 @dataclass(frozen=True)
@@ -117,20 +117,20 @@ def run_study(
     data, out, splits = Path(data), Path(out), None if splits is None else Path(splits)
     if workers < 1:
         raise BadInput(f"workers counts processes and starts at 1; got {workers}.")
-    study = prepare_study(settings, data, splits)
+    study = read_study(settings, data, splits)
     plan = make_plan(settings, study, out)
     freeze(plan, study, out)
     run = Run(out, "study run", settings, settings.seed, {**plan["inputs"], "plan": plan["hash"]})
-    return report_study(settings, run_fits(study, out, run.stage, workers), run)
+    return report_study(settings, fit_and_score(study, out, run.stage, workers), run)
 
 
 def report_study(config: StudyConfig, result: StudyResult, run: Run) -> StudyRun:
     """Write a study's tables, evidence and report into the run's folder, and return them."""
     write_tables(run.out, result)
-    story = tell(config, result)
-    text = write_story(run.out, result, story, run)
+    content = build_study_report(config, result)
+    text = write_results(run.out, result, content, run)
     failures = pd.DataFrame(failure_records(result), columns=["exam_id", "stage", "reason"])
-    return StudyRun(run.out, result.predictions, story.evidence, failures, text)
+    return StudyRun(run.out, result.predictions, content.evidence, failures, text)
 
 
 def _settings(config: StudyConfig | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any] | None) -> StudyConfig:

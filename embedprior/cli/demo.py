@@ -18,7 +18,7 @@ from embedprior.demo.config import DemoConfig
         "patients; 0: one for each core")  # fmt: skip
 def demo(config: DemoConfig, out: Path, seed: int, workers: int) -> int:
     """Run the demo; return the exit code."""
+    from embedprior.demo.assets import default_workers
     from embedprior.demo.pipeline import run_demo
-    from embedprior.demo.population import default_workers
 
     return run_demo(config, seed, out, workers or default_workers())

@@ -53,7 +53,7 @@ def generate(config: GenerateConfig, **common: Any) -> int:
     from embedprior.prior.generate import generate as draw
     from embedprior.prior.model import Prior
     from embedprior.prior.storage import WEIGHTS
-    from embedprior.report.generation_report import tell
+    from embedprior.report.generation_report import build_generation_report
     from embedprior.runs import Run, hash_file, hash_of
     from embedprior.tables import write_table
 
@@ -89,9 +89,9 @@ def generate(config: GenerateConfig, **common: Any) -> int:
         measured, figure = None, None
         if pairs is not None and reference is not None:
             measured, figure = _measure(prior, made, reference, pairs, cache, config, common["splits"], common["part"])
-    story = tell(out, config, prior, made, len(ids), measured, figure)
-    run.finish(story, [], outputs={name: each.path for name, each in made.caches.items()})
-    print(story)
+    summary = build_generation_report(out, config, prior, made, len(ids), measured, figure)
+    run.finish(summary, [], outputs={name: each.path for name, each in made.caches.items()})
+    print(summary)
     print(f"{out}: {len(ids)} exams, {made.drawn} of them drawn now", file=sys.stderr)
     return DONE
 
@@ -177,7 +177,7 @@ def _measure(
     """Return the quality figures and the map of a sampling as PNG."""
     from embedprior.prior.generate import path, standardised
     from embedprior.prior.metrics import Matched, quality
-    from embedprior.report.generation_report import path_figure
+    from embedprior.report.embedding_map import path_figure
 
     radiographs, scans = pairs["cxr_exam_id"].tolist(), pairs["ct_exam_id"].tolist()
     generated = standardised(prior, {name: each.take(radiographs) for name, each in made.caches.items()})

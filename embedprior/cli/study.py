@@ -41,7 +41,7 @@ def plan(config: StudyConfig, data: Path, out: Path, splits: Path | None, worker
     """Write ``plan.json`` and the split table, print the plan; return the exit code.
 
     Raises:
-        BadInput: see ``study.prepare.prepare`` and ``study.plan.freeze``.
+        BadInput: see ``study.prepare.read_study_data`` and ``study.plan.freeze``.
     """
     study = _read(config, data, splits)
     from embedprior.study.plan import freeze, make_plan, plan_text
@@ -49,9 +49,9 @@ def plan(config: StudyConfig, data: Path, out: Path, splits: Path | None, worker
     frozen = make_plan(config, study, out)
     freeze(frozen, study, out)
     if time_fits:
-        from embedprior.study.run import measure_units
+        from embedprior.study.run import measure_jobs
 
-        for line in measure_units(study, out):
+        for line in measure_jobs(study, out):
             print(line, file=sys.stderr)
         frozen = make_plan(config, study, out)
     print(plan_text(frozen, workers))
@@ -68,7 +68,7 @@ def run(config: StudyConfig, data: Path, out: Path, splits: Path | None, workers
     Everything that can be refused is refused before the output folder is made.
 
     Raises:
-        BadInput: see ``study.prepare.prepare`` and ``study.plan.freeze``.
+        BadInput: see ``study.prepare.read_study_data`` and ``study.plan.freeze``.
     """
     study = _read(config, data, splits)
     from embedprior.study.plan import freeze, make_plan, plan_text
@@ -76,10 +76,10 @@ def run(config: StudyConfig, data: Path, out: Path, splits: Path | None, workers
 
     frozen = make_plan(config, study, out)
     if dry_run:
-        for prepared in {id(p): p for p in study.prepared}.values():
-            if prepared.encoder is not None:
-                needed = needed_exams(config, prepared)
-                size = sum((prepared.cohort.root / str(path)).stat().st_size for path in needed["path"])
+        for data_of in {id(d): d for d in study.data}.values():
+            if data_of.encoder is not None:
+                needed = needed_exams(config, data_of)
+                size = sum((data_of.cohort.root / str(path)).stat().st_size for path in needed["path"])
                 print(f"{len(needed)} images to embed with {config.encoder.name} ({size / 1e6:.1f} MB)")
         print(plan_text(frozen, workers))
         return DONE
@@ -93,10 +93,10 @@ def run(config: StudyConfig, data: Path, out: Path, splits: Path | None, workers
     result = run_study(study, out, record.stage if record else _nothing, workers)
     if record is None:
         return DONE
-    from embedprior.report.study_report import tell, write_story, write_tables
+    from embedprior.report.study_report import build_study_report, write_results, write_tables
 
     write_tables(out, result)
-    summary = write_story(out, result, tell(config, result), record)
+    summary = write_results(out, result, build_study_report(config, result), record)
     print(summary)
     print(f"report: {out / 'report.html'}", file=sys.stderr)
     return NEEDS_ATTENTION if result.failures or result.unfitted or result.unscored else DONE
@@ -108,7 +108,7 @@ def _nothing(name: str, **fields: object) -> None:
 
 def _read(config: StudyConfig, data: Path, splits: Path | None) -> Study:
     """Return the study: cohort read, splits made, nothing written."""
-    from embedprior.study.run import prepare_study
+    from embedprior.study.run import read_study
 
     print(f"reading the cohort in {data}", file=sys.stderr)
-    return prepare_study(config, data, splits)
+    return read_study(config, data, splits)

@@ -19,7 +19,7 @@ RESAMPLE_SEED = 1000
 Part = Literal["train", "val", "test"]
 
 
-class Round(Config):
+class Fold(Config):
     """One division into training, validation and held-out patients.
 
     A part belongs to a *group*, and a patient to one group: a patient, or two patients who share a picture, on two
@@ -56,7 +56,7 @@ class Round(Config):
         return {group for group, part in self.part_of.items() if part in parts}
 
 
-def splits_table(rounds: Sequence[Round], where: str) -> pd.DataFrame:
+def splits_table(rounds: Sequence[Fold], where: str) -> pd.DataFrame:
     """Return the split table of some rounds, checked (see ``tables.check_splits``)."""
     rows = [
         {
@@ -69,7 +69,7 @@ def splits_table(rounds: Sequence[Round], where: str) -> pd.DataFrame:
     return check_splits(pd.DataFrame(rows, columns=list(SPLIT_REQUIRED)), where)
 
 
-def rounds_of(splits: pd.DataFrame, where: str = "split table") -> list[Round]:
+def folds_of(splits: pd.DataFrame, where: str = "split table") -> list[Fold]:
     """Return the rounds of a split table, by design, resample and fold.
 
     Raises:
@@ -81,7 +81,7 @@ def rounds_of(splits: pd.DataFrame, where: str = "split table") -> list[Round]:
         own = checked[checked["design"] == design]
         for (resample, fold), rows in own.groupby(["resample", "fold"], sort=True):
             found.append(
-                Round(
+                Fold(
                     design=str(design), resample=int(resample), fold=int(fold),
                     group_of=dict(zip(rows["patient_id"], rows["group_id"], strict=True)),
                     part_of=dict(zip(rows["group_id"], rows["part"], strict=True)),
@@ -93,7 +93,7 @@ def rounds_of(splits: pd.DataFrame, where: str = "split table") -> list[Round]:
 def group_kfold(
     exams: pd.DataFrame, labels: pd.Series, design: str, folds: int, seed: int, validation: bool = False,
     repeats: int = 1,
-) -> list[Round]:  # fmt: skip
+) -> list[Fold]:  # fmt: skip
     """Return a stratified k-fold in which no group is in two folds (``sklearn.StratifiedGroupKFold``).
 
     Args:
@@ -129,7 +129,7 @@ def group_kfold(
             if validation:
                 parts |= dict.fromkeys(held[(fold + 1) % folds], "val")
             parts |= dict.fromkeys(test, "test")
-            found.append(Round(design=design, resample=repeat, fold=fold, group_of=group_of, part_of=parts))
+            found.append(Fold(design=design, resample=repeat, fold=fold, group_of=group_of, part_of=parts))
     return found
 
 
@@ -141,7 +141,7 @@ def pilot_resamples(
     positives: int = 4,
     negatives: int = 1,
     share: float | None = None,
-) -> list[Round]:
+) -> list[Fold]:
     """Return patient-level Monte-Carlo resamples by the pilot study's generator; its defaults are the pilot's own.
 
     For k = 1..resamples, ``numpy.random.default_rng(1000 + k)`` draws min(4, n₊ − 1) positive and then
@@ -183,7 +183,7 @@ def pilot_resamples(
 
 def fixed_split(
     exams: pd.DataFrame, patient_label: Mapping[str, int], design: str, train: float = 0.8, seed: int = 42
-) -> list[Round]:
+) -> list[Fold]:
     """Return the pilot study's fixed split.
 
     Patients in string order, label 0 first; one ``random.Random(seed)`` shuffles each label's list; the first
@@ -206,7 +206,7 @@ def fixed_split(
     return [_held_out(design, 0, 0, held, group_of)]
 
 
-def leave_one_site_out(exams: pd.DataFrame, design: str, column: str = "site") -> list[Round]:
+def leave_one_site_out(exams: pd.DataFrame, design: str, column: str = "site") -> list[Fold]:
     """Return one round a site: its patients are held out, everyone else trains.
 
     A patient (or group) seen at several sites trains only while none of these is held out, and is never scored.
@@ -223,11 +223,11 @@ def leave_one_site_out(exams: pd.DataFrame, design: str, column: str = "site") -
     for fold, site in enumerate(sites):
         kept = {p: g for p, g in group_of.items() if sites_of[g] == {site} or site not in sites_of[g]}
         parts: dict[str, Part] = {g: "test" if sites_of[g] == {site} else "train" for g in kept.values()}
-        found.append(Round(design=design, fold=fold, group_of=kept, part_of=parts))
+        found.append(Fold(design=design, fold=fold, group_of=kept, part_of=parts))
     return found
 
 
-def external_split(exams: pd.DataFrame, design: str, sites: Sequence[str], column: str = "site") -> list[Round]:
+def external_split(exams: pd.DataFrame, design: str, sites: Sequence[str], column: str = "site") -> list[Fold]:
     """Return one round: the patients of the external sites are held out, everyone else trains.
 
     A patient seen at an external site and elsewhere takes no part.
@@ -245,17 +245,17 @@ def external_split(exams: pd.DataFrame, design: str, sites: Sequence[str], colum
     wanted = set(sites)
     kept = {p: g for p, g in _group_of(exams).items() if outside[g] <= wanted or not outside[g] & wanted}
     parts: dict[str, Part] = {g: "test" if outside[g] <= wanted else "train" for g in kept.values()}
-    return [Round(design=design, group_of=kept, part_of=parts)]
+    return [Fold(design=design, group_of=kept, part_of=parts)]
 
 
-def held_out_cohort(exams: pd.DataFrame, external: pd.DataFrame, design: str) -> Round:
+def held_out_cohort(exams: pd.DataFrame, external: pd.DataFrame, design: str) -> Fold:
     """Return one round of two cohorts without a common patient or group: the first trains, the second is held out."""
     parts: dict[str, Part] = dict.fromkeys(exams["group_id"], "train")
     parts |= dict.fromkeys(external["group_id"], "test")
-    return Round(design=design, group_of={**_group_of(exams), **_group_of(external)}, part_of=parts)
+    return Fold(design=design, group_of={**_group_of(exams), **_group_of(external)}, part_of=parts)
 
 
-def with_validation(one: Round, patient_label: Mapping[str, int], share: float, seed: int) -> Round:
+def with_validation(one: Fold, patient_label: Mapping[str, int], share: float, seed: int) -> Fold:
     """Return the round with a share of its training groups choosing checkpoints (part ``val``).
 
     Drawn by label, at least one group of each, and never the last training group of a class. Groups without a
@@ -275,7 +275,7 @@ def with_validation(one: Round, patient_label: Mapping[str, int], share: float, 
     return one.model_copy(update={"part_of": parts})
 
 
-def with_training(one: Round, group_of: Mapping[str, str]) -> Round:
+def with_training(one: Fold, group_of: Mapping[str, str]) -> Fold:
     """Return the round with more patients who train, unless their group is held out or chooses checkpoints."""
     busy = one.groups("val", "test")
     more = {p: g for p, g in group_of.items() if g not in busy and p not in one.group_of}
@@ -283,7 +283,7 @@ def with_training(one: Round, group_of: Mapping[str, str]) -> Round:
     return one.model_copy(update={"group_of": {**one.group_of, **more}, "part_of": parts})
 
 
-def without_held_out(one: Round, groups: set[str]) -> Round:
+def without_held_out(one: Fold, groups: set[str]) -> Fold:
     """Return the round in which none of these groups is held out: those that were take no part."""
     parts = {g: part for g, part in one.part_of.items() if g not in groups or part != "test"}
     return one.model_copy(update={"group_of": {p: g for p, g in one.group_of.items() if g in parts}, "part_of": parts})
@@ -301,12 +301,12 @@ def patient_labels(exams: pd.DataFrame, labels: pd.Series) -> dict[str, int]:
     return {str(patient): int(value) for patient, value in highest.items()}
 
 
-def _held_out(design: str, resample: int, fold: int, held: Iterable[str], group_of: Mapping[str, str]) -> Round:
+def _held_out(design: str, resample: int, fold: int, held: Iterable[str], group_of: Mapping[str, str]) -> Fold:
     chosen = set(held)
     groups = {group_of[p] for p in chosen}
     kept = {p: g for p, g in group_of.items() if p in chosen or g not in groups}
     parts: dict[str, Part] = {g: "test" if g in groups else "train" for g in kept.values()}
-    return Round(design=design, resample=resample, fold=fold, group_of=kept, part_of=parts)
+    return Fold(design=design, resample=resample, fold=fold, group_of=kept, part_of=parts)
 
 
 def _sites(exams: pd.DataFrame, column: str) -> set[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -78,6 +79,8 @@ class CxrEncoderConfig(CnnConfig):
 class DemoConfig(Config):
     """Everything that decides the demo's numbers, beside the seed."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"fits": "num_seeds"}
+
     cohort: CohortConfig = CohortConfig()
     phantom: PhantomConfig = PhantomConfig()
     ct_encoder: CtEncoderConfig = CtEncoderConfig()
@@ -85,4 +88,6 @@ class DemoConfig(Config):
     teacher: FitConfig = FitConfig()
     student: FitConfig = FitConfig()
     prior: PriorStages = PriorStages()
-    fits: int = Field(3, ge=1, description="repetitions of every fit after the caches, with different seeds")
+    num_seeds: int = Field(
+        3, ge=1, description="how often everything after the caches is fitted, each with its own seed"
+    )

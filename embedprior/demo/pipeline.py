@@ -1,76 +1,36 @@
-"""The demo, stage after stage: phantoms → encoders → caches → teacher → methods → evidence → report."""
+"""The demo: a study of seven methods on virtual patients, its evidence and its report."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import io
 import sys
-from collections.abc import Callable, Hashable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from numpy.typing import NDArray
 
-from embedprior.cache import EmbeddingCache, build_cache
 from embedprior.cohort.base import Cohort
+from embedprior.demo.assets import LABEL, PICTURES, VOLUMES, DemoAssets, build_assets
 from embedprior.demo.config import DemoConfig
-from embedprior.demo.population import CODE_TAG as PHANTOM_TAG
-from embedprior.demo.population import (
-    LABEL,
-    PATIENTS,
-    PICTURES,
-    VOLUMES,
-    Population,
-    describe,
-    generate,
-    one_thread_here,
-    parts,
-    patient_id,
-)
-from embedprior.encoders.config import CnnConfig
-from embedprior.encoders.registry import create_encoder
-from embedprior.encoders.small_cnn import (
-    ct_profile,
-    ct_slabs,
-    radiograph_picture,
-    radiograph_profile,
-    save_small_cnn,
-    train_small_cnn,
-)
 from embedprior.errors import DONE, NEEDS_ATTENTION
-from embedprior.runs import (
-    QUIET,
-    Artifact,
-    MetricsLog,
-    Run,
-    artifact,
-    artifacts_root,
-    one_thread,
-    progress,
-    seed_for,
-    write_json,
-)
+from embedprior.report import EmbeddingView, EvidenceSection, Report, summary_markdown, write_report
+from embedprior.report.formatting import comparison_sentence, deciding_p, number
+from embedprior.runs import Run, artifacts_root, one_thread, read_json, seed_for, write_json
 from embedprior.students.base import Cases
 from embedprior.study.caches import Caches, patients_seen
-from embedprior.study.config import Decision, Design, Hypothesis, PriorChoice, StudyConfig
-from embedprior.study.hypotheses import all_evidence
-from embedprior.study.inputs import Materials
+from embedprior.study.config import Design, Hypothesis, InferenceConfig, PriorChoice, StudyConfig
+from embedprior.study.evidence import all_evidence
+from embedprior.study.inputs import StudyInputs
 from embedprior.study.plan import PLAN, make_plan
-from embedprior.study.prepare import NO_DUPLICATES, Variant, prepare_cohort
-from embedprior.study.run import StudyResult, materials_of, run_materials
-from embedprior.study.runner import Bench, Study, method_of, units_of
+from embedprior.study.prepare import NO_DUPLICATES, Variant, split_cohort
+from embedprior.study.run import StudyResult, inputs_of, run_fits
+from embedprior.study.runner import FoldRunner, Study, fit_jobs, method_of
 from embedprior.tables import write_table
 
-Rows = NDArray[np.intp]
-Labels = NDArray[np.float64]
-Pictures = NDArray[np.uint8]
-
-ENCODER_TAG, DESIGN = "small-cnn-4", "fixed"
+DESIGN = "fixed"
 METHODS = ("ct-only", "cxr-only", "hinton-kd", "ridge-head", "direct-head", "prior-shuffled", "prior")
 REFERENCE = "cxr-only"
 FAMILY = (
@@ -79,60 +39,19 @@ FAMILY = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Spine:
-    """What every fit of the demo reads.
-
-    Attributes:
-        population: the cohort.
-        ct: cache of the CT embeddings.
-        cxr: cache of the radiograph and DRR embeddings.
-        failures: exams that could not be embedded.
-    """
-
-    population: Population
-    ct: EmbeddingCache
-    cxr: EmbeddingCache
-    failures: list[dict[str, str]]
-
-
-def build_spine(config: DemoConfig, seed: int, out: Path, workers: int, run: Run | None = None) -> Spine:
-    """Generate the virtual patients, train and freeze the encoders, and fill the caches; what exists is reused."""
-    root = artifacts_root(out)
-    made = artifact(
-        "phantoms",
-        {},
-        {"cohort": config.cohort, "phantom": config.phantom, "seed": seed},
-        PHANTOM_TAG,
-        lambda work: generate(config, seed, workers, work),
-        root,
-    )
-    population = describe(config, made.path)
-    _stage(run, "virtual patients", patients=len(population.splits), reused=made.reused)
-    encoders = _train_encoders(config, seed, population, made.key, root, workers)
-    _stage(run, "frozen encoders", reused=all(e.reused for e in encoders.values()))
-    exams, is_ct = population.exams, population.exams["modality"] == "CT"
-    slices = create_encoder("slice-cnn", weights=encoders["ct"].path)
-    pictures = create_encoder("radiograph-cnn", weights=encoders["cxr"].path)
-    ct, ct_failures = build_cache(exams[is_ct], made.path, slices, out / "caches" / "ct", 16, "embed CT")
-    cxr, cxr_failures = build_cache(exams[~is_ct], made.path, pictures, out / "caches" / "cxr", 64, "embed X-ray")
-    _stage(run, "embedding caches", ct=len(ct.ids), cxr=len(cxr.ids))
-    return Spine(population, ct, cxr, ct_failures + cxr_failures)
-
-
-def study_of(config: DemoConfig, seed: int, spine: Spine, root: Path) -> tuple[StudyConfig, Study, Materials]:
+def study_of(config: DemoConfig, seed: int, assets: DemoAssets, root: Path) -> tuple[StudyConfig, Study, StudyInputs]:
     """Return the demo as a study: its settings, its fixed split, and what its fits read.
 
     The CT head's fit keeps the seed of the repetition itself (no stream of its own), as the demo always did.
     """
-    seeds = tuple(seed_for(seed, "fit", repetition) % 2**31 for repetition in range(config.fits))
+    seeds = tuple(seed_for(seed, "fit", repetition) % 2**31 for repetition in range(config.num_seeds))
     design = Design(name=DESIGN, split="fixed", methods=METHODS, reference=REFERENCE)
     settings = StudyConfig(
         title="virtual patients",
         label=LABEL,
         seed=seed,
         seeds=seeds,
-        as_published="" if config.fits >= 3 else "a demo at toy size",
+        as_published="" if config.num_seeds >= 3 else "a demo at toy size",
         fit=config.student,
         teacher=config.teacher,
         prior=PriorChoice(
@@ -144,153 +63,181 @@ def study_of(config: DemoConfig, seed: int, spine: Spine, root: Path) -> tuple[S
             Hypothesis(name=f"{a} > {b}", claim=f"{a} scores higher than {b}", design=DESIGN, a=a, b=b)
             for a, b in FAMILY
         ),
-        decision=Decision(unit="patient"),
+        inference=InferenceConfig(unit="patient"),
     )  # fmt: skip
-    population = spine.population
+    population = assets.population
     cohort = Cohort(population.root, population.exams, population.pairs, ()).checked("virtual patients")
-    caches = Caches(spine.cxr, spine.ct)
-    prepared = prepare_cohort(
+    caches = Caches(assets.cxr, assets.ct)
+    prepared = split_cohort(
         settings, cohort, NO_DUPLICATES, None, caches, patients_seen(caches), splits=population.splits
     )
     study = Study((Variant("", {}, settings),), (prepared,))
-    unreadable = frozenset(f["exam_id"] for f in spine.failures)
-    materials = materials_of(study.variants[0], prepared, caches, unreadable, root, teacher_stream="")
-    return settings, study, materials
+    unreadable = frozenset(f["exam_id"] for f in assets.failures)
+    inputs = inputs_of(study.variants[0], prepared, caches, unreadable, root, teacher_stream="")
+    return settings, study, inputs
 
 
 def run_demo(config: DemoConfig, seed: int, out: Path, workers: int) -> int:
     """Run the whole demo into ``out`` and return the exit code (3 when an exam or a fit failed)."""
-    from embedprior.demo.report import tell
-    from embedprior.report import summary_markdown, write_report
-
     run = Run(out, "demo", config, seed, {})
-    spine = build_spine(config, seed, out, workers, run)
+    assets = build_assets(config, seed, out, workers, run)
     for name in ("exams", "pairs", "splits", "flow"):
         (out / "cohort").mkdir(exist_ok=True)
-        write_table(getattr(spine.population, name), out / "cohort" / f"{name}.csv")
-    settings, study, materials = study_of(config, seed, spine, artifacts_root(out))
+        write_table(getattr(assets.population, name), out / "cohort" / f"{name}.csv")
+    settings, study, inputs = study_of(config, seed, assets, artifacts_root(out))
     write_json(out / PLAN, make_plan(settings, study, out))
     # One repetition is a toy: starting processes would take longer than it does.
-    result = run_materials(study, [materials], run.stage, workers if config.fits > 1 else 1)
+    result = run_fits(study, [inputs], run.stage, workers if config.num_seeds > 1 else 1)
     predictions = result.predictions.drop(columns=["resample", "design"])
     write_table(predictions, out / "predictions.csv")
     evidence = all_evidence(settings, result)[DESIGN]
     write_json(out / "evidence.json", evidence)
-    held_out, generated = _generated(study, materials, result)
+    held_out, generated = _generated(study, inputs, result)
     failures = [
-        *spine.failures,
+        *assets.failures,
         *({k: f[k] for k in ("exam_id", "stage", "reason")} for f in [*result.unfitted, *result.unscored]),
     ]
-    report = tell(config, seed, spine, evidence, predictions, held_out, generated, failures, out)
+    report = build_demo_report(config, seed, assets, evidence, predictions, held_out, generated, failures, out)
     write_report(out, report)
-    outputs = {"phantoms": spine.population.root, "ct": spine.ct.path, "cxr": spine.cxr.path}
+    outputs = {"phantoms": assets.population.root, "ct": assets.ct.path, "cxr": assets.cxr.path}
     run.finish(summary_markdown(report), failures, outputs=outputs)
     print(f"\n{summary_markdown(report)}\nreport: {out / 'report.html'}  ({run.seconds:.0f} s)", file=sys.stdout)
     return NEEDS_ATTENTION if failures else DONE
 
 
 def _generated(
-    study: Study, materials: Materials, result: StudyResult
+    study: Study, inputs: StudyInputs, result: StudyResult
 ) -> tuple[Cases, Float[np.ndarray, "cases samples ct_dim"] | None]:
     """Return the held-out cases, with CT, and the CT embeddings that the first repetition's prior draws for them."""
     from embedprior.students.prior_method import PriorStudent
 
-    unit = next(u for u in units_of(study) if u.method == "prior")
-    bench = Bench(materials)
-    held_out = bench.cases(unit.round).scored["test"]
-    if not any(o.unit == unit and o.path is not None for o in result.outcomes):
+    job = next(u for u in fit_jobs(study) if u.method == "prior")
+    runner = FoldRunner(inputs)
+    held_out = runner.cases(job.fold_id).scored["test"]
+    if not any(o.job == job and o.path is not None for o in result.outcomes):
         return held_out, None
     with one_thread():
-        fitted = method_of(materials, unit.method, {}).fit(bench.data(unit), unit.seed)
+        fitted = method_of(inputs, job.method, {}).fit(runner.data(job), job.seed)
         assert isinstance(fitted, PriorStudent)
         return held_out, fitted.generate(held_out.without_ct())
 
 
-def _train_encoders(
-    config: DemoConfig, seed: int, population: Population, phantoms: str, root: Path, workers: int
-) -> dict[str, Artifact]:
-    """Return both encoders, each trained in a process with one thread: the same on every number of cores."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, 2), mp_context=context, initializer=_quiet_worker) as pool:
-        jobs = {pool.submit(_encoder, kind, config, seed, population, phantoms, root): kind for kind in ("ct", "cxr")}
-        return {jobs[job]: job.result() for job in progress(as_completed(jobs), "frozen encoders", total=len(jobs))}
+NOTES = {
+    "ct-only": "the CT teacher on the true CT: what CT itself knows",
+    "cxr-only": "radiographs and labels only, no CT anywhere: the reference",
+    "hinton-kd": "labels and the CT teacher's softened output (T = 4, weight 0.6)",
+    "ridge-head": "ridge regression of the CT embedding, then the frozen CT head",
+    "direct-head": "the CT head's probability regressed from the radiograph, no labels: the control a prior must match",
+    "prior-shuffled": "the prior trained on pairs shuffled between patients, in both stages: should know nothing",
+    "prior": "mean over samples of the CT head's probability; no radiograph label used",
+}
+CONTROL = "prior-shuffled"
+LEAD_METHODS = ("ct-only", "prior")
+QUESTION = (
+    "On virtual patients with a lesion that CT shows plainly and a radiograph only in part: does CT, used only in "
+    "training, improve a model that sees the radiograph alone?"
+)
 
 
-def _quiet_worker() -> None:
-    os.environ[QUIET] = "1"
-    one_thread_here()
-
-
-def _encoder(kind: str, config: DemoConfig, seed: int, population: Population, phantoms: str, root: Path) -> Artifact:
-    train, settings = {
-        "ct": (_train_ct_encoder, config.ct_encoder), "cxr": (_train_cxr_encoder, config.cxr_encoder)
-    }[kind]  # fmt: skip
-    return artifact(
-        "encoder", {"phantoms": phantoms}, {kind: settings, "seed": seed}, ENCODER_TAG,
-        lambda work: train(config, seed, population, work), root,
+def build_demo_report(
+    config: DemoConfig,
+    seed: int,
+    assets: DemoAssets,
+    evidence: Mapping[str, Any],
+    predictions: pd.DataFrame,
+    held_out: Cases,
+    generated: Float[np.ndarray, "cases samples ct_dim"] | None,
+    failures: list[dict[str, str]],
+    out: Path,
+) -> Report:
+    """Return the content of the demo's report."""
+    embeddings = None
+    if generated is not None:
+        embeddings = EmbeddingView(
+            ct=held_out.paired_ct(),
+            generated=generated[:, 0],
+            cxr=held_out.cxr,
+            labels=held_out.label,
+            label_name="lesion",
+            seed=seed_for(seed, "t-SNE") % 2**31,
+        )
+    prevalence = float(held_out.label.mean())
+    return Report(
+        title="embedprior demo: virtual patients",
+        question=QUESTION,
+        lead=_lead(evidence),
+        evidence=[
+            EvidenceSection(
+                heading=f"{len(held_out)} held-out patients, {config.num_seeds} fits of every method",
+                evidence=evidence,
+                predictions=predictions[predictions["split"] == "test"],
+                method_notes=NOTES,
+                intro=[
+                    "Declared before anything was scored: each deployable method against cxr-only, and the prior "
+                    "against direct-head. AUCs are means over the fits; intervals count patients and fits.",
+                ],
+            )
+        ],
+        flow=assets.population.flow,
+        pictures=[("Two held-out patients, without and with the lesion: CT (coronal, maximum over 22 mm) and "
+                   "the radiograph the methods score.", _gallery(assets, held_out))],
+        embeddings=embeddings,
+        caveats=[
+            "Virtual patients are drawn, not scanned: nothing here says how any method does on real images.",
+            f"Prevalence among the held-out is {prevalence:.2f}. By design most patients with a lesion and few "
+            "others carry an effusion, a sign both CT and radiographs show.",
+            "Encoders are trained on the training patients and frozen; the X-ray encoder never sees a CT or a DRR.",
+            "Intervals take the trained encoders as given: another training sample would move them further.",
+        ],
+        run={k: v for k, v in read_json(out / "run.json").items() if k != "status"},  # it still says "running"
+        failures=pd.DataFrame(failures),
     )  # fmt: skip
 
 
-def _train_ct_encoder(config: DemoConfig, seed: int, population: Population, work: Path) -> None:
-    settings = config.ct_encoder
-    volumes = np.load(population.root / VOLUMES, mmap_mode="r")
-    patients = pd.read_csv(population.root / PATIENTS).to_dict("records")
-    rng = np.random.default_rng(seed_for(seed, "slabs"))
-
-    def read(rows: Rows) -> tuple[Pictures, Labels]:
-        pictures, labels = [], []
-        for index in rows:
-            slabs = ct_slabs(volumes[index], settings.window, settings.slab)
-            ill = slab_labels(patients[index], len(slabs), settings.slab)
-            with_lesion = np.flatnonzero(ill)
-            others = rng.choice(np.flatnonzero(~ill), settings.slabs_per_patient, replace=False)
-            chosen = np.concatenate([with_lesion, others])
-            pictures.append(slabs[chosen])
-            labels.append(ill[chosen].astype(np.float64))
-        return np.concatenate(pictures), np.concatenate(labels)
-
-    profile = ct_profile(settings.window, settings.slab)
-    _train_encoder(config, population, ("drr", "cxr"), read, settings, seed, profile, "CT encoder", work)
-
-
-def _train_cxr_encoder(config: DemoConfig, seed: int, population: Population, work: Path) -> None:
-    pictures = np.load(population.root / PICTURES, mmap_mode="r")
-    label = pd.read_csv(population.root / PATIENTS)["label"].to_numpy(dtype=np.float64)
-
-    def read(rows: Rows) -> tuple[Pictures, Labels]:
-        return np.concatenate([radiograph_picture(pictures[i] / np.float32(255)) for i in rows]), label[rows]
-
-    size = config.cohort.radiograph_size
-    profile = radiograph_profile((size, size))
-    _train_encoder(config, population, ("cxr",), read, config.cxr_encoder, seed, profile, "X-ray encoder", work)
-
-
-def _train_encoder(
-    config: DemoConfig, population: Population, stages: tuple[str, ...],
-    read: Callable[[Rows], tuple[Pictures, Labels]], settings: CnnConfig, seed: int, profile: dict[str, Any],
-    desc: str, work: Path,
-) -> None:  # fmt: skip
-    members = parts(config.cohort)
-    train, val = (
-        read(np.array([i for i, (stage, part) in enumerate(members) if stage in stages and part == wanted]))
-        for wanted in ("train", "val")
+def _lead(evidence: Mapping[str, Any]) -> list[str]:
+    declared = [tuple(pair) for pair in evidence["family"]]
+    by_pair = {(c["a"], c["b"]): c for c in evidence["comparisons"]}
+    against = [pair for pair in declared if pair[1] == evidence["reference"] and pair[0] != CONTROL]
+    better = [a for a, b in against if _significantly_better(by_pair[a, b], evidence["alpha"])]
+    first = (
+        f"{len(better)} of {len(against)} methods that use CT in training alone score above {evidence['reference']} at "
+        f"the family-wise 5 % level{': ' + ', '.join(better) if better else ''}."
     )
-    seen = [patient_id(i) for i, (stage, part) in enumerate(members) if stage in stages and part in ("train", "val")]
-    network, history = train_small_cnn(*train, *val, settings, seed, f"train {desc}")
-    plain = CnnConfig(**settings.model_dump(include=set(CnnConfig.model_fields)))
-    save_small_cnn(network, plain, profile, work, patients_seen=seen)
-    log = MetricsLog(work / "metrics.jsonl")
-    for epoch in history:
-        log.write(**epoch)
+    shown = [
+        pair for pair in (("ct-only", evidence["reference"]), *declared) if pair in by_pair and pair[0] in LEAD_METHODS
+    ]
+    return [first, *[comparison_sentence(by_pair[pair], evidence["alpha"]) for pair in shown]]
 
 
-def slab_labels(patient: Mapping[Hashable, Any], count: int, slab: int) -> NDArray[np.bool_]:
-    """Return which of a CT's slabs hold the lesion, as public CT sets label slices."""
-    first, last = int(patient["lesion_first"]), int(patient["lesion_last"])
-    start = np.arange(count) * slab
-    return np.asarray((first >= 0) & (start <= last) & (start + slab - 1 >= first))
+def _significantly_better(comparison: Mapping[str, Any], alpha: float) -> bool:
+    delta, (_, p) = number(comparison["delta"]), deciding_p(comparison)
+    return delta is not None and p is not None and delta > 0 and p < alpha
 
 
-def _stage(run: Run | None, name: str, **fields: Any) -> None:
-    if run is not None:
-        run.stage(name, **fields)
+def _gallery(assets: DemoAssets, held_out: Cases) -> bytes:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    root = assets.population.root
+    volumes, pictures = np.load(root / VOLUMES, mmap_mode="r"), np.load(root / PICTURES, mmap_mode="r")
+    figure, axes = plt.subplots(1, 4, figsize=(11, 3.1))
+    for column, label in enumerate((0, 1)):
+        patient = held_out.patient_ids[int(np.flatnonzero(held_out.label == label)[0])]
+        index = int(patient[1:])
+        volume = np.asarray(volumes[index])
+        middle = volume.shape[1] // 2
+        coronal = volume[::-1, middle - 2 : middle + 2].max(axis=1)
+        name = "with lesion" if label else "without lesion"
+        axes[2 * column].imshow(coronal, cmap="gray", vmin=-1000, vmax=400)
+        axes[2 * column].set_title(f"CT, {name}", fontsize=9)
+        axes[2 * column + 1].imshow(pictures[index], cmap="gray")
+        axes[2 * column + 1].set_title(f"radiograph, {name}", fontsize=9)
+    for axis in axes:
+        axis.axis("off")
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()

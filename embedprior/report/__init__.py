@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from embedprior.report.content import EmbeddingView, EvidenceSection, Report
-from embedprior.report.markdown import results_table, summary_markdown
-from embedprior.report.page import render, write_report
+from embedprior.report.page import report_html, results_table, summary_markdown, write_report
 
 __all__ = [
     "EmbeddingView",
     "EvidenceSection",
     "Report",
-    "render",
+    "report_html",
     "results_table",
     "summary_markdown",
     "write_report",

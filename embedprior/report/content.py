@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from embedprior.report import formatting as words
+from embedprior.report import formatting
 
 Floats = NDArray[np.floating[Any]]
 
@@ -20,13 +20,13 @@ class EvidenceSection:
     """One set of methods scored on the same held-out cases.
 
     Attributes:
-        heading: what was compared, in words.
+        heading: what was compared.
         evidence: ``methods`` (``method, auc, se, ci_low, ci_high, ci_method, n_pos, n_neg, n_patients, reason``,
             optional ``oracle``) and ``comparisons`` (``a, b, delta, ci_low, ci_high, z, p, p_holm,
             min_detectable_delta, reason``, optional ``verdict``). Undefined values are None or NaN, with ``reason``.
         predictions: the held-out scores, for the ROC curves: ``exam_id, patient_id, label, method, score, fold,
             seed, split``.
-        method_notes: method → what a reader has to know about its row.
+        method_notes: method → what a reader has to know about it.
         intro: sentences that stand above the table.
     """
 
@@ -101,7 +101,7 @@ class Footnotes:
 
     def mark(self, reason: str | None) -> int:
         """Return the number of ``reason``, adding it when it is new."""
-        text = reason or words.NO_REASON
+        text = reason or formatting.NO_REASON
         if text not in self.texts:
             self.texts.append(text)
         return self.texts.index(text) + 1
@@ -128,7 +128,7 @@ class ComparisonRow:
 
     a: str
     b: str
-    state: words.State
+    state: formatting.State
     sentence: str
     delta: str
     z: str
@@ -160,7 +160,7 @@ def oracles(evidence: Mapping[str, Any]) -> frozenset[str]:
 
 def alpha_of(evidence: Mapping[str, Any]) -> float:
     """Return the level of the tests and intervals (0.05 unless the evidence says otherwise)."""
-    return words.number(evidence.get("alpha")) or 0.05
+    return formatting.number(evidence.get("alpha")) or 0.05
 
 
 def results(evidence: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> Results:
@@ -193,14 +193,14 @@ def results(evidence: Mapping[str, Any], notes: Mapping[str, str] | None = None)
         comparisons=without,
         oracle_comparisons=with_oracle,
         footnotes=footnotes.texts,
-        confidence=words.percent(alpha),
+        confidence=formatting.percent(alpha),
         has_verdicts=any(c.get("verdict") for c in declared),
     )
 
 
 def _detectable(delta: float | None) -> str:
     """Two AUCs differ by less than 1: whatever needs more can't be detected."""
-    return "none" if delta is not None and delta >= 1 else words.fixed(delta)
+    return "none" if delta is not None and delta >= 1 else formatting.fixed(delta)
 
 
 def _touches(comparison: Mapping[str, Any], names: frozenset[str]) -> bool:
@@ -214,17 +214,17 @@ def _block(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _detail(method: Mapping[str, Any]) -> str:
     parts = []
-    if words.number(method.get("se")) is not None:
-        parts.append(f"SE {words.fixed(method['se'])}")
+    if formatting.number(method.get("se")) is not None:
+        parts.append(f"SE {formatting.fixed(method['se'])}")
     if method.get("ci_method"):
         parts.append(str(method["ci_method"]) if "bound" in method["ci_method"] else f"{method['ci_method']} CI")
-    half = words.number((method.get("against_half") or {}).get("p"))
+    half = formatting.number((method.get("against_half") or {}).get("p"))
     if half is not None:
-        parts.append(f"against 0.5 {words.p_value(half)}")
+        parts.append(f"against 0.5 {formatting.p_value(half)}")
     parts += [
-        f"{words.count(method[key])}\u00a0{noun}"
+        f"{formatting.count(method[key])}\u00a0{noun}"
         for key, noun in (("n_folds", "folds"), ("n_seeds", "seeds"), ("n_resamples", "resamples (mean counts)"))
-        if (words.number(method.get(key)) or 0) > 1
+        if (formatting.number(method.get(key)) or 0) > 1
     ]
     return " · ".join(parts)
 
@@ -233,16 +233,18 @@ def _method_row(
     method: Mapping[str, Any], notes: Mapping[str, str], footnotes: Footnotes, show_block: bool
 ) -> MethodRow:
     name = str(method["method"])
-    missing = any(words.number(method.get(key)) is None for key in ("auc", "ci_low", "ci_high"))
+    missing = any(formatting.number(method.get(key)) is None for key in ("auc", "ci_low", "ci_high"))
     return MethodRow(
         method=name,
         block=", ".join(_block(method)) if show_block else "",
         note=notes.get(name, ""),
-        auc=words.estimate(words.fixed(method.get("auc")), words.interval(method.get("ci_low"), method.get("ci_high"))),
+        auc=formatting.estimate(
+            formatting.fixed(method.get("auc")), formatting.interval(method.get("ci_low"), method.get("ci_high"))
+        ),
         detail=_detail(method),
-        patients=words.count(method.get("n_patients")),
-        positive=words.count(method.get("n_pos")),
-        negative=words.count(method.get("n_neg")),
+        patients=formatting.count(method.get("n_patients")),
+        positive=formatting.count(method.get("n_pos")),
+        negative=formatting.count(method.get("n_neg")),
         mark=footnotes.mark(method.get("reason")) if missing or method.get("reason") else None,
     )
 
@@ -256,22 +258,22 @@ def _comparison_row(
 ) -> ComparisonRow:
     a, b, block = str(comparison["a"]), str(comparison["b"]), _block(comparison)
     needed = ("delta", "ci_low", "ci_high", "p", "min_detectable_delta")
-    missing = any(words.number(comparison.get(key)) is None for key in needed)
+    missing = any(formatting.number(comparison.get(key)) is None for key in needed)
     # Paired tests are only made on identical case lists, so a's support is the comparison's.
-    counts = comparison if words.number(comparison.get("n_patients")) is not None else support.get((a, block), {})
-    cases = words.support(counts)
-    limits = words.interval(comparison.get("ci_low"), comparison.get("ci_high"), sign=True)
-    sentence = words.comparison_sentence(comparison, alpha, cases)
+    counts = comparison if formatting.number(comparison.get("n_patients")) is not None else support.get((a, block), {})
+    cases = formatting.support(counts)
+    limits = formatting.interval(comparison.get("ci_low"), comparison.get("ci_high"), sign=True)
+    sentence = formatting.comparison_sentence(comparison, alpha, cases)
     return ComparisonRow(
         a=a,
         b=b,
-        state=words.state_of(comparison, alpha),
+        state=formatting.state_of(comparison, alpha),
         sentence=f"{', '.join(block)}: {sentence}" if show_block else sentence,
-        delta=words.estimate(words.signed(comparison.get("delta")), limits),
-        z=words.fixed(comparison.get("z"), 2),
-        p=words.bare_p(comparison.get("p"), alpha),
-        p_holm=words.bare_p(comparison.get("p_holm"), alpha),
-        detectable=_detectable(words.number(comparison.get("min_detectable_delta"))),
+        delta=formatting.estimate(formatting.signed(comparison.get("delta")), limits),
+        z=formatting.fixed(comparison.get("z"), 2),
+        p=formatting.bare_p(comparison.get("p"), alpha),
+        p_holm=formatting.bare_p(comparison.get("p_holm"), alpha),
+        detectable=_detectable(formatting.number(comparison.get("min_detectable_delta"))),
         verdict=str(comparison.get("verdict") or ""),
         cases=cases,
         mark=footnotes.mark(comparison.get("reason")) if missing or comparison.get("reason") else None,

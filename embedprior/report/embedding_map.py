@@ -1,7 +1,8 @@
-"""Where generated CT embeddings lie among real ones: one t-SNE of CT, generated and radiograph embeddings."""
+"""t-SNE maps: generated CT embeddings among real ones, and a sampling from noise to its end."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,17 @@ from numpy.typing import NDArray
 from embedprior.errors import BadInput
 from embedprior.nn.standardise import Standardiser
 from embedprior.report.content import EmbeddingView
-from embedprior.report.figures import BLUE, GREEN, INK, VERMILION, png
+from embedprior.report.figures import BLUE, GREEN, INK, MUTED, ORANGE, VERMILION, png
 
 Floats = NDArray[np.float64]
 
 #: Name, colour, marker area: a CT stays visible under the generated embedding that hits it.
 SPACES = (("CT", BLUE, 42), ("generated from the X-ray", VERMILION, 16), ("X-ray", GREEN, 20))
+SAMPLING_STATES = (("0", "start: noise", MUTED), ("1", "half way", ORANGE), ("2", "end: sample", VERMILION))
 #: Barnes-Hut t-SNE takes seconds up to about this many cases a space.
-MOST_CASES = 500
+MAX_CASES = 500
 #: Below this, neighbourhoods mean nothing.
-FEWEST_CASES = 10
+MIN_CASES = 10
 
 
 def standardised(view: EmbeddingView) -> tuple[Floats, Floats, Floats]:
@@ -58,11 +60,11 @@ def embedding_figure(view: EmbeddingView) -> tuple[bytes | None, str]:
     """
     ct, generated, cxr = standardised(view)
     labels = np.asarray(view.labels, dtype=np.float64)
-    if len(ct) < FEWEST_CASES:
-        return None, f"No t-SNE: {len(ct)} held-out cases have all three embeddings, {FEWEST_CASES} are needed."
+    if len(ct) < MIN_CASES:
+        return None, f"No t-SNE: {len(ct)} held-out cases have all three embeddings, {MIN_CASES} are needed."
     kept = np.arange(len(ct))
-    if len(ct) > MOST_CASES:
-        kept = np.sort(np.random.default_rng(view.seed).choice(len(ct), MOST_CASES, replace=False))
+    if len(ct) > MAX_CASES:
+        kept = np.sort(np.random.default_rng(view.seed).choice(len(ct), MAX_CASES, replace=False))
     ct, generated, cxr, labels = ct[kept], generated[kept], cxr[kept], labels[kept]
     joint = ct.shape[1] == cxr.shape[1]
     groups = [[ct, generated, cxr]] if joint else [[ct, generated], [cxr]]
@@ -129,3 +131,25 @@ def _caption(joint: bool, shown: int, total: int, seed: int) -> str:
         f"t-SNE of {cases} (seed {seed}): above, CT and generated embeddings; below, X-ray embeddings, whose space has "
         f"another number of dimensions. {scaling}"
     )
+
+
+def path_figure(clouds: Mapping[str, Floats], seed: int) -> bytes:
+    """Return PNG: one t-SNE of real CT embeddings and of a sampling at its start, middle and end, a panel a state.
+
+    Args:
+        clouds: ``real`` and ``0``, ``1``, ``2`` → (n, D), standardised, the same patients.
+        seed: of the t-SNE. It is fitted once, to all four clouds together, so that panels can be compared.
+    """
+    names = ["real", *(name for name, _, _ in SAMPLING_STATES)]
+    places = dict(zip(names, np.split(tsne(np.concatenate([clouds[n] for n in names]), seed), len(names)), strict=True))
+    figure = Figure(figsize=(9.6, 3.7), layout="constrained")
+    for axes, (name, title, colour) in zip(
+        figure.subplots(1, 3, sharex=True, sharey=True), SAMPLING_STATES, strict=True
+    ):
+        axes.scatter(*places["real"].T, s=16, facecolors="none", edgecolors=BLUE, linewidths=0.7, label="real CT")
+        axes.scatter(*places[name].T, s=9, color=colour, alpha=0.8, linewidths=0, label=title)
+        axes.set_title(title, fontsize=10, color=INK)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_color("#c9cfd8")
+        axes.legend(loc="upper left", fontsize=8, frameon=False, handletextpad=0.2, borderpad=0.1)
+    return png(figure)

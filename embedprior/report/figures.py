@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from embedprior.evidence.curves import mean_pr, mean_roc, sweep, sweeps_of
 from embedprior.evidence.predictions import Block, held_out_blocks
-from embedprior.report import formatting as words
+from embedprior.report import formatting
 from embedprior.report.content import alpha_of, oracles
 
 Floats = NDArray[np.float64]
@@ -119,7 +119,7 @@ def roc_figure(evidence: Mapping[str, Any], predictions: pd.DataFrame, label: st
     for method in ordered:
         curve, name = curves[method], method + (" (oracle: needs CT)" if method in needs_ct else "")
         x, y = curve if curve is not None else (np.array([]), np.array([]))
-        axes.plot(x, y, label=f"{name}  {words.fixed(aucs[method])}", **styles[method])
+        axes.plot(x, y, label=f"{name}  {formatting.fixed(aucs[method])}", **styles[method])
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.set_xlabel("1 − specificity", fontsize=10, color=INK)
     axes.set_ylabel("sensitivity", fontsize=10, color=INK)
@@ -138,7 +138,7 @@ def forest_figure(evidence: Mapping[str, Any]) -> bytes | None:
     Comparisons with an oracle stand at the bottom in grey. None when there is nothing to draw.
     """
     comparisons, needs_ct, alpha = list(evidence.get("comparisons", ())), oracles(evidence), alpha_of(evidence)
-    if not any(words.number(c.get("delta")) is not None for c in comparisons):
+    if not any(formatting.number(c.get("delta")) is not None for c in comparisons):
         return None
     lines = list(_forest_lines(comparisons, needs_ct))
     figure = Figure(figsize=(WIDTH_INCHES, 0.33 * len(lines) + 0.95), layout="constrained")
@@ -153,7 +153,7 @@ def forest_figure(evidence: Mapping[str, Any]) -> bytes | None:
     for tick, (_, comparison, _) in zip(axes.get_yticklabels(), lines, strict=True):
         tick.set_fontweight("bold" if comparison is None else "normal")
     axes.set_ylim(len(lines) - 0.5, -0.5)
-    axes.set_xlabel(f"← worse    Δ AUC ({words.percent(alpha)} CI)    better →", fontsize=10, color=INK)
+    axes.set_xlabel(f"← worse    Δ AUC ({formatting.percent(alpha)} CI)    better →", fontsize=10, color=INK)
     clean(axes)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -163,8 +163,8 @@ def forest_figure(evidence: Mapping[str, Any]) -> bytes | None:
 
 
 def _reach(comparisons: list[Mapping[str, Any]]) -> tuple[float, float]:
-    ends = [words.number(c.get(k)) for c in comparisons for k in ("delta", "ci_low", "ci_high")]
-    sizes = [words.number(c.get("min_detectable_delta")) for c in comparisons]
+    ends = [formatting.number(c.get(k)) for c in comparisons for k in ("delta", "ci_low", "ci_high")]
+    sizes = [formatting.number(c.get("min_detectable_delta")) for c in comparisons]
     known = [v for v in ends if v is not None] + [s * v for v in sizes if v is not None for s in (-1, 1)]
     low, high = min(-0.05, *known), max(0.05, *known)
     margin = 0.05 * (high - low)
@@ -188,17 +188,17 @@ def _forest_lines(
 
 
 def _forest_row(axes: Axes, row: int, comparison: Mapping[str, Any], alpha: float, colour: str) -> None:
-    delta, low, high = (words.number(comparison.get(k)) for k in ("delta", "ci_low", "ci_high"))
+    delta, low, high = (formatting.number(comparison.get(k)) for k in ("delta", "ci_low", "ci_high"))
     if delta is None:
         axes.text(0.01, row, "not testable", va="center", fontsize=8, color=MUTED, style="italic")
         return
-    detectable = words.number(comparison.get("min_detectable_delta"))
+    detectable = formatting.number(comparison.get("min_detectable_delta"))
     if detectable is not None:
         for edge in (-detectable, detectable):
             axes.plot([edge, edge], [row - 0.22, row + 0.22], color=ORANGE, linewidth=1.6)
     if low is not None and high is not None:
         axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
-    significant = words.state_of(comparison, alpha) in ("higher", "lower")
+    significant = formatting.state_of(comparison, alpha) in ("higher", "lower")
     axes.plot(
         [delta], [row], marker="o", markersize=6.5, color=colour, markerfacecolor=colour if significant else "white",
         markeredgewidth=1.6,

@@ -157,11 +157,11 @@ def comparison_sentence(comparison: Mapping[str, Any], alpha: float = 0.05, case
 
 
 #: A longer table is cut, and says so: its file holds the rest.
-MOST_ROWS = 200
+MAX_ROWS = 200
 
 
 @dataclass(frozen=True)
-class Grid:
+class TextTable:
     """A table of texts.
 
     Attributes:
@@ -193,9 +193,9 @@ def cell(value: Any, digits: int = 3) -> str:
     return str(value)
 
 
-def grid(frame: pd.DataFrame) -> Grid:
+def text_table(frame: pd.DataFrame) -> TextTable:
     """Return a data frame as texts; a float column of whole numbers is shown without decimals."""
-    shown = frame.head(MOST_ROWS)
+    shown = frame.head(MAX_ROWS)
     columns, numeric = [], []
     for position in range(shown.shape[1]):
         column = shown.iloc[:, position]
@@ -205,7 +205,7 @@ def grid(frame: pd.DataFrame) -> Grid:
         whole = is_number and all(float(v).is_integer() for v in values if not pd.isna(v))
         columns.append([cell(int(v)) if whole and not pd.isna(v) else cell(v) for v in values])
     cut = f"The first {len(shown)} of {len(frame)} rows." if len(frame) > len(shown) else ""
-    return Grid([str(c) for c in frame.columns], [list(row) for row in zip(*columns, strict=True)], numeric, cut)
+    return TextTable([str(c) for c in frame.columns], [list(row) for row in zip(*columns, strict=True)], numeric, cut)
 
 
 def provenance(run: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:

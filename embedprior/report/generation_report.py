@@ -1,4 +1,4 @@
-"""What ``embedprior generate`` reports: the summary, ``quality.json`` and the map of the embeddings."""
+"""What ``embedprior generate`` reports: its summary, ``quality.json`` and the picture of the sampling."""
 
 from __future__ import annotations
 
@@ -6,43 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-
 from embedprior.prior.config import GenerateConfig
 from embedprior.prior.generate import OUTPUTS, Generated
-from embedprior.prior.metrics import Floats
 from embedprior.prior.model import Prior
-from embedprior.report.embedding_map import tsne
-from embedprior.report.figures import BLUE, INK, MUTED, ORANGE, VERMILION, png
 from embedprior.runs import write_json
 
-STATES = (("0", "start: noise", MUTED), ("1", "half way", ORANGE), ("2", "end: sample", VERMILION))
 NAMES = {"sample": "one sample", "mean": "mean of the samples", "one_step": "one-step x0"}
 PICTURE, FIGURES = "sampling.png", "quality.json"
 
 
-def path_figure(clouds: Mapping[str, Floats], seed: int) -> bytes:
-    """Return PNG: one t-SNE of real CT embeddings and of a sampling at its start, middle and end, a panel a state.
-
-    Args:
-        clouds: ``real`` and ``0``, ``1``, ``2`` → (n, D), standardised, the same patients.
-        seed: of the t-SNE. It is fitted once, to all four clouds together, so that panels can be compared.
-    """
-    names = ["real", *(name for name, _, _ in STATES)]
-    places = dict(zip(names, np.split(tsne(np.concatenate([clouds[n] for n in names]), seed), len(names)), strict=True))
-    figure = Figure(figsize=(9.6, 3.7), layout="constrained")
-    for axes, (name, title, colour) in zip(figure.subplots(1, 3, sharex=True, sharey=True), STATES, strict=True):
-        axes.scatter(*places["real"].T, s=16, facecolors="none", edgecolors=BLUE, linewidths=0.7, label="real CT")
-        axes.scatter(*places[name].T, s=9, color=colour, alpha=0.8, linewidths=0, label=title)
-        axes.set_title(title, fontsize=10, color=INK)
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_color("#c9cfd8")
-        axes.legend(loc="upper left", fontsize=8, frameon=False, handletextpad=0.2, borderpad=0.1)
-    return png(figure)
-
-
-def tell(
+def build_generation_report(
     out: Path, config: GenerateConfig, prior: Prior, made: Generated, exams: int, measured: dict[str, Any] | None,
     figure: bytes | None,
 ) -> str:  # fmt: skip
@@ -53,7 +26,7 @@ def tell(
     lines += [f"| {NAMES[name]} | `{made.caches[name].path}` | {text} |" for name, text in OUTPUTS.items()]
     if made.scores is not None:
         lines += ["", "`scores.csv` holds the head's probabilities; `mean_of_samples` is the score to use."]
-    lines += [f"\n**Mind:** {caveat}." for caveat in prior.caveats(config.guidance)]
+    lines += [f"\n**Note:** {caveat}." for caveat in prior.caveats(config.guidance)]
     if measured is not None:
         lines += ["", *_quality(measured), "", f"![t-SNE of real CT embeddings and of a sampling]({PICTURE})"]
         write_json(out / FIGURES, measured)
@@ -69,7 +42,10 @@ def _quality(found: Mapping[str, Any]) -> list[str]:
         lines += ["**In-sample**: these patients may have trained the prior. Give `--splits` for held-out ones.", ""]
     if found["patients_seen_by_encoders"]:
         count = found["patients_seen_by_encoders"]
-        lines += [f"**Mind:** the encoders were trained on {count} of these patients: their embeddings flatter.", ""]
+        lines += [
+            f"**Note:** the encoders were trained on {count} of these patients, so their figures are too good.",
+            "",
+        ]
     size = f"{distances['halves']} halvings, {distances['patients_per_half']} patients a half"
     lines += [
         f"Distance from real CT embeddings (mean ± SD of {size}, Fréchet in {distances['frechet_dims']} principal "

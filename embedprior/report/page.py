@@ -1,8 +1,9 @@
-"""The report as one HTML file: no script, no network, every picture inside."""
+"""A report as one HTML file (no script, no network, every picture inside) and as Markdown (``summary.md``)."""
 
 from __future__ import annotations
 
 import base64
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -19,19 +21,20 @@ from embedprior.report.content import (
     ORACLE_HEADING,
     ComparisonRow,
     EvidenceSection,
+    MethodRow,
     Report,
     Results,
     results,
 )
 from embedprior.report.embedding_map import embedding_figure
 from embedprior.report.figures import draw_curves, forest_figure, roc_figure
-from embedprior.report.formatting import Grid, grid, number, provenance, unbroken
-from embedprior.report.markdown import RESEARCH_USE
+from embedprior.report.formatting import TextTable, number, provenance, text_table, unbroken
 from embedprior.runs import write_text
 
+RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: One ROC figure a label, up to this many.
-MOST_ROC_FIGURES = 6
+MAX_ROC_FIGURES = 6
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class TableSection:
 
     anchor: str
     heading: str
-    grid: Grid
+    cells: TextTable
     note: str
 
 
@@ -93,14 +96,14 @@ def write_report(out: Path, report: Report) -> Path:
     Raises:
         BadInput: a picture is not a PNG, or the embeddings cannot be drawn together.
     """
-    page = render(report)
+    page = report_html(report)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "report.html"
     write_text(path, page)
     return path
 
 
-def render(report: Report) -> str:
+def report_html(report: Report) -> str:
     """Return the page as text.
 
     Raises:
@@ -115,7 +118,7 @@ def render(report: Report) -> str:
         else:
             pictures.insert(0, picture(data, text))
     tables = [
-        TableSection(f"table-{number}", heading, grid(frame), note)
+        TableSection(f"table-{number}", heading, text_table(frame), note)
         for number, (heading, frame, note) in enumerate(report.tables, 1)
     ]
     run_short, run_long = provenance(report.run)
@@ -129,9 +132,9 @@ def render(report: Report) -> str:
         sections=sections,
         pictures=pictures,
         embedding_note=embedding_note,
-        flow=None if report.flow.empty else grid(report.flow),
+        flow=None if report.flow.empty else text_table(report.flow),
         tables=tables,
-        failures=None if report.failures.empty else grid(report.failures),
+        failures=None if report.failures.empty else text_table(report.failures),
         run_short=run_short,
         run_long=run_long,
         contents=_contents(report, sections, tables, bool(pictures or embedding_note)),
@@ -157,7 +160,7 @@ def _section(section: EvidenceSection, anchor: str) -> Section:
     ready = Section(
         anchor=anchor,
         heading=section.heading,
-        intro=[*section.intro, *(f"Mind: {text}." for text in evidence.get("warnings", ()))],
+        intro=[*section.intro, *(f"Note: {text}." for text in evidence.get("warnings", ()))],
         counted="pos / neg" if evidence.get("unit", "patient") == "patient" else f"{evidence['unit']}s pos / neg",
         results=results(evidence, section.method_notes),
     )
@@ -166,10 +169,10 @@ def _section(section: EvidenceSection, anchor: str) -> Section:
         return ready
     labels = list(section.predictions["label_name"].unique()) if "label_name" in section.predictions else []
     labels = labels or [None]
-    for label in labels[:MOST_ROC_FIGURES]:
+    for label in labels[:MAX_ROC_FIGURES]:
         _add_roc(ready, section, label if len(labels) > 1 else None)
-    if len(labels) > MOST_ROC_FIGURES:
-        ready.no_figure.append(f"ROC curves are drawn for the first {MOST_ROC_FIGURES} of {len(labels)} labels.")
+    if len(labels) > MAX_ROC_FIGURES:
+        ready.no_figure.append(f"ROC curves are drawn for the first {MAX_ROC_FIGURES} of {len(labels)} labels.")
     forest = forest_figure(evidence)
     if forest is not None and _any_interval(evidence.get("comparisons", ())):
         caption = (
@@ -210,3 +213,93 @@ def _averaging(evidence: Mapping[str, Any]) -> str:
         name for key, name in (("n_folds", "folds"), ("n_seeds", "seeds")) if any((m.get(key) or 1) > 1 for m in rows)
     ]
     return f", averaged over {' and '.join(names)} at equal false positive rate" if names else ""
+
+
+def escaped(text: str) -> str:
+    """Return ``text`` on one line so that Markdown shows it as it is, in a table cell too."""
+    plain = re.sub(r"([\\|*`\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=#?\w+;)", "&amp;", plain))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
+    """Return a Markdown table of escaped cells."""
+    rule = ["---:" if right else "---" for right in numeric]
+    lines = [[escaped(h) for h in header], rule, *([escaped(c) for c in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def results_table(evidence: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> str:
+    """Return the AUC table of one evaluation: methods that need CT apart, undefined values with their reasons.
+
+    Args:
+        evidence: what ``embedprior.evidence.evaluate_predictions`` returns.
+        notes: method → note, shown beside its row.
+    """
+    found = results(evidence, notes)
+    parts = [_markdown_methods(found.deployable, DEPLOYABLE_HEADING, found.confidence)] if found.deployable else []
+    if found.oracle:
+        parts.append(_markdown_methods(found.oracle, ORACLE_HEADING, found.confidence))
+    parts += _markdown_footnotes(found)
+    return "\n\n".join(parts)
+
+
+def _markdown_methods(rows: list[MethodRow], heading: str, confidence: str) -> str:
+    with_note = any(row.note for row in rows)
+    header = [heading, f"AUC ({confidence} CI)", "patients", "pos / neg"] + (["note"] if with_note else [])
+    cells = [
+        [
+            row.method + (f" ({row.block})" if row.block else ""),
+            row.auc + (f" [{row.mark}]" if row.mark else ""),
+            row.patients,
+            f"{row.positive} / {row.negative}",
+            *([row.note] if with_note else []),
+        ]
+        for row in rows
+    ]
+    return markdown_table(header, cells, [False, True, True, True] + ([False] if with_note else []))
+
+
+def _markdown_footnotes(found: Results) -> list[str]:
+    # comparisons are sentences here, which say their reason themselves
+    marks = {row.mark for row in (*found.deployable, *found.oracle)}
+    notes = [f"\\[{n}\\] {escaped(text)}" for n, text in enumerate(found.footnotes, 1) if n in marks]
+    return ["  \n".join(notes)] if notes else []
+
+
+def _markdown_frame(frame: pd.DataFrame) -> str:
+    shown = text_table(frame)
+    text = markdown_table(shown.header, shown.rows, shown.numeric)
+    return text + (f"\n\n{shown.cut}" if shown.cut else "")
+
+
+def _markdown_section(section: EvidenceSection) -> list[str]:
+    found = results(section.evidence, section.method_notes)
+    parts = [f"## {escaped(section.heading)}", *map(escaped, section.intro)]
+    parts.append(results_table(section.evidence, section.method_notes))
+    if found.comparisons:
+        parts.append("\n".join(f"- {escaped(row.sentence)}" for row in found.comparisons))
+    if found.oracle_comparisons:
+        lines = "\n".join(f"- {escaped(row.sentence)}" for row in found.oracle_comparisons)
+        parts.append(f"Comparisons with a method that {ORACLE_HEADING}:\n\n{lines}")
+    return parts
+
+
+def summary_markdown(report: Report) -> str:
+    """Return ``summary.md``: the answer, the tables, the flow, the caveats and the run."""
+    question = [f"*{escaped(report.question)}*"] if report.question else []
+    parts = [f"# {escaped(report.title)}", *question, *map(escaped, report.lead)]
+    for section in report.evidence:
+        parts += _markdown_section(section)
+    if not report.flow.empty:
+        parts += ["## Who was included", _markdown_frame(report.flow)]
+    for heading, frame, note in report.tables:
+        parts += [f"## {escaped(heading)}", _markdown_frame(frame), *([escaped(note)] if note else [])]
+    if report.caveats:
+        parts += ["## What this does not show", "\n".join(f"- {escaped(c)}" for c in report.caveats)]
+    if not report.failures.empty:
+        parts += ["## Skipped items", _markdown_frame(report.failures)]
+    short, _ = provenance(report.run)
+    if short:
+        parts += ["## Run", "\n".join(f"- {escaped(name)}: {escaped(text)}" for name, text in short)]
+    parts.append(RESEARCH_USE)
+    return "\n\n".join(parts) + "\n"

@@ -15,8 +15,8 @@ from embedprior.report.formatting import comparison_sentence
 from embedprior.runs import Run, read_json, write_json
 from embedprior.study.config import SOURCE_ONLY, StudyConfig
 from embedprior.study.confounding import label_conflicts, method_notes, source_by_label, within_source
-from embedprior.study.hypotheses import all_evidence, hypothesis_table
-from embedprior.study.run import Cell, StudyResult
+from embedprior.study.evidence import all_evidence, hypothesis_table
+from embedprior.study.run import DesignResult, StudyResult
 from embedprior.tables import write_table
 
 Table = tuple[str, pd.DataFrame, str]
@@ -29,9 +29,9 @@ def sweep_tables(config: StudyConfig, result: StudyResult, evidence: Mapping[str
     tables = []
     for design in config.designs:
         rows = []
-        for cell in (c for c in result.cells if c.design.name == design.name):
-            aucs = {m["method"]: estimate(m) for m in evidence[cell.key]["methods"]}
-            rows.append({**cell.variant.settings, **aucs})
+        for part in (c for c in result.designs if c.design.name == design.name):
+            aucs = {m["method"]: estimate(m) for m in evidence[part.key]["methods"]}
+            rows.append({**part.variant.settings, **aucs})
         note = "AUC (95 % CI) by setting. No setting was chosen; Holm adjusts over all of them together."
         tables.append((f"Sweep: {design.name}", pd.DataFrame(rows), note))
     return tables
@@ -60,7 +60,7 @@ def fit_table(result: StudyResult) -> Table:
     frame = pd.DataFrame(
         [
             {
-                "method": o.unit.method, "fits": 1, "reused": int(o.reused), "failed": int(o.path is None),
+                "method": o.job.method, "fits": 1, "reused": int(o.reused), "failed": int(o.path is None),
                 "seconds": o.seconds,
             }
             for o in result.outcomes
@@ -68,7 +68,7 @@ def fit_table(result: StudyResult) -> Table:
     )  # fmt: skip
     table = frame.groupby("method", sort=False).sum().reset_index()
     table["seconds"] = table["seconds"].round(1)
-    return ("Fits", table, "Seconds in this run; a reused fit costs the time to find it.")
+    return ("Fits", table, "Seconds of this run; a reused fit costs only the time to find it.")
 
 
 def estimate(row: Mapping[str, Any]) -> str:
@@ -102,41 +102,41 @@ SUPPORT_COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Story:
-    """The report's content, and the evidence behind it."""
+class StudyReport:
+    """What a study reports: the content of its pages, and the evidence they rest on."""
 
     report: Report
     evidence: dict[str, Any]
 
 
-def tell(config: StudyConfig, result: StudyResult) -> Story:
-    """Return what the study found, in words and tables."""
+def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
+    """Return the report of a study: sentences, tables, and the evidence they rest on."""
     evidence = all_evidence(config, result)
     hypotheses = hypothesis_table(config.hypotheses, evidence)
     sections, tables, lead = [], [], []
     if len(hypotheses):
         tables.append(("Declared hypotheses", hypotheses, "Declared in the configuration, before any score was seen."))
     tables += sweep_tables(config, result, evidence)
-    for cell in result.cells:
-        rows = result.predictions[result.predictions["design"] == cell.key]
+    for part in result.designs:
+        rows = result.predictions[result.predictions["design"] == part.key]
         test = rows[rows["split"] == "test"]
-        own = evidence[cell.key]
-        notes = method_notes(cell.design, cell.targets, result.uses_ct)
+        own = evidence[part.key]
+        notes = method_notes(part.design, part.targets, result.uses_ct)
         compared = [m["method"] for m in own["methods"] if m["auc"] is not None]
         drawn = test[test["method"].isin(compared)] if test["resample"].nunique() == 1 else test.iloc[:0]
-        heading = cell.design.question or cell.design.name
-        heading += f" ({cell.variant.label})" if cell.variant.label else ""
+        heading = part.design.question or part.design.name
+        heading += f" ({part.variant.label})" if part.variant.label else ""
         # The warnings stand in the introduction, so that the summary has them too.
         shown = {**own, "warnings": []}
-        sections.append(EvidenceSection(heading, shown, drawn, notes, _intro(cell, own)))
-        inside = _inside_sources(cell, test)
-        lead += _findings(cell, own, inside)
-        tables += _design_tables(cell, test, result.support, own, inside)
-        tables += metric_table(cell.variant.config.metrics, cell.key, own)
-    for external in result.study.prepared[0].externals.values():
+        sections.append(EvidenceSection(heading, shown, drawn, notes, _intro(part, own)))
+        inside = _inside_sources(part, test)
+        lead += _findings(part, own, inside)
+        tables += _design_tables(part, test, result.support, own, inside)
+        tables += metric_table(part.variant.config.metrics, part.key, own)
+    for external in result.study.data[0].externals.values():
         tables.append((f"Who was included: {external.name}", flow_table(external.cohort.flow), "The external cohort."))
     tables.append(fit_table(result))
-    duplicates = result.study.prepared[0].duplicates
+    duplicates = result.study.data[0].duplicates
     if len(duplicates):
         tables.append(("Shared pictures", _duplicate_table(duplicates), _duplicate_note(config, duplicates)))
     report = Report(
@@ -149,31 +149,31 @@ def tell(config: StudyConfig, result: StudyResult) -> Story:
         caveats=[*_caveats(config, result), *config.caveats],
         failures=pd.DataFrame(failure_records(result)),
     )
-    return Story(report, {"schema_version": 1, "designs": evidence, "hypotheses": hypotheses.to_dict("records")})
+    return StudyReport(report, {"schema_version": 1, "designs": evidence, "hypotheses": hypotheses.to_dict("records")})
 
 
 def write_tables(out: Path, result: StudyResult) -> None:
     """Write the cohort's tables and the predictions: what any evaluation can start from again."""
     folder = out / "cohort"
     folder.mkdir(parents=True, exist_ok=True)
-    for external in result.study.prepared[0].externals.values():
+    for external in result.study.data[0].externals.values():
         (folder / external.name).mkdir(exist_ok=True)
         write_table(external.cohort.exams, folder / external.name / "exams.csv")
         write_table(external.cohort.pairs, folder / external.name / "pairs.csv")
     write_table(result.cohort.exams, folder / "exams.csv")
     write_table(result.cohort.pairs, folder / "pairs.csv")
     write_table(flow_table(result.cohort.flow), folder / "flow.csv")
-    write_table(result.study.prepared[0].duplicates, folder / "duplicates.csv")
+    write_table(result.study.data[0].duplicates, folder / "duplicates.csv")
     write_table(result.support, out / "support.csv")
     write_table(result.predictions, out / "predictions.csv")
 
 
-def write_story(out: Path, result: StudyResult, story: Story, run: Run) -> str:
+def write_results(out: Path, result: StudyResult, content: StudyReport, run: Run) -> str:
     """Write evidence, summary and report; return the summary."""
-    write_json(out / "evidence.json", story.evidence)
+    write_json(out / "evidence.json", content.evidence)
     run.finish("", failure_records(result))
     record = {k: v for k, v in read_json(out / "run.json").items() if k != "uses"}  # every fit: pages of them
-    report = replace(story.report, run=record)
+    report = replace(content.report, run=record)
     summary = summary_markdown(report)
     (out / "summary.md").write_text(summary, encoding="utf-8")
     write_report(out, report)
@@ -186,28 +186,31 @@ def failure_records(result: StudyResult) -> list[dict[str, str]]:
     return [{k: f[k] for k in ("exam_id", "stage", "reason")} for f in skipped]
 
 
-def _intro(cell: Cell, evidence: Mapping[str, Any]) -> list[str]:
-    design, targets = cell.design, cell.targets
+def _intro(part: DesignResult, evidence: Mapping[str, Any]) -> list[str]:
+    design, targets = part.design, part.targets
     images, patients = len(targets), targets["patient_id"].nunique()
     positive = int((targets["label"] == 1).sum())
     repeated = f", drawn {design.repeats} times" if design.repeats > 1 else ""
     how = {
         "resamples": f"{design.resamples} patient-level resamples; every method scores the same held-out cases",
-        "kfold": f"{design.folds} folds, no group of patients in two of them, stratified by label{repeated}",
+        "kfold": f"{design.folds} folds, stratified by label, each group of patients in one fold only{repeated}",
         "fixed": "one fixed split",
-        "site": f"each {design.site_column} held out in turn, everyone else trains; pairs are formed within one",
-        "external": f"trained on everyone else, held out: {_outside(cell)}",
+        "site": (
+            f"each {design.site_column} is held out in turn and all others train; positives and negatives are compared "
+            f"within one {design.site_column}"
+        ),
+        "external": f"trained on everyone else, held out: {_outside(part)}",
     }[design.split]
     share = f"{100 * design.validation_share:g} % of the training patients choose the checkpoint"
     chosen = "the next fold chooses the checkpoint" if design.split == "kfold" else share
     if not design.validation:
-        chosen = "fixed training budget, nothing chosen"
-    if cell.given:
+        chosen = "fixed training budget, no checkpoint is chosen"
+    if part.user_splits:
         how, chosen = "splits as given by the user", "the patients marked val, if any, choose the checkpoint"
-    seeds = len(cell.variant.config.fit_seeds)
+    seeds = len(part.variant.config.fit_seeds)
     fits = f" Every fit with {seeds} seeds." if seeds > 1 else ""
-    if cell.variant.config.as_published:
-        fits += f" Seeds as published ({cell.variant.config.as_published})."
+    if part.variant.config.as_published:
+        fits += f" Seeds as published ({part.variant.config.as_published})."
     sentences = [
         f"{images} X-rays of {patients} patients, {positive} positive and {images - positive} negative.",
         f"{how[0].upper()}{how[1:]}; {chosen}.{fits}",
@@ -216,20 +219,20 @@ def _intro(cell: Cell, evidence: Mapping[str, Any]) -> list[str]:
     if len(disagree):
         share = "All" if len(disagree) == images - positive else f"{len(disagree)} of the"
         sentences.append(
-            f"{share} {images - positive} negative pairs are positive on their own CT: where CT is right about the "
-            "patient, it contradicts the label that these rows are scored against."
+            f"{share} {images - positive} negative pairs are positive on their own CT. Where the CT is right, it "
+            "contradicts the X-ray label that these methods are scored against."
         )
     reasons = {m["reason"] for m in evidence["methods"]}
     if any(m.get("auc_per_resample") for m in evidence["methods"]) and len(reasons) == 1 and None not in reasons:
         sentences.append(f"Each AUC is a mean over the resamples and has no interval: {reasons.pop()}.")
-    return [*sentences, *(f"Mind: {text}." for text in evidence.get("warnings", ()))]
+    return [*sentences, *(f"Note: {text}." for text in evidence.get("warnings", ()))]
 
 
-def _outside(cell: Cell) -> str:
+def _outside(part: DesignResult) -> str:
     """Name the sites, or the folder with what of it is scored, that a design holds out."""
-    if cell.design.data is None:
-        return ", ".join(cell.design.external)
-    own = cell.targets[cell.targets["patient_id"].isin(cell.rounds[0].patients("test"))]
+    if part.design.data is None:
+        return ", ".join(part.design.external)
+    own = part.targets[part.targets["patient_id"].isin(part.folds[0].patients("test"))]
     positive = int((own["label"] == 1).sum())
     return (
         f"the external cohort '{own['site'].iloc[0]}' ({len(own)} X-rays of {own['patient_id'].nunique()} patients, "
@@ -237,8 +240,8 @@ def _outside(cell: Cell) -> str:
     )
 
 
-def _inside_sources(cell: Cell, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    design, targets = cell.design, cell.targets
+def _inside_sources(part: DesignResult, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    design, targets = part.design, part.targets
     if design.cases != "cxr" or rows["resample"].nunique() > 1 or targets["source"].nunique() < 2:
         return {}
     sources = dict(zip(targets["exam_id"], targets["source"], strict=True))
@@ -247,52 +250,54 @@ def _inside_sources(cell: Cell, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {m: table for m, table in found.items() if not table.empty}
 
 
-def _findings(cell: Cell, evidence: Mapping[str, Any], inside: Mapping[str, pd.DataFrame]) -> list[str]:
-    targets, name = cell.targets, cell.key
+def _findings(part: DesignResult, evidence: Mapping[str, Any], inside: Mapping[str, pd.DataFrame]) -> list[str]:
+    targets, name = part.targets, part.key
     declared = [c for c in evidence["comparisons"] if c["in_family"]]
     if declared and all(c["p"] is None for c in declared):
         why = declared[0]["reason"]
-        found = [f"{name}: none of the {len(declared)} declared comparisons can be tested: {why}."]
+        sentences = [f"{name}: none of the {len(declared)} declared comparisons can be tested: {why}."]
     else:
-        found = [f"{name}: {comparison_sentence(c, evidence['alpha'])}" for c in declared]
+        sentences = [f"{name}: {comparison_sentence(c, evidence['alpha'])}" for c in declared]
     for row in evidence["methods"]:
         if row["auc"] is None:
-            found.append(f"{name}: {row['method']} has no AUC: {row['reason']}.")
+            sentences.append(f"{name}: {row['method']} has no AUC: {row['reason']}.")
     for method, table in inside.items():
         aucs = ", ".join(f"{r['AUC']:.2f} ({r['source']})" for r in table.to_dict("records") if pd.notna(r["AUC"]))
-        found.append(f"{name}: inside one source, where telling sources apart is no help, {method} has AUC {aucs}.")
+        sentences.append(
+            f"{name}: within one source, where recognising the source does not help, {method} has AUC {aucs}."
+        )
     negative = targets[targets["label"] == 0]
     on_ct = int((negative["ct_label"] == 1).sum())
     if on_ct:
         share = f"all {on_ct}" if on_ct == len(negative) else f"{on_ct} of {len(negative)}"
-        found.append(
-            f"{name}: {share} negative pairs are positive on CT, so no row that uses CT shows what CT is worth."
+        sentences.append(
+            f"{name}: {share} negative pairs are positive on CT, so no method that uses CT can show what CT adds."
         )
-    return found
+    return sentences
 
 
 def _design_tables(
-    cell: Cell, rows: pd.DataFrame, support: pd.DataFrame, evidence: Mapping[str, Any],
+    part: DesignResult, rows: pd.DataFrame, support: pd.DataFrame, evidence: Mapping[str, Any],
     inside: Mapping[str, pd.DataFrame],
 ) -> list[tuple[str, pd.DataFrame, str]]:  # fmt: skip
-    own = support[support["design"] == cell.key].dropna(axis=1, how="all")
+    own = support[support["design"] == part.key].dropna(axis=1, how="all")
     shown = [c for c in SUPPORT_COLUMNS if c in own.columns]
     shown = [c for c in shown if c not in ("resample", "fold") or own[c].nunique() > 1]
     optional = ("val_images_pos", "val_images_neg", "held_out_images_ct_disagrees")
     shown = [c for c in shown if c not in optional or own[c].any()]
-    tables = [(f"Support: {cell.key}", own[shown].rename(columns=SUPPORT_COLUMNS), _support_note(own))]
+    tables = [(f"Support: {part.key}", own[shown].rename(columns=SUPPORT_COLUMNS), _support_note(own))]
     per = {m["method"]: m["auc_per_resample"] for m in evidence["methods"] if m.get("auc_per_resample")}
     if per:
         frame = pd.DataFrame(per).T.rename_axis("method").reset_index()
         frame.columns = pd.Index(["method", *(f"k = {k}" for k in sorted(rows["resample"].unique()))])
         note = "With so few held-out patients these are points, not estimates."
-        tables.append((f"AUC in each resample: {cell.key}", frame, note))
-    if cell.design.cases == "cxr" and (cell.targets["source"] != "").any():
-        note = "Where a source is nearly all of one label, telling sources apart looks like telling patients apart."
-        tables.append((f"Source confounds label: {cell.key}", source_by_label(cell.targets), note))
+        tables.append((f"AUC in each resample: {part.key}", frame, note))
+    if part.design.cases == "cxr" and (part.targets["source"] != "").any():
+        note = "Where nearly all X-rays of a source have one label, a model can score well by recognising the source."
+        tables.append((f"Source confounds label: {part.key}", source_by_label(part.targets), note))
     for method, table in inside.items():
-        note = "Compares only X-rays of one source and one fold, so telling sources apart can't help. Exploratory."
-        tables.append((f"{method} inside one source", table, note))
+        note = "Compares only X-rays of one source and one fold, so recognising the source does not help. Exploratory."
+        tables.append((f"{method} within one source", table, note))
     return tables
 
 
@@ -301,7 +306,7 @@ def _support_note(own: pd.DataFrame) -> str:
     if fewest >= 2:
         return ""
     number = {0: "no", 1: "1"}[fewest]
-    return f"With {number} held-out patient of a class in a round, an AUC of that round has no confidence interval."
+    return f"With {number} held-out patient of a class in a fold, an AUC of that fold has no confidence interval."
 
 
 def _duplicate_table(duplicates: pd.DataFrame) -> pd.DataFrame:
@@ -312,11 +317,11 @@ def _duplicate_table(duplicates: pd.DataFrame) -> pd.DataFrame:
 def _duplicate_note(config: StudyConfig, duplicates: pd.DataFrame) -> str:
     across = int((~duplicates["same_patient"].astype(bool)).sum())
     done = (
-        "these patients are one group and never on two sides of a split"
+        "these patients form one group, which is never divided between training and test"
         if config.duplicates == "join"
-        else ("they were left as they are: these patients may be on two sides of a split")
+        else ("they were left as they are: these patients may be in both training and test")
     )
-    return f"{across} of {len(duplicates)} lie under two patient ids; {done}."
+    return f"{across} of {len(duplicates)} shared pictures have two patient ids; {done}."
 
 
 def _caveats(config: StudyConfig, result: StudyResult) -> list[str]:
@@ -327,21 +332,21 @@ def _caveats(config: StudyConfig, result: StudyResult) -> list[str]:
         caveats.append(
             f"The label belongs to the image: {both} patients carry both labels, {xrays} of them on X-rays alone."
         )
-    first = [c for c in result.cells if c.variant is result.study.variants[0]]
-    for cell in first:
-        if cell.design.cases == "paired":
-            own = result.cohort.pairs[result.cohort.pairs["cxr_exam_id"].isin(cell.targets["exam_id"])]
+    first = [c for c in result.designs if c.variant is result.study.variants[0]]
+    for part in first:
+        if part.design.cases == "paired":
+            own = result.cohort.pairs[result.cohort.pairs["cxr_exam_id"].isin(part.targets["exam_id"])]
             known, pairs = int(own["offset_days"].notna().sum()), len(own)
             if known < pairs:
-                caveats.append(f"{cell.design.name}: days between X-ray and CT are known for {known} of {pairs} pairs.")
-        elif cell.targets["source"].nunique() > 1:
+                caveats.append(f"{part.design.name}: days between X-ray and CT are known for {known} of {pairs} pairs.")
+        elif part.targets["source"].nunique() > 1:
             caveats.append(
-                f"{cell.design.name}: the source of a picture confounds its label, so an AUC here is not evidence "
+                f"{part.design.name}: the source of a picture confounds its label, so an AUC here is not evidence "
                 "that a model reads the lungs."
             )
     if config.sweep:
         caveats.append(
-            f"{len(result.study.variants)} settings were run on the same held-out cases: the best of them is the best "
-            "by chance in part. Choose settings on validation patients, and judge the choice on others."
+            f"{len(result.study.variants)} settings were run on the same held-out cases: the best of them is "
+            "partly the best by chance. Choose settings on validation patients, and test the choice on other patients."
         )
     return caveats

@@ -11,10 +11,10 @@ from jaxtyping import Float, UInt8
 
 from embedprior.cache import EmbeddingCache, open_cache
 from embedprior.cohort.base import Cohort, flow_step
-from embedprior.cohort.splits import Round, held_out_cohort
+from embedprior.cohort.splits import Fold, held_out_cohort
 from embedprior.errors import BadInput
 from embedprior.students.tables import pixels_of, tokens_of
-from embedprior.study.config import CacheChoice, Design, StudyConfig, rows_of
+from embedprior.study.config import CacheChoice, Design, StudyConfig, method_infos
 from embedprior.study.designs import targets_of
 from embedprior.tables import EXAM_REQUIRED, PAIR_REQUIRED, read_table
 
@@ -40,11 +40,11 @@ class Caches:
         every = {"cxr": self.cxr, "ct": self.ct, "pixels": self.pixels, "tokens": self.tokens}
         return {name: cache for name, cache in every.items() if cache is not None}
 
-    def unread(self) -> Caches:
+    def without_data(self) -> Caches:
         """Return the same caches with nothing of them in memory: small enough to send to another process."""
         return Caches(**{name: replace(cache) for name, cache in self.named().items()})
 
-    def need_ct(self) -> EmbeddingCache:
+    def require_ct(self) -> EmbeddingCache:
         """Return the CT cache.
 
         Raises:
@@ -121,7 +121,7 @@ class External:
         cohort: its exams; its groups bear its name, so that they are never taken for groups of the study's cohort.
         caches: its embeddings, of the same encoders.
         targets: the X-rays to score, with ``site`` = ``name``.
-        paired: whether they come with CT, which only rows that need CT at inference are given.
+        paired: whether they come with CT, which only methods that need CT at inference are given.
     """
 
     name: str
@@ -130,15 +130,15 @@ class External:
     targets: pd.DataFrame
     paired: bool
 
-    def unread(self) -> External:
+    def without_data(self) -> External:
         """Return the same with nothing of the caches in memory."""
-        return replace(self, caches=self.caches.unread())
+        return replace(self, caches=self.caches.without_data())
 
 
 def open_external(config: StudyConfig, design: Design, data: Path, caches: Caches) -> External:
     """Return the external cohort that a design names.
 
-    CT is read only where a row of the design needs it at inference; else every labelled X-ray is scored.
+    CT is read only where a method of the design needs it at inference; else every labelled X-ray is scored.
 
     Args:
         config: whose ``caches`` name the same places in the other folder.
@@ -152,7 +152,7 @@ def open_external(config: StudyConfig, design: Design, data: Path, caches: Cache
     """
     assert design.data is not None
     assert config.caches is not None
-    folder, infos = data / design.data, rows_of(config)
+    folder, infos = data / design.data, method_infos(config)
     if not (folder / "exams.csv").is_file():
         raise BadInput(
             f"design '{design.name}': no external cohort at {folder} (exams.csv is missing). Next: 'data' is a folder "
@@ -173,8 +173,8 @@ def open_external(config: StudyConfig, design: Design, data: Path, caches: Cache
     return External(name, cohort, own, targets, bool(needing))
 
 
-def external_rounds(external: External, cohort: Cohort, targets: pd.DataFrame, design: Design) -> list[Round]:
-    """Return the one round of a design: the study's own cohort trains, the external one is held out.
+def external_folds(external: External, cohort: Cohort, targets: pd.DataFrame, design: Design) -> list[Fold]:
+    """Return the one fold of a design: the study's own cohort trains, the external one is held out.
 
     Raises:
         BadInput: a patient or an exam is in both cohorts; the ids are named.

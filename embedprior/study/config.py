@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,13 +21,13 @@ from embedprior.students.registry import (
 )
 
 SOURCE_ONLY = "source-only"
-"""Control row: the label guessed from where the picture was published."""
+"""Control method: the label guessed from where the picture was published."""
 
 SOURCE_ONLY_ROW = MethodRow(
     SOURCE_ONLY, "the label guessed from where the picture was published", "control",
     "embedprior.study.confounding:SourceOnly", role="control",
 )  # fmt: skip
-FEWEST_SEEDS = 3
+MIN_SEEDS = 3
 
 
 class EncoderChoice(Config):
@@ -58,7 +59,7 @@ class CacheChoice(Config):
 
 
 class PriorChoice(Config):
-    """How the prior rows are trained and sampled.
+    """How the prior methods are trained and sampled.
 
     Attributes:
         training: on X-ray–CT pairs (and on DRR–CT pairs, unless ``pretrain`` is given).
@@ -75,12 +76,12 @@ class PriorChoice(Config):
     steps: int = Field(default=64, gt=0)
 
 
-class Row(Config):
+class MethodConfig(Config):
     """A method under another name, with settings of its own.
 
     Attributes:
         method: registry name.
-        options: what its class takes, over the budget that all rows share.
+        options: what its class takes, beside the budget that all methods share.
     """
 
     method: str
@@ -108,7 +109,7 @@ class Design(Config):
         validation: some of the training patients choose checkpoints and thresholds: the next fold of a k-fold,
             else ``validation_share``. Without it budgets are fixed. Held-out patients never choose anything.
         validation_share: share of the training groups that choose, by label (not for ``kfold``).
-        methods: registry names, names of ``rows``, or ``source-only``.
+        methods: registered names, names of the study's ``methods``, or ``source-only``.
         reference: what every other method is compared with.
         question: one sentence, the heading in the report.
     """
@@ -174,8 +175,8 @@ class Hypothesis(Config):
     missing: str = ""
 
 
-class Decision(Config):
-    """How the evidence is judged, declared before any score is seen.
+class InferenceConfig(Config):
+    """How claims are tested, declared before any score is seen.
 
     Attributes:
         unit: what an AUC counts; ``exam`` clusters the variance by patient.
@@ -203,7 +204,7 @@ class Assumed(Config):
 
 
 class StudyConfig(Config):
-    """One study: cohort, embeddings, designs, budgets, decision rules.
+    """One study: cohort, embeddings, designs, budgets, statistical inference.
 
     Attributes:
         title: of the report.
@@ -217,25 +218,30 @@ class StudyConfig(Config):
         batch_size: pictures a forward pass.
         encoder: of the pictures.
         caches: embeddings that exist already, instead of pictures.
-        seen_patients: what is done with patients an encoder was trained on: ``refuse`` a study that would hold one
-            out, or let them ``train`` in every round and hold out the others only.
-        fit: network and budget of the students, the same for every row.
+        encoder_training_patients: patients on whom an encoder was trained: ``refuse`` a study that would hold one out,
+            or let them ``train`` in every fold and hold out only the others.
+        fit: network and budget of the students, the same for every method.
         teacher: the same for the CT head; None = as ``fit``.
-        balance: of the labelled training cases, the same for every row.
-        prior: training and sampling of the prior rows.
+        balance: of the labelled training cases, the same for every method.
+        prior: training and sampling of the prior methods.
         label_fraction: share of the training (and validation) patients whose labels are known.
-        pair_fraction: share of the training patients whose CT is known; rows that use CT train on these.
-        rows: methods with settings of their own, by the name they bear in this study.
+        pair_fraction: share of the training patients whose CT is known; methods that use CT train on these.
+        methods: methods with settings of their own, by their name in this study.
         designs: sets of held-out cases.
         hypotheses: declared claims; those of a design are its family.
-        decision: decision rules.
+        inference: intervals, tests and error rate.
         assumed: what the plan's detectable differences rest on.
         metrics: shown beside the AUC.
-        unit_seconds: declared seconds of one fit by method, for the plan's cost; measured ones come first.
+        seconds_per_fit: declared seconds of one fit by method, for the plan's cost; measured ones come first.
         sweep: settings to vary, each with its values (``label_fraction: [0.01, 0.1, 1]``); every combination is run
             on the same cases.
         caveats: sentences for the report.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "rows": "methods", "decision": "inference", "unit_seconds": "seconds_per_fit",
+        "seen_patients": "encoder_training_patients",
+    }  # fmt: skip
 
     title: str
     source: str = "tables"
@@ -248,27 +254,27 @@ class StudyConfig(Config):
     batch_size: int = Field(default=32, gt=0)
     encoder: EncoderChoice = EncoderChoice()
     caches: CacheChoice | None = None
-    seen_patients: Literal["refuse", "train"] = "refuse"
+    encoder_training_patients: Literal["refuse", "train"] = "refuse"
     fit: FitConfig = FitConfig()
     teacher: FitConfig | None = None
     balance: Balance = "none"
     prior: PriorChoice = PriorChoice()
     label_fraction: float = Field(default=1.0, ge=0.01, le=1)
     pair_fraction: float = Field(default=1.0, gt=0, le=1)
-    rows: dict[str, Row] = Field(default_factory=dict)
+    methods: dict[str, MethodConfig] = Field(default_factory=dict)
     designs: tuple[Design, ...] = Field(min_length=1)
     hypotheses: tuple[Hypothesis, ...] = ()
-    decision: Decision = Decision()
+    inference: InferenceConfig = InferenceConfig()
     assumed: Assumed = Assumed()
     metrics: tuple[str, ...] = ()
-    unit_seconds: dict[str, float] = Field(default_factory=dict)
+    seconds_per_fit: dict[str, float] = Field(default_factory=dict)
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     caveats: tuple[str, ...] = ()
 
     @property
     def fit_seeds(self) -> tuple[int, ...]:
         """Seeds of the fits."""
-        return self.seeds or tuple(self.seed + i for i in range(FEWEST_SEEDS))
+        return self.seeds or tuple(self.seed + i for i in range(MIN_SEEDS))
 
     @model_validator(mode="after")
     def _names_meet(self) -> Self:
@@ -277,14 +283,14 @@ class StudyConfig(Config):
             raise ValueError("two designs bear one name")
         if len(set(self.fit_seeds)) != len(self.fit_seeds):
             raise ValueError("'seeds' holds a seed twice")
-        if len(self.fit_seeds) < FEWEST_SEEDS and not self.as_published:
+        if len(self.fit_seeds) < MIN_SEEDS and not self.as_published:
             raise ValueError(
-                f"{len(self.seeds)} seeds: give at least {FEWEST_SEEDS}, or say in 'as_published' which protocol "
+                f"{len(self.seeds)} seeds: give at least {MIN_SEEDS}, or say in 'as_published' which protocol "
                 "fixes them"
             )
-        known = _methods_of_rows(self)
+        known = _registered_names(self)
         for design in self.designs:
-            _refuse_unknown_rows(design, known, self.caches)
+            _refuse_unknown_methods(design, known, self.caches)
         for h in self.hypotheses:
             if h.design not in designs:
                 raise ValueError(f"hypothesis {h.name}: no design '{h.design}'")
@@ -296,29 +302,29 @@ class StudyConfig(Config):
         return self
 
 
-def rows_of(config: StudyConfig) -> dict[str, MethodInfo]:
-    """Return what is known of every row that the study fits: registry methods, its own ``rows``, ``source-only``.
+def method_infos(config: StudyConfig) -> dict[str, MethodInfo]:
+    """Return what is known of every method that the study fits: registered ones, its own ``methods``, ``source-only``.
 
     The classes of these methods are imported: they state the facts.
 
     Raises:
-        ValueError: a row of an unknown method, or under a name that is taken.
+        ValueError: one of its own ``methods`` is of an unknown method, or its name is taken.
         BadInput: see ``registry.describe``.
     """
-    known, infos = _methods_of_rows(config), methods()
-    fitted = dict.fromkeys([*(m for d in config.designs for m in d.methods), *config.rows])
+    known, infos = _registered_names(config), methods()
+    fitted = dict.fromkeys([*(m for d in config.designs for m in d.methods), *config.methods])
     return {
         name: describe_row(SOURCE_ONLY_ROW) if known[name] == SOURCE_ONLY else infos[known[name]] for name in fitted
     }
 
 
-def refuse_unfit_rows(config: StudyConfig) -> None:
+def refuse_unsuitable_methods(config: StudyConfig) -> None:
     """Check that no design asks CT of a method where there is none.
 
     Raises:
         BadInput: a method that uses CT in a design without CT, or without a CT cache.
     """
-    infos = rows_of(config)
+    infos = method_infos(config)
     for design in config.designs:
         for name in design.methods:
             if design.cases == "cxr" and infos[name].uses_ct:
@@ -328,20 +334,20 @@ def refuse_unfit_rows(config: StudyConfig) -> None:
                 raise BadInput(f"method '{name}' uses CT, but 'caches' names no CT cache. Next: caches: {{ct: FOLDER}}")
 
 
-def _methods_of_rows(config: StudyConfig) -> dict[str, str]:
-    """Return the method behind every row that may be named; no method's class is imported."""
+def _registered_names(config: StudyConfig) -> dict[str, str]:
+    """Return the registered name behind every name that a design may give; no method's class is imported."""
     names = [*method_names(), SOURCE_ONLY]
     found = {name: name for name in names}
-    for name, row in config.rows.items():
+    for name, own in config.methods.items():
         if name in names:
-            raise ValueError(f"row '{name}': the name is a method's own; choose another")
-        if row.method not in names:
-            raise ValueError(f"row '{name}': unknown method '{row.method}'.{nearest(row.method, names)}")
-        found[name] = row.method
+            raise ValueError(f"methods: '{name}' is the name of a registered method; choose another")
+        if own.method not in names:
+            raise ValueError(f"methods: '{name}': unknown method '{own.method}'.{nearest(own.method, names)}")
+        found[name] = own.method
     return found
 
 
-def _refuse_unknown_rows(design: Design, known: dict[str, str], caches: CacheChoice | None) -> None:
+def _refuse_unknown_methods(design: Design, known: dict[str, str], caches: CacheChoice | None) -> None:
     for name in design.methods:
         if name not in known:
             allowed = ", ".join(sorted(known))

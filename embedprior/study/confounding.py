@@ -18,7 +18,7 @@ from embedprior.tables import LABEL_PREFIX
 
 
 def method_notes(design: Design, targets: pd.DataFrame, uses_ct: Mapping[str, bool]) -> dict[str, str]:
-    """Return, for every row that uses CT, what the CTs of the negative pairs show; and what a control is."""
+    """Return, for every method that uses CT, what the CTs of the negative pairs show; and what a control is."""
     notes = {}
     negative = targets[targets["label"] == 0]
     positive_on_ct = int((negative["ct_label"] == 1).sum())
@@ -27,7 +27,7 @@ def method_notes(design: Design, targets: pd.DataFrame, uses_ct: Mapping[str, bo
         if uses_ct.get(method) and len(negative) and positive_on_ct:
             notes[method] = f"uses CT; {share} negative pairs are positive on CT"
         elif method == SOURCE_ONLY:
-            notes[method] = "control: never sees a picture, guesses from where it was published"
+            notes[method] = "control: sees no picture, guesses the label from the source of the picture"
     return notes
 
 

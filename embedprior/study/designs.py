@@ -9,7 +9,7 @@ import pandas as pd
 
 from embedprior.cohort.base import Cohort
 from embedprior.cohort.splits import (
-    Round,
+    Fold,
     external_split,
     fixed_split,
     group_kfold,
@@ -57,11 +57,11 @@ def targets_of(cohort: Cohort, labels: pd.Series, design: Design) -> pd.DataFram
     return xrays[TARGET_COLUMNS].reset_index(drop=True)
 
 
-def make_rounds(
+def make_folds(
     cohort: Cohort, labels: pd.Series, targets: pd.DataFrame, design: Design, seed: int,
     seen: frozenset[str] = frozenset(),
-) -> list[Round]:  # fmt: skip
-    """Return the rounds of one design.
+) -> list[Fold]:  # fmt: skip
+    """Return the folds of one design.
 
     Args:
         cohort: all exams, those of patients without a target included.
@@ -69,7 +69,7 @@ def make_rounds(
         targets: see ``targets_of``.
         design: its settings.
         seed: of the splits.
-        seen: patients who must not be held out (an encoder was trained on them). They train in every round that
+        seen: patients who must not be held out (an encoder was trained on them). They train in every fold that
             does not hold out their site; so do the patients of their groups.
 
     Raises:
@@ -81,26 +81,26 @@ def make_rounds(
     if eligible.empty:
         raise BadInput(f"design '{design.name}': the encoders were trained on every patient who could be held out.")
     if design.split == "kfold":
-        rounds = group_kfold(eligible, labels, design.name, design.folds, seed, design.validation, design.repeats)
+        folds = group_kfold(eligible, labels, design.name, design.folds, seed, design.validation, design.repeats)
     elif design.split == "fixed":
-        rounds = fixed_split(eligible, patient_labels(eligible, labels), design.name, seed=seed)
+        folds = fixed_split(eligible, patient_labels(eligible, labels), design.name, seed=seed)
     elif design.split == "resamples":
         with_ct = cohort.of("CT") if design.cases == "paired" else targets
         everyone = pd.concat([targets, with_ct[~with_ct["patient_id"].isin(targets["patient_id"])]])
-        rounds = pilot_resamples(
+        folds = pilot_resamples(
             everyone, patient_labels(eligible, labels), design.name, design.resamples, design.positives,
             design.negatives, design.held_out_share,
         )  # fmt: skip
     else:
-        return _site_rounds(cohort, labels, eligible, design, seed, seen_groups)
+        return _site_folds(cohort, labels, eligible, design, seed, seen_groups)
     known = dict(zip(others["patient_id"], others["group_id"], strict=True))
-    rounds = [with_training(r, known) for r in rounds]
-    return rounds if design.split == "kfold" else validated(rounds, targets, labels, design, seed)
+    folds = [with_training(r, known) for r in folds]
+    return folds if design.split == "kfold" else validated(folds, targets, labels, design, seed)
 
 
-def _site_rounds(
+def _site_folds(
     cohort: Cohort, labels: pd.Series, eligible: pd.DataFrame, design: Design, seed: int, seen_groups: set[str]
-) -> list[Round]:
+) -> list[Fold]:
     if design.site_column not in cohort.exams.columns:
         raise BadInput(
             f"design '{design.name}' needs a column '{design.site_column}' in the exam table. Next: add it, or "
@@ -109,20 +109,20 @@ def _site_rounds(
     taking_part = cohort.exams["group_id"].isin(eligible["group_id"]) | ~cohort.exams["modality"].eq("CXR")
     exams = cohort.exams[taking_part | cohort.exams["group_id"].isin(seen_groups)]
     if design.split == "site":
-        rounds = leave_one_site_out(exams, design.name, design.site_column)
-        scored = [r for r in rounds if r.patients("test") & set(eligible["patient_id"])]
+        folds = leave_one_site_out(exams, design.name, design.site_column)
+        scored = [r for r in folds if r.patients("test") & set(eligible["patient_id"])]
     else:
         scored = external_split(exams, design.name, design.external, design.site_column)
     scored = [without_held_out(r, seen_groups) for r in scored]
     return validated(scored, eligible, labels, design, seed)
 
 
-def validated(rounds: list[Round], targets: pd.DataFrame, labels: pd.Series, design: Design, seed: int) -> list[Round]:
-    """Return the rounds with a share of the training patients choosing, where the design asks for it."""
+def validated(folds: list[Fold], targets: pd.DataFrame, labels: pd.Series, design: Design, seed: int) -> list[Fold]:
+    """Return the folds with a share of the training patients choosing, where the design asks for it."""
     if not design.validation:
-        return rounds
+        return folds
     highest = patient_labels(targets, labels)
-    return [with_validation(r, highest, design.validation_share, seed) for r in rounds]
+    return [with_validation(r, highest, design.validation_share, seed) for r in folds]
 
 
 def with_labels(patient_label: Mapping[str, int], fraction: float, seed: int) -> set[str]:

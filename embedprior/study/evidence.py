@@ -1,27 +1,30 @@
-"""What a study's predictions allow to say: the evidence of each design, whatever its folds, resamples or repeats."""
+"""The evidence of a study: each design, whatever its folds, resamples or repeats, and the declared claims."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from embedprior.evidence import evaluate_predictions
-from embedprior.study.config import Decision, Design, Hypothesis
+from embedprior.evidence import evaluate_predictions, holm
+from embedprior.evidence.schema import NOT_TESTABLE, Rules, value, verdict
+from embedprior.study.config import Design, Hypothesis, InferenceConfig, StudyConfig
+from embedprior.study.run import DesignResult, StudyResult
 
-ROUND = ["resample", "fold"]
+FOLD_KEY = ["resample", "fold"]
 
 
 def design_evidence(
     predictions: pd.DataFrame, design: Design, hypotheses: Sequence[Hypothesis], oracles: Sequence[str],
-    unfitted: Sequence[Mapping[str, str]], train_size: float | None = None, decision: Decision | None = None,
+    unfitted: Sequence[Mapping[str, str]], train_size: float | None = None, inference: InferenceConfig | None = None,
     expected: pd.DataFrame | None = None, unscored: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Return the evidence of one design in the form of ``evaluate_predictions``.
 
     Only methods that scored every held-out case with every seed are compared; the others have a row of None with the
-    reason, and a declared claim about one stays in the family. A round in which no method could be fitted is left out
+    reason, and a declared claim about one stays in the family. A fold in which no method could be fitted is left out
     for all, and said. Resamples that hold out fewer than two patients of a class get mean AUCs and no interval; a
     repeated k-fold counts patients once.
 
@@ -32,13 +35,13 @@ def design_evidence(
         oracles: methods that need CT at inference.
         unfitted: records of fits that failed (``design, method, reason``).
         train_size: mean number of training cases of a resample (for the Nadeau-Bengio correction).
-        decision: decision rules.
+        inference: inference rules.
         expected: the held-out cases (``resample, fold, exam_id`` and, where known, ``site``); default: those scored.
         unscored: cases a method gave no score (``method, exam_id``).
     """
-    decision = decision or Decision()
+    inference = inference or InferenceConfig()
     test = predictions[predictions["split"] == "test"]
-    cases = test[[*ROUND, "exam_id"]].drop_duplicates()
+    cases = test[[*FOLD_KEY, "exam_id"]].drop_duplicates()
     warnings = _left_out(test, expected)
     seeds = max(test["seed"].nunique(), 1)
     scored = test.groupby("method").size()
@@ -48,10 +51,10 @@ def design_evidence(
     if test["resample"].nunique() <= 1:
         held_out = held_out.drop(columns="resample")
     evidence = evaluate_predictions(
-        held_out, design.reference, _family(design, hypotheses, oracles), unit=decision.unit,
-        patient_label="max" if decision.unit == "patient" else None,
-        oracles=[m for m in oracles if m in design.methods], train_size=train_size, bootstrap=decision.bootstrap,
-        alpha=decision.alpha, relevant_delta=decision.relevant_delta, incomplete=incomplete,
+        held_out, design.reference, _family(design, hypotheses, oracles), unit=inference.unit,
+        patient_label="max" if inference.unit == "patient" else None,
+        oracles=[m for m in oracles if m in design.methods], train_size=train_size, bootstrap=inference.bootstrap,
+        alpha=inference.alpha, relevant_delta=inference.relevant_delta, incomplete=incomplete,
     )  # fmt: skip
     named = _one_class(test, expected)  # with their names, instead of their number alone
     general = [w for w in evidence.get("warnings", []) if not (named and "hold one class only" in w)]
@@ -60,34 +63,34 @@ def design_evidence(
 
 
 def _left_out(test: pd.DataFrame, expected: pd.DataFrame | None) -> list[str]:
-    """Say which rounds no method could be fitted in: their cases are in no comparison."""
+    """Say which folds no method could be fitted in: their cases are in no comparison."""
     if expected is None:
         return []
-    have = set(map(tuple, test[ROUND].drop_duplicates().to_numpy().tolist()))
+    have = set(map(tuple, test[FOLD_KEY].drop_duplicates().to_numpy().tolist()))
     lost = expected[[key not in have for key in zip(expected["resample"], expected["fold"], strict=True)]]
     return [
-        f"no method could be fitted in {_round_name(key, part)}: its {len(part)} cases are in no comparison"
-        for key, part in lost.groupby(ROUND)
+        f"no method could be fitted in {_fold_name(key, part)}: its {len(part)} cases are in no comparison"
+        for key, part in lost.groupby(FOLD_KEY)
     ]
 
 
 def _one_class(test: pd.DataFrame, expected: pd.DataFrame | None) -> list[str]:
-    """Name the rounds whose held-out cases are of one class."""
-    cases = test.drop_duplicates([*ROUND, "exam_id"])
+    """Name the folds whose held-out cases are of one class."""
+    cases = test.drop_duplicates([*FOLD_KEY, "exam_id"])
     if expected is not None and "site" in expected:
-        cases = cases.merge(expected[[*ROUND, "exam_id", "site"]], on=[*ROUND, "exam_id"], how="left")
+        cases = cases.merge(expected[[*FOLD_KEY, "exam_id", "site"]], on=[*FOLD_KEY, "exam_id"], how="left")
     found = []
-    for key, part in cases.groupby(ROUND):
+    for key, part in cases.groupby(FOLD_KEY):
         if part["label"].nunique() == 1:
             have, lack = ("positive", "negative") if part["label"].iloc[0] == 1 else ("negative", "positive")
             found.append(
-                f"{_round_name(key, part)} holds no {lack} case: its {len(part)} {have} cases form no pairs and no "
+                f"{_fold_name(key, part)} holds no {lack} case: its {len(part)} {have} cases form no pairs and no "
                 "part of the AUC"
             )
     return found
 
 
-def _round_name(key: Any, part: pd.DataFrame) -> str:
+def _fold_name(key: Any, part: pd.DataFrame) -> str:
     sites = sorted({str(s) for s in part["site"] if s}) if "site" in part else []
     where = f"resample {key[0]}, fold {key[1]}" if key[0] else f"fold {key[1]}"
     return f"site {', '.join(sites)} ({where})" if sites else where
@@ -98,19 +101,19 @@ def _incomplete(
     unscored: Sequence[Mapping[str, str]],
 ) -> dict[str, str]:  # fmt: skip
     """Say of each method that lacks a held-out case what happened to it."""
-    rounds = cases.groupby(ROUND).ngroups * seeds
+    folds = cases.groupby(FOLD_KEY).ngroups * seeds
     found = {}
     for method in design.methods:
         if method in complete:
             continue
         own = [u for u in unfitted if u["design"].split("@")[0] == design.name and u["method"] == method]
         lost = sorted({u["exam_id"] for u in unscored if u["method"] == method})
-        notes = [f"not fitted in {len(own)} of {max(rounds, len(own))} rounds: {own[0]['reason']}"] if own else []
+        notes = [f"not fitted in {len(own)} of {max(folds, len(own))} folds: {own[0]['reason']}"] if own else []
         if lost:
             more = " and others" if len(lost) > 3 else ""
             notes.append(
                 f"it gave {len(lost)} of {cases['exam_id'].nunique()} held-out cases no score "
-                f"({', '.join(lost[:3])}{more}), and a paired comparison needs the same cases for every row"
+                f"({', '.join(lost[:3])}{more}), and a paired comparison needs the same cases for every method"
             )
         found[method] = "; ".join(notes) or "not every held-out case was scored"
     return found
@@ -121,3 +124,93 @@ def _family(design: Design, hypotheses: Sequence[Hypothesis], oracles: Sequence[
     declared = [(h.a, h.b) for h in hypotheses if h.design == design.name and h.a and h.b]
     default = [(m, design.reference) for m in design.methods if m != design.reference and m not in oracles]
     return list(dict.fromkeys(declared or default))
+
+
+def all_evidence(config: StudyConfig, result: StudyResult) -> dict[str, dict[str, Any]]:
+    """Return the evidence of every design (and combination) by its name in the tables.
+
+    With a sweep, Holm adjusts over the claims of a design in all its combinations together: looking at ten settings
+    is looking ten times.
+    """
+    found = {}
+    oracles = [name for name, needs in result.needs_ct.items() if needs]
+    for part in result.designs:
+        own = result.support[result.support["design"] == part.key]
+        inference = part.variant.config.inference
+        exams = inference.unit == "exam"
+        columns = [f"train_{'images' if exams else 'patients'}_{sign}" for sign in ("pos", "neg")]
+        found[part.key] = design_evidence(
+            result.predictions[result.predictions["design"] == part.key], part.design, config.hypotheses,
+            [m for m in oracles if m in part.design.methods],
+            [u for u in result.unfitted if u["design"] == part.key],
+            float(own[columns].sum(axis=1).mean()), inference, expected_cases(part),
+            [u for u in result.unscored if u["design"] == part.key],
+        )  # fmt: skip
+    if config.sweep:
+        for design in {c.design.name for c in result.designs}:
+            own_parts = [c for c in result.designs if c.design.name == design]
+            _adjust_together([(found[c.key], c.variant.config.inference) for c in own_parts])
+    return found
+
+
+def expected_cases(part: DesignResult) -> pd.DataFrame:
+    """Return the cases a design holds out: ``resample, fold, exam_id`` and, by site, ``site``."""
+    columns = ["exam_id", *(["site"] if part.design.split in ("site", "external") else [])]
+    parts = [
+        part.targets.loc[part.targets["patient_id"].isin(r.patients("test")), columns].assign(
+            resample=r.resample, fold=r.fold
+        )
+        for r in part.folds
+    ]
+    return pd.concat(parts, ignore_index=True)[[*FOLD_KEY, *columns]]
+
+
+def hypothesis_table(hypotheses: Sequence[Hypothesis], evidence: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Return each hypothesis with its status and the reason: ``hypothesis, claim, status, why``.
+
+    With a sweep there is one row a combination, named in a column ``settings``.
+    """
+    rows = []
+    for h in hypotheses:
+        for key in [k for k in evidence if k.split("@")[0] == h.design]:
+            status, why = NOT_TESTABLE, f"{h.missing}{_size_reason(evidence[key])}"
+            if h.a is not None and h.b is not None:
+                found = [c for c in evidence[key]["comparisons"] if (c["a"], c["b"]) == (h.a, h.b)]
+                status = found[0]["verdict"] if found else NOT_TESTABLE
+                why = _why(found[0]) if found else _absent(h, evidence[key])
+            settings = key.partition("@")[2]
+            rows.append({"hypothesis": h.name, "claim": h.claim, "settings": settings, "status": status, "why": why})
+    table = pd.DataFrame(rows, columns=["hypothesis", "claim", "settings", "status", "why"])
+    return table if table["settings"].any() else table.drop(columns="settings")
+
+
+def _absent(h: Hypothesis, evidence: Mapping[str, Any]) -> str:
+    reasons = [
+        f"{m['method']}: {m['reason']}" for m in evidence["methods"] if m["method"] in (h.a, h.b) and m["auc"] is None
+    ]
+    return f"{h.a} or {h.b} could not be fitted in every fold ({'; '.join(reasons)})"
+
+
+def _adjust_together(parts: Sequence[tuple[dict[str, Any], InferenceConfig]]) -> None:
+    members = [(c, inference) for part, inference in parts for c in part["comparisons"] if c["in_family"]]
+    adjusted = holm([np.nan if c["p"] is None else c["p"] for c, _ in members])
+    for (row, inference), p in zip(members, adjusted, strict=True):
+        row["p_holm"] = value(p)
+        row["verdict"] = verdict(row, Rules(inference.alpha, "logit", inference.relevant_delta, None))
+
+
+def _why(comparison: Mapping[str, Any]) -> str:
+    if comparison["p"] is None:
+        return str(comparison["reason"])
+    limits = ("delta", "ci_low", "ci_high")
+    shown = {key: "–" if comparison[key] is None else f"{comparison[key]:+.3f}" for key in limits}
+    parts = [f"ΔAUC {shown['delta']} ({shown['ci_low']} to {shown['ci_high']}), Holm p {comparison['p_holm']:.3f}"]
+    if comparison["min_detectable_delta"] is not None:
+        parts.append(f"detectable {comparison['min_detectable_delta']:.3f}")
+    return ", ".join([*parts, *([comparison["reason"]] if comparison["reason"] else [])])
+
+
+def _size_reason(evidence: Mapping[str, Any]) -> str:
+    reasons = {m["reason"] for m in evidence["methods"]}
+    shared = reasons.pop() if len(reasons) == 1 else None
+    return f"; and {shared}" if shared else ""

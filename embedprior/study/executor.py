@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from embedprior.runs import QUIET, one_thread, progress_bar
-from embedprior.study.runner import Bench, RoundId, Unit
+from embedprior.study.runner import FitJob, FoldId, FoldRunner
 
-MOST_DEATHS = 2
+MAX_CRASHES = 2
 """A fit whose process died this often (out of memory, say) is recorded as failed."""
 
 
@@ -26,14 +26,14 @@ class Outcome:
     """How one fit ended.
 
     Attributes:
-        unit: which.
+        job: which.
         path: its artifact, or None when it failed.
         reason: why it failed; empty otherwise.
         seconds: it took here.
         reused: whether it was there already.
     """
 
-    unit: Unit
+    job: FitJob
     path: Path | None
     reason: str
     seconds: float
@@ -41,44 +41,44 @@ class Outcome:
 
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LONGEST_WAIT = 30
-"""Days that a launched process waits for the others to finish their rounds."""
+TIMEOUT_DAYS = 30
+"""How long a launched process waits for the others to finish their folds."""
 
-BenchMaker = Callable[[], list[Bench]]
+RunnerFactory = Callable[[], list[FoldRunner]]
 
 
-def run_units(units: Sequence[Unit], make: BenchMaker, workers: int = 1) -> list[Outcome]:
-    """Run every unit and return the outcomes in the order of ``units``.
+def run_jobs(jobs: Sequence[FitJob], make: RunnerFactory, workers: int = 1) -> list[Outcome]:
+    """Run every job and return the outcomes in the order of ``jobs``.
 
     Args:
-        units: what to fit.
-        make: gives the benches, one a variant; called once in every process, so it must be picklable when there is
-            more than one worker.
-        workers: processes. Under ``torchrun`` or ``accelerate launch`` each launched process takes whole rounds of
+        jobs: what to fit.
+        make: returns the fold runners, one a variant; called once in every process, so it must be picklable when
+            there is more than one worker.
+        workers: processes. Under ``torchrun`` or ``accelerate launch`` each launched process takes whole folds of
             its own instead, and every process returns all outcomes.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    clock = _Clock(units, max(workers, launched))
+    progress = _Progress(jobs, max(workers, launched))
     if launched > 1:
-        found = _launched(units, make, clock)
+        found = _launched(jobs, make, progress)
     elif workers > 1:
-        found = list(_pooled(units, make, workers, clock))
+        found = list(_pooled(jobs, make, workers, progress))
     else:
-        benches = make()
+        fold_runners = make()
         with one_thread():
-            found = [clock.tick(_attempt(benches, u)) for u in units]
-    clock.close()
-    by_unit = {o.unit: o for o in found}
-    return [by_unit[u] for u in units]
+            found = [progress.count(_attempt(fold_runners, job)) for job in jobs]
+    progress.close()
+    by_job = {o.job: o for o in found}
+    return [by_job[job] for job in jobs]
 
 
-def _attempt(benches: list[Bench], unit: Unit) -> Outcome:
+def _attempt(fold_runners: list[FoldRunner], job: FitJob) -> Outcome:
     started = time.monotonic()
     try:
-        made = benches[unit.round.variant].fit(unit)
+        made = fold_runners[job.fold_id.variant].fit(job)
     except Exception as error:  # one failed fit never stops the rest: it is recorded with its reason
-        return Outcome(unit, None, reason_of(error), time.monotonic() - started, False)
-    return Outcome(unit, made.path, "", time.monotonic() - started, made.reused)
+        return Outcome(job, None, reason_of(error), time.monotonic() - started, False)
+    return Outcome(job, made.path, "", time.monotonic() - started, made.reused)
 
 
 def reason_of(error: Exception) -> str:
@@ -88,28 +88,28 @@ def reason_of(error: Exception) -> str:
     return text if own else f"{type(error).__name__}: {text}"
 
 
-def _launched(units: Sequence[Unit], make: BenchMaker, clock: _Clock) -> list[Outcome]:
+def _launched(jobs: Sequence[FitJob], make: RunnerFactory, progress: _Progress) -> list[Outcome]:
     from datetime import timedelta
 
     import torch
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT * timedelta(days=1))
-    rounds = list(dict.fromkeys((u.round, u.seed) for u in units))
-    mine = set(rounds[state.process_index :: state.num_processes])
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT_DAYS * timedelta(days=1))
+    folds = list(dict.fromkeys((job.fold_id, job.seed) for job in jobs))
+    mine = set(folds[state.process_index :: state.num_processes])
     # A prior trains through accelerate too: seen from a launched process it would take the others for its helpers.
     # So the fits run in a process of their own, which knows nothing of the launcher.
-    own = list(_pooled([u for u in units if (u.round, u.seed) in mine], make, 1, clock))
+    own = list(_pooled([job for job in jobs if (job.fold_id, job.seed) in mine], make, 1, progress))
     state.wait_for_everyone()
     found: list[Outcome] = gather_object(own)
     return found
 
 
-_BENCHES: list[Bench] = []
+_RUNNERS: list[FoldRunner] = []
 
 
-def _start(make: BenchMaker) -> None:
+def _start(make: RunnerFactory) -> None:
     for name in LAUNCHER:
         os.environ.pop(name, None)
     os.environ[QUIET] = "1"
@@ -118,86 +118,88 @@ def _start(make: BenchMaker) -> None:
 
     torch.set_num_threads(1)
     threadpool_limits(1)
-    _BENCHES[:] = make()
+    _RUNNERS[:] = make()
 
 
-def _work(unit: Unit) -> Outcome | None:
-    return _attempt(_BENCHES, unit)
+def _work(job: FitJob) -> Outcome | None:
+    return _attempt(_RUNNERS, job)
 
 
-def _prepare_head(where: RoundId, seed: int) -> Outcome | None:
-    _BENCHES[where.variant].head(where, seed)
+def _train_head(where: FoldId, seed: int) -> Outcome | None:
+    _RUNNERS[where.variant].head(where, seed)
     return None
 
 
-def _pooled(units: Sequence[Unit], make: BenchMaker, workers: int, clock: _Clock) -> Iterator[Outcome]:
+def _pooled(jobs: Sequence[FitJob], make: RunnerFactory, workers: int, progress: _Progress) -> Iterator[Outcome]:
     """Yield outcomes as they come; a process that dies takes down its own fits only."""
-    left = list(units)
-    deaths: dict[Unit, int] = defaultdict(int)
+    left = list(jobs)
+    crashes: dict[FitJob, int] = defaultdict(int)
     while left:
-        done: set[Unit] = set()
-        running: list[Unit] = []
+        done: set[FitJob] = set()
+        running: list[FitJob] = []
         try:
             for outcome in _one_pool(left, make, workers, running):
-                done.add(outcome.unit)
-                yield clock.tick(outcome)
+                done.add(outcome.job)
+                yield progress.count(outcome)
         except BrokenProcessPool:
-            for unit in running or left[:1]:
-                deaths[unit] += 1
+            for job in running or left[:1]:
+                crashes[job] += 1
         left = [u for u in left if u not in done]
-        for unit in [u for u in left if deaths[u] >= MOST_DEATHS]:
-            left.remove(unit)
-            yield clock.tick(Outcome(unit, None, f"its process died {MOST_DEATHS} times (out of memory?)", 0.0, False))
+        for job in [u for u in left if crashes[u] >= MAX_CRASHES]:
+            left.remove(job)
+            yield progress.count(
+                Outcome(job, None, f"its process died {MAX_CRASHES} times (out of memory?)", 0.0, False)
+            )
 
 
-def _one_pool(units: Sequence[Unit], make: BenchMaker, workers: int, running: list[Unit]) -> Iterator[Outcome]:
-    """Teacher first, then the fits of its round and seed; whatever is ready goes to the next free process."""
-    waiting: dict[tuple[RoundId, int], list[Unit]] = defaultdict(list)
-    for unit in units:
-        waiting[unit.round, unit.seed].append(unit)
-    rounds = iter(list(waiting))
-    jobs: dict[Future[Outcome | None], Unit | tuple[RoundId, int]] = {}
+def _one_pool(jobs: Sequence[FitJob], make: RunnerFactory, workers: int, running: list[FitJob]) -> Iterator[Outcome]:
+    """Teacher first, then the fits of its fold and seed; whatever is ready goes to the next free process."""
+    waiting: dict[tuple[FoldId, int], list[FitJob]] = defaultdict(list)
+    for job in jobs:
+        waiting[job.fold_id, job.seed].append(job)
+    folds = iter(list(waiting))
+    futures: dict[Future[Outcome | None], FitJob | tuple[FoldId, int]] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(make,)) as pool:
         while True:
-            while len(jobs) < 2 * workers and (key := next(rounds, None)) is not None:
-                jobs[pool.submit(_prepare_head, *key)] = key
-            if not jobs:
+            while len(futures) < 2 * workers and (key := next(folds, None)) is not None:
+                futures[pool.submit(_train_head, *key)] = key
+            if not futures:
                 return
-            ended, _ = wait(jobs, return_when=FIRST_COMPLETED)
+            ended, _ = wait(futures, return_when=FIRST_COMPLETED)
             for future in ended:
-                job = jobs[future]
+                ended_job = futures[future]
                 if isinstance(future.exception(), BrokenProcessPool):
-                    running[:] = [u for u in jobs.values() if isinstance(u, Unit)]
-                    raise BrokenProcessPool(f"a process died while fitting {job}")
-                del jobs[future]
-                if isinstance(job, Unit):
+                    running[:] = [u for u in futures.values() if isinstance(u, FitJob)]
+                    raise BrokenProcessPool(f"a process died while fitting {ended_job}")
+                del futures[future]
+                if isinstance(ended_job, FitJob):
                     outcome = future.result()
                     assert outcome is not None
                     yield outcome
                 else:  # a teacher that failed fails again, with its reason, in each fit that needs it
-                    jobs |= {pool.submit(_work, unit): unit for unit in waiting[job]}
+                    futures |= {pool.submit(_work, ready): ready for ready in waiting[ended_job]}
 
 
-class _Clock:
+class _Progress:
     """Progress on standard error: fits done, and minutes left.
 
     A fit to come is thought to take the mean of its method's finished fits, or of all while there is none.
     """
 
-    def __init__(self, units: Sequence[Unit], processes: int) -> None:
-        self._bar = progress_bar(None, "fits", len(units))
+    def __init__(self, jobs: Sequence[FitJob], processes: int) -> None:
+        self._bar = progress_bar(None, "fits", len(jobs))
         self._processes = processes
         self._spent: dict[str, list[float]] = defaultdict(list)
-        self._left = Counter(unit.method for unit in units)
+        self._left = Counter(job.method for job in jobs)
         self._failed = 0
 
-    def tick(self, outcome: Outcome) -> Outcome:
-        """Count one outcome and return it."""
-        self._left[outcome.unit.method] -= 1
+    def count(self, outcome: Outcome) -> Outcome:
+        """Count one outcome, and return it."""
+        self._left[outcome.job.method] -= 1
         self._failed += outcome.path is None
         if not outcome.reused:
-            self._spent[outcome.unit.method].append(outcome.seconds)
+            self._spent[outcome.job.method].append(outcome.seconds)
         if self._spent:
             every = float(np.mean([s for each in self._spent.values() for s in each]))
             mean = {m: float(np.mean(self._spent[m])) if m in self._spent else every for m in self._left}

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from embedprior.cohort.base import Cohort
-from embedprior.cohort.splits import Part, Round, patient_labels
+from embedprior.cohort.splits import Fold, Part, patient_labels
 from embedprior.students.base import Cases, Stage
 from embedprior.students.registry import MethodInfo
 from embedprior.study.caches import Caches, External
@@ -21,17 +21,17 @@ from embedprior.study.designs import with_labels, with_pairs
 
 
 @dataclass(frozen=True)
-class Materials:
-    """One variant of a study, ready to fit.
+class StudyInputs:
+    """What the fits of one variant of a study read.
 
     Attributes:
         config: its settings.
         cohort: exams whose embedding exists.
         targets: by design (see ``designs.targets_of``), likewise.
-        rounds: by design, resample and fold.
+        folds: by design, resample and fold.
         caches: open caches.
         artifacts: folder of all artifacts.
-        infos: what is known of each row (see ``config.rows_of``).
+        infos: what is known of each method (see ``config.method_infos``).
         teacher_stream: name of the random stream of the CT head's fit; empty = the seed of the fit itself.
         externals: by design, the external cohort that it is scored on.
     """
@@ -39,16 +39,18 @@ class Materials:
     config: StudyConfig
     cohort: Cohort
     targets: dict[str, pd.DataFrame]
-    rounds: dict[tuple[str, int, int], Round]
+    folds: dict[tuple[str, int, int], Fold]
     caches: Caches
     artifacts: Path
     infos: dict[str, MethodInfo]
     teacher_stream: str = "teacher"
     externals: Mapping[str, External] = field(default_factory=dict)
 
-    def unread(self) -> Materials:
+    def without_data(self) -> StudyInputs:
         """Return the same with no embedding in memory: small enough to send to another process."""
-        return replace(self, caches=self.caches.unread(), externals={k: e.unread() for k, e in self.externals.items()})
+        return replace(
+            self, caches=self.caches.without_data(), externals={k: e.without_data() for k, e in self.externals.items()}
+        )
 
     def design(self, name: str) -> Design:
         """Return a design by its name."""
@@ -57,7 +59,7 @@ class Materials:
 
 @dataclass(frozen=True)
 class TeacherData:
-    """Labelled CTs of one round.
+    """Labelled CTs of one fold.
 
     Attributes:
         train, train_label: embeddings and labels of the CTs that train the head.
@@ -73,15 +75,15 @@ class TeacherData:
 
 
 @dataclass(frozen=True)
-class RoundCases:
-    """Everything one round's fits read and score.
+class FoldData:
+    """Everything that the fits of one fold read and score.
 
     Attributes:
         stages: pretraining pairs (where there are any), then the X-rays of the design.
-        paired_stages: the same for rows that use CT: pairs only.
+        paired_stages: the same for methods that use CT: pairs only.
         scored: ``val`` (where validation patients exist) and ``test``, with CT.
-        teacher: None in a design where no row needs a CT head.
-        counts: support of the round, for the report.
+        teacher: None in a design where no method needs a CT head.
+        counts: support of the fold, for the report.
     """
 
     stages: tuple[Stage, ...]
@@ -91,33 +93,33 @@ class RoundCases:
     counts: dict[str, int]
 
     def stages_for(self, info: MethodInfo) -> tuple[Stage, ...]:
-        """Return what a row may learn from."""
+        """Return what a method may learn from."""
         return self.paired_stages if info.uses_ct else self.stages
 
 
-def round_cases(materials: Materials, design: Design, one: Round) -> RoundCases:
-    """Return the cases of one round."""
-    targets, config = materials.targets[design.name], materials.config
+def fold_data(inputs: StudyInputs, design: Design, one: Fold) -> FoldData:
+    """Return the cases of one fold."""
+    targets, config = inputs.targets[design.name], inputs.config
     paired = design.cases == "paired"
     parts = {p: targets[targets["patient_id"].isin(one.patients(p))] for p in get_args(Part)}
-    cases = {part: cases_of(frame, materials.caches, paired) for part, frame in parts.items() if part != "test"}
-    outside = materials.externals.get(design.name)
+    cases = {part: cases_of(frame, inputs.caches, paired) for part, frame in parts.items() if part != "test"}
+    outside = inputs.externals.get(design.name)
     cases["test"] = (
         cases_of(parts["test"], outside.caches, outside.paired)
         if outside
-        else cases_of(parts["test"], materials.caches, paired)
+        else cases_of(parts["test"], inputs.caches, paired)
     )
-    known = _patients_with_labels(materials, one, set(targets["patient_id"]))
+    known = _patients_with_labels(inputs, one, set(targets["patient_id"]))
     train, val = (_only_labels(cases[part], known) for part in ("train", "val"))
     target = Stage(train, val)
-    pretraining = _pretraining(materials, design, one, known) if paired else ()
+    pretraining = _pretraining(inputs, design, one, known) if paired else ()
     kept_pairs = target
     if paired and config.pair_fraction < 1:
         pairs = with_pairs(set(train.patient_ids), config.pair_fraction, config.seed)
         kept_pairs = Stage(train.take([i for i, p in enumerate(train.patient_ids) if p in pairs]), val)
     teacher = None
-    if paired and any(materials.infos[m].uses_ct for m in design.methods):
-        teacher = _teacher_data(materials, design, one, known)
+    if paired and any(inputs.infos[m].uses_ct for m in design.methods):
+        teacher = _teacher_data(inputs, design, one, known)
     scored = {part: cases[part] for part in ("val", "test") if len(cases[part])}
     counts = _counts(parts)
     if config.label_fraction < 1:
@@ -132,7 +134,7 @@ def round_cases(materials: Materials, design: Design, one: Round) -> RoundCases:
             "teacher_ct_neg": int((teacher.train_label == 0).sum()),
             "teacher_patients": len(teacher.patients["train"]),
         }
-    return RoundCases((*pretraining, target), (*pretraining, kept_pairs), scored, teacher, counts)
+    return FoldData((*pretraining, target), (*pretraining, kept_pairs), scored, teacher, counts)
 
 
 def cases_of(targets: pd.DataFrame, caches: Caches, paired: bool, source: str = "cxr") -> Cases:
@@ -143,7 +145,7 @@ def cases_of(targets: pd.DataFrame, caches: Caches, paired: bool, source: str = 
         patient_ids=list(targets["patient_id"]),
         label=targets["label"].to_numpy(dtype=float, copy=True),
         cxr=caches.cxr.take(exam_ids),
-        ct=caches.need_ct().take(list(targets["ct_exam_id"])) if paired else None,
+        ct=caches.require_ct().take(list(targets["ct_exam_id"])) if paired else None,
         ct_label=targets["ct_label"].to_numpy(dtype=float, copy=True),
         source=source,
         pixels=caches.pixels_of(exam_ids),
@@ -151,7 +153,7 @@ def cases_of(targets: pd.DataFrame, caches: Caches, paired: bool, source: str = 
     )
 
 
-def _may_train(design: Design, one: Round, groups: pd.Series) -> Bool[np.ndarray, " exams"]:
+def _may_train(design: Design, one: Fold, groups: pd.Series) -> Bool[np.ndarray, " exams"]:
     """Say whose CTs and DRRs may train: everyone's outside the held-out and the validation groups.
 
     In a design by site only groups whose part is ``train``: a patient of a held-out site and of another takes no part,
@@ -162,14 +164,14 @@ def _may_train(design: Design, one: Round, groups: pd.Series) -> Bool[np.ndarray
     return ~groups.isin(one.groups("val", "test")).to_numpy()
 
 
-def _pretraining(materials: Materials, design: Design, one: Round, known: set[str] | None) -> tuple[Stage, ...]:
+def _pretraining(inputs: StudyInputs, design: Design, one: Fold, known: set[str] | None) -> tuple[Stage, ...]:
     """DRR–CT pairs of everyone outside the held-out groups; those of the validation groups choose."""
-    exams = materials.cohort.exams.set_index("exam_id")
-    pairs = materials.cohort.pairs
+    exams = inputs.cohort.exams.set_index("exam_id")
+    pairs = inputs.cohort.pairs
     pairs = pairs[(exams.loc[pairs["cxr_exam_id"], "modality"] == "DRR").to_numpy()]
     if pairs.empty:
         return ()
-    y = materials.cohort.labels(materials.config.label)
+    y = inputs.cohort.labels(inputs.config.label)
     frame = pd.DataFrame(
         {
             "exam_id": pairs["cxr_exam_id"], "patient_id": pairs["patient_id"], "ct_exam_id": pairs["ct_exam_id"],
@@ -179,21 +181,21 @@ def _pretraining(materials: Materials, design: Design, one: Round, known: set[st
     group = exams.loc[pairs["cxr_exam_id"], "group_id"]
     in_val = group.isin(one.groups("val")).to_numpy()
     in_train = _may_train(design, one, group)
-    caches = replace(materials.caches, pixels=None, tokens=None)
+    caches = replace(inputs.caches, pixels=None, tokens=None)
     train, val = (_only_labels(cases_of(frame[rows], caches, True, "drr"), known) for rows in (in_train, in_val))
     return (Stage(train, val),) if len(train) else ()
 
 
-def _teacher_data(materials: Materials, design: Design, one: Round, known: set[str] | None) -> TeacherData:
+def _teacher_data(inputs: StudyInputs, design: Design, one: Fold, known: set[str] | None) -> TeacherData:
     """Labelled CTs of every patient outside the held-out (and validation) groups, CT-only patients included."""
-    ct = materials.cohort.of("CT")
-    y = materials.cohort.labels(materials.config.label).loc[ct["exam_id"]].to_numpy(copy=True)
+    ct = inputs.cohort.of("CT")
+    y = inputs.cohort.labels(inputs.config.label).loc[ct["exam_id"]].to_numpy(copy=True)
     usable = ~np.isnan(y)
     if known is not None:
         usable &= ct["patient_id"].isin(known).to_numpy()
     in_val = ct["group_id"].isin(one.groups("val")).to_numpy() & usable
     in_train = _may_train(design, one, ct["group_id"]) & usable
-    cache = materials.caches.need_ct()
+    cache = inputs.caches.require_ct()
     return TeacherData(
         cache.take(list(ct.loc[in_train, "exam_id"])), y[in_train],
         cache.take(list(ct.loc[in_val, "exam_id"])), y[in_val],
@@ -204,17 +206,17 @@ def _teacher_data(materials: Materials, design: Design, one: Round, known: set[s
     )  # fmt: skip
 
 
-def _patients_with_labels(materials: Materials, one: Round, with_target: set[str]) -> set[str] | None:
-    """Patients whose labels are known in this round; None = everyone's.
+def _patients_with_labels(inputs: StudyInputs, one: Fold, with_target: set[str]) -> set[str] | None:
+    """Patients whose labels are known in this fold; None = everyone's.
 
     The share is taken of those who choose, of those who train with an X-ray, and of all others (CT only, DRR), each
     for itself: else the few X-rays with a label might all be of one class.
     """
-    config, exams = materials.config, materials.cohort.exams
+    config, exams = inputs.config, inputs.cohort.exams
     if config.label_fraction == 1:
         return None
     held, val = one.groups("test"), one.groups("val")
-    highest = patient_labels(exams, materials.cohort.labels(config.label))
+    highest = patient_labels(exams, inputs.cohort.labels(config.label))
     group_of = dict(zip(exams["patient_id"], exams["group_id"], strict=True))
     known: set[str] = set()
     for part in (

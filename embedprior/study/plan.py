@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from embedprior.cohort.sources.tables import read_splits
-from embedprior.cohort.splits import Round
+from embedprior.cohort.splits import Fold
 from embedprior.errors import BadInput
 from embedprior.evidence.power import detectable, hanley_mcneil_se
 from embedprior.runs import artifacts_root, canonical, hash_of, read_json, write_json
-from embedprior.study.config import Assumed, Decision, Design, StudyConfig, rows_of
-from embedprior.study.runner import CODE_TAG, RECORD, TEACHER, TEACHER_TAG, Study, Unit, units_of
+from embedprior.study.config import Assumed, Design, InferenceConfig, StudyConfig, method_infos
+from embedprior.study.runner import CODE_TAG, RECORD, TEACHER, TEACHER_TAG, FitJob, Study, fit_jobs
 from embedprior.tables import write_table
 
 
@@ -39,11 +39,11 @@ class Detectable:
     reason: str
 
 
-def held_out_counts(targets: pd.DataFrame, rounds: Sequence[Round]) -> pd.DataFrame:
-    """Return held-out and training patients with a known label by round: ``resample, fold, pos, neg, train``."""
+def held_out_counts(targets: pd.DataFrame, folds: Sequence[Fold]) -> pd.DataFrame:
+    """Return held-out and training patients with a known label by fold: ``resample, fold, pos, neg, train``."""
     highest = targets.groupby("patient_id")["label"].max()
     rows = []
-    for r in rounds:
+    for r in folds:
         held = highest[highest.index.isin(r.patients("test"))]
         train = highest.index.isin(r.patients("train"))
         rows.append((r.resample, r.fold, int((held == 1).sum()), int((held == 0).sum()), int(train.sum())))
@@ -51,7 +51,7 @@ def held_out_counts(targets: pd.DataFrame, rounds: Sequence[Round]) -> pd.DataFr
 
 
 def detectable_difference(
-    counts: pd.DataFrame, design: Design, family: int, assumed: Assumed, decision: Decision
+    counts: pd.DataFrame, design: Design, family: int, assumed: Assumed, inference: InferenceConfig
 ) -> Detectable:
     """Return the smallest difference a claim of this design could show.
 
@@ -60,7 +60,7 @@ def detectable_difference(
         design: its settings; the repeats of a k-fold hold out the same patients and count once.
         family: number of claims Holm adjusts over.
         assumed: AUC and correlation.
-        decision: error rate.
+        inference: error rate.
     """
     monte_carlo = design.split == "resamples"
     resamples = [part for _, part in counts.groupby("resample")]
@@ -76,7 +76,7 @@ def detectable_difference(
         ratio = float(np.mean([part["pos"].sum() + part["neg"].sum() for part in used])) / counts["train"].mean()
         se *= float(np.sqrt(1 / len(used) + ratio))
         df = len(used) - 1
-    alpha = decision.alpha
+    alpha = inference.alpha
     delta, first = (detectable(se, alpha=level, df=df) for level in (alpha, alpha / max(family, 1)))
     if delta >= 1:
         why = f"the interval is so wide that even a difference of 1 would not show (detectable: {delta:.2f})"
@@ -99,36 +99,37 @@ def _standard_error(folds: pd.DataFrame, assumed: Assumed) -> float | None:
 
 PLAN, SPLITS = "plan.json", "splits.csv"
 SCHEMA_VERSION = 1
-UNPLANNED = ("caveats", "title", "metrics", "unit_seconds")
+NOT_IN_THE_HASH = ("caveats", "title", "metrics", "seconds_per_fit")
 """Settings that change no number: they may be edited without another plan."""
 
 
 def make_plan(config: StudyConfig, study: Study, out: Path) -> dict[str, Any]:
     """Return the plan as plain JSON values.
 
-    ``hash`` covers the configuration (but for ``UNPLANNED``), the cohort's tables, splits and embeddings, every fit
-    and the code's version; not the cost, which is measured.
+    ``hash`` covers the configuration (but for ``NOT_IN_THE_HASH``), the cohort's tables, splits and embeddings, every
+    fit and the code's version; not the cost, which is measured.
 
     Args:
         config: with its sweep.
-        study: see ``run.prepare_study``.
+        study: see ``run.read_study``.
         out: folder of the run: finished fits under it (or ``$EMBEDPRIOR_HOME``) give measured costs.
     """
-    units = units_of(study)
+    jobs = fit_jobs(study)
     fits = [
         {
-            "design": u.key, "resample": u.round.resample, "fold": u.round.fold, "seed": u.seed, "method": u.method,
+            "design": job.key, "resample": job.fold_id.resample, "fold": job.fold_id.fold, "seed": job.seed,
+            "method": job.method,
         }
-        for u in units
+        for job in jobs
     ]  # fmt: skip
     inputs = {
         f"{v.label}: {name}" if v.label else name: value
-        for v, p in study.pairs()
+        for v, p in study.combinations()
         for name, value in p.input_hashes().items()
     }
-    settings = {k: v for k, v in canonical(config).items() if k not in UNPLANNED}
-    infos = rows_of(study.variants[0].config)
-    versions = {m: infos[m].version for m in sorted({u.method for u in units})}
+    settings = {k: v for k, v in canonical(config).items() if k not in NOT_IN_THE_HASH}
+    infos = method_infos(study.variants[0].config)
+    versions = {m: infos[m].version for m in sorted({job.method for job in jobs})}
     code = {"fit": CODE_TAG, "CT head": TEACHER_TAG, "methods": versions}
     frozen = {"config": settings, "inputs": inputs, "fits": fits, "code": code}
     return {
@@ -138,26 +139,26 @@ def make_plan(config: StudyConfig, study: Study, out: Path) -> dict[str, Any]:
         **frozen,
         "designs": _designs(study),
         "hypotheses": _hypotheses(config, study),
-        "cost": cost(_costed(study, units), config, out),
+        "cost": cost(_costed(study, jobs), config, out),
     }
 
 
 def cost(fits: Mapping[str, int], config: StudyConfig, out: Path) -> dict[str, Any]:
-    """Return the estimated cost in minutes of one process, and where each unit cost comes from.
+    """Return the estimated cost in minutes of one process, and where each fit's cost comes from.
 
-    Seconds of a fit: the median of finished fits of that row under the artifacts' folder, else ``unit_seconds`` of the
-    configuration; a row with neither has no estimate, and then the total is a lower bound.
+    Seconds of a fit: the median of finished fits of that method under the artifacts' folder, else ``seconds_per_fit``
+    of the configuration; a method with neither has no estimate, and then the total is a lower bound.
     """
     measured = _measured(artifacts_root(out))
     rows, total, unknown = [], 0.0, []
     for method, count in fits.items():
-        name = config.rows[method].method if method in config.rows else method
+        name = config.methods[method].method if method in config.methods else method
         seconds, basis = None, "unknown"
         if method in measured:
             seconds = float(np.median(measured[method]))
             basis = f"measured: median of {len(measured[method])} finished fits"
-        elif name in config.unit_seconds or method in config.unit_seconds:
-            seconds = config.unit_seconds.get(method, config.unit_seconds.get(name))
+        elif name in config.seconds_per_fit or method in config.seconds_per_fit:
+            seconds = config.seconds_per_fit.get(method, config.seconds_per_fit.get(name))
             basis = "declared in the configuration"
         if seconds is None:
             unknown.append(method)
@@ -220,7 +221,7 @@ def refuse_changed_splits(study: Study, out: Path) -> None:
 def all_splits(study: Study) -> pd.DataFrame:
     """Return the split table of every design and combination, by their names in the tables."""
     parts = []
-    for variant, prepared in study.pairs():
+    for variant, prepared in study.combinations():
         named = prepared.splits["design"].map(lambda name, v=variant: v.key(name))
         parts.append(prepared.splits.assign(design=named))
     return pd.concat(parts, ignore_index=True)
@@ -232,7 +233,7 @@ def plan_text(plan: Mapping[str, Any], workers: int = 1) -> str:
     for d in plan["designs"]:
         lines.append(
             f"{d['design']}: {d['cases']} X-rays of {d['patients']} patients, {len(d['methods'])} methods × "
-            f"{d['rounds']} rounds × {d['seeds']} seeds; held out {d['held_out_pos']:g} positive and "
+            f"{d['rounds']} folds × {d['seeds']} seeds; held out {d['held_out_pos']:g} positive and "
             f"{d['held_out_neg']:g} negative patients{d['per']}"
         )
     for h in plan["hypotheses"]:
@@ -247,7 +248,9 @@ def plan_text(plan: Mapping[str, Any], workers: int = 1) -> str:
     found = plan["cost"]
     minutes = found["minutes"] / max(workers, 1)
     if len(found["unknown"]) == len(found["methods"]):
-        lines.append("cost: unknown; measure it with --time-fits (one fit of each method), or declare 'unit_seconds'")
+        lines.append(
+            "cost: unknown; measure it with --time-fits (one fit of each method), or declare 'seconds_per_fit'"
+        )
     else:
         least = " at least" if found["unknown"] else ""
         share = f" with {workers} workers" if workers > 1 else ""
@@ -260,16 +263,16 @@ def plan_text(plan: Mapping[str, Any], workers: int = 1) -> str:
     return "\n".join(lines)
 
 
-def _costed(study: Study, units: Sequence[Unit]) -> Counter[str]:
-    """Count the fits of each row, and the CT heads they need."""
+def _costed(study: Study, jobs: Sequence[FitJob]) -> Counter[str]:
+    """Count the fits of each method, and the CT heads they need."""
     needing = {
         (number, design.name)
         for number, variant in enumerate(study.variants)
         for design in variant.config.designs
-        if design.cases == "paired" and any(rows_of(variant.config)[m].uses_ct for m in design.methods)
+        if design.cases == "paired" and any(method_infos(variant.config)[m].uses_ct for m in design.methods)
     }
-    heads = {(u.round, u.seed) for u in units if (u.round.variant, u.round.design) in needing}
-    return Counter({TEACHER: len(heads)} if heads else {}) + Counter(u.method for u in units)
+    heads = {(job.fold_id, job.seed) for job in jobs if (job.fold_id.variant, job.fold_id.design) in needing}
+    return Counter({TEACHER: len(heads)} if heads else {}) + Counter(job.method for job in jobs)
 
 
 def _measured(root: Path) -> dict[str, list[float]]:
@@ -282,16 +285,16 @@ def _measured(root: Path) -> dict[str, list[float]]:
 
 def _designs(study: Study) -> list[dict[str, Any]]:
     found = []
-    for variant, prepared in study.pairs():
+    for variant, prepared in study.combinations():
         for design in variant.config.designs:
-            targets, rounds = prepared.targets[design.name], prepared.rounds(design.name)
-            counts = held_out_counts(targets, rounds)
+            targets, folds = prepared.targets[design.name], prepared.folds(design.name)
+            counts = held_out_counts(targets, folds)
             by = counts.groupby("resample")[["pos", "neg"]].sum().mean()
             found.append(
                 {
                     "design": variant.key(design), "split": design.split, "cases": len(targets),
                     "patients": int(targets["patient_id"].nunique()), "methods": list(design.methods),
-                    "rounds": len(rounds), "seeds": len(variant.config.fit_seeds),
+                    "rounds": len(folds), "seeds": len(variant.config.fit_seeds),
                     "held_out_pos": float(by["pos"]), "held_out_neg": float(by["neg"]),
                     "per": " in each resample" if design.split == "resamples" else "",
                 }
@@ -301,13 +304,13 @@ def _designs(study: Study) -> list[dict[str, Any]]:
 
 def _hypotheses(config: StudyConfig, study: Study) -> list[dict[str, Any]]:
     found = []
-    for variant, prepared in study.pairs():
+    for variant, prepared in study.combinations():
         for h in config.hypotheses:
             design = next(d for d in variant.config.designs if d.name == h.design)
-            counts = held_out_counts(prepared.targets[design.name], prepared.rounds(design.name))
+            counts = held_out_counts(prepared.targets[design.name], prepared.folds(design.name))
             family = sum(x.design == h.design and not x.missing for x in config.hypotheses) * len(study.variants)
             own = variant.config
-            shown = detectable_difference(counts, design, family, own.assumed, own.decision)
+            shown = detectable_difference(counts, design, family, own.assumed, own.inference)
             found.append(
                 {
                     "name": h.name, "claim": h.claim, "design": variant.key(design), "a": h.a, "b": h.b,

@@ -15,7 +15,7 @@ from embedprior.cohort.base import Cohort
 from embedprior.cohort.duplicates import fingerprints, join_groups, near_duplicates
 from embedprior.cohort.sources import read_cohort
 from embedprior.cohort.sources.tables import read_splits
-from embedprior.cohort.splits import Round, rounds_of, splits_table
+from embedprior.cohort.splits import Fold, folds_of, splits_table
 from embedprior.config import parse_config
 from embedprior.encoders.base import Encoder
 from embedprior.encoders.registry import create_encoder
@@ -24,17 +24,17 @@ from embedprior.study.caches import (
     Caches,
     External,
     cohort_of_caches,
-    external_rounds,
+    external_folds,
     open_caches,
     open_external,
     patients_seen,
 )
 from embedprior.study.config import Design, StudyConfig
-from embedprior.study.designs import make_rounds, targets_of, validated
+from embedprior.study.designs import make_folds, targets_of, validated
 from embedprior.tables import check_splits
 
-MOST_VARIANTS = 500
-FIXED = ("sweep", "title", "caveats", "unit_seconds", "hypotheses", "seeds", "as_published")
+MAX_VARIANTS = 500
+FIXED = ("sweep", "title", "caveats", "seconds_per_fit", "hypotheses", "seeds", "as_published")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,10 @@ def variants(config: StudyConfig) -> list[Variant]:
     if not config.sweep:
         return [Variant("", {}, base)]
     for name, values in config.sweep.items():
-        if name.split(".")[0] in FIXED:
+        first, *rest = name.split(".")
+        if first in config.renamed:
+            raise BadInput(f"sweep: '{name}' is now called '{'.'.join([config.renamed[first], *rest])}'.")
+        if first in FIXED:
             why = "seeds are run anyway, claims stay as declared, texts change no number"
             raise BadInput(f"sweep: '{name}' can't be swept ({why}).")
         if not values or len({repr(v) for v in values}) != len(values):
@@ -75,8 +78,8 @@ def variants(config: StudyConfig) -> list[Variant]:
     total = 1
     for values in config.sweep.values():
         total *= len(values)
-    if total > MOST_VARIANTS:
-        raise BadInput(f"sweep: {total} combinations; at most {MOST_VARIANTS} are run.")
+    if total > MAX_VARIANTS:
+        raise BadInput(f"sweep: {total} combinations; at most {MAX_VARIANTS} are run.")
     found = []
     for combination in itertools.product(*config.sweep.values()):
         settings = dict(zip(config.sweep, combination, strict=True))
@@ -147,15 +150,15 @@ NO_DUPLICATES = pd.DataFrame(
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A study that may start: everything that can be refused has been looked at, and nothing was written.
+class StudyData:
+    """The data of one variant, checked: everything that can be refused has been, and nothing was written.
 
     Attributes:
         cohort: with patients who share a picture in one group (unless they are only to be reported).
         duplicates: the shared pictures (see ``cohort.duplicates.near_duplicates``).
         targets: by design, the X-rays to score (see ``designs.targets_of``).
         splits: split table of all designs.
-        given: designs whose splits are the user's.
+        user_splits: designs whose splits are the user's.
         encoder: of the pictures; None when the embeddings exist already.
         caches: embeddings that exist already; None when pictures are to be embedded.
         seen: what was trained before on patients of this cohort → these patients.
@@ -166,15 +169,15 @@ class Prepared:
     duplicates: pd.DataFrame
     targets: dict[str, pd.DataFrame]
     splits: pd.DataFrame
-    given: frozenset[str] = frozenset()
+    user_splits: frozenset[str] = frozenset()
     encoder: Encoder | None = None
     caches: Caches | None = None
     seen: dict[str, frozenset[str]] | None = None
     externals: Mapping[str, External] = field(default_factory=dict)
 
-    def rounds(self, design: str) -> list[Round]:
-        """Return the rounds of one design, by resample and fold."""
-        return rounds_of(self.splits[self.splits["design"] == design])
+    def folds(self, design: str) -> list[Fold]:
+        """Return the folds of one design, by resample and fold."""
+        return folds_of(self.splits[self.splits["design"] == design])
 
     def input_hashes(self) -> dict[str, str]:
         """Return the hashes of the tables and the embeddings the study starts from."""
@@ -194,9 +197,9 @@ def _hash(table: pd.DataFrame) -> str:
     return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
 
-def prepare(
+def read_study_data(
     config: StudyConfig, data: Path, splits_file: Path | None = None, kept: frozenset[str] = frozenset()
-) -> Prepared:
+) -> StudyData:
     """Read the cohort and make (or read) the splits.
 
     Args:
@@ -204,7 +207,7 @@ def prepare(
         data: folder of the cohort.
         splits_file: split table of the user.
         kept: patients who are not held out, besides those whom this configuration's encoders saw, where
-            ``seen_patients`` is ``train``.
+            ``encoder_training_patients`` is ``train``.
 
     Raises:
         BadInput: whatever the cohort, the embeddings, the label, the designs or the split file are refused for; or
@@ -230,22 +233,20 @@ def prepare(
     for external in externals.values():
         for what, patients in patients_seen(external.caches).items():
             seen[what] = seen.get(what, frozenset()) | patients
-    return prepare_cohort(
-        config, cohort, duplicates, encoder, caches, seen, splits_file, externals=externals, kept=kept
-    )
+    return split_cohort(config, cohort, duplicates, encoder, caches, seen, splits_file, externals=externals, kept=kept)
 
 
-def prepare_cohort(
+def split_cohort(
     config: StudyConfig, cohort: Cohort, duplicates: pd.DataFrame, encoder: Encoder | None, caches: Caches | None,
     seen: dict[str, frozenset[str]], splits_file: Path | None = None, splits: pd.DataFrame | None = None,
     externals: Mapping[str, External] | None = None, kept: frozenset[str] = frozenset(),
-) -> Prepared:  # fmt: skip
-    """Make (or check) the splits of a cohort that has been read; see ``prepare``.
+) -> StudyData:  # fmt: skip
+    """Make (or check) the splits of a cohort that has been read; see ``read_study_data``.
 
     Args:
         splits: split table of the user, already read (instead of ``splits_file``).
         externals: by design, the external cohort in another folder.
-        kept: see ``prepare``.
+        kept: see ``read_study_data``.
     """
     externals = externals or {}
     labels = cohort.labels(config.label)
@@ -263,19 +264,19 @@ def prepare_cohort(
             if len(own):
                 raise BadInput(f"{where}: design '{design.name}' is scored on another folder: it takes no split table.")
             external, trained = externals[design.name], targets[design.name]
-            rounds = validated(external_rounds(external, cohort, trained, design), trained, labels, design, config.seed)
+            folds = validated(external_folds(external, cohort, trained, design), trained, labels, design, config.seed)
             targets[design.name] = pd.concat([trained, external.targets], ignore_index=True)
-            tables.append(splits_table(rounds, f"{design.name}, {design.split}"))
+            tables.append(splits_table(folds, f"{design.name}, {design.split}"))
         elif len(own):
             tables.append(_checked(own, cohort, targets[design.name], where))
         else:
-            never = everyone_seen if config.seen_patients == "train" else frozenset[str]()
-            rounds = make_rounds(cohort, labels, targets[design.name], design, config.seed, never)
-            tables.append(splits_table(rounds, f"{design.name}, {design.split}"))
+            never = everyone_seen if config.encoder_training_patients == "train" else frozenset[str]()
+            folds = make_folds(cohort, labels, targets[design.name], design, config.seed, never)
+            tables.append(splits_table(folds, f"{design.name}, {design.split}"))
     table = pd.concat(tables, ignore_index=True)
     exams = pd.concat([cohort.exams, *(e.cohort.exams for e in externals.values())])
     refuse_seen(table, exams, targets, seen)
-    return Prepared(cohort, duplicates, targets, table, named, encoder, caches, seen, externals)
+    return StudyData(cohort, duplicates, targets, table, named, encoder, caches, seen, externals)
 
 
 def image_encoder(config: StudyConfig) -> Encoder:
@@ -314,8 +315,8 @@ def refuse_seen(
             more = f" and {len(both) - 5} more" if len(both) > 5 else ""
             raise BadInput(
                 f"the {what} was trained on {len(both)} held-out patients: {', '.join(both[:5])}{more}. Next: "
-                "'seen_patients: train' in the study's configuration holds out the other patients only, or train the "
-                "encoder on others."
+                "'encoder_training_patients: train' in the study's configuration holds out only the other patients; or "
+                "train the encoder on others."
             )
 
 

@@ -11,21 +11,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from embedprior.cohort.splits import Round
+from embedprior.cohort.splits import Fold
 from embedprior.errors import BadInput
 from embedprior.runs import Artifact, artifact, hash_array, hash_of, seed_for, write_json, write_text
-from embedprior.students.base import Cases, FitData, Fitted, Method, Stage, training_data, visible_cases
+from embedprior.students.base import (
+    Cases,
+    FitData,
+    Fitted,
+    Method,
+    Stage,
+    score_in_blocks,
+    training_data,
+    visible_cases,
+)
 from embedprior.students.registry import Budget, build_method
-from embedprior.study.config import SOURCE_ONLY, Row
+from embedprior.study.config import SOURCE_ONLY, MethodConfig
 from embedprior.study.confounding import SourceOnly
-from embedprior.study.inputs import Materials, RoundCases, TeacherData, round_cases
-from embedprior.study.prepare import Prepared, Variant
+from embedprior.study.inputs import FoldData, StudyInputs, TeacherData, fold_data
+from embedprior.study.prepare import StudyData, Variant
 from embedprior.tables import PREDICTION_REQUIRED
 
 
 @dataclass(frozen=True, order=True)
-class RoundId:
-    """One round of one variant: what its fits share.
+class FoldId:
+    """One fold of one variant: what its fits share.
 
     Attributes:
         variant: number of the sweep's combination.
@@ -40,53 +49,53 @@ class RoundId:
 
 
 @dataclass(frozen=True)
-class Unit:
+class FitJob:
     """One fit.
 
     Attributes:
-        round: where it is fitted and scored.
+        fold_id: where it is fitted and scored.
         key: name of its design in tables (with the sweep's settings).
         seed: of the fit.
-        method: row name.
+        method: its name in the study.
     """
 
-    round: RoundId
+    fold_id: FoldId
     key: str
     seed: int
     method: str
 
     def __str__(self) -> str:
         """Return its name in failure records and progress."""
-        where = f"resample {self.round.resample}, fold {self.round.fold}, seed {self.seed}"
+        where = f"resample {self.fold_id.resample}, fold {self.fold_id.fold}, seed {self.seed}"
         return f"{self.key}: {self.method}, {where}"
 
 
 @dataclass(frozen=True)
 class Study:
-    """Variants and what each starts from.
+    """The combinations of a study's sweep, and the data of each.
 
     Attributes:
         variants: combinations of the sweep; one without a sweep.
-        prepared: by variant.
+        data: by variant.
     """
 
     variants: tuple[Variant, ...]
-    prepared: tuple[Prepared, ...]
+    data: tuple[StudyData, ...]
 
-    def pairs(self) -> Iterable[tuple[Variant, Prepared]]:
-        """Yield each variant with what it starts from."""
-        return zip(self.variants, self.prepared, strict=True)
+    def combinations(self) -> Iterable[tuple[Variant, StudyData]]:
+        """Yield each variant with its data."""
+        return zip(self.variants, self.data, strict=True)
 
 
-def units_of(study: Study) -> list[Unit]:
-    """Return every fit, in the order of the predictions: variant, design, round, seed, method."""
+def fit_jobs(study: Study) -> list[FitJob]:
+    """Return every fit, in the order of the predictions: variant, design, fold, seed, method."""
     found = []
-    for number, (variant, prepared) in enumerate(study.pairs()):
+    for number, (variant, prepared) in enumerate(study.combinations()):
         for design in variant.config.designs:
-            for one in prepared.rounds(design.name):
-                where = RoundId(number, design.name, one.resample, one.fold)
+            for one in prepared.folds(design.name):
+                where = FoldId(number, design.name, one.resample, one.fold)
                 found += [
-                    Unit(where, variant.key(design), seed, method)
+                    FitJob(where, variant.key(design), seed, method)
                     for seed in variant.config.fit_seeds
                     for method in design.methods
                 ]
@@ -102,130 +111,131 @@ class NoScore(Exception):
 
 
 @dataclass
-class Bench:
-    """Fits units of one variant; what the fits of a round share is made once.
+class FoldRunner:
+    """Runs the fits of one variant; what the fits of a fold share is computed once.
 
     Attributes:
-        materials: what they read.
+        inputs: what they read.
     """
 
-    materials: Materials
-    _round: tuple[RoundId, RoundCases] | None = None
-    _heads: dict[tuple[RoundId, int], tuple[Any, str, str]] = field(default_factory=dict)
+    inputs: StudyInputs
+    _fold: tuple[FoldId, FoldData] | None = None
+    _heads: dict[tuple[FoldId, int], tuple[Any, str, str]] = field(default_factory=dict)
     _digests: dict[bool, str] = field(default_factory=dict)
 
-    def cases(self, where: RoundId) -> RoundCases:
-        """Return the cases of a round."""
-        if self._round is None or self._round[0] != where:
-            self._round = (where, round_cases(self.materials, self.materials.design(where.design), self.one(where)))
+    def cases(self, where: FoldId) -> FoldData:
+        """Return the cases of a fold."""
+        if self._fold is None or self._fold[0] != where:
+            self._fold = (where, fold_data(self.inputs, self.inputs.design(where.design), self.split(where)))
             self._heads.clear()
             self._digests.clear()
-        return self._round[1]
+        return self._fold[1]
 
-    def one(self, where: RoundId) -> Round:
-        """Return the division into parts of a round."""
-        return self.materials.rounds[where.design, where.resample, where.fold]
+    def split(self, where: FoldId) -> Fold:
+        """Return the division of the patients into parts."""
+        return self.inputs.folds[where.design, where.resample, where.fold]
 
-    def head(self, where: RoundId, seed: int) -> tuple[Any, str, str]:
-        """Return the CT head of a round, the reason there is none, and the key of its artifact."""
+    def head(self, where: FoldId, seed: int) -> tuple[Any, str, str]:
+        """Return the CT head of a fold, the reason there is none, and the key of its artifact."""
         cases = self.cases(where)
         if (where, seed) not in self._heads:
             self._heads[where, seed] = (
                 (None, "no method of this design uses it", "none")
                 if cases.teacher is None
-                else train_teacher(self.materials, cases.teacher, seed)
+                else train_teacher(self.inputs, cases.teacher, seed)
             )
         return self._heads[where, seed]
 
-    def data(self, unit: Unit) -> FitData:
-        """Return what a unit may learn from.
+    def data(self, job: FitJob) -> FitData:
+        """Return what a job may learn from.
 
         Raises:
             BadInput: a held-out patient is among the training, validation or teacher patients.
         """
-        cases = self.cases(unit.round)
-        info = self.materials.infos[unit.method]
-        head, reason, _ = self.head(unit.round, unit.seed) if info.uses_ct else (None, "it uses no CT", "none")
+        cases = self.cases(job.fold_id)
+        info = self.inputs.infos[job.method]
+        head, reason, _ = self.head(job.fold_id, job.seed) if info.uses_ct else (None, "it uses no CT", "none")
         teacher = cases.teacher.patients if cases.teacher and info.uses_ct else {}
         data = FitData(cases.stages_for(info), head, reason)
         data = data if info.uses_ct else data.without_ct()
         refuse_seen_patients(data, cases.scored["test"], {p for ids in teacher.values() for p in ids})
         return data
 
-    def fit(self, unit: Unit) -> Artifact:
-        """Fit and score one unit, unless that was done before.
+    def fit(self, job: FitJob) -> Artifact:
+        """Fit and score one job, unless that was done before.
 
         Raises:
             CannotFit: these cases do not allow it.
             NoScore: it scored no case.
         """
-        cases = self.cases(unit.round)
+        cases = self.cases(job.fold_id)
         if "test" not in cases.scored or not len(cases.stages[-1].train):
             raise BadInput("no case is held out, or none is left to train on, once unreadable exams are gone.")
-        data = self.data(unit)
-        row = row_of(self.materials, unit.method)
-        info = self.materials.infos[unit.method]
-        teacher = self.head(unit.round, unit.seed)[2] if info.uses_ct else "none"
+        data = self.data(job)
+        named = named_method(self.inputs, job.method)
+        info = self.inputs.infos[job.method]
+        teacher = self.head(job.fold_id, job.seed)[2] if info.uses_ct else "none"
         if info.uses_ct not in self._digests:
             self._digests[info.uses_ct] = _digest(data.stages, cases.scored)
-        inputs = {"cases": self._digests[info.uses_ct], "teacher": teacher}
-        budget = budget_of(self.materials).model_copy(update={"artifacts": None})
+        hashes = {"cases": self._digests[info.uses_ct], "teacher": teacher}
+        budget = budget_of(self.inputs).model_copy(update={"artifacts": None})
         settings = {
-            "row": unit.method, "method": row, "budget": budget, "seed": unit.seed,
-            "fold": unit.round.fold, "resample": unit.round.resample,
+            "row": job.method, "method": named, "budget": budget, "seed": job.seed,
+            "fold": job.fold_id.fold, "resample": job.fold_id.resample,
         }  # fmt: skip
-        if row.method == SOURCE_ONLY:
-            inputs["sources"] = hash_of(self._sources())
+        if named.method == SOURCE_ONLY:
+            hashes["sources"] = hash_of(self._sources())
 
         def build(work: Path) -> None:
             started = time.monotonic()
-            method = method_of(self.materials, unit.method, self._sources())
-            table, unscored, _ = score_fit(method, data, cases.scored, unit)
+            method = method_of(self.inputs, job.method, self._sources())
+            external = job.fold_id.design in self.inputs.externals
+            table, unscored, _ = score_fit(method, data, cases.scored, job, independent=external)
             write_text(work / SCORES, table.to_csv(index=False))
             write_json(
                 work / RECORD,
                 {
-                    "method": unit.method, "seconds": round(time.monotonic() - started, 3), "unscored": unscored,
+                    "method": job.method, "seconds": round(time.monotonic() - started, 3), "unscored": unscored,
                     "patients_seen": _seen(data, cases.teacher if info.uses_ct else None),
                 },
             )  # fmt: skip
 
-        tag = f"{CODE_TAG}/{row.method}-{info.version}"
-        return artifact("fit", inputs, settings, tag, build, self.materials.artifacts)
+        tag = f"{CODE_TAG}/{named.method}-{info.version}"
+        return artifact("fit", hashes, settings, tag, build, self.inputs.artifacts)
 
     def _sources(self) -> dict[str, str]:
-        cohorts = [self.materials.cohort, *(e.cohort for e in self.materials.externals.values())]
+        cohorts = [self.inputs.cohort, *(e.cohort for e in self.inputs.externals.values())]
         found: dict[str, str] = {}
         for exams in (c.exams for c in cohorts if "source" in c.exams.columns):
             found |= zip(exams["exam_id"], exams["source"].astype(object).fillna("").astype(str), strict=True)
         return found
 
 
-def row_of(materials: Materials, name: str) -> Row:
-    """Return the method and the options behind a row's name."""
-    return materials.config.rows.get(name, Row(method=name))
+def named_method(inputs: StudyInputs, name: str) -> MethodConfig:
+    """Return the registered method and the options behind a name of the study."""
+    return inputs.config.methods.get(name, MethodConfig(method=name))
 
 
-def budget_of(materials: Materials) -> Budget:
-    """Return what every row of the study is given alike."""
-    config, chosen = materials.config, materials.config.prior
+def budget_of(inputs: StudyInputs) -> Budget:
+    """Return the budget that every method of the study is given."""
+    config, chosen = inputs.config, inputs.config.prior
     stages = (chosen.pretrain, chosen.training) if chosen.pretrain is not None else (chosen.training,)
     return Budget(
-        fit=config.fit, balance=config.balance, stages=stages, artifacts=materials.artifacts,
+        fit=config.fit, balance=config.balance, stages=stages, artifacts=inputs.artifacts,
         samples=chosen.samples, sampler=chosen.sampler, steps=chosen.steps,
     )  # fmt: skip
 
 
-def method_of(materials: Materials, name: str, sources: Mapping[str, str]) -> Method:
-    """Return the method of a row, with the budget that all rows share."""
-    row = row_of(materials, name)
-    if row.method == SOURCE_ONLY:
+def method_of(inputs: StudyInputs, name: str, sources: Mapping[str, str]) -> Method:
+    """Return a method of the study, with the budget that all methods share."""
+    named = named_method(inputs, name)
+    if named.method == SOURCE_ONLY:
         return SourceOnly(sources)
-    return build_method(row.method, budget_of(materials), **row.options)
+    return build_method(named.method, budget_of(inputs), **named.options)
 
 
 def score_fit(
-    method: Method, data: FitData, scored: Mapping[str, Cases], unit: Unit
+    method: Method, data: FitData, scored: Mapping[str, Cases], job: FitJob, independent: bool = False
 ) -> tuple[pd.DataFrame, list[dict[str, str]], Fitted]:
     """Fit one method and score the cases.
 
@@ -236,7 +246,9 @@ def score_fit(
         method: what to fit.
         data: what it may learn from.
         scored: split name (``"val"``, ``"test"``) → cases to score.
-        unit: names, numbers and the seed written to the table.
+        job: names, numbers and the seed written to the table.
+        independent: compute every score to the last digit independently of the cases scored with it (see
+            ``students.base.score_in_blocks``): whoever adds X-rays to an external cohort changes no other score.
 
     Returns:
         A long predictions table with ``resample``; one record (``exam_id``, ``reason``) for every case it gave no
@@ -246,15 +258,18 @@ def score_fit(
         CannotFit: these cases do not allow it.
         NoScore: no held-out case has a finite score, or their number is wrong.
     """
-    fitted = method.fit(training_data(method, data), unit.seed)
+    fitted = method.fit(training_data(method, data), job.seed)
     frames, unscored = [], []
     for split, cases in scored.items():
-        scores = np.asarray(fitted.scores(visible_cases(method, cases)), dtype=np.float64)
+        visible = visible_cases(method, cases)
+        scores = (
+            score_in_blocks(fitted, visible) if independent else np.asarray(fitted.scores(visible), dtype=np.float64)
+        )
         if scores.shape != (len(cases),):
-            raise NoScore(f"{unit.method} returned {scores.shape} scores for {len(cases)} {split} cases")
+            raise NoScore(f"{job.method} returned {scores.shape} scores for {len(cases)} {split} cases")
         usable = np.isfinite(scores)
         if split == "test" and not usable.any():
-            raise NoScore(f"{unit.method} gave none of the {len(cases)} held-out cases a finite score")
+            raise NoScore(f"{job.method} gave none of the {len(cases)} held-out cases a finite score")
         unscored += [
             {"exam_id": exam, "reason": f"{split} case without a finite score"}
             for exam, ok in zip(cases.exam_ids, usable, strict=True)
@@ -263,8 +278,8 @@ def score_fit(
         frame = pd.DataFrame(
             {
                 "exam_id": list(cases.exam_ids), "patient_id": list(cases.patient_ids),
-                "label": cases.label.astype(int), "method": unit.method, "score": scores, "fold": unit.round.fold,
-                "seed": unit.seed, "split": split, "resample": unit.round.resample,
+                "label": cases.label.astype(int), "method": job.method, "score": scores, "fold": job.fold_id.fold,
+                "seed": job.seed, "split": split, "resample": job.fold_id.resample,
             }
         )  # fmt: skip
         frames.append(frame[usable])
@@ -290,17 +305,17 @@ def refuse_seen_patients(data: FitData, held_out: Cases, teacher: set[str] | Non
         raise BadInput(f"{len(both)} held-out patients took part in training: {', '.join(both[:5])}.")
 
 
-def train_teacher(materials: Materials, data: TeacherData, seed: int) -> tuple[Any, str, str]:
-    """Train the CT head of one round on the CTs' own labels, or reuse it.
+def train_teacher(inputs: StudyInputs, data: TeacherData, seed: int) -> tuple[Any, str, str]:
+    """Train the CT head of one fold on the CTs' own labels, or reuse it.
 
     Returns:
         The head, or None with the reason; and the key of its artifact (``"none"`` without a head).
     """
     from embedprior.teachers.teacher import OneClass, TeacherHead, train_head
 
-    config = materials.config
+    config = inputs.config
     settings = config.teacher or config.fit
-    stream = materials.teacher_stream
+    stream = inputs.teacher_stream
     own_seed = seed_for(seed, stream) if stream else seed
 
     def build(work: Path) -> None:
@@ -312,18 +327,18 @@ def train_teacher(materials: Materials, data: TeacherData, seed: int) -> tuple[A
         seconds = round(time.monotonic() - started, 3)
         write_json(work / RECORD, {"method": TEACHER, "seconds": seconds, "patients_seen": data.patients})
 
-    inputs = {
+    hashes = {
         "embeddings": hash_array(data.train), "labels": hash_array(data.train_label), "val": hash_array(data.val),
         "val labels": hash_array(data.val_label), "patients": hash_of(data.patients),
     }  # fmt: skip
     try:
         made = artifact(
             "teacher",
-            inputs,
+            hashes,
             {"head": settings, "seed": own_seed, "balance": config.balance},
             TEACHER_TAG,
             build,
-            materials.artifacts,
+            inputs.artifacts,
         )
     except OneClass as error:
         return None, str(error), "none"

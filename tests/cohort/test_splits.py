@@ -11,15 +11,15 @@ from pydantic import ValidationError
 
 from embedprior.cohort.sources import read_cohort
 from embedprior.cohort.splits import (
-    Round,
+    Fold,
     external_split,
     fixed_split,
+    folds_of,
     group_kfold,
     leave_one_site_out,
     natural,
     patient_labels,
     pilot_resamples,
-    rounds_of,
     splits_table,
     with_training,
     with_validation,
@@ -155,24 +155,24 @@ def test_split_table_with_a_shared_group_on_two_sides_is_refused():
 
 
 def test_a_patient_or_a_group_on_two_sides_can_not_be_expressed():
-    one = Round(design="d", group_of={"a": "g", "b": "g", "c": "h"}, part_of={"g": "test", "h": "train"})
+    one = Fold(design="d", group_of={"a": "g", "b": "g", "c": "h"}, part_of={"g": "test", "h": "train"})
     assert one.patients("test") == {"a", "b"}
     assert not one.patients("test") & one.patients("train")
     # parts are given to groups; nothing in the model takes a part of a patient, and a group takes one part
-    assert set(Round.model_fields) == {"design", "resample", "fold", "group_of", "part_of"}
+    assert set(Fold.model_fields) == {"design", "resample", "fold", "group_of", "part_of"}
     with pytest.raises(ValidationError, match="Input should be a valid string"):
-        Round(design="d", group_of={"a": ["g", "h"]}, part_of={"g": "test", "h": "train"})
+        Fold(design="d", group_of={"a": ["g", "h"]}, part_of={"g": "test", "h": "train"})
     with pytest.raises(ValidationError, match="part_of"):
-        Round(design="d", group_of={"a": "g"}, part_of={"g": ("train", "test")})
+        Fold(design="d", group_of={"a": "g"}, part_of={"g": ("train", "test")})
     with pytest.raises(ValidationError, match="groups without a part: h"):
-        Round(design="d", group_of={"a": "h"}, part_of={"g": "test"})
+        Fold(design="d", group_of={"a": "h"}, part_of={"g": "test"})
 
 
 def test_rounds_survive_the_table_and_a_table_with_two_sides_is_refused():
     exams, y = cohort(30, 1)
     rounds = group_kfold(exams, y, "d", 3, 0, validation=True, repeats=2)
     table = splits_table(rounds, "k-fold")
-    again = rounds_of(table)
+    again = folds_of(table)
     assert [(r.resample, r.fold) for r in again] == [(r, f) for r in range(2) for f in range(3)]
     for before, after in zip(rounds, again, strict=True):
         assert all(before.patients(part) == after.patients(part) for part in ("train", "val", "test"))
@@ -180,7 +180,7 @@ def test_rounds_survive_the_table_and_a_table_with_two_sides_is_refused():
     table.loc[1, "group_id"] = table.loc[0, "group_id"]
     table.loc[0, "part"] = "train" if table.loc[1, "part"] == "test" else "test"
     with pytest.raises(BadInput, match="group_id on two sides"):
-        rounds_of(table)
+        folds_of(table)
 
 
 def test_repeats_are_different_k_folds_and_the_first_is_the_plain_one():
@@ -249,12 +249,12 @@ def test_validation_is_drawn_by_label_from_the_training_groups_only():
 
 
 def test_the_last_training_group_of_a_class_never_chooses():
-    one = Round(design="d", group_of={p: p for p in "abc"}, part_of={"a": "train", "b": "train", "c": "test"})
+    one = Fold(design="d", group_of={p: p for p in "abc"}, part_of={"a": "train", "b": "train", "c": "test"})
     assert with_validation(one, {"a": 1, "b": 0, "c": 1}, 0.5, 0) == one
 
 
 def test_patients_added_to_training_never_join_a_held_out_group():
-    one = Round(design="d", group_of={"a": "g", "b": "h"}, part_of={"g": "test", "h": "val"})
+    one = Fold(design="d", group_of={"a": "g", "b": "h"}, part_of={"g": "test", "h": "val"})
     more = with_training(one, {"c": "g", "d": "h", "e": "k"})
     assert more.patients("train") == {"e"}
     assert set(more.group_of) == {"a", "b", "e"}

@@ -11,9 +11,9 @@ import pytest
 
 from embedprior.cli import main
 from embedprior.config import load_config
+from embedprior.demo.assets import describe, generate
 from embedprior.demo.config import CohortConfig, DemoConfig
 from embedprior.demo.pipeline import FAMILY, METHODS
-from embedprior.demo.population import describe, generate
 from embedprior.tables import PREDICTION_REQUIRED
 
 

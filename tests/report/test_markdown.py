@@ -6,7 +6,7 @@ import pandas as pd
 from markdown_it import MarkdownIt
 
 from embedprior.report import Report, results_table, summary_markdown
-from embedprior.report.formatting import MOST_ROWS, cell, grid
+from embedprior.report.formatting import MAX_ROWS, cell, text_table
 
 
 def test_oracle_rows_are_a_table_of_their_own(evidence: dict) -> None:
@@ -49,12 +49,12 @@ def test_texts_come_out_of_a_markdown_renderer_as_they_went_in(hostile: Report) 
 
 
 def test_long_tables_are_cut_and_say_so() -> None:
-    shown = grid(pd.DataFrame({"n": range(MOST_ROWS + 5)}))
-    assert len(shown.rows) == MOST_ROWS
-    assert shown.cut == f"The first {MOST_ROWS} of {MOST_ROWS + 5} rows."
+    shown = text_table(pd.DataFrame({"n": range(MAX_ROWS + 5)}))
+    assert len(shown.rows) == MAX_ROWS
+    assert shown.cut == f"The first {MAX_ROWS} of {MAX_ROWS + 5} rows."
 
 
 def test_cells_show_counts_as_counts_and_missing_values_as_dashes() -> None:
     frame = pd.DataFrame({"n": [12.0, None], "auc": [0.81239, float("nan")], "ok": [True, False]})
-    assert grid(frame).rows == [["12", "0.812", "yes"], ["–", "–", "no"]]
+    assert text_table(frame).rows == [["12", "0.812", "yes"], ["–", "–", "no"]]
     assert [cell(v) for v in (-0.5, 1e-5, None, "a")] == ["−0.500", "1.0e−05", "–", "a"]

@@ -11,18 +11,28 @@ from embedprior import study
 from embedprior.study.config import (
     Assumed,
     CacheChoice,
-    Decision,
     Design,
     EncoderChoice,
     Hypothesis,
+    InferenceConfig,
+    MethodConfig,
     PriorChoice,
-    Row,
     StudyConfig,
 )
 
 from .conftest import BASE
 
-CLASSES = (Assumed, CacheChoice, Decision, Design, EncoderChoice, Hypothesis, PriorChoice, Row, StudyConfig)
+CLASSES = (
+    Assumed,
+    CacheChoice,
+    InferenceConfig,
+    Design,
+    EncoderChoice,
+    Hypothesis,
+    PriorChoice,
+    MethodConfig,
+    StudyConfig,
+)
 PICTURES = {"source", "missing_images", "duplicates", "batch_size", "encoder", "name", "options"}
 """Read where pictures are embedded, which ``tests/cli/test_study_run.py`` does: here their text is looked for."""
 
@@ -46,7 +56,7 @@ def test_every_setting_is_read(run, monkeypatch: pytest.MonkeyPatch) -> None:
         watched(cls)
     methods = {"methods": ["cxr-only", "mine"]}
     code, _ = run(
-        rows={"mine": {"method": "prior", "options": {}}},
+        methods={"mine": {"method": "prior", "options": {}}},
         designs=[
             {"name": "kfold", "folds": 2, "split": "kfold", **methods, "question": "why?"},
             {"name": "mc", "split": "resamples", "resamples": 1, "held_out_share": 0.3, **methods},

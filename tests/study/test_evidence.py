@@ -6,12 +6,12 @@ import pytest
 from pydantic import ValidationError
 
 from embedprior.config import load_config
+from embedprior.errors import BadInput
 from embedprior.evidence.schema import NOT_TESTABLE
 from embedprior.students.base import CannotFit, Cases, FitData, Stage
-from embedprior.study.config import Design, Hypothesis, StudyConfig
+from embedprior.study.config import Design, Hypothesis, StudyConfig, refuse_unsuitable_methods
 from embedprior.study.confounding import SourceOnly, label_conflicts, method_notes, source_by_label, within_source
-from embedprior.study.evidence import design_evidence
-from embedprior.study.hypotheses import hypothesis_table
+from embedprior.study.evidence import design_evidence, hypothesis_table
 
 METHODS = ("cxr-only", "hinton-kd", "late-fusion")
 
@@ -92,11 +92,11 @@ def test_method_that_could_not_be_fitted_has_a_null_row_and_the_others_are_still
     evidence = design_evidence(frame, DESIGN, [H1], ["late-fusion"], [record])
     row = next(r for r in evidence["methods"] if r["method"] == "hinton-kd")
     assert row["auc"] is None
-    assert row["reason"] == "not fitted in 1 of 4 rounds: no CT teacher: only class 1"
+    assert row["reason"] == "not fitted in 1 of 4 folds: no CT teacher: only class 1"
     assert {r["method"] for r in evidence["methods"] if r["auc"] is not None} == {"cxr-only", "late-fusion"}
     table = hypothesis_table([H1], {"pilot": evidence})
     assert table["status"].tolist() == [NOT_TESTABLE]
-    assert "hinton-kd: not fitted in 1 of 4 rounds" in table["why"][0]
+    assert "hinton-kd: not fitted in 1 of 4 folds" in table["why"][0]
     assert evidence["family"] == [["hinton-kd", "cxr-only"]]
 
 
@@ -208,7 +208,6 @@ def test_shipped_configuration_is_the_protocol():
     ("changes", "message"),
     [
         ({"methods": ("cxr-only", "hintn-kd")}, "Did you mean 'hinton-kd'"),
-        ({"methods": ("cxr-only", "prior"), "cases": "cxr"}, "uses CT"),
         ({"methods": ("hinton-kd",)}, "reference 'cxr-only' is not among"),
         ({"methods": ("cxr-only", "cxr-only")}, "names a method twice"),
         ({"methods": ("cxr-only",), "folds": 2, "validation": True}, "at least 3 folds"),
@@ -219,6 +218,14 @@ def test_shipped_configuration_is_the_protocol():
 def test_impossible_designs_are_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
         study(designs=[{"name": "d", **changes}])
+
+
+def test_method_that_uses_ct_is_refused_where_there_is_none():
+    with pytest.raises(BadInput, match="'prior' uses CT and can't be in design 'd'"):
+        refuse_unsuitable_methods(study(designs=[{"name": "d", "methods": ("cxr-only", "prior"), "cases": "cxr"}]))
+    designs = [{"name": "d", "methods": ("cxr-only", "prior")}]
+    with pytest.raises(BadInput, match="'prior' uses CT, but 'caches' names no CT cache"):
+        refuse_unsuitable_methods(study(designs=designs, caches={"cxr": "caches/cxr"}))
 
 
 def test_hypothesis_about_a_method_that_is_not_run_is_refused():

@@ -135,7 +135,7 @@ def test_external_embeddings_of_another_encoder_are_refused_by_the_field(run, co
 
 def test_encoder_that_saw_an_external_patient_is_refused_with_the_id(run, cohort, capsys):
     write_other(cohort.parent / "hospital-b", seen=("b-p03", "someone"))
-    code, _ = run(seen_patients="train", **design())
+    code, _ = run(encoder_training_patients="train", **design())
     assert "was trained on 1 held-out patients: b-p03" in refusal(capsys, code)
 
 

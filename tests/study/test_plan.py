@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from embedprior.cohort.splits import Round
+from embedprior.cohort.splits import Fold
 from embedprior.errors import BadInput
 from embedprior.evidence.intervals import quantile
 from embedprior.evidence.power import Design as Power
-from embedprior.study.config import Assumed, Decision, Design, StudyConfig
-from embedprior.study.executor import Outcome, _Clock
+from embedprior.study.config import Assumed, Design, InferenceConfig, StudyConfig
+from embedprior.study.executor import Outcome, _Progress
 from embedprior.study.plan import detectable_difference, held_out_counts
 from embedprior.study.prepare import variants
-from embedprior.study.runner import RoundId, Unit
+from embedprior.study.runner import FitJob, FoldId
 
 from .conftest import BASE, refusal
 
@@ -77,13 +77,13 @@ def test_split_table_is_checked_again_when_it_is_used_again(run, capsys):
 
 
 def test_cost_is_declared_or_measured_and_says_which(run, capsys):
-    code, out = run(command="plan", unit_seconds={"cxr-only": 30.0})
+    code, out = run(command="plan", seconds_per_fit={"cxr-only": 30.0})
     assert code == 0
     printed = capsys.readouterr().out
     assert "cost: at least 1.5 min" in printed
     assert "cxr-only: 3 × 30.00 s (declared in the configuration)" in printed
     assert "ridge-head: 3 × unknown" in printed
-    code, out = run("--time-fits", "--workers", "2", command="plan", unit_seconds={"cxr-only": 30.0})
+    code, out = run("--time-fits", "--workers", "2", command="plan", seconds_per_fit={"cxr-only": 30.0})
     assert code == 0
     printed = capsys.readouterr().out
     assert "ridge-head: 3 × unknown" not in printed
@@ -94,7 +94,9 @@ def test_cost_is_declared_or_measured_and_says_which(run, capsys):
 
 
 def test_detectable_difference_of_one_split_is_the_one_of_the_power_command():
-    found = detectable_difference(counts((0, 0, 40, 90)), KFOLD, 3, Assumed(auc=0.8, correlation=0.5), Decision())
+    found = detectable_difference(
+        counts((0, 0, 40, 90)), KFOLD, 3, Assumed(auc=0.8, correlation=0.5), InferenceConfig()
+    )
     wanted = Power(40, 90, auc=0.8, corr=0.5, comparisons=3)
     assert (found.delta, found.delta_holm) == pytest.approx(
         (wanted.minimum_detectable(), wanted.minimum_detectable(first_holm_step=True))
@@ -103,10 +105,10 @@ def test_detectable_difference_of_one_split_is_the_one_of_the_power_command():
 
 def test_folds_of_equal_size_add_up_and_a_fold_of_one_class_adds_nothing():
     one = Power(10, 20, auc=0.8, corr=0.5).minimum_detectable()
-    four = detectable_difference(counts(*((0, f, 10, 20) for f in range(4))), KFOLD, 1, Assumed(), Decision())
+    four = detectable_difference(counts(*((0, f, 10, 20) for f in range(4))), KFOLD, 1, Assumed(), InferenceConfig())
     assert four.delta == pytest.approx(one / 2)
     assert (four.n_pos, four.n_neg) == (40, 80)
-    lone = detectable_difference(counts((0, 0, 10, 20), (0, 1, 15, 0)), KFOLD, 1, Assumed(), Decision())
+    lone = detectable_difference(counts((0, 0, 10, 20), (0, 1, 15, 0)), KFOLD, 1, Assumed(), InferenceConfig())
     assert lone.delta == pytest.approx(one)
 
 
@@ -114,17 +116,17 @@ def test_resamples_pay_for_shared_training_patients_and_repeats_count_patients_o
     one = Power(10, 20, auc=0.8, corr=0.5).se_difference()
     mc = KFOLD.model_copy(update={"split": "resamples"})
     table = counts(*((k, 0, 10, 20) for k in range(1, 6)))
-    found = detectable_difference(table, mc, 1, Assumed(), Decision())
+    found = detectable_difference(table, mc, 1, Assumed(), InferenceConfig())
     se = one * np.sqrt(1 / 5 + 30 / 100)
     assert found.delta == pytest.approx((quantile(0.975, 4) + quantile(0.8, 4)) * se)
     repeated = KFOLD.model_copy(update={"repeats": 5})
-    again = detectable_difference(table, repeated, 1, Assumed(), Decision())
+    again = detectable_difference(table, repeated, 1, Assumed(), InferenceConfig())
     assert again.delta == pytest.approx(Power(10, 20, auc=0.8, corr=0.5).minimum_detectable())
 
 
 def test_one_negative_patient_can_show_nothing_and_the_plan_says_so():
     mc = KFOLD.model_copy(update={"split": "resamples"})
-    found = detectable_difference(counts((1, 0, 4, 1), (2, 0, 4, 1)), mc, 1, Assumed(), Decision())
+    found = detectable_difference(counts((1, 0, 4, 1), (2, 0, 4, 1)), mc, 1, Assumed(), InferenceConfig())
     assert (found.delta, found.reason) == (
         None, "a resample holds out too few patients (fewest: 4 positive, 1 negative)"
     )  # fmt: skip
@@ -132,27 +134,27 @@ def test_one_negative_patient_can_show_nothing_and_the_plan_says_so():
 
 def test_interval_wider_than_any_difference_is_not_testable():
     mc = KFOLD.model_copy(update={"split": "resamples"})
-    found = detectable_difference(counts((1, 0, 2, 2), (2, 0, 2, 2)), mc, 1, Assumed(), Decision())
+    found = detectable_difference(counts((1, 0, 2, 2), (2, 0, 2, 2)), mc, 1, Assumed(), InferenceConfig())
     assert (found.delta, found.delta_holm) == (None, None)
     assert "even a difference of 1 would not show" in found.reason
 
 
 def test_time_left_counts_each_method_by_its_own_fits(tmp_path):
-    where = RoundId(0, "d", 0, 0)
-    units = [Unit(where, "d", seed, method) for method in ("quick", "slow") for seed in range(3)]
-    clock = _Clock(units, 2)
-    clock.tick(Outcome(units[0], tmp_path, "", 60.0, False))
-    assert "about 2.5 min left" in clock._bar.postfix  # no slow fit has ended yet: five like the first, on two
-    clock.tick(Outcome(units[3], tmp_path, "", 600.0, False))
-    assert "about 11.0 min left" in clock._bar.postfix  # two of 1 minute and two of 10, on two processes
-    clock.tick(Outcome(units[4], None, "no", 600.0, False))
-    assert "about 6.0 min left, 1 failed" in clock._bar.postfix
-    clock.close()
+    where = FoldId(0, "d", 0, 0)
+    jobs = [FitJob(where, "d", seed, method) for method in ("quick", "slow") for seed in range(3)]
+    progress = _Progress(jobs, 2)
+    progress.count(Outcome(jobs[0], tmp_path, "", 60.0, False))
+    assert "about 2.5 min left" in progress._bar.postfix  # no slow fit has ended yet: five like the first, on two
+    progress.count(Outcome(jobs[3], tmp_path, "", 600.0, False))
+    assert "about 11.0 min left" in progress._bar.postfix  # two of 1 minute and two of 10, on two processes
+    progress.count(Outcome(jobs[4], None, "no", 600.0, False))
+    assert "about 6.0 min left, 1 failed" in progress._bar.postfix
+    progress.close()
 
 
 def test_patients_are_counted_by_their_highest_label():
     targets = pd.DataFrame({"patient_id": ["a", "a", "b", "c"], "label": [0, 1, 0, 1]})
-    one = Round(
+    one = Fold(
         design="d", group_of={p: p for p in "abc"}, part_of={"a": "test", "b": "test", "c": "train"}
     )  # fmt: skip
     assert held_out_counts(targets, [one])[["pos", "neg", "train"]].to_numpy().tolist() == [[1, 1, 1]]
@@ -178,19 +180,20 @@ def test_sweep_reaches_options_of_methods_and_of_the_encoder_and_designs_by_name
     rows = {"mine": {"method": "prior"}, "kd": {"method": "hinton-kd", "options": {"soft_share": 0.5}}}
     design = BASE["designs"][0] | {"methods": ["cxr-only", "ridge-head", "mine", "kd"]}
     sweep = {
-        "rows.mine.options.objective.bce": [0.2], "rows.kd.options.temperature": [2.0], "designs.kfold.folds": [4],
+        "methods.mine.options.objective.bce": [0.2], "methods.kd.options.temperature": [2.0],
+        "designs.kfold.folds": [4],
         "prior.training.training.steps": [7], "encoder.options.geometry": ["stretch"], "pair_fraction": [0.5],
-        "decision.unit": ["patient"], "caches.cxr": ["caches/other"], "seed": [3],
+        "inference.unit": ["patient"], "caches.cxr": ["caches/other"], "seed": [3],
     }  # fmt: skip
-    (only,) = variants(StudyConfig.model_validate(BASE | {"rows": rows, "designs": [design], "sweep": sweep}))
+    (only,) = variants(StudyConfig.model_validate(BASE | {"methods": rows, "designs": [design], "sweep": sweep}))
     config = only.config
-    assert config.rows["mine"].options == {"objective": {"bce": 0.2}}
-    assert config.rows["kd"].options == {"soft_share": 0.5, "temperature": 2.0}
+    assert config.methods["mine"].options == {"objective": {"bce": 0.2}}
+    assert config.methods["kd"].options == {"soft_share": 0.5, "temperature": 2.0}
     assert (config.designs[0].folds, config.designs[0].split) == (4, "kfold")
     assert config.prior.training.training.steps == 7
     assert config.prior.training.network.depth == 1
     assert config.encoder.options == {"geometry": "stretch"}
-    assert (config.pair_fraction, config.decision.unit, config.seed) == (0.5, "patient", 3)
+    assert (config.pair_fraction, config.inference.unit, config.seed) == (0.5, "patient", 3)
     assert config.caches is not None
     assert (config.caches.cxr, config.caches.ct) == ("caches/other", "caches/ct")
 
@@ -198,8 +201,8 @@ def test_sweep_reaches_options_of_methods_and_of_the_encoder_and_designs_by_name
 def test_swept_option_that_a_method_does_not_take_is_refused_before_anything_is_written(run, capsys):
     design = BASE["designs"][0] | {"methods": ["cxr-only", "ridge-head", "kd"]}
     code, out = run(
-        command="plan", designs=[design], rows={"kd": {"method": "hinton-kd"}},
-        sweep={"rows.kd.options.temprature": [2.0, 4.0]},
+        command="plan", designs=[design], methods={"kd": {"method": "hinton-kd"}},
+        sweep={"methods.kd.options.temprature": [2.0, 4.0]},
     )  # fmt: skip
     assert "temprature" in refusal(capsys, code)
     assert not out.exists()
@@ -225,12 +228,28 @@ def test_bad_sweeps_are_refused(sweep, message):
         variants(StudyConfig.model_validate(BASE | {"sweep": sweep}))
 
 
-def test_row_with_a_bad_option_or_without_its_cache_is_refused_before_anything_is_written(run, capsys):
+def test_method_with_a_bad_option_or_without_its_cache_is_refused_before_anything_is_written(run, capsys):
     designs = [{**BASE["designs"][0], "methods": ["cxr-only", "mine"]}]
     bad = {"mine": {"method": "hinton-kd", "options": {"temprature": 2.0}}}
-    code, out = run(rows=bad, designs=designs, hypotheses=[])
+    code, out = run(methods=bad, designs=designs, hypotheses=[])
     assert "temprature" in refusal(capsys, code)
     pixels = {"mine": {"method": "cxr-only", "options": {"inputs": "pixels"}}}
-    code, out = run(rows=pixels, designs=designs, hypotheses=[])
-    assert "row 'mine' reads pixels" in refusal(capsys, code)
+    code, out = run(methods=pixels, designs=designs, hypotheses=[])
+    assert "method 'mine' reads pixels" in refusal(capsys, code)
     assert not Path(out).exists()
+
+
+@pytest.mark.parametrize(
+    ("former", "present"),
+    [
+        ({"rows": {}}, "'rows' is now called 'methods'"),
+        ({"decision": {"unit": "exam"}}, "'decision' is now called 'inference'"),
+        ({"unit_seconds": {}}, "'unit_seconds' is now called 'seconds_per_fit'"),
+        ({"seen_patients": "train"}, "'seen_patients' is now called 'encoder_training_patients'"),
+        ({"sweep": {"decision.unit": ["exam"]}}, "'decision.unit' is now called 'inference.unit'"),
+    ],
+)
+def test_former_key_is_answered_with_its_present_name(run, capsys, former, present):
+    code, out = run(command="plan", **former)
+    assert present in refusal(capsys, code)
+    assert not out.exists()

@@ -66,7 +66,7 @@ def odd(monkeypatch):
         design = {"name": "kfold", "split": "kfold", "folds": 3, "validation": True}
         return {
             "seeds": [1, 2],
-            "rows": {"told": {"method": "odd", "options": {"does": does}}},
+            "methods": {"told": {"method": "odd", "options": {"does": does}}},
             "designs": [{**design, "methods": ["cxr-only", "told"]}],
             "hypotheses": [{"name": "H1", "claim": "c", "design": "kfold", "a": "told", "b": "cxr-only"}],
         }
@@ -101,7 +101,7 @@ def test_method_that_reads_ct_at_inference_fails_and_the_rest_go_on(run, odd):
     assert len(failures) == 6
     assert failures["reason"].str.contains("carry no CT").all()
     assert rows(out)["told"]["auc"] is None
-    assert "not fitted in 6 of 6 rounds: these cases carry no CT" in rows(out)["told"]["reason"]
+    assert "not fitted in 6 of 6 folds: these cases carry no CT" in rows(out)["told"]["reason"]
     assert rows(out)["cxr-only"]["auc"] is not None
 
 
@@ -111,7 +111,7 @@ def test_a_fit_that_fails_any_way_is_recorded_and_tried_again_by_the_next_run(ru
     failures = pd.read_csv(out / "failures.csv")
     assert failures["stage"].tolist() == [f"kfold: told, resample 0, fold {f}, seed 2" for f in range(3)]
     assert set(failures["reason"]) == {"RuntimeError: out of luck"}
-    assert "not fitted in 3 of 6 rounds: RuntimeError: out of luck" in (out / "summary.md").read_text()
+    assert "not fitted in 3 of 6 folds: RuntimeError: out of luck" in (out / "summary.md").read_text()
     hypothesis = json.loads((out / "evidence.json").read_text())["hypotheses"][0]
     assert hypothesis["status"] == "not testable at this size"
     monkeypatch.setattr(Odd, "fit", lambda self, data, seed: self)
@@ -126,7 +126,7 @@ def test_method_that_lacks_a_case_is_named_with_the_case_and_not_compared(run, o
     assert code == 3
     reason = rows(out)["told"]["reason"]
     assert "it gave 1 of 36 held-out cases no score (x-4)" in reason
-    assert "the same cases for every row" in reason
+    assert "the same cases for every method" in reason
     assert set(pd.read_csv(out / "failures.csv")["exam_id"]) == {"x-4"}
     assert rows(out)["cxr-only"]["n_cases"] == 36
     assert reason in (out / "summary.md").read_text()
@@ -173,9 +173,9 @@ def test_encoder_that_saw_held_out_patients_is_refused_with_the_ids_or_lets_them
     code, out = run(data=data)
     error = refusal(capsys, code)
     assert "the cxr encoder was trained on 2 held-out patients: p03, p05." in error
-    assert "seen_patients: train" in error
+    assert "encoder_training_patients: train" in error
     assert not out.exists()
-    code, out = run(data=data, seen_patients="train")
+    code, out = run(data=data, encoder_training_patients="train")
     assert code == 0
     splits = pd.read_csv(out / "cohort" / "splits.csv")
     assert set(splits.loc[splits["patient_id"].isin(["p03", "p05"]), "part"]) == {"train"}
@@ -187,7 +187,7 @@ def test_combinations_over_caches_hold_out_the_same_cases_whatever_their_encoder
     data = write_cohort(tmp_path / "seen", seen=("p03",))
     other = write_cohort(tmp_path / "other", seen=("p05", "p07"))
     (other / "caches" / "cxr").rename(data / "caches" / "second")
-    code, out = run(data=data, seen_patients="train", sweep={"caches.cxr": ["caches/cxr", "caches/second"]})
+    code, out = run(data=data, encoder_training_patients="train", sweep={"caches.cxr": ["caches/cxr", "caches/second"]})
     assert code == 0
     test = pd.read_csv(out / "predictions.csv").query("split == 'test'")
     held = [set(part["patient_id"]) for _, part in test.groupby("design")]
@@ -198,7 +198,7 @@ def test_partner_of_a_patient_the_encoder_saw_is_never_held_out(run, tmp_path, c
     data = write_cohort(tmp_path / "seen", seen=("p03",))
     change(data, group_id=lambda f: f["patient_id"].where(f["patient_id"] != "p04", "p03"))
     assert "1 held-out patients: p" in refusal(capsys, run(data=data)[0])
-    code, out = run(data=data, seen_patients="train")
+    code, out = run(data=data, encoder_training_patients="train")
     assert code == 0
     splits = pd.read_csv(out / "cohort" / "splits.csv")
     assert set(splits.loc[splits["patient_id"].isin(["p03", "p04"]), "part"]) == {"train"}
@@ -232,7 +232,7 @@ def test_ct_of_a_patient_of_two_sites_trains_nothing_while_one_of_them_is_held_o
 def test_patients_an_encoder_saw_train_while_another_site_is_held_out(run, tmp_path):
     data = write_cohort(tmp_path / "seen", seen=("p03", "p40"))
     sites = {"name": "sites", "split": "site", "methods": ["cxr-only", "ridge-head"]}
-    code, out = run(data=data, seen_patients="train", designs=[sites], hypotheses=[])
+    code, out = run(data=data, encoder_training_patients="train", designs=[sites], hypotheses=[])
     assert code == 0
     splits = pd.read_csv(out / "cohort" / "splits.csv")
     own = splits.loc[splits["patient_id"] == "p03", ["fold", "part"]]
@@ -321,11 +321,11 @@ def test_swept_decision_rules_are_those_of_each_setting(run):
     design = {"name": "kfold", "split": "kfold", "folds": 3, "methods": ["constant", "ridge-head"]}
     claim = [{"name": "H1", "claim": "c", "design": "kfold", "a": "ridge-head", "b": "constant"}]
     code, out = run(
-        designs=[design | {"reference": "constant"}], hypotheses=claim, sweep={"decision.unit": ["exam", "patient"]}
+        designs=[design | {"reference": "constant"}], hypotheses=claim, sweep={"inference.unit": ["exam", "patient"]}
     )
     assert code == 0
     for unit in ("exam", "patient"):
-        assert evidence(out, f"kfold@decision.unit={unit}")["unit"] == unit
+        assert evidence(out, f"kfold@inference.unit={unit}")["unit"] == unit
     code = json.loads((out / "plan.json").read_text())["code"]
     assert code["methods"] == {"constant": 1, "ridge-head": 1}
 
@@ -342,7 +342,7 @@ def test_class_balance_reaches_every_row_that_trains_a_classifier(run, tmp_path)
     change(data, **{"label:nodule": lambda f: (f["patient_id"].str[1:].astype(int) % 6 == 0).astype(int)})
     bce = {"l2": 1.0, "bce": 1.0, "bce_target": "labels"}
     settings = {
-        "rows": {"labels": {"method": "prior", "options": {"objective": bce}}},
+        "methods": {"labels": {"method": "prior", "options": {"objective": bce}}},
         "designs": [{"name": "fixed", "split": "fixed", "methods": BALANCED_ROWS}],
         "hypotheses": [],
         "fit": {"hidden": 8, "steps": 60, "lr": 0.03, "validate_every": 60},

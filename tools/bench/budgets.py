@@ -19,9 +19,8 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from embedprior.config import load_config
+from embedprior.demo.assets import LABEL, build_assets, default_workers
 from embedprior.demo.config import DemoConfig
-from embedprior.demo.pipeline import build_spine
-from embedprior.demo.population import LABEL, default_workers
 from embedprior.errors import choose
 from embedprior.runs import artifact, artifacts_root, one_thread, progress, read_json, write_json
 from embedprior.students.config import Budget, TrainStudentConfig
@@ -31,7 +30,7 @@ from embedprior.students.tables import Loaded, load
 from embedprior.tables import write_table
 
 CODE_TAG = "budgets-3"
-FEWEST_SEEDS = 3
+MIN_SEEDS = 3
 
 
 def one(name: str, budget: Budget, loaded: Loaded, seed: int) -> dict[str, Any]:
@@ -57,10 +56,10 @@ def prepared(options: argparse.Namespace) -> tuple[Budget, Loaded, Path]:
     """Return the demo's budget and cohort, and the root of kept fits."""
     name = "quick" if options.quick else options.config
     out, config = options.out / f"budgets-{name}", load_config(DemoConfig, name, "demo")
-    spine = build_spine(config, options.seed, out, default_workers())
+    assets = build_assets(config, options.seed, out, default_workers())
     (out / "cohort").mkdir(exist_ok=True, parents=True)
     for table in ("exams", "pairs", "splits"):
-        write_table(getattr(spine.population, table), out / "cohort" / f"{table}.csv")
+        write_table(getattr(assets.population, table), out / "cohort" / f"{table}.csv")
     prior = config.prior
     budget = Budget(
         fit=config.student, stages=(prior.pretrain, prior.finetune), samples=prior.samples, sampler=prior.sampler,
@@ -80,7 +79,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--config", default="default", help="of configs/demo")
     parser.add_argument("--seed", type=int, default=2026)
-    parser.add_argument("--seeds", type=int, default=FEWEST_SEEDS, help="fits of every method")
+    parser.add_argument("--seeds", type=int, default=MIN_SEEDS, help="fits of every method")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these rows (default: every method)")
     parser.add_argument("--quick", action="store_true", help="the demo's toy size")
     parser.add_argument("--json", type=Path)
@@ -120,7 +119,7 @@ def main() -> int:
             (own["steps"] == own["expected"]).all()
         ),
         "every student has one backbone": own["backbone"].nunique() == 1,
-        f"at least {FEWEST_SEEDS} seeds": options.seeds >= FEWEST_SEEDS,
+        f"at least {MIN_SEEDS} seeds": options.seeds >= MIN_SEEDS,
     }
     for bar, met in bars.items():
         print(f"bar: {bar}: {'met' if met else 'MISSED'}")

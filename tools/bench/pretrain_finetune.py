@@ -32,9 +32,8 @@ from scipy.special import expit
 from sklearn.linear_model import RidgeCV
 
 from embedprior.config import load_config
+from embedprior.demo.assets import LABEL, DemoAssets, build_assets, default_workers
 from embedprior.demo.config import DemoConfig
-from embedprior.demo.pipeline import Spine, build_spine
-from embedprior.demo.population import LABEL, default_workers
 from embedprior.evidence import evaluate_predictions
 from embedprior.nn.config import FitConfig
 from embedprior.prior.config import PriorConfig
@@ -67,16 +66,16 @@ class Sides:
         return Sides(few, self.label[rows], patients)
 
 
-def sides_of(spine: Spine, source: str, part: str) -> Sides:
+def sides_of(assets: DemoAssets, source: str, part: str) -> Sides:
     """Return the pairs whose radiograph is a DRR ("drr") or real ("cxr"), of one part."""
-    exams = spine.population.exams.set_index("exam_id")
-    pairs = spine.population.pairs.merge(spine.population.splits[["patient_id", "part"]], on="patient_id")
+    exams = assets.population.exams.set_index("exam_id")
+    pairs = assets.population.pairs.merge(assets.population.splits[["patient_id", "part"]], on="patient_id")
     modality = exams.loc[pairs["cxr_exam_id"], "modality"].to_numpy()
     kept = pairs[(modality == source.upper()) & (pairs["part"] == part)]
     radiographs, scans = kept["cxr_exam_id"].tolist(), kept["ct_exam_id"].tolist()
     label = exams.loc[scans, LABEL_PREFIX + LABEL].to_numpy(dtype=np.float64)
     patients = kept["patient_id"].tolist()
-    condition, target = spine.cxr.take(radiographs), spine.ct.take(scans)
+    condition, target = assets.cxr.take(radiographs), assets.ct.take(scans)
     arrays = PairArrays(condition, target, radiographs, "drr" if source == "drr" else "cxr", patients=patients)
     return Sides(arrays, label, patients)
 
@@ -101,11 +100,11 @@ def explained(prior: Prior, test: Sides, guess: NDArray[np.floating]) -> float:
 
 
 def repetition(
-    config: DemoConfig, spine: Spine, count: int, seed: int
+    config: DemoConfig, assets: DemoAssets, count: int, seed: int
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
     """Return the held-out scores of every arm, and the variance that its regression explains."""
-    drr_train, drr_val = sides_of(spine, "drr", "train"), sides_of(spine, "drr", "val")
-    pool, test = sides_of(spine, "cxr", "val"), sides_of(spine, "cxr", "test")
+    drr_train, drr_val = sides_of(assets, "drr", "train"), sides_of(assets, "drr", "val")
+    pool, test = sides_of(assets, "cxr", "val"), sides_of(assets, "cxr", "test")
     order = np.random.default_rng(seed).permutation(len(pool.label))
     train, val = pool.take(order[:count]), pool.take(order[count : count + count // 2])
     head = train_head(drr_train.pairs.target, drr_train.label, drr_val.pairs.target, drr_val.label, FitConfig(), seed)
@@ -157,14 +156,14 @@ def main() -> int:
     config = load_config(DemoConfig, "quick" if options.quick else "default", "demo")
     if count + count // 2 > config.cohort.val:
         parser.error(f"--pairs {count} and half as many for validation, of {config.cohort.val} patients")
-    spine = build_spine(config, options.seed, out, default_workers())
-    test = sides_of(spine, "cxr", "test")
+    assets = build_assets(config, options.seed, out, default_workers())
+    test = sides_of(assets, "cxr", "test")
     rows: list[pd.DataFrame] = []
     shares: dict[str, list[float]] = {arm: [] for arm in ARMS}
     with one_thread():
         for number in progress(range(repetitions), "repetitions", total=repetitions):
             seed = seed_for(options.seed, "pretrain-finetune", number) % 2**31
-            scores, explains = repetition(config, spine, count, seed)
+            scores, explains = repetition(config, assets, count, seed)
             for arm, score in scores.items():
                 shares[arm].append(explains[arm])
                 rows.append(

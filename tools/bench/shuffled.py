@@ -18,11 +18,11 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from embedprior.config import load_config
+from embedprior.demo.assets import build_assets, default_workers
 from embedprior.demo.config import DemoConfig
-from embedprior.demo.pipeline import build_spine, study_of
-from embedprior.demo.population import default_workers
+from embedprior.demo.pipeline import study_of
 from embedprior.runs import artifacts_root, one_thread, progress, seed_for
-from embedprior.study.runner import Bench, method_of, units_of
+from embedprior.study.runner import FoldRunner, fit_jobs, method_of
 
 
 def main() -> int:
@@ -37,15 +37,15 @@ def main() -> int:
     options = parser.parse_args()
     repetitions = 3 if options.quick else options.repetitions
     config = load_config(DemoConfig, options.config, "demo")
-    spine = build_spine(config, options.seed, options.out, default_workers())
-    _, study, materials = study_of(config, options.seed, spine, artifacts_root(options.out))
-    unit, bench = next(u for u in units_of(study) if u.method == "prior-shuffled"), Bench(materials)
-    held_out = bench.cases(unit.round).scored["test"]
+    assets = build_assets(config, options.seed, options.out, default_workers())
+    _, study, inputs = study_of(config, options.seed, assets, artifacts_root(options.out))
+    job, runner = next(u for u in fit_jobs(study) if u.method == "prior-shuffled"), FoldRunner(inputs)
+    held_out = runner.cases(job.fold_id).scored["test"]
     aucs = []
     for repetition in progress(range(repetitions), "shuffled priors", total=repetitions):
-        seeded = replace(unit, seed=seed_for(options.seed, "shuffled bench", repetition) % 2**31)
+        seeded = replace(job, seed=seed_for(options.seed, "shuffled bench", repetition) % 2**31)
         with one_thread():
-            fitted = method_of(materials, unit.method, {}).fit(bench.data(seeded), seeded.seed)
+            fitted = method_of(inputs, job.method, {}).fit(runner.data(seeded), seeded.seed)
             scores = fitted.scores(held_out.without_ct())
         aucs.append(float(roc_auc_score(held_out.label, scores)))
     mean, se = float(np.mean(aucs)), float(np.std(aucs, ddof=1) / np.sqrt(repetitions))

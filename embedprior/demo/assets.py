@@ -1,9 +1,10 @@
-"""Virtual patients on disk, and the exam, pair and split tables that describe them."""
+"""What the demo starts from: virtual patients and their tables, frozen encoders, and the embedding caches."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,33 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from embedprior.cache import EmbeddingCache, build_cache
 from embedprior.demo.config import CohortConfig, DemoConfig
+from embedprior.encoders.config import CnnConfig
+from embedprior.encoders.registry import create_encoder
+from embedprior.encoders.small_cnn import (
+    ct_profile,
+    ct_slabs,
+    radiograph_picture,
+    radiograph_profile,
+    save_small_cnn,
+    train_small_cnn,
+)
 from embedprior.phantom import VirtualPatient
 from embedprior.phantom.findings import PhantomConfig
-from embedprior.runs import progress, seed_for
+from embedprior.runs import QUIET, Artifact, MetricsLog, Run, artifact, artifacts_root, progress, seed_for
 from embedprior.tables import check_exams, check_pairs, check_splits
 
-CODE_TAG = "phantoms-3"
+PHANTOM_TAG, ENCODER_TAG = "phantoms-3", "small-cnn-4"
 LABEL = "lesion"
 VOLUMES, PICTURES, PATIENTS = "volumes.npy", "radiographs.npy", "patients.csv"
 CHUNK = 20
+
+Rows = NDArray[np.intp]
+Labels = NDArray[np.float64]
+Pictures = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -181,3 +198,134 @@ def _generate_chunk(
     volumes.flush()
     pictures.flush()
     return rows
+
+
+@dataclass(frozen=True)
+class DemoAssets:
+    """What every fit of the demo reads.
+
+    Attributes:
+        population: the cohort.
+        ct: cache of the CT embeddings.
+        cxr: cache of the radiograph and DRR embeddings.
+        failures: exams that could not be embedded.
+    """
+
+    population: Population
+    ct: EmbeddingCache
+    cxr: EmbeddingCache
+    failures: list[dict[str, str]]
+
+
+def build_assets(config: DemoConfig, seed: int, out: Path, workers: int, run: Run | None = None) -> DemoAssets:
+    """Generate the virtual patients, train and freeze the encoders, and fill the caches; what exists is reused."""
+    root = artifacts_root(out)
+    made = artifact(
+        "phantoms",
+        {},
+        {"cohort": config.cohort, "phantom": config.phantom, "seed": seed},
+        PHANTOM_TAG,
+        lambda work: generate(config, seed, workers, work),
+        root,
+    )
+    population = describe(config, made.path)
+    _stage(run, "virtual patients", patients=len(population.splits), reused=made.reused)
+    encoders = _train_encoders(config, seed, population, made.key, root, workers)
+    _stage(run, "frozen encoders", reused=all(e.reused for e in encoders.values()))
+    exams, is_ct = population.exams, population.exams["modality"] == "CT"
+    slices = create_encoder("slice-cnn", weights=encoders["ct"].path)
+    pictures = create_encoder("radiograph-cnn", weights=encoders["cxr"].path)
+    ct, ct_failures = build_cache(exams[is_ct], made.path, slices, out / "caches" / "ct", 16, "embed CT")
+    cxr, cxr_failures = build_cache(exams[~is_ct], made.path, pictures, out / "caches" / "cxr", 64, "embed X-ray")
+    _stage(run, "embedding caches", ct=len(ct.ids), cxr=len(cxr.ids))
+    return DemoAssets(population, ct, cxr, ct_failures + cxr_failures)
+
+
+def _train_encoders(
+    config: DemoConfig, seed: int, population: Population, phantoms: str, root: Path, workers: int
+) -> dict[str, Artifact]:
+    """Return both encoders, each trained in a process with one thread: the same on every number of cores."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, 2), mp_context=context, initializer=_quiet_worker) as pool:
+        jobs = {pool.submit(_encoder, kind, config, seed, population, phantoms, root): kind for kind in ("ct", "cxr")}
+        return {jobs[job]: job.result() for job in progress(as_completed(jobs), "frozen encoders", total=len(jobs))}
+
+
+def _quiet_worker() -> None:
+    os.environ[QUIET] = "1"
+    one_thread_here()
+
+
+def _encoder(kind: str, config: DemoConfig, seed: int, population: Population, phantoms: str, root: Path) -> Artifact:
+    train, settings = {
+        "ct": (_train_ct_encoder, config.ct_encoder), "cxr": (_train_cxr_encoder, config.cxr_encoder)
+    }[kind]  # fmt: skip
+    return artifact(
+        "encoder", {"phantoms": phantoms}, {kind: settings, "seed": seed}, ENCODER_TAG,
+        lambda work: train(config, seed, population, work), root,
+    )  # fmt: skip
+
+
+def _train_ct_encoder(config: DemoConfig, seed: int, population: Population, work: Path) -> None:
+    settings = config.ct_encoder
+    volumes = np.load(population.root / VOLUMES, mmap_mode="r")
+    patients = pd.read_csv(population.root / PATIENTS).to_dict("records")
+    rng = np.random.default_rng(seed_for(seed, "slabs"))
+
+    def read(rows: Rows) -> tuple[Pictures, Labels]:
+        pictures, labels = [], []
+        for index in rows:
+            slabs = ct_slabs(volumes[index], settings.window, settings.slab)
+            ill = slab_labels(patients[index], len(slabs), settings.slab)
+            with_lesion = np.flatnonzero(ill)
+            others = rng.choice(np.flatnonzero(~ill), settings.slabs_per_patient, replace=False)
+            chosen = np.concatenate([with_lesion, others])
+            pictures.append(slabs[chosen])
+            labels.append(ill[chosen].astype(np.float64))
+        return np.concatenate(pictures), np.concatenate(labels)
+
+    profile = ct_profile(settings.window, settings.slab)
+    _train_encoder(config, population, ("drr", "cxr"), read, settings, seed, profile, "CT encoder", work)
+
+
+def _train_cxr_encoder(config: DemoConfig, seed: int, population: Population, work: Path) -> None:
+    pictures = np.load(population.root / PICTURES, mmap_mode="r")
+    label = pd.read_csv(population.root / PATIENTS)["label"].to_numpy(dtype=np.float64)
+
+    def read(rows: Rows) -> tuple[Pictures, Labels]:
+        return np.concatenate([radiograph_picture(pictures[i] / np.float32(255)) for i in rows]), label[rows]
+
+    size = config.cohort.radiograph_size
+    profile = radiograph_profile((size, size))
+    _train_encoder(config, population, ("cxr",), read, config.cxr_encoder, seed, profile, "X-ray encoder", work)
+
+
+def _train_encoder(
+    config: DemoConfig, population: Population, stages: tuple[str, ...],
+    read: Callable[[Rows], tuple[Pictures, Labels]], settings: CnnConfig, seed: int, profile: dict[str, Any],
+    desc: str, work: Path,
+) -> None:  # fmt: skip
+    members = parts(config.cohort)
+    train, val = (
+        read(np.array([i for i, (stage, part) in enumerate(members) if stage in stages and part == wanted]))
+        for wanted in ("train", "val")
+    )
+    seen = [patient_id(i) for i, (stage, part) in enumerate(members) if stage in stages and part in ("train", "val")]
+    network, history = train_small_cnn(*train, *val, settings, seed, f"train {desc}")
+    plain = CnnConfig(**settings.model_dump(include=set(CnnConfig.model_fields)))
+    save_small_cnn(network, plain, profile, work, patients_seen=seen)
+    log = MetricsLog(work / "metrics.jsonl")
+    for epoch in history:
+        log.write(**epoch)
+
+
+def slab_labels(patient: Mapping[Hashable, Any], count: int, slab: int) -> NDArray[np.bool_]:
+    """Return which of a CT's slabs hold the lesion, as public CT sets label slices."""
+    first, last = int(patient["lesion_first"]), int(patient["lesion_last"])
+    start = np.arange(count) * slab
+    return np.asarray((first >= 0) & (start <= last) & (start + slab - 1 >= first))
+
+
+def _stage(run: Run | None, name: str, **fields: Any) -> None:
+    if run is not None:
+        run.stage(name, **fields)
