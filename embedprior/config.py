@@ -5,7 +5,6 @@ Every field is also an option on the command line, dotted, over what its YAML fi
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import textwrap
@@ -210,9 +209,7 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     if location[-1] in getattr(section, "renamed", {}):
         return f"'{dotted}' is now called '{section.renamed[location[-1]]}'"
     allowed = sorted(section.model_fields)
-    close = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.5)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
-    return f"unknown key '{dotted}'. Allowed: {', '.join(allowed)}.{hint}"
+    return f"unknown key '{dotted}'. Allowed: {', '.join(allowed)}.{nearest(location[-1], allowed)}"
 
 
 def model_at(model: type[BaseModel], parents: list[str]) -> type[Config]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from embedprior.errors import BadInput, nearest
 from embedprior.runs import write_text
@@ -20,6 +22,8 @@ PAIR_REQUIRED = ("pair_id", "patient_id", "cxr_exam_id", "ct_exam_id", "offset_d
 SPLIT_REQUIRED = ("patient_id", "group_id", "design", "resample", "fold", "part")
 PARTS = ("train", "val", "test")
 PREDICTION_REQUIRED = ("exam_id", "patient_id", "label", "method", "score", "fold", "seed", "split")
+Hashes = NDArray[np.uint64]
+_MAX_RUNS = 24
 _TEXT = {"exam_id", "patient_id", "group_id", "pair_id", "cxr_exam_id", "ct_exam_id", "path", "modality"}
 
 
@@ -68,13 +72,14 @@ def label_columns(exams: pd.DataFrame) -> list[str]:
     return [c.removeprefix(LABEL_PREFIX) for c in exams.columns if c.startswith(LABEL_PREFIX)]
 
 
-def check_exams(exams: pd.DataFrame, where: str, first_line: int = 2) -> pd.DataFrame:
+def check_exams(exams: pd.DataFrame, where: str, first_line: int = 2, seen: SeenIds | None = None) -> pd.DataFrame:
     """Return the exam table, checked.
 
     Args:
         exams: the table, or a piece of it.
         where: the file, for messages.
         first_line: of the table or piece in the file.
+        seen: exam ids of the pieces before; None = this is the whole table.
 
     Raises:
         BadInput: missing or unknown column, empty or repeated ``exam_id``, unknown modality, a label that is
@@ -94,12 +99,30 @@ def check_exams(exams: pd.DataFrame, where: str, first_line: int = 2) -> pd.Data
             )
     for column in ("exam_id", "patient_id"):
         refuse(exams[column].isna() | (exams[column].astype(str) == ""), f"empty '{column}'")
-    refuse(exams["exam_id"].duplicated(), "repeated 'exam_id'")
+    refuse_repeated_exams(exams, where, SeenIds() if seen is None else seen, first_line)
     refuse(~exams["modality"].isin(MODALITIES), f"modality not one of {', '.join(MODALITIES)}")
     for name in label_columns(exams):
         values = exams[LABEL_PREFIX + name]
         refuse(values.notna() & ~values.isin([0, 1]), f"label '{name}' not 1, 0 or empty")
     return exams.reset_index(drop=True)
+
+
+def refuse_repeated_exams(exams: pd.DataFrame, where: str, seen: SeenIds, first_line: int = 2) -> None:
+    """Note the exam ids of a table, or of a piece of it: two files under one id would be taken for each other.
+
+    Args:
+        exams: with the column ``exam_id``.
+        where: the file, for messages.
+        seen: ids of the pieces before; these ids are added to it.
+        first_line: of the table or piece in the file.
+
+    Raises:
+        BadInput: an id that was there before; its lines and the first id are named.
+    """
+    repeated = pd.Series(seen.add(exams["exam_id"]), index=exams.index)
+    if repeated.any():
+        first = str(exams["exam_id"][repeated].iloc[0])
+        _refuse(exams, repeated, "repeated 'exam_id'", where, first_line, f" ('{first}')")
 
 
 def check_pairs(pairs: pd.DataFrame, exams: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -186,12 +209,62 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     write_text(path, frame.to_csv(index=False, float_format="%.10g"))
 
 
-def _refuse(frame: pd.DataFrame, bad: pd.Series, what: str, where: str, first_line: int = 2) -> None:
+def _refuse(
+    frame: pd.DataFrame, bad: pd.Series, what: str, where: str, first_line: int = 2, example: str = ""
+) -> None:  # fmt: skip
     if bad.any():
         rows = [str(row + first_line) for row, flag in enumerate(bad) if flag]
-        raise BadInput(f"{where}: {what} in line {_some(rows)}.")
+        raise BadInput(f"{where}: {what} in line {_some(rows)}{example}.")
 
 
 def _some(names: Sequence[str], limit: int = 5) -> str:
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+class HashSet:
+    """A set of hashes that grows by sorted runs, which are merged when there are many."""
+
+    def __init__(self) -> None:
+        self._runs: list[Hashes] = []
+
+    def add(self, hashes: Hashes) -> None:
+        """Put hashes in."""
+        if len(hashes):
+            self._runs.append(np.sort(hashes))
+        if len(self._runs) > _MAX_RUNS:
+            merged = np.concatenate(self._runs)
+            merged.sort()  # in place: a sorted copy would be the peak of a long table's memory
+            self._runs = [merged]
+
+    def has(self, hashes: Hashes) -> NDArray[np.bool_]:
+        """Return of each hash whether it is in."""
+        found = np.zeros(len(hashes), dtype=bool)
+        for run in self._runs:
+            at = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
+            found |= run[at] == hashes
+        return found
+
+
+class SeenIds:
+    """The identifiers of a table so far, eight bytes each: a table of millions is checked piece by piece.
+
+    Example:
+        >>> seen = SeenIds()
+        >>> seen.add(["a", "b"]).tolist(), seen.add(["c", "a", "c"]).tolist()
+        ([False, False], [False, True, True])
+    """
+
+    def __init__(self) -> None:
+        self._hashes = HashSet()
+
+    def add(self, ids: Iterable[object]) -> NDArray[np.bool_]:
+        """Add identifiers; return of each whether it was there before.
+
+        Different ones of a million share their eight bytes with odds of 1 in 10⁷.
+        """
+        names = np.array([str(i) for i in ids], dtype=object)
+        hashes: Hashes = pd.util.hash_array(names, categorize=False)
+        repeated: NDArray[np.bool_] = self._hashes.has(hashes) | pd.Series(names).duplicated().to_numpy()
+        self._hashes.add(hashes)
+        return repeated

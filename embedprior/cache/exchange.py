@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 
+from embedprior.cache.format import Array
 from embedprior.cache.loading import in_pieces
 from embedprior.cache.reader import EmbeddingCache
-from embedprior.cache.shards import Array
 from embedprior.cache.writer import CacheWriter
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput, require_extra

@@ -1,23 +1,27 @@
-"""What lies in a cache folder: manifest, shards, index, and which of the rows a cohort chose (its *view*)."""
+"""The files of a cache: manifest, shards, index, and which of the rows a cohort chose (its *view*).
+
+A shard is a safetensors file that carries its own exam ids, source hashes, row offsets and checksum. Its header is
+written here rather than by the safetensors library so that the same rows always give the same bytes. Numbers are stored
+as float32, float16, bfloat16 (which numpy lacks) or uint8.
+"""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
-import os
-import secrets
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from embedprior.cache.shards import PREFIX, SUFFIX, ShardHeader, read_header
+import numpy as np
+
 from embedprior.encoders.base import EncoderSpec, differing_field, encoder_key, key8
-from embedprior.errors import BadInput
-from embedprior.runs import hash_file, make_folder, read_json, write_file, write_json, write_text
+from embedprior.errors import BadInput, choose
+from embedprior.runs import hash_file, make_folder, read_json, write_file, write_json
 
 MANIFEST = "manifest.json"
 CURRENT = "current"
@@ -27,7 +31,7 @@ QUARANTINE = "quarantine"
 
 
 @dataclass(frozen=True)
-class Place:
+class CacheLocation:
     """A cache folder that is being filled.
 
     Attributes:
@@ -55,7 +59,7 @@ class Place:
         return str(self.key["dtype"])
 
 
-def place_for(out: Path, spec: EncoderSpec, tokens: bool = False) -> Place:
+def cache_location(out: Path, spec: EncoderSpec, tokens: bool = False) -> CacheLocation:
     """Return where a cache of this encoder lies under ``out``.
 
     Raises:
@@ -64,23 +68,23 @@ def place_for(out: Path, spec: EncoderSpec, tokens: bool = False) -> Place:
     if tokens and spec.token_dim is None:
         raise BadInput(f"encoder '{spec.name}' gives no tokens. Next: leave out --tokens, or see: embedprior encoders")
     key = encoder_key(spec, tokens)
-    return Place(out / f"{spec.name}@{key8(key)}", key)
+    return CacheLocation(out / f"{spec.name}@{key8(key)}", key)
 
 
-def prepare(place: Place, spec: EncoderSpec) -> None:
+def prepare(location: CacheLocation, spec: EncoderSpec) -> None:
     """Make the folder and its manifest where they are not there, or where the manifest is damaged.
 
     Raises:
         BadInput: a cache of another key lies in this folder (the field is named), or it can't be written to.
     """
-    make_folder(place.folder)
-    manifest = place.folder / MANIFEST
+    make_folder(location.folder)
+    manifest = location.folder / MANIFEST
     try:
-        have = key_of(place.folder)
+        have = key_of(location.folder)
     except BadInput:
-        write_json(manifest, {"key": place.key, "spec": spec})
+        write_json(manifest, {"key": location.key, "spec": spec})
     else:
-        refuse_other_key(place.folder.name, have, place.key)
+        refuse_other_key(location.folder.name, have, location.key)
 
 
 def key_of(folder: Path) -> dict[str, Any]:
@@ -109,25 +113,6 @@ def refuse_other_key(name: str, have: Mapping[str, Any], want: Mapping[str, Any]
             f"{name} was made with another {field}: {left!r:.80}, not {right!r:.80}. "
             "Embeddings of different origin are never mixed. Next: set it back, or give another folder."
         )
-
-
-def refuse_neighbour(out: Path, place: Place) -> None:
-    """Refuse to start a second cache of an encoder beside one in ``out``.
-
-    Raises:
-        BadInput: their keys differ in a field other than the output (embeddings beside tokens are fine).
-    """
-    if (place.folder / MANIFEST).is_file():
-        return
-    for folder in sorted(out.glob(f"{place.key['encoder']}@*")):
-        if not (folder / MANIFEST).is_file():
-            continue
-        try:
-            have = key_of(folder)
-        except BadInput:
-            continue  # damaged; the command that filled it writes it again
-        if have.get("encoder") == place.key["encoder"] and have.get("output") == place.key["output"]:
-            refuse_other_key(f"{out.name}/{folder.name}", have, place.key)
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -174,11 +159,6 @@ def checksum_line(view: Path) -> str:
     return f"{hash_file(view)}  {view.name}\n"
 
 
-def write_pointer(out: Path, place: Place, view: str) -> None:
-    """Let ``out`` name the cache and view that were filled last."""
-    write_text(out / CURRENT, f"{place.folder.name}\n{view}\n")
-
-
 def read_pointer(out: Path) -> tuple[Path, str] | None:
     """Return the cache folder and view that ``out/current`` names, or None."""
     pointer = out / CURRENT
@@ -191,59 +171,6 @@ def read_pointer(out: Path) -> tuple[Path, str] | None:
 INDEX_COLUMNS = ["exam_id", "shard", "row", "rows", "sha256"]
 
 
-class ViewNotes:
-    """Notes which exams of which block the cache holds, on disk: a cohort may be longer than memory is wide."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / f".view.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-        self.offsets: dict[int, int] = {}
-        self._handle = self.path.open("wb")
-
-    def add(self, block: int, pairs: Sequence[tuple[str, str]]) -> None:
-        """Note a block's exams and the sha256 of their sources."""
-        self.offsets[block] = self._handle.tell()
-        self._handle.write(json.dumps(list(pairs)).encode() + b"\n")
-
-    def close(self) -> tuple[str, dict[int, int]]:
-        """End the notes; return the file and where each block starts in it."""
-        self._handle.close()
-        return str(self.path), self.offsets
-
-    def remove(self) -> None:
-        """Delete the notes."""
-        with suppress(OSError):  # a full disk refuses what was not written yet
-            self._handle.close()
-        self.path.unlink(missing_ok=True)
-
-
-def write_view(folder: Path, name: str, parts: Sequence[tuple[str, dict[int, int]]]) -> int:
-    """Write ``views/<name>.csv`` from the notes of every process, in the order of the table; return its length."""
-    target = view_file(folder, name)
-    target.parent.mkdir(exist_ok=True)
-    count = 0
-
-    def fill(handle: BinaryIO) -> None:
-        nonlocal count
-        with ExitStack() as stack:
-            files = [stack.enter_context(Path(path).open("rb")) for path, _ in parts]
-            text = io.TextIOWrapper(handle, encoding="utf-8", newline="", write_through=True)
-            rows = csv.writer(text, lineterminator="\n")
-            rows.writerow(["exam_id", "sha256"])
-            blocks = {block: (file, offset) for file, (_, at) in zip(files, parts, strict=True)
-                      for block, offset in at.items()}  # fmt: skip
-            for block in sorted(blocks):
-                file, offset = blocks[block]
-                file.seek(offset)
-                pairs = json.loads(file.readline())
-                rows.writerows(pairs)
-                count += len(pairs)
-            text.detach()
-
-    write_file(target, fill)
-    write_text(checksum_file(target), checksum_line(target))
-    return count
-
-
 def index_rows(name: str, header: ShardHeader) -> Iterator[list[str]]:
     """Yield the index's rows of one shard."""
     starts = header.offsets.tolist()
@@ -251,15 +178,253 @@ def index_rows(name: str, header: ShardHeader) -> Iterator[list[str]]:
         yield [exam_id, name, str(starts[n]), str(starts[n + 1] - starts[n]), source]
 
 
-def write_index(folder: Path) -> None:
-    """Write ``index.csv`` from the headers of the shards: where every exam lies."""
+# cache dtype → (name in a safetensors header, dtype of the bytes on disk)
+STORED: dict[str, tuple[str, np.dtype[Any]]] = {
+    "float32": ("F32", np.dtype("<f4")),
+    "float16": ("F16", np.dtype("<f2")),
+    "bfloat16": ("BF16", np.dtype("<u2")),
+    "uint8": ("U8", np.dtype("u1")),
+}
+
+Array = np.ndarray[Any, Any]
+
+
+def to_stored(values: Array, dtype: str) -> Array:
+    """Return values as the bytes of a shard; bfloat16 is rounded to nearest, ties to even.
+
+    Raises:
+        BadInput: unknown dtype, or floats to be stored as uint8.
+    """
+    stored = choose("dtype", dtype, STORED)[1]
+    if dtype == "uint8":
+        if values.dtype != np.uint8:
+            raise BadInput(f"dtype uint8 is for encoders that return bytes, not {values.dtype}. Allowed: float32, "
+                           "float16, bfloat16.")  # fmt: skip
+        return np.ascontiguousarray(values)
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
+        rounded: Array = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+        return rounded
+    with np.errstate(over="ignore"):  # what overflows float16 is refused by ``finite``
+        return np.ascontiguousarray(values, dtype=stored)
+
+
+def from_stored(stored: Array, dtype: str) -> Array:
+    """Return a shard's numbers to compute with: float32, or uint8 as it is."""
+    if dtype == "bfloat16":
+        wide: Array = (stored.astype("<u4") << 16).view("<f4")
+        return wide
+    return stored if dtype == "uint8" else np.asarray(stored, dtype=np.float32)
+
+
+def working_dtype(dtype: str) -> np.dtype[Any]:
+    """Return the dtype that ``from_stored`` gives."""
+    return np.dtype(np.uint8 if dtype == "uint8" else np.float32)
+
+
+def finite(stored: Array, dtype: str) -> Array:
+    """Return of each stored row whether all its numbers are finite (an overflow of float16 is not)."""
+    if dtype == "uint8":
+        return np.ones(stored.shape[:-1], dtype=bool)
+    return np.asarray(np.isfinite(from_stored(stored, dtype)).all(-1))
+
+
+TENSOR = "embeddings"
+PREFIX, SUFFIX = "shard-", ".safetensors"
+_MAX_HEADER_BYTES = 100_000_000
+PAGE = 4096
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class ShardHeader:
+    """What a shard says of itself.
+
+    Attributes:
+        key: short hash of the cache it belongs to.
+        exam_ids: in the order of the rows.
+        sources: sha256 of each exam's source.
+        counts: rows of each exam; None when every exam has one.
+        checksum: sha256 of all the above and the numbers.
+        shape: rows × dim.
+        dtype: of the numbers, see ``STORED``.
+        start: of the numbers in the file.
+    """
+
+    key: str
+    exam_ids: list[str]
+    sources: list[str]
+    counts: list[int] | None
+    checksum: str
+    shape: tuple[int, int]
+    dtype: str
+    start: int
+
+    @cached_property
+    def offsets(self) -> Array:
+        """First row of each exam, and the number of rows at the end."""
+        counts = np.ones(len(self.exam_ids), np.int64) if self.counts is None else np.asarray(self.counts, np.int64)
+        return np.concatenate([[0], np.cumsum(counts)])
+
+
+def shard_name(block: int, exam_ids: Sequence[str], sources: Sequence[str]) -> str:
+    """Return the file name of a shard: its block in the exam table, and a hash of the exams in it."""
+    return f"{PREFIX}{block:06d}-{_exams_hash(exam_ids, sources)}{SUFFIX}"
+
+
+def write_shard(
+    path: Path, key: str, dtype: str, exam_ids: list[str], sources: list[str], stored: Array,
+    counts: list[int] | None = None,
+) -> None:  # fmt: skip
+    """Write a shard: temporary file, fsync, close, rename, fsync of the folder.
+
+    Args:
+        path: its final name.
+        key: short hash of the cache.
+        dtype: see ``STORED``.
+        exam_ids: one an exam.
+        sources: sha256 of each exam's source.
+        stored: rows × dim, as ``to_stored`` gives them.
+        counts: rows of each exam; None = one each.
+
+    Raises:
+        DiskFull: no room; what was there before is untouched.
+    """
+    data = np.ascontiguousarray(stored).reshape(-1).view(np.uint8).data
+    metadata = _metadata(key, dtype, exam_ids, sources, counts, stored.shape)
+    head = _header(metadata, _checksum(metadata, [data]), dtype, stored.shape)
 
     def fill(handle: BinaryIO) -> None:
-        text = io.TextIOWrapper(handle, encoding="utf-8", newline="", write_through=True)
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(INDEX_COLUMNS)
-        for path in shard_files(folder):
-            rows.writerows(index_rows(path.name, read_header(path)))
-        text.detach()
+        handle.write(head)
+        handle.write(data)
 
-    write_file(folder / INDEX, fill)
+    write_file(path, fill)
+
+
+def read_header(path: Path) -> ShardHeader:
+    """Read a shard's header without its numbers. Nothing in the file is executed.
+
+    Raises:
+        BadInput: the file is cut short or is no shard.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            if length > min(size - 8, _MAX_HEADER_BYTES):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(handle.read(length))
+        metadata = json.loads(header["__metadata__"]["embedprior"])
+        tensor = header[TENSOR]
+        rows, dim = (int(n) for n in tensor["shape"])
+        code, stored = STORED[metadata["dtype"]]
+        found = ShardHeader(
+            key=metadata["key"],
+            exam_ids=metadata["exam_ids"],
+            sources=metadata["sources"],
+            counts=metadata["counts"],
+            checksum=header["__metadata__"]["checksum"],
+            shape=(rows, dim),
+            dtype=metadata["dtype"],
+            start=8 + length,
+        )
+        if tensor["dtype"] != code or tensor["data_offsets"] != [0, rows * dim * stored.itemsize]:
+            raise ValueError("its tensor is not what the header says")
+        if size != found.start + rows * dim * stored.itemsize:
+            raise ValueError("its size differs from the header")
+        if len(found.sources) != len(found.exam_ids) or int(found.offsets[-1]) != rows:
+            raise ValueError("its exams and rows differ in number")
+        return found
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise BadInput(
+            f"{path.name} is damaged or no shard ({reason}). Next: run the command that filled the cache again (it "
+            f"computes only what is lost), or: embedprior cache verify {path.parent}"
+        ) from error
+
+
+def map_rows(path: Path, header: ShardHeader) -> Array:
+    """Map a shard's numbers, as stored, without copying them; shape rows × dim, read-only.
+
+    Torch maps the file, because it closes it then: Python's own map keeps it open, and a cache may have more shards
+    than a process may have open files.
+    """
+    import torch
+
+    stored = STORED[header.dtype][1]
+    if header.shape[0] == 0:
+        return np.empty(header.shape, stored)
+    size = header.start + header.shape[0] * header.shape[1] * stored.itemsize
+    mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    mapped.flags.writeable = False
+    return mapped[header.start :].view(stored).reshape(header.shape)
+
+
+def copy_rows(path: Path, header: ShardHeader, into: Array) -> None:
+    """Copy a shard's numbers, as stored, into ``into`` (rows × dim, contiguous): one read, where a map faults by page.
+
+    Raises:
+        BadInput: the file ends too soon.
+    """
+    wanted = into.reshape(-1).view(np.uint8).data
+    with path.open("rb", buffering=0) as handle:
+        handle.seek(header.start)
+        done = 0
+        while done < len(wanted):
+            got = handle.readinto(wanted[done:])
+            if not got:
+                raise BadInput(f"{path.name} ends too soon. Next: embedprior cache verify {path.parent}")
+            done += got
+
+
+def shard_corruption(path: Path, key: str) -> str:
+    """Return what is wrong with a shard of the cache ``key`` in words, or an empty string.
+
+    Every byte is read: the numbers against their checksum, the header against the one that would be written.
+    """
+    try:
+        header = read_header(path)
+    except BadInput as error:
+        return str(error).partition(" Next:")[0].removeprefix(path.name + " ")
+    if header.key != key:
+        return f"belongs to another cache (key {header.key}, not {key})"
+    metadata = _metadata(header.key, header.dtype, header.exam_ids, header.sources, header.counts, header.shape)
+    with path.open("rb") as handle:
+        head = handle.read(header.start)
+        checksum = _checksum(metadata, iter(lambda: handle.read(_CHUNK), b""))
+    if head != _header(metadata, checksum, header.dtype, header.shape):
+        return "its contents no longer have the checksum they were written with"
+    if not path.name.endswith(f"-{_exams_hash(header.exam_ids, header.sources)}{SUFFIX}"):
+        return "its name is not that of the exams in it"
+    return ""
+
+
+def _exams_hash(exam_ids: Sequence[str], sources: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps([list(exam_ids), list(sources)]).encode()).hexdigest()[:12]
+
+
+def _metadata(
+    key: str, dtype: str, exam_ids: list[str], sources: list[str], counts: list[int] | None, shape: Sequence[int]
+) -> str:
+    metadata: dict[str, Any] = {
+        "key": key, "dtype": dtype, "exam_ids": exam_ids, "sources": sources, "counts": counts, "shape": list(shape),
+    }  # fmt: skip
+    return json.dumps(metadata, sort_keys=True, separators=(",", ":"))
+
+
+def _header(metadata: str, checksum: str, dtype: str, shape: Sequence[int]) -> bytes:
+    code, stored = STORED[dtype]
+    header = {
+        "__metadata__": {"checksum": checksum, "embedprior": metadata},
+        TENSOR: {"data_offsets": [0, shape[0] * shape[1] * stored.itemsize], "dtype": code, "shape": list(shape)},
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % PAGE)  # a row of 1024 numbers then lies in one page, not in two
+    return struct.pack("<Q", len(text)) + text
+
+
+def _checksum(metadata: str, chunks: Any) -> str:
+    digest = hashlib.sha256(metadata.encode())
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()

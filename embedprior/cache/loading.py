@@ -17,46 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from embedprior.cache.format import Place, shard_files
-from embedprior.cache.shards import read_header
+from embedprior.cache.format import CacheLocation, read_header, shard_files
 from embedprior.encoders.base import Encoder
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.imaging.files import UnreadableExam, source_hash, source_stamp
-from embedprior.tables import EXAM_REQUIRED, check_exams, read_pieces
+from embedprior.tables import EXAM_REQUIRED, Hashes, HashSet, SeenIds, check_exams, read_pieces
 
 T = TypeVar("T")
 
-Array64 = NDArray[np.uint64]
-
-_MOST_RUNS = 24
 _GRAIN_NS = 50_000_000
 
 
-class HashSet:
-    """A set of hashes that grows by sorted runs, which are merged when there are many."""
-
-    def __init__(self) -> None:
-        self._runs: list[Array64] = []
-
-    def add(self, hashes: Array64) -> None:
-        """Put hashes in."""
-        if len(hashes):
-            self._runs.append(np.sort(hashes))
-        if len(self._runs) > _MOST_RUNS:
-            merged = np.concatenate(self._runs)
-            merged.sort()  # in place: a sorted copy would be the peak of a long table's memory
-            self._runs = [merged]
-
-    def has(self, hashes: Array64) -> NDArray[np.bool_]:
-        """Return of each hash whether it is in."""
-        found = np.zeros(len(hashes), dtype=bool)
-        for run in self._runs:
-            at = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
-            found |= run[at] == hashes
-        return found
-
-
-class Present:
+class PresentExams:
     """The (exam, source) pairs of a cache's shards.
 
     Eight bytes of a hash stand for a pair, so that a million exams take 8 MB. Two different pairs of a million that
@@ -99,12 +71,7 @@ def in_pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield piece
 
 
-def hash_ids(exam_ids: Iterable[object]) -> Array64:
-    """Return eight bytes that stand for each exam id."""
-    return pd.util.hash_array(np.array([str(i) for i in exam_ids], dtype=object), categorize=False)
-
-
-def _hashes(pairs: Iterable[tuple[str, str]]) -> Array64:
+def _hashes(pairs: Iterable[tuple[str, str]]) -> Hashes:
     digests = [hashlib.blake2b(f"{i}\0{s}".encode(), digest_size=8).digest() for i, s in pairs]
     return np.frombuffer(b"".join(digests), np.uint64)
 
@@ -132,16 +99,14 @@ class ExamTable:
             BadInput: it can't be read, something in it is wrong (see ``tables.check_exams``), or no exam is left.
         """
         self._path, self._modalities = path, modalities
-        ids: list[Array64] = []
+        seen = SeenIds()
         there: set[str] = set()
         first_line, chosen = 2, 0
         for piece in read_pieces(path, EXAM_REQUIRED, PIECE):
-            exams = check_exams(piece, str(path), first_line)
+            exams = check_exams(piece, str(path), first_line, seen)
             first_line += len(exams)
-            ids.append(hash_ids(exams["exam_id"]))
             there |= {str(name) for name in exams["modality"].unique()}
             chosen += int(exams["modality"].isin(modalities).sum())
-        self._refuse_twice(ids)
         if not chosen:
             have = ", ".join(sorted(there)) or "no line"
             raise BadInput(f"{path}: no exam of modality {' or '.join(modalities)}; the table has {have}.")
@@ -163,26 +128,6 @@ class ExamTable:
             yield kept
         if left:
             raise BadInput(f"{self._path} was changed while it was read. Next: run the same command again.")
-
-    def _refuse_twice(self, ids: list[Array64]) -> None:
-        hashes = np.concatenate(ids) if ids else np.empty(0, np.uint64)
-        hashes.sort()
-        suspects = hashes[1:][hashes[1:] == hashes[:-1]]
-        if not len(suspects):
-            return
-        seen: set[str] = set()
-        twice: list[str] = []
-        line = 2
-        for piece in read_pieces(self._path, EXAM_REQUIRED, PIECE):
-            for n in np.flatnonzero(np.isin(hash_ids(piece["exam_id"]), suspects)).tolist():
-                exam_id = str(piece["exam_id"].iloc[n])
-                if exam_id in seen:
-                    twice.append(f"{line + n} ('{exam_id}')")
-                seen.add(exam_id)
-            line += len(piece)
-        if twice:
-            more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
-            raise BadInput(f"{self._path}: repeated 'exam_id' in line {', '.join(twice[:5])}{more}.")
 
 
 @dataclass(frozen=True)
@@ -220,9 +165,9 @@ class Loaded:
 class _Reader(Dataset[Loaded]):
     """Reads what is missing of a task; exams that the cache holds already are hashed only."""
 
-    def __init__(self, root: Path, encoder: Encoder, place: Place) -> None:
+    def __init__(self, root: Path, encoder: Encoder, location: CacheLocation) -> None:
         self._root, self._encoder = root, encoder
-        self._present = Present(place.folder, place.short)
+        self._present = PresentExams(location.folder, location.short)
 
     def __getitem__(self, task: Task) -> Loaded:
         self._present.refresh()
@@ -258,18 +203,20 @@ class _Reader(Dataset[Loaded]):
         return loaded
 
 
-def load(tasks: Iterable[Task], root: Path, encoder: Encoder, place: Place, workers: int) -> Iterator[Loaded]:
+def load(
+    tasks: Iterable[Task], root: Path, encoder: Encoder, location: CacheLocation, workers: int
+) -> Iterator[Loaded]:
     """Yield every task's exams, read, in the order of the tasks.
 
     Args:
         tasks: taken a few ahead of what is yielded when there are workers.
         root: folder the paths are relative to.
         encoder: its ``read`` is called.
-        place: the cache, to leave out what it holds.
+        location: the cache, to leave out what it holds.
         workers: processes that read; 0 = this one.
     """
     loader: DataLoader[Loaded] = DataLoader(
-        _Reader(root, encoder, place),
+        _Reader(root, encoder, location),
         batch_size=None,
         sampler=tasks,
         num_workers=workers,

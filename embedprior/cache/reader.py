@@ -1,4 +1,4 @@
-"""Open a cache: ids, and one matrix or the tokens of each exam."""
+"""Open a cache: ids, and one matrix or the tokens of each exam; pairs of embeddings for a training loop."""
 
 from __future__ import annotations
 
@@ -6,37 +6,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int, Num
+import torch
+from jaxtyping import Int, Num, Shaped
 from numpy.lib.stride_tricks import as_strided
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from embedprior.cache.format import (
     MANIFEST,
+    STORED,
     VIEWS,
+    Array,
+    ShardHeader,
+    copy_rows,
+    from_stored,
     key_of,
+    map_rows,
+    read_header,
     read_pointer,
     read_view,
     refuse_other_key,
     shard_files,
     view_file,
-)
-from embedprior.cache.shards import (
-    STORED,
-    Array,
-    ShardHeader,
-    copy_rows,
-    from_stored,
-    map_rows,
-    read_header,
     working_dtype,
 )
 from embedprior.encoders.base import key8
 from embedprior.errors import BadInput, nearest
 from embedprior.imaging.files import source_hash
-from embedprior.runs import note_use, read_json
+from embedprior.runs import read_json, record_dependency
+from embedprior.tables import PAIR_REQUIRED, require_columns
 
 COPY_AFTER = 1 / 16
 _NOWHERE = np.empty((0, 2), np.int64)
@@ -241,7 +243,7 @@ def open_cache(
     key = key_of(folder)
     if expect is not None:
         refuse_other_key(folder.name, key, expect)
-    note_use("cache", folder.name, folder, view)
+    record_dependency("cache", folder.name, folder, view)
     shards = read_shards(folder, key)
     if exams is not None:
         wanted = [str(i) for i in exams["exam_id"]]
@@ -259,7 +261,7 @@ def open_view(folder: Path, view: str) -> EmbeddingCache:
         BadInput: as ``open_cache``.
     """
     key = key_of(folder)
-    note_use("cache", folder.name, folder, view)
+    record_dependency("cache", folder.name, folder, view)
     return _of_view(folder, key, read_shards(folder, key), view)
 
 
@@ -327,3 +329,59 @@ def _chosen(
             f"{', '.join(gone[:5])}. Next: run the command that filled the cache again."
         )
     return EmbeddingCache(folder, key, ids, sources, shards, everywhere[np.array(rows, dtype=np.int64)])
+
+
+class Pair(TypedDict):
+    """One pair: its id, and the embeddings of radiograph (or DRR) and CT."""
+
+    pair_id: str
+    cxr: Shaped[Tensor, " cxr_dim"]
+    ct: Shaped[Tensor, " ct_dim"]
+
+
+class PairDataset(Dataset[Pair]):
+    """The pairs of a pair table, read from two caches.
+
+    Embeddings are copied to memory once (``in_memory``), or read by memory map for each batch. Give it to a
+    ``DataLoader``; a batch is read in one go. With token caches an element has tokens × dim instead of dim numbers.
+
+    Raises:
+        BadInput: a pair's exam has no embedding (it is named), or a column is missing.
+    """
+
+    def __init__(self, pairs: pd.DataFrame, cxr: EmbeddingCache, ct: EmbeddingCache, in_memory: bool = True) -> None:
+        require_columns(pairs, PAIR_REQUIRED, "pair table")
+        self.pair_ids = [str(i) for i in pairs["pair_id"]]
+        self._sides = [
+            _Side(cache, list(pairs[column]), in_memory) for cache, column in ((cxr, "cxr_exam_id"), (ct, "ct_exam_id"))
+        ]
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+    def __getitem__(self, index: int) -> Pair:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Pair]:
+        """Return several pairs, read together."""
+        cxr, ct = (side.read(indices) for side in self._sides)
+        return [
+            {"pair_id": self.pair_ids[index], "cxr": left, "ct": right}
+            for index, left, right in zip(indices, cxr, ct, strict=True)
+        ]
+
+
+class _Side:
+    def __init__(self, cache: EmbeddingCache, exam_ids: list[str], in_memory: bool) -> None:
+        self._cache, self._rows = cache, cache.rows([str(i) for i in exam_ids])
+        self._tensor = None
+        if in_memory and not cache.has_tokens:
+            self._tensor = torch.from_numpy(cache.read(self._rows))
+
+    def read(self, indices: Sequence[int]) -> Sequence[Tensor]:
+        if self._tensor is not None:
+            return list(self._tensor[torch.as_tensor(indices)])
+        rows = self._rows[np.asarray(indices)]
+        if self._cache.has_tokens:
+            return [torch.from_numpy(self._cache.tokens(row).copy()) for row in rows.tolist()]
+        return list(torch.from_numpy(self._cache.read(rows)))

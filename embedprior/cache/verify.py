@@ -16,17 +16,21 @@ from embedprior.cache.format import (
     INDEX,
     INDEX_COLUMNS,
     MANIFEST,
+    PREFIX,
     QUARANTINE,
+    SUFFIX,
     VIEWS,
-    Place,
+    Array,
+    CacheLocation,
     index_rows,
     key_of,
+    read_header,
     read_view,
+    shard_corruption,
     shard_files,
 )
-from embedprior.cache.loading import Present, in_pieces
+from embedprior.cache.loading import PresentExams, in_pieces
 from embedprior.cache.reader import EmbeddingCache
-from embedprior.cache.shards import PREFIX, SUFFIX, Array, damage, read_header
 from embedprior.encoders.base import differing_field, key8
 from embedprior.errors import BadInput
 from embedprior.runs import Lock
@@ -36,7 +40,7 @@ BUILDER, WRITER, LOCK = ".builder-", ".writer", ".lock"
 
 
 @dataclass(frozen=True)
-class Damage:
+class Corruption:
     """One thing that is wrong.
 
     Attributes:
@@ -50,7 +54,7 @@ class Damage:
     reason: str
 
 
-def inspect(folder: Path, key: dict[str, Any] | None = None) -> list[Damage]:
+def find_corruption(folder: Path, key: dict[str, Any] | None = None) -> list[Corruption]:
     """Return everything that is wrong with a cache folder, reading every byte of it.
 
     Args:
@@ -62,36 +66,38 @@ def inspect(folder: Path, key: dict[str, Any] | None = None) -> list[Damage]:
     """
     if not folder.is_dir():
         raise BadInput(f"no cache folder {folder}. Next: embedprior cache ls {folder.parent}")
-    found: list[Damage] = []
+    found: list[Corruption] = []
     try:
         have = key_of(folder)
         if not folder.name.endswith(f"@{key8(have)}"):
-            found.append(Damage(MANIFEST, "manifest", f"its key has the hash {key8(have)}, the folder another"))
+            found.append(Corruption(MANIFEST, "manifest", f"its key has the hash {key8(have)}, the folder another"))
     except BadInput as error:
-        found.append(Damage(MANIFEST, "manifest", str(error).partition(" Next:")[0]))
+        found.append(Corruption(MANIFEST, "manifest", str(error).partition(" Next:")[0]))
     short = key8(key) if key is not None else folder.name.rpartition("@")[2]
     for path in shard_files(folder):
-        reason = damage(path, short)
+        reason = shard_corruption(path, short)
         if reason:
-            found.append(Damage(path.name, "foreign" if "another cache" in reason else "damaged", reason))
+            found.append(Corruption(path.name, "foreign" if "another cache" in reason else "damaged", reason))
     found += _missing(folder, short, {d.file for d in found})
-    found += [Damage(path.relative_to(folder).as_posix(), "foreign", "no file of a cache") for path in _strange(folder)]
+    found += [
+        Corruption(path.relative_to(folder).as_posix(), "foreign", "no file of a cache") for path in _strange(folder)
+    ]
     return found
 
 
-def mend(place: Place, found: list[Damage]) -> None:
+def repair(location: CacheLocation, found: list[Corruption]) -> None:
     """Take damaged shards and tables away (a rebuild computes just them), and put foreign files into quarantine."""
     for one in found:
-        path = place.folder / one.file
+        path = location.folder / one.file
         if one.kind == "foreign":
-            aside = place.folder / QUARANTINE / one.file.replace("/", "_")
+            aside = location.folder / QUARANTINE / one.file.replace("/", "_")
             aside.parent.mkdir(exist_ok=True)
             path.rename(aside)
         elif one.kind == "damaged":
             path.unlink(missing_ok=True)
 
 
-def clear_leftovers(folder: Path, own: Path) -> None:
+def remove_leftovers(folder: Path, own: Path) -> None:
     """Remove what killed runs left (temporary files, their locks), unless another builder is at work here."""
     for lock in folder.glob(f".*{LOCK}"):
         if lock != own and not Lock(lock).remove_if_stale() and lock.name.startswith((BUILDER, WRITER)):
@@ -100,10 +106,10 @@ def clear_leftovers(folder: Path, own: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def _missing(folder: Path, short: str, reported: set[str]) -> Iterator[Damage]:
+def _missing(folder: Path, short: str, reported: set[str]) -> Iterator[Corruption]:
     """Shards of the index that are gone, and exams of a view that no shard holds."""
     there = {path.name for path in shard_files(folder)}
-    present = Present(folder, short, skip=reported)
+    present = PresentExams(folder, short, skip=reported)
     present.refresh()
     lost: dict[str, int] = {}
     try:
@@ -115,9 +121,9 @@ def _missing(folder: Path, short: str, reported: set[str]) -> Iterator[Damage]:
     except FileNotFoundError:
         pass
     except (OSError, ValueError, IndexError, csv.Error) as error:
-        yield Damage(INDEX, "damaged", f"not the index of these shards ({error})")
+        yield Corruption(INDEX, "damaged", f"not the index of these shards ({error})")
     for name, count in sorted(lost.items()):
-        yield Damage(name, "missing", f"it is gone; the index has {count} exams in it")
+        yield Corruption(name, "missing", f"it is gone; the index has {count} exams in it")
     for view in sorted((folder / VIEWS).glob("*.csv")):
         try:
             gone, first = 0, ""
@@ -125,10 +131,12 @@ def _missing(folder: Path, short: str, reported: set[str]) -> Iterator[Damage]:
                 absent = ~present.has(pairs)
                 gone, first = gone + int(absent.sum()), first or (pairs[absent.argmax()][0] if absent.any() else "")
         except BadInput as error:
-            yield Damage(f"{VIEWS}/{view.name}", "damaged", str(error).partition(" Next:")[0])
+            yield Corruption(f"{VIEWS}/{view.name}", "damaged", str(error).partition(" Next:")[0])
             continue
         if gone and not lost and not reported:
-            yield Damage(f"{VIEWS}/{view.name}", "missing", f"{gone} of its exams are in no shard; the first: {first}")
+            yield Corruption(
+                f"{VIEWS}/{view.name}", "missing", f"{gone} of its exams are in no shard; the first: {first}"
+            )
 
 
 def _indexed(path: Path) -> Iterator[tuple[str, list[list[str]]]]:

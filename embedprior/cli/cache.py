@@ -54,13 +54,13 @@ def verify(cache: Path) -> int:
         BadInput: no cache there.
     """
     from embedprior.cache.format import read_pointer, shard_files
-    from embedprior.cache.verify import inspect
+    from embedprior.cache.verify import find_corruption
 
     pointed = read_pointer(cache)
     folder = pointed[0] if pointed is not None else cache
     if "@" not in folder.resolve().name:
         raise BadInput(f"no embedding cache at {cache}. Next: embedprior cache ls {cache}")
-    found = inspect(folder)
+    found = find_corruption(folder)
     for one in found:
         print(f"{one.kind:<9} {one.file}: {one.reason}")
     print(f"{folder.name}: shards read: {len(shard_files(folder))}, problems: {len(found)}")
@@ -148,7 +148,8 @@ def import_(
     """
     given = recorded(locals())
     from embedprior.cache.exchange import first_shape, import_npy
-    from embedprior.cache.format import place_for, refuse_neighbour
+    from embedprior.cache.format import cache_location
+    from embedprior.cache.plan import refuse_second_cache
     from embedprior.encoders.base import EncoderSpec
     from embedprior.runs import Run, hash_file
     from embedprior.tables import read_table
@@ -166,10 +167,10 @@ def import_(
         profile={"transform_version": "imported", "origin": origin}, pooling="imported",
         token_dim=dim if tokens else None,
     )  # fmt: skip
-    place = place_for(out, spec, tokens)
-    refuse_neighbour(out, place)
+    location = cache_location(out, spec, tokens)
+    refuse_second_cache(out, location)
     run = Run(out, "cache import", given, 0, {"table": hash_file(table)})
-    run.keep(place.folder)
+    run.keep(location.folder)
     cache, failures = import_npy(folder, exams, spec, out, tokens)
     text = f"# {cache.path.name}\n\n{len(cache.ids)} exams, {len(failures)} files left out.\n"
     run.finish(text, failures, cache=cache.path.name)

@@ -43,46 +43,46 @@ def embed(**given: Any) -> int:
     Raises:
         BadInput: anything that can be refused before the work begins; nothing was written.
     """
-    from embedprior.cache.build import fill_cache, plan
-    from embedprior.cache.format import place_for, refuse_neighbour
-    from embedprior.cache.job import exams_for, measure_precision, refuse_dtype, summary_text
-    from embedprior.runs import Run, hash_file, note_use
-    from embedprior.runs.distributed import launched
+    from embedprior.cache.build import fill_cache, summary_text
+    from embedprior.cache.format import cache_location
+    from embedprior.cache.plan import exams_for, measure_quantization, plan, refuse_dtype, refuse_second_cache
+    from embedprior.runs import Run, hash_file, record_dependency
+    from embedprior.runs.distributed import process_group
 
     cohort, out, dtype, tokens = given["cohort"], given["out"], given["dtype"], given["tokens"]
-    me = launched(given["processes"])
+    processes = process_group(given["processes"])
     encoder = _encoder(given)
     refuse_dtype(encoder, dtype)
     spec = encoder.spec if dtype is None else encoder.spec.model_copy(update={"dtype": dtype})
-    place = place_for(out, spec, tokens)
-    refuse_neighbour(out, place)
+    location = cache_location(out, spec, tokens)
+    refuse_second_cache(out, location)
     exams = exams_for(encoder, cohort, given["modality"], given["limit"])
-    if exams.left_out and me.first:
+    if exams.left_out and processes.is_main:
         print(f"{exams.left_out} exams of other modalities are left out", file=sys.stderr)
     if given["dry_run"]:
-        if me.first:
-            print(f"{place.folder}\n{plan(exams, cohort.parent, encoder, place).words()}")
+        if processes.is_main:
+            print(f"{location.folder}\n{plan(exams, cohort.parent, encoder, location).words()}")
         return DONE
     run = None
-    if me.first:
+    if processes.is_main:
         inputs = {"cohort": hash_file(cohort), "encoder weights": encoder.spec.weights_sha256}
         run = Run(out, "embed", recorded(given), 0, inputs)
-        run.keep(place.folder)
+        run.keep(location.folder)
     filled = fill_cache(
         exams, cohort.parent, encoder, out, given["batch_size"], tokens=tokens, dtype=dtype,
-        workers=given["workers"], shard_exams=given["shard_exams"], processes=me,
+        workers=given["workers"], shard_exams=given["shard_exams"], processes=processes,
     )  # fmt: skip
     if run is not None:
-        note_use("cache", filled.place.folder.name, filled.place.folder, filled.view)
-        precision = measure_precision(
+        record_dependency("cache", filled.location.folder.name, filled.location.folder, filled.view)
+        precision = measure_quantization(
             encoder, lambda: _encoder(given | {"precision": "fp32"}), exams, cohort.parent, dtype
         )
         text = summary_text(filled, precision, exams.count)
         run.stage("embed", exams=filled.exams, embedded=filled.embedded, failures=len(filled.failures))
-        run.finish(text, filled.failures, cache=filled.place.folder.name, view=filled.view,
-                   quantization_error=precision, mended=[vars(one) for one in filled.mended])  # fmt: skip
+        run.finish(text, filled.failures, cache=filled.location.folder.name, view=filled.view,
+                   quantization_error=precision, repaired=[vars(one) for one in filled.repaired])  # fmt: skip
         print(text)
-    me.meet()  # a launcher ends all processes when one ends with exit code 3: not before the first has written all
+    processes.barrier()  # a launcher ends all processes when one ends with exit code 3: first let all be written
     return NEEDS_ATTENTION if filled.failures else DONE
 
 

@@ -103,7 +103,7 @@ def drr(config: DrrConfig, dry_run: bool, include_incomplete: bool, processes: i
     from embedprior.cohort.drr import plan_text, render_cohort
     from embedprior.imaging.drr.config import get_renderer
     from embedprior.imaging.drr.render import cts_of_table, find_cts
-    from embedprior.runs.distributed import launched
+    from embedprior.runs.distributed import process_group
 
     if (common["ct"] is None) == (common["cohort"] is None):
         raise BadInput("give either --ct PATH or --cohort FILE. Next: embedprior drr --ct FOLDER --out runs/drr")
@@ -114,13 +114,13 @@ def drr(config: DrrConfig, dry_run: bool, include_incomplete: bool, processes: i
         from embedprior.imaging.drr.tone_fit import reference_files
 
         reference_files(common["match_style"], config.view)
-    me = launched(processes, "drr ...")
+    group = process_group(processes, "drr ...")
     if dry_run:
-        if me.first:
-            print(plan_text(exams, config, common["workers"] * me.count))
+        if group.is_main:
+            print(plan_text(exams, config, common["workers"] * group.world_size))
         return DONE
     made = render_cohort(
-        exams, config, common["out"], me, workers=common["workers"], match_style=common["match_style"],
+        exams, config, common["out"], group, workers=common["workers"], match_style=common["match_style"],
         include_incomplete=include_incomplete,
     )  # fmt: skip
     if made is None:

@@ -117,9 +117,9 @@ def prior(config: TrainPriorConfig) -> int:
     Raises:
         BadInput: see ``prior.data``, ``prior.checkpoint`` and ``prior.losses``; nothing was written.
     """
-    from embedprior.runs.distributed import launched
+    from embedprior.runs.distributed import process_group
 
-    launched(command="train prior --config ...")
+    process_group(command="train prior --config ...")
     from embedprior.prior.data import read_pairs
 
     train, val, inputs = read_pairs(config)

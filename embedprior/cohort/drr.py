@@ -15,7 +15,7 @@ from embedprior.imaging.drr.render import CtExam, Rendered, Scanned, image_name,
 from embedprior.imaging.drr.tone_fit import fit_tone_to_folder
 from embedprior.imaging.radiographs import read_image
 from embedprior.runs import Run, artifacts_root, progress
-from embedprior.runs.distributed import Processes
+from embedprior.runs.distributed import ProcessGroup
 
 MEGABYTES_PER_PIXEL = 1.2e-6
 
@@ -34,7 +34,7 @@ class DrrCohort:
 
 
 def render_cohort(
-    exams: Sequence[CtExam], config: DrrConfig, out: Path, processes: Processes, *, workers: int = 1,
+    exams: Sequence[CtExam], config: DrrConfig, out: Path, processes: ProcessGroup, *, workers: int = 1,
     match_style: Path | None = None, include_incomplete: bool = False,
 ) -> DrrCohort | None:  # fmt: skip
     """Render every CT and write images, ``exams.csv``, ``pairs.csv`` and a contact sheet.
@@ -55,7 +55,7 @@ def render_cohort(
         BadInput: two exam ids share a file name, or no CT can be read to fit the tone curve.
     """
     # every process hashes every CT: the list of series must be the same in all of them
-    scanned, failures = scan(progress(exams, "scan", total=len(exams)) if processes.first else exams)
+    scanned, failures = scan(progress(exams, "scan", total=len(exams)) if processes.is_main else exams)
     firsts = [s for s in scanned if not s.same_as]
     note = ""
     if match_style is not None:
@@ -66,9 +66,9 @@ def render_cohort(
             f"range, {match.before:.3f} before."
         )
     hashes = {s.exam.exam_id: s.digest for s in scanned}
-    run = Run(out, "drr", config, config.seed, hashes) if processes.first else None
-    mine = firsts[processes.rank :: processes.count]
-    where = f"drr {processes.rank + 1}/{processes.count}" if processes.count > 1 else "drr"
+    run = Run(out, "drr", config, config.seed, hashes) if processes.is_main else None
+    mine = firsts[processes.rank :: processes.world_size]
+    where = f"drr {processes.rank + 1}/{processes.world_size}" if processes.world_size > 1 else "drr"
     own = render_all(mine, config, artifacts_root(out), workers, where)
     done = {result.exam_id: result for result in processes.gather(own)}
     made = None
@@ -78,7 +78,7 @@ def render_cohort(
         summary = _write(out, config, scanned, rendered, failures, include_incomplete, note)
         run.finish(summary, failures, rendered=sum(r.folder is not None for r in rendered))
         made = DrrCohort(summary, failures)
-    processes.meet()
+    processes.barrier()
     return made
 
 

@@ -12,5 +12,5 @@ class EvidenceError(ValueError):
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the closest of ``allowed``, or an empty string."""
-    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -19,7 +19,7 @@ from embedprior.runs.files import (
     write_text,
 )
 from embedprior.runs.locks import Lock
-from embedprior.runs.provenance import note_use
+from embedprior.runs.provenance import record_dependency
 from embedprior.runs.run import (
     QUIET,
     MetricsLog,
@@ -34,6 +34,6 @@ from embedprior.runs.run import (
 
 __all__ = [
     "QUIET", "Artifact", "DiskFull", "Lock", "MetricsLog", "Run", "artifact", "artifacts_root", "canonical", "fsync",
-    "git_revision", "hash_array", "hash_file", "hash_of", "make_folder", "note_use", "one_thread", "progress",
-    "progress_bar", "read_json", "seed_for", "versions", "write_file", "write_json", "write_text",
+    "git_revision", "hash_array", "hash_file", "hash_of", "make_folder", "one_thread", "progress", "progress_bar",
+    "read_json", "record_dependency", "seed_for", "versions", "write_file", "write_json", "write_text",
 ]  # fmt: skip

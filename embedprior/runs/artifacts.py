@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedprior.runs.files import canonical, fsync, hash_of, saying_what_is_full, write_json
+from embedprior.runs.files import canonical, explain_full_disk, fsync, hash_of, write_json
 from embedprior.runs.locks import Lock
-from embedprior.runs.provenance import collecting, note_use
+from embedprior.runs.provenance import record_dependency, recording
 
 MANIFEST = "artifact.json"
 
@@ -75,11 +75,11 @@ def artifact(
         try:
             if not (final / MANIFEST).is_file():
                 _build(described, build, final)
-                note_use(kind, key, final)
+                record_dependency(kind, key, final)
                 return Artifact(final, key, reused=False)
         finally:
             lock.release()
-    note_use(kind, key, final)
+    record_dependency(kind, key, final)
     return Artifact(final, key, reused=True)
 
 
@@ -89,7 +89,7 @@ def _build(described: dict[str, Any], build: Callable[[Path], None], final: Path
     work = final.parent / f".tmp-{final.name}-{os.getpid()}"
     work.mkdir()
     try:
-        with collecting() as ledger, saying_what_is_full(final):
+        with recording() as ledger, explain_full_disk(final):
             build(work)
             write_json(work / MANIFEST, described | {"uses": _portable(ledger.records(), final)})
             for file in sorted(work.rglob("*")):

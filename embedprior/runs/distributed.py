@@ -10,25 +10,25 @@ from embedprior.errors import BadInput
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessGroup:
     """This process among those that were launched together.
 
     Attributes:
-        rank: 0 … count − 1.
-        count: processes in all.
+        rank: 0 … world_size − 1.
+        world_size: processes in all.
         accelerator: accelerate's object; None for one process.
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     accelerator: Any = None
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process does what is done once."""
         return self.rank == 0
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until every process is here."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
@@ -43,33 +43,33 @@ class Processes:
         return gathered
 
 
-def launched(asked: int | None = None, command: str = "embed ...") -> Processes:
-    """Return this process's place among those that torchrun or accelerate started.
+def process_group(asked: int | None = None, command: str = "embed ...") -> ProcessGroup:
+    """Return the group of processes that torchrun or accelerate started.
 
     Args:
-        asked: how many there must be; None = as many as the launcher was told to start, where that can be seen.
+        asked: how many there must be; None = as many as the launcher was asked to start, where that can be seen.
         command: of embedprior, for the message.
 
     Raises:
         BadInput: there are fewer (or more) than asked for.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    wanted = asked or _told_to_accelerate() or count
-    if wanted != count:
+    expected = asked or _accelerate_num_processes() or count
+    if expected != count:
         raise BadInput(
-            f"{wanted} processes were asked for, {count} started. On a CPU accelerate launch starts only one. Next: "
-            f"torchrun --nproc_per_node {wanted} -m embedprior {command}"
+            f"{expected} processes were asked for, {count} started. On a CPU accelerate launch starts only one. Next: "
+            f"torchrun --nproc_per_node {expected} -m embedprior {command}"
         )
     if count == 1:
-        return Processes()
+        return ProcessGroup()
     import torch
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    return Processes(accelerator.process_index, accelerator.num_processes, accelerator)
+    return ProcessGroup(accelerator.process_index, accelerator.num_processes, accelerator)
 
 
-def _told_to_accelerate() -> int | None:
+def _accelerate_num_processes() -> int | None:
     """Return the --num_processes of the ``accelerate launch`` that started us, if one did.
 
     With one process it leaves no trace of the number in the environment.

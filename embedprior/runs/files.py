@@ -82,7 +82,7 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """
     temporary = temporary_beside(path)
     try:
-        with saying_what_is_full(path), temporary.open("wb") as handle:
+        with explain_full_disk(path), temporary.open("wb") as handle:
             fill(handle)
             handle.flush()
             os.fsync(handle.fileno())
@@ -101,7 +101,7 @@ def make_folder(path: Path) -> None:
         DiskFull: no room.
     """
     try:
-        with saying_what_is_full(path / "the results"):
+        with explain_full_disk(path / "the results"):
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 pass
@@ -111,7 +111,7 @@ def make_folder(path: Path) -> None:
 
 
 @contextmanager
-def saying_what_is_full(path: Path) -> Iterator[None]:
+def explain_full_disk(path: Path) -> Iterator[None]:
     """Turn the system's "no space" into an error that says where, and what to do.
 
     Raises:

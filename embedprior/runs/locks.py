@@ -3,7 +3,7 @@
 A lock is a file made with ``O_EXCL``: of several who try, one succeeds. It holds who made it (host, process, a token),
 and its modification time is a heartbeat. It is stale, and may be taken over, when its process is known to be dead, when
 the heartbeat has stopped, or when its maker died before it had signed it. Work under a lock must be safe to do twice
-(publish by rename): a process that was stopped for longer than the heartbeat allows finds with ``held`` that it has
+(publish by rename): a process that was stopped for longer than the heartbeat allows finds with ``is_ours`` that it has
 lost its lock.
 """
 
@@ -71,20 +71,20 @@ class Lock:
         aside.unlink(missing_ok=True)
         return True
 
-    def place(self) -> None:
+    def create_unique(self) -> None:
         """Make the lock under a name that nobody else can have; unlike an acquired one it is never seen unsigned."""
         write_text(self.path, self._signature())
-        _HEART.keep(self.path)
+        _HEARTBEAT.keep(self.path)
 
-    def held(self) -> bool:
+    def is_ours(self) -> bool:
         """Return whether the lock file is still the one we made."""
         owner = _read(self.path)
         return owner is not None and owner.get("token") == self._token
 
     def release(self) -> None:
         """Give the lock back, if it is still ours."""
-        _HEART.forget(self.path)
-        if self.held():
+        _HEARTBEAT.forget(self.path)
+        if self.is_ours():
             self.path.unlink(missing_ok=True)
 
     def owner(self) -> str:
@@ -117,9 +117,9 @@ class Lock:
         finally:
             os.close(handle)
         try:
-            if not self.held():  # we were stopped before we had signed it, for so long that it was taken over
+            if not self.is_ours():  # we were stopped before we had signed it, for so long that it was taken over
                 return False
-            _HEART.keep(self.path)
+            _HEARTBEAT.keep(self.path)
         except BaseException:
             self.release()
             raise
@@ -201,7 +201,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return owner if isinstance(owner, dict) else {}
 
 
-class _Heart:
+class _Heartbeat:
     """One thread that touches every lock this process holds."""
 
     def __init__(self) -> None:
@@ -236,5 +236,5 @@ class _Heart:
                     continue
 
 
-_HEART = _Heart()
-os.register_at_fork(after_in_child=_HEART.renew)
+_HEARTBEAT = _Heartbeat()
+os.register_at_fork(after_in_child=_HEARTBEAT.renew)

@@ -15,7 +15,7 @@ RECORD, RUNS = "run.json", ".runs"
 
 
 @dataclass(frozen=True)
-class Use:
+class Dependency:
     """One thing that was read or made.
 
     Attributes:
@@ -35,57 +35,57 @@ class Use:
         return asdict(self)
 
 
-class Ledger:
+class ProvenanceLog:
     """Collects uses, each once, in the order they came."""
 
     def __init__(self) -> None:
-        self._uses: dict[Use, None] = {}
+        self._dependencies: dict[Dependency, None] = {}
 
-    def add(self, use: Use) -> None:
-        """Note a use."""
-        self._uses[use] = None
+    def add(self, dependency: Dependency) -> None:
+        """Note a dependency."""
+        self._dependencies[dependency] = None
 
     def records(self) -> list[dict[str, Any]]:
         """Return the uses as JSON types."""
-        return [use.record() for use in self._uses]
+        return [dependency.record() for dependency in self._dependencies]
 
 
-_open: list[Ledger] = []
+_open: list[ProvenanceLog] = []
 
 
-def note_use(kind: str, key: str, path: Path, view: str = "") -> None:
+def record_dependency(kind: str, key: str, path: Path, view: str = "") -> None:
     """Note, in every open ledger, that something was read or made."""
-    use = Use(kind, key, str(path.resolve()), view)
+    dependency = Dependency(kind, key, str(path.resolve()), view)
     for ledger in _open:
-        ledger.add(use)
+        ledger.add(dependency)
 
 
-def open_ledger() -> Ledger:
-    """Start a ledger that collects until ``close_ledger``."""
-    ledger = Ledger()
+def open_log() -> ProvenanceLog:
+    """Start a ledger that collects until ``close_log``."""
+    ledger = ProvenanceLog()
     _open.append(ledger)
     return ledger
 
 
-def close_ledger(ledger: Ledger) -> None:
-    """Stop collecting; closing twice does nothing."""
+def close_log(ledger: ProvenanceLog) -> None:
+    """Stop recording; closing twice does nothing."""
     _open[:] = [other for other in _open if other is not ledger]
 
 
 @contextmanager
-def collecting() -> Iterator[Ledger]:
+def recording() -> Iterator[ProvenanceLog]:
     """Collect the uses of what happens inside."""
-    ledger = open_ledger()
+    ledger = open_log()
     try:
         yield ledger
     finally:
-        close_ledger(ledger)
+        close_log(ledger)
 
 
 def register_run(out: Path, uses: list[dict[str, Any]]) -> None:
     """Leave a note of the run in every artifacts folder outside ``out`` that it used, so that nothing it needs is
     taken for unused."""
-    for root in {r for use in uses if (r := _artifacts_folder(Path(use["path"]))) is not None}:
+    for root in {r for dependency in uses if (r := _artifacts_folder(Path(dependency["path"]))) is not None}:
         if not root.is_relative_to(out.resolve()):
             note = root / RUNS / f"{hash_of(str(out.resolve()))[:16]}.json"
             note.parent.mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedprior.runs.files import canonical, make_folder, write_json, write_text
-from embedprior.runs.provenance import RECORD, close_ledger, kept_caches, open_ledger, register_run
+from embedprior.runs.provenance import RECORD, close_log, kept_caches, open_log, register_run
 from embedprior.version import __version__
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Run:
             (out / stale).unlink(missing_ok=True)
         self.metrics = MetricsLog(out / "metrics.jsonl")
         self._started = time.monotonic()
-        self._ledger = open_ledger()
+        self._ledger = open_log()
         self._kept_before = kept_caches(out)
         self._record = {
             "command": command,
@@ -151,7 +151,7 @@ class Run:
         """Write ``summary.md``, ``failures.csv`` (only when something failed) and the final ``run.json``."""
         import pandas as pd
 
-        close_ledger(self._ledger)
+        close_log(self._ledger)
         write_text(self.out / "summary.md", summary)
         if failures:
             pd.DataFrame(failures).to_csv(self.out / "failures.csv", index=False)

@@ -18,7 +18,7 @@ import pytest
 from embedprior.cache import build, open_cache
 from embedprior.cache.build import fill_cache
 from embedprior.cache.format import shard_files
-from embedprior.cache.verify import inspect
+from embedprior.cache.verify import find_corruption
 from embedprior.runs import DiskFull
 
 from .conftest import MeanEncoder, expected, make_exams, tree
@@ -97,7 +97,7 @@ def test_ten_kills_at_random_instants_change_no_byte(tmp_path: Path) -> None:
     assert shards[-1] > 0  # they were at work when they died
     fill(exams, tmp_path, out)
     assert tree(out) == tree(tmp_path / "whole")
-    assert inspect(next(out.glob("means@*"))) == []
+    assert find_corruption(next(out.glob("means@*"))) == []
 
 
 def test_two_builders_at_once_share_the_work(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_builders_of_two_cohorts_meet_in_one_cache(tmp_path: Path) -> None:
         folder = next(out.glob("means@*"))
         found = open_cache(folder, exams=exams, root=root)
         np.testing.assert_allclose(found.matrix, expected(root, list(range(12))), atol=1e-6)
-        assert inspect(folder) == []
+        assert find_corruption(folder) == []
 
 
 def test_a_full_disk_is_said_and_earlier_shards_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_a_full_disk_is_said_and_earlier_shards_stay_whole(tmp_path: Path, monke
     monkeypatch.undo()
     folder = next(out.glob("means@*"))
     assert [p.name for p in shard_files(folder)] == [written[0].name]
-    assert inspect(folder) == []
+    assert find_corruption(folder) == []
     assert not list(folder.glob(".*"))
     fill(exams, tmp_path, out)
     np.testing.assert_allclose(open_cache(out).matrix, expected(tmp_path, list(range(12))), atol=1e-6)

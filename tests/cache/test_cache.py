@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from embedprior.cache import build_cache, open_cache
-from embedprior.cache.build import fill_cache, plan
-from embedprior.cache.format import place_for, refuse_neighbour
+from embedprior.cache.build import fill_cache
+from embedprior.cache.format import cache_location
+from embedprior.cache.plan import plan, refuse_second_cache
 from embedprior.encoders.base import encoder_key
 from embedprior.errors import BadInput
 from embedprior.runs import write_json
@@ -79,7 +80,7 @@ def test_reader_that_raises_what_it_likes_costs_one_exam(tmp_path: Path) -> None
     assert cache.ids == ["e0", "e3"]
     reasons = {f["exam_id"]: f["reason"] for f in failures}
     assert reasons == {"e1": "it can't be read (KeyError)", "e2": "the table gives it no path"}
-    ahead = plan([exams], tmp_path, Fragile(), place_for(tmp_path / "other", Fragile().spec))
+    ahead = plan([exams], tmp_path, Fragile(), cache_location(tmp_path / "other", Fragile().spec))
     assert (ahead.exams, ahead.missing, ahead.absent, ahead.write_bytes) == (4, 3, 1, 3 * 4 * 4)
     assert ahead.read_bytes == sum((tmp_path / f"{n}.png").stat().st_size for n in (0, 1, 3))
 
@@ -116,7 +117,7 @@ def test_exam_that_is_in_the_table_twice_is_refused(tmp_path: Path, in_pieces: b
     exams = make_exams(tmp_path, 6)
     exams.loc[5, "exam_id"] = "e1"
     table = (exams.iloc[n : n + 2] for n in range(0, 6, 2)) if in_pieces else exams
-    with pytest.raises(BadInput, match="exam 'e1' is in the table twice"):
+    with pytest.raises(BadInput, match=r"repeated 'exam_id' in line \d \('e1'\)"):
         fill_cache(table, tmp_path, MeanEncoder(), tmp_path / "cache")
 
 
@@ -139,8 +140,8 @@ def test_another_origin_is_refused_with_the_field_named(tmp_path: Path, change: 
     with pytest.raises(BadInput, match=field):
         open_cache(cache.path, expect=encoder_key(other))
     with pytest.raises(BadInput, match=field):
-        refuse_neighbour(out, place_for(out, other))
-    assert place_for(out, other).folder != cache.path
+        refuse_second_cache(out, cache_location(out, other))
+    assert cache_location(out, other).folder != cache.path
 
 
 def test_manifest_of_another_key_is_never_filled(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from embedprior.cache import build_cache, open_cache
 from embedprior.cache.build import fill_cache
 from embedprior.cache.format import shard_files
-from embedprior.cache.verify import inspect
+from embedprior.cache.verify import find_corruption
 from embedprior.errors import BadInput
 
 from .conftest import MeanEncoder, make_exams, tree
@@ -23,7 +23,7 @@ def built(root: Path) -> tuple[pd.DataFrame, Path]:
     """Twelve exams in three shards."""
     exams = make_exams(root, 12)
     filled = fill_cache(exams, root, MeanEncoder(), root / "cache", BATCH, shard_exams=4)
-    return exams, filled.place.folder
+    return exams, filled.location.folder
 
 
 def truncate(shard: Path) -> None:
@@ -50,17 +50,17 @@ def test_a_harmed_shard_is_found_and_only_it_is_computed_again(tmp_path: Path, h
     victim = shard_files(folder)[1]
     others = {p.name: p.stat().st_ino for p in shard_files(folder) if p != victim}
     harm(victim)
-    assert [d.file for d in inspect(folder)] == [victim.name]
+    assert [d.file for d in find_corruption(folder)] == [victim.name]
     if harm not in (flip,):  # a flipped number is found by verify, not on every open
         with pytest.raises(BadInput):
             open_cache(tmp_path / "cache")
     again = MeanEncoder()
     filled = fill_cache(exams, tmp_path, again, tmp_path / "cache", BATCH, shard_exams=4)
     assert again.seen == 4
-    assert [d.file for d in filled.mended] == [victim.name]
+    assert [d.file for d in filled.repaired] == [victim.name]
     assert tree(folder) == before
     assert {p.name: p.stat().st_ino for p in shard_files(folder) if p != victim} == others
-    assert inspect(folder) == []
+    assert find_corruption(folder) == []
     assert not (tmp_path / "cache" / "executed").exists()
 
 
@@ -68,10 +68,10 @@ def test_foreign_files_are_found_and_put_aside_unread(tmp_path: Path) -> None:
     exams, folder = built(tmp_path)
     before = tree(folder)
     other = fill_cache(exams, tmp_path, MeanEncoder(weights_sha256="x"), tmp_path / "cache", BATCH, shard_exams=4)
-    stranger = shard_files(other.place.folder)[0]
+    stranger = shard_files(other.location.folder)[0]
     (folder / "weights.pkl").write_bytes(pickle.dumps(Payload(str(tmp_path / "executed"))))
     (folder / f"shard-000009-{'0' * 12}.safetensors").write_bytes(stranger.read_bytes())
-    found = inspect(folder)
+    found = find_corruption(folder)
     assert {d.kind for d in found} == {"foreign"}
     assert sorted(d.file for d in found) == [f"shard-000009-{'0' * 12}.safetensors", "weights.pkl"]
     again = MeanEncoder()
@@ -82,7 +82,7 @@ def test_foreign_files_are_found_and_put_aside_unread(tmp_path: Path) -> None:
     assert sorted(k for k in left if k.startswith("quarantine/")) == [
         f"quarantine/shard-000009-{'0' * 12}.safetensors", "quarantine/weights.pkl",
     ]  # fmt: skip
-    assert inspect(folder) == []
+    assert find_corruption(folder) == []
     assert not (tmp_path / "executed").exists()
 
 
@@ -91,7 +91,7 @@ def test_damaged_tables_are_written_again(tmp_path: Path, file: str) -> None:
     exams, folder = built(tmp_path)
     before = tree(folder)
     (folder / file).write_text("{")
-    assert [d.file for d in inspect(folder)] == [file]
+    assert [d.file for d in find_corruption(folder)] == [file]
     again = MeanEncoder()
     fill_cache(exams, tmp_path, again, tmp_path / "cache", BATCH, shard_exams=4)
     assert again.seen == 0
@@ -103,6 +103,6 @@ def test_view_that_was_cut_is_found_and_written_again(tmp_path: Path) -> None:
     before = tree(folder)
     view = next((folder / "views").glob("*.csv"))
     view.write_text(view.read_text()[:-70])
-    assert [d.file for d in inspect(folder)] == [f"views/{view.name}"]
+    assert [d.file for d in find_corruption(folder)] == [f"views/{view.name}"]
     build_cache(exams, tmp_path, MeanEncoder(), tmp_path / "cache", BATCH)
     assert tree(folder) == before

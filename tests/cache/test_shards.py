@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embedprior.cache.shards import (
-    damage,
+from embedprior.cache.format import (
     finite,
     from_stored,
     map_rows,
     read_header,
+    shard_corruption,
     shard_name,
     to_stored,
     write_shard,
@@ -69,22 +69,22 @@ def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 def test_every_flipped_bit_and_every_cut_is_found(tmp_path: Path) -> None:
     path = shard(tmp_path)
     whole = path.read_bytes()
-    assert damage(path, "0123abcd") == ""
+    assert shard_corruption(path, "0123abcd") == ""
     for position in range(len(whole)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ (1 << position % 8)]) + whole[position + 1 :])
-        assert damage(path, "0123abcd"), f"bit in byte {position}"
+        assert shard_corruption(path, "0123abcd"), f"bit in byte {position}"
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
-        assert damage(path, "0123abcd"), f"cut at {length}"
+        assert shard_corruption(path, "0123abcd"), f"cut at {length}"
         with pytest.raises(BadInput, match="damaged or no shard"):
             read_header(path)
 
 
 def test_shard_of_another_cache_or_under_another_name_is_found(tmp_path: Path) -> None:
     path = shard(tmp_path)
-    assert "another cache" in damage(path, "ffffffff")
+    assert "another cache" in shard_corruption(path, "ffffffff")
     path.rename(tmp_path / shard_name(4, ["x"], ["y"]))
-    assert "name" in damage(tmp_path / shard_name(4, ["x"], ["y"]), "0123abcd")
+    assert "name" in shard_corruption(tmp_path / shard_name(4, ["x"], ["y"]), "0123abcd")
 
 
 class Payload:
@@ -101,7 +101,7 @@ def test_pickle_in_place_of_a_shard_is_refused_and_not_executed(tmp_path: Path) 
         path.write_bytes(evil)
         with pytest.raises(BadInput, match="damaged or no shard"):
             read_header(path)
-        assert damage(path, "0123abcd")
+        assert shard_corruption(path, "0123abcd")
     torch.save({"embeddings": Payload(str(marker))}, path)
     with pytest.raises(BadInput, match="damaged or no shard"):
         read_header(path)

@@ -17,7 +17,7 @@ from PIL import Image
 from embedprior.cache import open_cache
 from embedprior.cli import main
 from embedprior.errors import BadInput
-from embedprior.runs.distributed import launched
+from embedprior.runs.distributed import process_group
 
 ROOT = Path(__file__).parents[2]
 
@@ -240,7 +240,7 @@ def test_encoders_are_listed_with_their_licences(capsys: pytest.CaptureFixture[s
 
 def test_fewer_processes_than_accelerate_was_told_is_an_error(tmp_path: Path) -> None:
     """On a CPU accelerate launch starts one process whatever it is told; only its command line shows the number."""
-    program = "from embedprior.runs.distributed import launched; launched()"
+    program = "from embedprior.runs.distributed import process_group; process_group()"
     launcher = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', sys.argv[-1]]).returncode)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     script = tmp_path / "accelerate"
@@ -250,7 +250,7 @@ def test_fewer_processes_than_accelerate_was_told_is_an_error(tmp_path: Path) ->
     assert ran.returncode != 0
     assert "2 processes were asked for, 1 started" in ran.stderr
     with pytest.raises(BadInput, match="torchrun --nproc_per_node 3"):
-        launched(3)
+        process_group(3)
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def test_lock_of_a_dead_process_is_taken_over_at_once(tmp_path: Path) -> None:
     write_owner(tmp_path / "l", pid=dead_pid())
     lock = Lock(tmp_path / "l")
     assert lock.acquire()
-    assert lock.held()
+    assert lock.is_ours()
     lock.release()
     assert list(tmp_path.iterdir()) == []
 
@@ -84,7 +84,7 @@ def test_maker_that_was_stopped_before_signing_does_not_believe_it_has_the_lock(
 
 def test_held_lock_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "HEARTBEAT_S", 0.02)
-    monkeypatch.setattr(locks, "_HEART", locks._Heart())
+    monkeypatch.setattr(locks, "_HEARTBEAT", locks._Heartbeat())
     with Lock(tmp_path / "l"):
         os.utime(tmp_path / "l", (0, 0))
         deadline = time.monotonic() + 10
@@ -98,7 +98,7 @@ def test_lost_lock_is_noticed_and_not_taken_from_its_new_owner(tmp_path: Path) -
     assert slow.acquire()
     (tmp_path / "l").unlink()
     write_owner(tmp_path / "l")
-    assert not slow.held()
+    assert not slow.is_ours()
     slow.release()
     assert json.loads((tmp_path / "l").read_text())["token"] == "theirs"
 
@@ -160,13 +160,13 @@ def test_what_a_killed_build_left_is_cleared(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "thing").iterdir()] == [made.key]
 
 
-def test_a_process_forked_while_the_heart_beats_can_lock(tmp_path: Path) -> None:
+def test_a_process_forked_while_a_heartbeat_runs_can_lock(tmp_path: Path) -> None:
     def child() -> None:
         if not Lock(tmp_path / "a.lock").acquire():
             os._exit(1)
 
     process = FORK.Process(target=child)
-    with locks._HEART._guard:
+    with locks._HEARTBEAT._guard:
         process.start()
     process.join(20)
     alive = process.is_alive()

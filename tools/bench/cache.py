@@ -18,7 +18,7 @@ import numpy as np
 from common.measuring import Table, wall_seconds
 
 from embedprior.cache import CacheWriter, open_cache, reader
-from embedprior.cache.verify import inspect
+from embedprior.cache.verify import find_corruption
 from embedprior.cli import main as command
 from embedprior.encoders import registry
 from embedprior.encoders.base import EncoderSpec
@@ -62,7 +62,7 @@ def build(folder: Path) -> None:
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(line.split()[1] for line in status if line.startswith("VmHWM"))
     cache = next((folder / "cache").glob("synthetic@*"))
-    print(peak, wall_seconds(lambda: inspect(cache)))
+    print(peak, wall_seconds(lambda: find_corruption(cache)))
 
 
 def peak_mib(folder: Path, count: int) -> tuple[float, float, float]:
