@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int16
 
 from embedprior.imaging.findings import Finding
-from embedprior.imaging.volume import AIR_HU, Volume
+from embedprior.imaging.volume import AIR_HU, Volume, is_rotation
 
 LOWEST, HIGHEST = -32768, 32767
 MIN_SPACING_MM, MAX_SPACING_MM = 0.1, 12.0
@@ -18,6 +19,8 @@ SOFT_TISSUE = (-200, 250)
 MIN_GAS_SHARE = 0.005
 MIN_TISSUE_SHARE = 0.03
 METAL_HU = 4000
+MASK_LABELS = 16
+CLIPPED_BELOW_HU, CLIPPED_SHARE = 2000, 5e-4
 """Bars of the plausibility check. On the 17 real volumes the smallest shares seen are in docs/imaging.md."""
 
 
@@ -80,6 +83,8 @@ def audit_hu(hu: Int16[np.ndarray, "z y x"]) -> list[Finding]:
     seen = f"values from {low} to {high}"
     if low == high:
         return [Finding("hu-range", f"every voxel is {low}")]
+    if low >= 0 and high <= 255 and np.unique(sample).size <= MASK_LABELS:
+        return [Finding("hu-range", f"{seen}, few different ones: labels of a mask, not Hounsfield units")]
     air = _share(sample, *LUNG_OR_AIR)
     tissue = _share(sample, *SOFT_TISSUE)
     top = float(np.percentile(sample, 99.9))
@@ -91,7 +96,14 @@ def audit_hu(hu: Int16[np.ndarray, "z y x"]) -> list[Finding]:
         return [Finding("hu-range", f"{tissue_text}: not a chest CT in HU; perhaps the rescale was applied twice")]
     if top >= METAL_HU:
         return [Finding("hu-range", f"{seen}; one voxel in a thousand is above {METAL_HU} HU: wrong scale")]
-    return _audit_air(sample)
+    return _audit_air(sample) + _audit_top(sample, high)
+
+
+def _audit_top(sample: Int16[np.ndarray, " n"], high: int) -> list[Finding]:
+    share = float((sample == high).mean())
+    if high >= CLIPPED_BELOW_HU or share < CLIPPED_SHARE:
+        return []
+    return [Finding("window-clipped", f"{share:.1%} of the voxels are {high} HU, and none is above")]
 
 
 def _audit_air(sample: Int16[np.ndarray, " n"]) -> list[Finding]:
@@ -106,6 +118,26 @@ def _audit_air(sample: Int16[np.ndarray, " n"]) -> list[Finding]:
 
 def _share(sample: Int16[np.ndarray, " n"], low: int, high: int) -> float:
     return float(((sample >= low) & (sample <= high)).mean())
+
+
+def audit_grid(spacing_mm: Sequence[float], direction: np.ndarray[Any, Any]) -> list[Finding]:
+    """Return an error where spacing and axes are no grid of voxels: what no ``Volume`` can hold.
+
+    Args:
+        spacing_mm: along index x, y and z.
+        direction: 3 x 3; columns are the directions of index x, y and z.
+
+    Example:
+        >>> [f.code for f in audit_grid((0.7, 0.7, 0.0), np.eye(3))]
+        ['spacing-implausible']
+    """
+    if not all(np.isfinite(s) and s > 0 for s in spacing_mm):
+        shown = " x ".join(f"{s:g}" for s in spacing_mm)
+        return [Finding("spacing-implausible", f"voxels of {shown} mm. Next: fetch or convert the exam again")]
+    if not is_rotation(direction):
+        message = "the three axes are not perpendicular, or not of length 1. Next: convert the exam again"
+        return [Finding("skewed-axes", message)]
+    return []
 
 
 def audit_geometry(volume: Volume) -> list[Finding]:

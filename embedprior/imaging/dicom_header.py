@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from embedprior.imaging.files import UnreadableExam
+from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, dicom_mark, files_below, is_hidden, printable
 
 MAX_FILE_BYTES = 2**31
 MODALITIES = ("CR", "CT", "DX", "IO", "MG", "MR", "NM", "OT", "PT", "RF", "RTDOSE", "RTSTRUCT", "SEG", "SR", "US", "XA")
@@ -29,6 +30,8 @@ class Header:
         spacing_yx: PixelSpacing (between rows, between columns) in mm, or None.
         slope, intercept: rescale to HU, or None where the header has none.
         padding: lowest and highest stored value of PixelPaddingValue and PixelPaddingRangeLimit, or None.
+        instance_uid, study_uid, sop_class: of the image; empty where the header has none.
+        kernel: ConvolutionKernel where it is a short code such as ``B30f``, else empty.
         frame: which frame of an enhanced (multi-frame) CT this is, from 0; None for a file that is one image.
     """
 
@@ -53,6 +56,10 @@ class Header:
     intercept: float | None
     padding: tuple[int, int] | None
     transfer_syntax: str
+    instance_uid: str = ""
+    study_uid: str = ""
+    sop_class: str = ""
+    kernel: str = ""
     frame: int | None = None
 
     @property
@@ -67,21 +74,26 @@ def short_id(uid: str) -> str:
 
 
 class DicomFiles:
-    """The files of a folder (with its subfolders), of a zip, or one file; opened one at a time.
+    """The files of a folder, of a zip, or one file; opened one at a time.
 
-    ``last_pixels`` keeps the name and PixelData of the file read last, which may hold hundreds of frames.
+    Args:
+        path: folder, zip or file.
+        nested: of a folder: its subfolders too.
+
+    ``last_pixels`` keeps the name and PixelData of the file read last, which may hold hundreds of frames; ``headers``
+    what ``read_headers`` found in each file.
 
     Raises:
         UnreadableExam: not a zip, or an encrypted or damaged one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, nested: bool = True) -> None:
         self._path = path
         self.last_pixels: tuple[str, bytes] = ("", b"")
+        self.headers: dict[str, list[Header]] = {}
         self._zip: zipfile.ZipFile | None = None
         if path.is_dir():
-            found = (p for p in path.rglob("*") if p.is_file())
-            self.names = sorted(p.relative_to(path).as_posix() for p in found if not _hidden(p.name))
+            self.names = sorted(p.relative_to(path).as_posix() for p in files_below(path, nested))
         elif path.name.lower().endswith(".zip"):
             try:
                 self._zip = zipfile.ZipFile(path)
@@ -92,7 +104,7 @@ class DicomFiles:
                 raise UnreadableExam(f"{path.name}: the zip has a password. Next: unpack it to a folder")
             if any(m.file_size > MAX_FILE_BYTES for m in members):
                 raise UnreadableExam(f"{path.name}: a file in the zip is larger than {MAX_FILE_BYTES / 2**30:.0f} GiB")
-            self.names = sorted(m.filename for m in members if not _hidden(Path(m.filename).name))
+            self.names = sorted(m.filename for m in members if not any(map(is_hidden, Path(m.filename).parts)))
         else:
             self.names = [path.name]
 
@@ -120,37 +132,69 @@ def read_headers(files: DicomFiles, name: str) -> list[Header]:
     """Return the header of one file, one a frame for an enhanced CT; none when it is no DICOM image.
 
     Raises:
-        UnreadableExam: DICOM, but its header can't be decoded.
+        UnreadableExam: DICOM, but its header can't be decoded; or empty, or named ``.dcm``, and no DICOM.
+        OtherImage: the same of a file that says it is no CT.
     """
-    from pydicom.errors import InvalidDicomError
-
+    if name in files.headers:
+        return files.headers[name]
+    modality = ""
     try:
         with files.open(name) as handle, quiet_pydicom():
+            head = handle.read(132)
+            if dicom_mark(head) is None:
+                suffix = Path(name).suffix.lower()
+                # a lost slice: what has no suffix, or ends in a number as UIDs do, is named as slices are
+                if suffix in DICOM_SUFFIXES or (not head and (not suffix or suffix[1:].isdigit())):
+                    raise UnreadableExam(f"{printable(Path(name).name)}: {'no DICOM' if head else 'an empty file'}")
+                return []
+            handle.seek(0)
             data = read_dataset(handle, pixels=False)
+            modality = str(data.get("Modality", "")).upper()
             if not data.get("Rows") or not data.get("Columns"):
                 return []
             header = parse_header(data, name)
-            return [header] if header.frames == 1 else frame_headers(data, header)
-    except (InvalidDicomError, EOFError):
-        return []
+            files.headers[name] = [header] if header.frames == 1 else frame_headers(data, header)
+            return files.headers[name]
+    except (UnreadableExam, OSError, zipfile.BadZipFile):
+        raise
     # pydicom raises whatever a damaged value leads to (ValueError, TypeError, NotImplementedError, struct.error …)
     # with the value in its text, which may be a name
     except Exception as error:
-        raise UnreadableExam(f"{Path(name).name}: header can't be decoded ({type(error).__name__})") from None
+        kind = OtherImage if modality in MODALITIES and modality != "CT" else UnreadableExam
+        why = (
+            "RescaleSlope or RescaleIntercept holds several values"
+            if isinstance(error, SeveralValues)
+            else (f"header can't be decoded ({type(error).__name__})")
+        )
+        raise kind(f"{printable(Path(name).name)}: {why}") from None
 
 
-def read_dataset(handle: IO[bytes], pixels: bool) -> Any:
-    """Return pydicom's dataset of an open file."""
+class OtherImage(UnreadableExam):
+    """A damaged file that says it is no CT: a CT series beside it can be read without it."""
+
+
+class SeveralValues(ValueError):
+    """A field of one number holds different ones."""
+
+
+def read_dataset(handle: IO[bytes], pixels: bool, tags: Sequence[str] | None = None) -> Any:
+    """Return pydicom's dataset of an open file, with or without DICOM's preamble; of these tags alone where given."""
     import pydicom
 
-    return pydicom.dcmread(handle, stop_before_pixels=not pixels)
+    bare = dicom_mark(handle.read(132)) == "bare"
+    handle.seek(0)
+    return pydicom.dcmread(
+        handle, stop_before_pixels=not pixels, force=bare, specific_tags=None if tags is None else list(tags)
+    )
 
 
 def read_pixels(handle: IO[bytes]) -> bytes:
     """Return PixelData, decoding nothing else of the header."""
     import pydicom
 
-    data: bytes = pydicom.dcmread(handle, specific_tags=["PixelData"]).PixelData
+    bare = dicom_mark(handle.read(132)) == "bare"
+    handle.seek(0)
+    data: bytes = pydicom.dcmread(handle, specific_tags=["PixelData"], force=bare).PixelData
     return data
 
 
@@ -179,8 +223,12 @@ def parse_header(data: Any, name: str) -> Header:
         spacing_yx=_numbers(data.get("PixelSpacing"), 2),
         slope=_number(data.get("RescaleSlope")),
         intercept=_number(data.get("RescaleIntercept")),
-        padding=_padding(data, signed, bits),
-        transfer_syntax=str(data.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2")),
+        padding=_padding(data, signed, bits, stored),
+        transfer_syntax=str(getattr(data, "file_meta", {}).get("TransferSyntaxUID", "1.2.840.10008.1.2")),
+        instance_uid=str(data.get("SOPInstanceUID", "") or ""),
+        study_uid=str(data.get("StudyInstanceUID", "") or ""),
+        sop_class=str(data.get("SOPClassUID", "") or ""),
+        kernel=_code(data.get("ConvolutionKernel")),
     )
 
 
@@ -238,7 +286,7 @@ def quiet_pydicom() -> Iterator[None]:
         logger.disabled = before
 
 
-def _padding(data: Any, signed: bool, bits: int) -> tuple[int, int] | None:
+def _padding(data: Any, signed: bool, bits: int, stored: int) -> tuple[int, int] | None:
     first = data.get("PixelPaddingValue")
     if first is None:
         return None
@@ -246,6 +294,8 @@ def _padding(data: Any, signed: bool, bits: int) -> tuple[int, int] | None:
     # writers store a negative padding value as unsigned, or the reverse
     ends = [(int(v) + 2**bits) % 2**bits if not signed else (int(v) + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
             for v in (first, first if last is None else last)]  # fmt: skip
+    # bits above BitsStored are cleared when pixels are read, so they are cleared here
+    ends = [v % 2**stored if v >= 2**stored else v for v in ends]
     return min(ends), max(ends)
 
 
@@ -255,17 +305,22 @@ def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
 
 
 def _number(value: Any) -> float | None:
-    if value is None or value == "":
+    numbers = {float(v) for v in _several(value)}
+    if len(numbers) > 1:
+        raise SeveralValues
+    if not numbers:
         return None
-    number = float(value)
+    (number,) = numbers
     return number if abs(number) < 1e9 else None
+
+
+def _code(value: Any) -> str:
+    """A vendor's short code; anything longer may be free text and is left out."""
+    text = "/".join(str(v).strip() for v in _several(value))
+    return text if re.fullmatch(r"[A-Za-z0-9+_./-]{1,16}", text) else ""
 
 
 def _several(value: Any) -> list[Any]:
     if value is None or value == "":
         return []
     return [value] if isinstance(value, (str, int, float)) else list(value)
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name.upper() in ("DICOMDIR", "THUMBS.DB")

@@ -7,6 +7,7 @@ JPEG-LS, JPEG 2000, RLE), and what GDCM can't decode through pydicom's plugins, 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int16
 
-from embedprior.imaging.audit import HIGHEST, LOWEST
+from embedprior.imaging.audit import HIGHEST, LOWEST, below_air, floor_at_air
 from embedprior.imaging.dicom_header import DicomFiles, Header, quiet_pydicom, read_dataset, read_pixels
-from embedprior.imaging.files import UnreadableExam, quiet_itk
+from embedprior.imaging.files import UnreadableExam, printable, quiet_itk
+from embedprior.imaging.findings import Finding
+from embedprior.imaging.volume import AIR_HU
 
 NATIVE = {
     "1.2.840.10008.1.2": "<",
@@ -33,6 +36,8 @@ LOSSY = {
     "1.2.840.10008.1.2.4.203",
 }
 """Syntaxes that may have lost detail: JPEG baseline and extended, near-lossless JPEG-LS, JPEG 2000, HTJ2K."""
+SURE_PADDING = (-900, 3072)
+"""A padding value below or above these HU can be no tissue; between them only what touches the border is padding."""
 NEXT = (
     "Next: pip install pylibjpeg pylibjpeg-openjpeg (MIT), or convert the files to an uncompressed syntax "
     "(gdcmconv --raw, dcmdjpeg)"
@@ -46,15 +51,68 @@ def syntax_name(header: Header) -> str:
     return next((str(known.name) for known in AllTransferSyntaxes if known == header.transfer_syntax), "private")
 
 
-def slice_hu(files: DicomFiles, header: Header) -> Int16[np.ndarray, "rows columns"]:
-    """Return one slice in HU, rounded and clipped to int16.
+def slice_hu(files: DicomFiles, header: Header) -> tuple[Int16[np.ndarray, "rows columns"], float]:
+    """Return one slice in HU, rounded and clipped to int16, and by how many HU rounding changed it at most.
 
     Raises:
         UnreadableExam: truncated, or a compression that nothing installed can decode.
     """
     if header.transfer_syntax in NATIVE:
-        return rescaled(stored_values(files, header), header.slope, header.intercept)
-    return np.asarray(np.clip(np.rint(_decompressed(files, header)), LOWEST, HIGHEST), dtype=np.int16)
+        stored = stored_values(files, header)
+        slope, intercept = _rescale(header)
+        whole = slope == round(slope) and intercept == round(intercept)
+        hu = rescaled(stored, slope, intercept)
+        return hu, 0.0 if whole else _rounding(stored.astype(np.float64) * slope + intercept)
+    values = _decompressed(files, header)
+    hu = np.asarray(np.clip(np.rint(values), LOWEST, HIGHEST), dtype=np.int16)
+    return hu, _rounding(values) if values.dtype.kind == "f" else 0.0
+
+
+def _rounding(values: np.ndarray[Any, Any]) -> float:
+    return float(np.abs(values - np.rint(values)).max())
+
+
+def stack_hu(files: DicomFiles, headers: Sequence[Header]) -> tuple[Int16[np.ndarray, "z y x"], list[Finding]]:
+    """Return the HU of all slices, padding as air, with one slice in memory besides the volume, and what was noted.
+
+    Raises:
+        UnreadableExam: see ``slice_hu``.
+    """
+    hu = np.empty((len(headers), headers[0].rows, headers[0].columns), np.int16)
+    padded = below = 0
+    lowest, off = AIR_HU, 0.0
+    for number, header in enumerate(headers):
+        plane = hu[number]
+        plane[:], rounding = slice_hu(files, header)
+        off = max(off, rounding)
+        padded += fill_padding(plane, padding_hu(header))
+        # slice by slice, while it is in the processor's cache
+        low, count = floor_at_air(plane)
+        lowest, below = min(lowest, low), below + count
+    findings = [Finding("padding", f"{padded / hu.size:.1%} of the voxels")] if padded else []
+    if off:
+        findings.append(Finding("fractional-hu", f"by up to {off:.2g} HU"))
+    return hu, findings + below_air(lowest, below, hu.size)
+
+
+def fill_padding(plane: Int16[np.ndarray, "rows columns"], declared: tuple[int, int] | None) -> int:
+    """Set declared padding to air in place, and return how many pixels changed.
+
+    A padding value that tissue can have too counts only where it touches the border of the slice.
+    """
+    if declared is None or declared[0] == declared[1] == AIR_HU:
+        return 0
+    mask = (plane >= declared[0]) & (plane <= declared[1])
+    if not mask.any():
+        return 0
+    if declared[1] > SURE_PADDING[0] and declared[0] < SURE_PADDING[1]:
+        from scipy import ndimage
+
+        labels, _ = ndimage.label(mask)
+        border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+        mask = np.isin(labels, border[border > 0])
+    plane[mask] = AIR_HU
+    return int(mask.sum())
 
 
 def modality_values(files: DicomFiles, header: Header) -> Float[np.ndarray, "rows columns"]:
@@ -88,7 +146,7 @@ def _pixel_data(files: DicomFiles, name: str) -> bytes:
             return data
     # as in read_headers: whatever a damaged file leads to
     except Exception as error:
-        raise UnreadableExam(f"{Path(name).name}: pixels can't be read ({type(error).__name__})") from None
+        raise UnreadableExam(f"{printable(Path(name).name)}: pixels can't be read ({type(error).__name__})") from None
 
 
 def stored_values(files: DicomFiles, header: Header) -> np.ndarray[Any, Any]:
@@ -100,12 +158,12 @@ def stored_values(files: DicomFiles, header: Header) -> np.ndarray[Any, Any]:
         UnreadableExam: fewer bytes than the header says, or bits of another layout.
     """
     if header.bits_allocated not in (8, 16) or not 1 <= header.bits_stored <= header.bits_allocated:
-        raise UnreadableExam(f"{Path(header.name).name}: {header.bits_stored} of {header.bits_allocated} bits stored")
+        raise UnreadableExam(f"{_file(header)}: {header.bits_stored} of {header.bits_allocated} bits stored")
     raw = pixel_bytes(files, header)
     kind = np.dtype(f"{NATIVE[header.transfer_syntax]}{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
     count = header.rows * header.columns
     if len(raw) < count * kind.itemsize:
-        raise UnreadableExam(f"{Path(header.name).name}: {len(raw)} bytes of pixels, expected {count * kind.itemsize}")
+        raise UnreadableExam(f"{_file(header)}: {len(raw)} bytes of pixels, expected {count * kind.itemsize}")
     values = np.frombuffer(raw, kind, count).reshape(header.rows, header.columns)
     above = header.bits_allocated - 1 - header.high_bit
     unused = header.bits_allocated - header.bits_stored
@@ -137,22 +195,37 @@ def padding_hu(header: Header) -> tuple[int, int] | None:
     return int(ends.min()), int(ends.max())
 
 
+def _file(header: Header) -> str:
+    return printable(Path(header.name).name)
+
+
 def _rescale(header: Header) -> tuple[float, float]:
     slope, intercept = header.slope, header.intercept
     return 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
 
 
+MONOCHROME1, MONOCHROME2 = b"MONOCHROME1", b"MONOCHROME2"
+PHOTOMETRIC = b"\x28\x00\x04\x00CS\x0c\x00"
+"""The element PhotometricInterpretation of twelve bytes, as compressed (explicit, little endian) files write it."""
+
+
 def _decompressed(files: DicomFiles, header: Header) -> np.ndarray[Any, Any]:
-    """Values after slope and intercept, (rows, columns), in whatever type the decoder gives."""
+    """Values after slope and intercept, (rows, columns), in whatever type the decoder gives.
+
+    GDCM turns MONOCHROME1 over as it decodes, before the rescale and over the range of BitsStored. Here the stored
+    values are asked for, as an uncompressed file has them: it is given a copy that calls itself MONOCHROME2.
+    """
     import SimpleITK as sitk
 
     path = files.on_disk(header.name)
-    folder: AbstractContextManager[str] = nullcontext("") if path else tempfile.TemporaryDirectory()
+    inverse = header.photometric == "MONOCHROME1"
+    folder: AbstractContextManager[str] = nullcontext("") if path and not inverse else tempfile.TemporaryDirectory()
     with folder as temporary:
-        if path is None:
+        if path is None or inverse:
             path = Path(temporary) / "slice.dcm"
             with files.open(header.name) as handle:
-                path.write_bytes(handle.read())
+                content = handle.read()
+            path.write_bytes(content.replace(PHOTOMETRIC + MONOCHROME1, PHOTOMETRIC + MONOCHROME2))
         try:
             with quiet_itk():
                 # GDCM applies slope and intercept itself; reading the stored values again would rescale twice
@@ -175,5 +248,5 @@ def _by_plugin(path: Path, header: Header) -> np.ndarray[Any, Any]:
     except Exception:
         pass
     raise UnreadableExam(
-        f"{Path(header.name).name}: compressed as '{syntax_name(header)}'; damaged, or no decoder for it here. {NEXT}"
+        f"{_file(header)}: compressed as '{syntax_name(header)}'; damaged, or no decoder for it here. {NEXT}"
     )

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int16
+from jaxtyping import Float
 
 from embedprior.errors import BadInput, nearest
-from embedprior.imaging.audit import below_air, floor_at_air
-from embedprior.imaging.dicom_header import DicomFiles, Header, known_modality, read_headers
-from embedprior.imaging.dicom_pixels import LOSSY, NATIVE, padding_hu, pixel_bytes, slice_hu, syntax_name
-from embedprior.imaging.files import UnreadableExam
+from embedprior.imaging.audit import audit_grid
+from embedprior.imaging.dicom_header import DicomFiles, Header, OtherImage, known_modality, read_headers
+from embedprior.imaging.dicom_pixels import LOSSY, NATIVE, pixel_bytes, stack_hu, syntax_name
+from embedprior.imaging.files import UnreadableExam, printable
 from embedprior.imaging.findings import Finding, UnusableExam, worst
-from embedprior.imaging.volume import AIR_HU, MAX_VOXELS, Volume, correct_tilt
+from embedprior.imaging.volume import MAX_VOXELS, Volume, correct_tilt
 
 MIN_SLICES = 8
 TILT_DEG, MAX_TILT_DEG, SIDEWAYS_DEG = 0.5, 35.0, 0.5
@@ -61,6 +61,10 @@ def audit_frames(headers: Sequence[Header]) -> list[Finding]:
                 f"{lost} of {len(headers)} slices lack ImagePositionPatient, ImageOrientationPatient or PixelSpacing",
             )
         )
+    patients = len({h.patient_id for h in headers})
+    if patients > 1:
+        message = f"{patients} different PatientID in one series. Next: sort the files by patient, and export again"
+        findings.append(Finding("mixed-patients", message))
     if len(headers) < MIN_SLICES:
         findings.append(Finding("too-few-slices", f"{len(headers)} slices; a volume needs {MIN_SLICES}"))
     for what, values in (
@@ -189,9 +193,8 @@ def _text(value: object) -> str:
 
 
 RULES = ("only", "most-slices")
-SURE_PADDING = (-900, 3072)
-"""A padding value below or above these HU can be no tissue; between them only what touches the border is padding."""
-
+PLANES = ("sagittal", "coronal", "axial")
+INSIDE = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip", ".npz")
 UNPACK = "Next: decompress the enhanced CT (gdcmconv --raw), or convert it with dcm2niix"
 
 
@@ -199,38 +202,79 @@ def read_series(path: Path, rule: str) -> tuple[Volume, list[Finding]]:
     """Return the volume of one series as it is stored, and findings about files, series, geometry and padding.
 
     Args:
-        path: folder (with subfolders), zip, or one file.
-        rule: ``"only"``, ``"most-slices"``, or the short id of a series.
+        path: folder, zip, or one file. Of a folder with a CT series of its own the subfolders are other exams; of any
+            other folder they are read too.
+        rule: ``"only"``, ``"most-slices"``, or the short id of a series; several, separated by commas, are tried in
+            order.
 
     Raises:
-        UnreadableExam: no DICOM images, or pixels that can't be decoded.
+        UnreadableExam: no DICOM images, or no zip.
         UnusableExam: a finding of severity ``error``.
         BadInput: no such rule or series.
     """
-    with DicomFiles(path) as files:
-        headers, findings = _headers(files, path.name)
-        chosen, more = choose_series(headers, rule, path.name)
+    name = printable(path.name)
+    with series_files(path) as files:
+        headers, findings = _headers(files, name)
+        chosen, more = choose_series(headers, rule, name)
         findings += more
         findings += audit_frames(chosen)
         findings += _audit_coding(chosen)
         if worst(findings) == "error":
-            raise UnusableExam(path.name, findings)
+            raise UnusableExam(name, findings)
         ordered, positions, direction = order(chosen)
-        twice, more = _duplicates(files, ordered, same_place(positions, direction[:, 2]))
-        findings += more
-        kept = [i for i in range(len(ordered)) if i not in twice]
-        ordered, positions = [ordered[i] for i in kept], positions[kept]
-        findings += audit_spacing(positions, direction)
-        if len(ordered) < MIN_SLICES and not any(f.code == "too-few-slices" for f in findings):
-            findings.append(Finding("too-few-slices", f"{len(ordered)} different slices"))
-        if worst(findings) == "error":
-            raise UnusableExam(path.name, findings)
-        slices = stack(ordered, positions, direction)
-        hu, more = _pixels(files, slices.headers)
+        try:
+            twice, more = _duplicates(files, ordered, same_place(positions, direction[:, 2]))
+            findings += more
+            kept = [i for i in range(len(ordered)) if i not in twice]
+            ordered, positions = [ordered[i] for i in kept], positions[kept]
+            if not any(f.code == "duplicate-slice" for f in findings):
+                findings += audit_spacing(positions, direction)
+            if len(ordered) < MIN_SLICES and not any(f.code == "too-few-slices" for f in findings):
+                findings.append(Finding("too-few-slices", f"{len(ordered)} different slices"))
+            slices = stack(ordered, positions, direction)
+            findings += audit_grid(slices.spacing_mm, slices.direction)
+            if worst(findings) == "error":
+                raise UnusableExam(name, findings)
+            hu, more = stack_hu(files, slices.headers)
+        except UnusableExam:
+            raise
+        except UnreadableExam as error:
+            raise UnusableExam(name, [*findings, Finding("unreadable-slice", str(error))]) from None
     first = slices.headers[0]
     ids = {"patient_id": first.patient_id, "series_id": first.series_uid}
     volume = Volume(hu, slices.spacing_mm, slices.origin_mm, slices.direction, **ids)
     return correct_tilt(volume, slices.shear_mm), findings + more
+
+
+def series_files(path: Path) -> DicomFiles:
+    """Return the files that ``read_series`` reads: those of a folder itself if a CT series is among them, else all.
+
+    Raises:
+        UnreadableExam: not a zip, or a damaged one.
+    """
+    if path.is_dir():
+        own = DicomFiles(path, nested=False)
+        headers: list[Header] = []
+        for file in own.names:
+            try:
+                headers += read_headers(own, file)
+            except UnreadableExam:
+                return own  # what is wrong with it is said when the series is read
+        if candidates(headers):
+            return own
+    return DicomFiles(path)
+
+
+def candidates(headers: Sequence[Header]) -> dict[str, list[Header]]:
+    """Return the series that may be volumes, by short id: CT, of at least eight slices besides localizers."""
+    series: dict[str, list[Header]] = {}
+    for header in headers:
+        series.setdefault(header.series_uid, []).append(header)
+    return {
+        members[0].series: members
+        for members in series.values()
+        if members[0].modality == "CT" and sum(not h.localizer for h in members) >= MIN_SLICES
+    }
 
 
 def choose_series(headers: Sequence[Header], rule: str, name: str) -> tuple[list[Header], list[Finding]]:
@@ -243,36 +287,34 @@ def choose_series(headers: Sequence[Header], rule: str, name: str) -> tuple[list
         UnusableExam: no candidate, or several and no rule that decides.
         BadInput: the rule is neither a rule nor the short id of a candidate.
     """
-    series: dict[str, list[Header]] = {}
-    for header in headers:
-        series.setdefault(header.series_uid, []).append(header)
-    candidates = {
-        members[0].series: members
-        for members in series.values()
-        if members[0].modality == "CT" and sum(not h.localizer for h in members) >= MIN_SLICES
-    }
-    if not candidates:
-        raise UnusableExam(name, [_no_candidate(series)])
-    by_size = sorted(candidates, key=lambda key: (-len(candidates[key]), key))
-    listing = ", ".join(f"{key} ({_describe(candidates[key])})" for key in by_size[:6])
-    if rule not in RULES and rule not in candidates:
+    found = candidates(headers)
+    series = {header.series_uid for header in headers}
+    if not found:
+        raise UnusableExam(name, [_no_candidate(headers)])
+    by_size = sorted(found, key=lambda key: (-len(found[key]), key))
+    listing = ", ".join(f"{key} ({_describe(found[key])})" for key in by_size[:6])
+    asked = [part.strip() for part in rule.split(",")]
+    chosen = next((part for part in asked if part in RULES or part in found), None)
+    if chosen is None:
         raise BadInput(
             f"unknown series '{rule}' of {name}. Allowed: {', '.join(RULES)}, or one of {listing}."
-            f"{nearest(rule, [*RULES, *candidates])}"
+            f"{nearest(rule, [*RULES, *found])}"
         )
-    if rule == "only" and len(candidates) > 1:
-        message = f"{len(candidates)} CT series: {listing}. Next: name one of them, or the rule 'most-slices'"
+    if chosen == "only" and len(found) > 1:
+        message = f"{len(found)} CT series: {listing}. Next: name one of them, or the rule 'most-slices'"
         raise UnusableExam(name, [Finding("several-series", message)])
-    key = by_size[0] if rule in RULES else rule
+    key = by_size[0] if chosen in RULES else chosen
     findings = []
     if len(series) > 1:
-        left = sum(map(len, series.values())) - len(candidates[key])
+        left = len(headers) - len(found[key])
         findings.append(Finding("other-series", f"{len(series) - 1} other series ({left} images); read: {key}"))
-    return [h for h in candidates[key] if not h.localizer], findings
+    return [h for h in found[key] if not h.localizer], findings
 
 
-def _no_candidate(series: dict[str, list[Header]]) -> Finding:
-    members = max(series.values(), key=len)
+def _no_candidate(headers: Sequence[Header]) -> Finding:
+    count = Counter(h.series_uid for h in headers)
+    largest = max(count, key=lambda uid: count[uid])
+    members = [h for h in headers if h.series_uid == largest]
     if members[0].modality != "CT":
         return Finding("not-ct", f"the modality is {known_modality(members[0])}")
     if members[0].frames > 1:
@@ -284,28 +326,46 @@ def _no_candidate(series: dict[str, list[Header]]) -> Finding:
 
 
 def _describe(members: Sequence[Header]) -> str:
+    """What tells two reconstructions apart: slices, pixels, step, kernel and plane."""
     first = members[0]
-    spacing = f", {first.spacing_yx[1]:.3g} mm pixels" if first.spacing_yx else ""
-    return f"{len(members)} slices {first.columns} x {first.rows}{spacing}"
+    parts = [f"{len(members)} slices {first.columns} x {first.rows}"]
+    if first.spacing_yx:
+        parts.append(f"{first.spacing_yx[1]:.3g} mm pixels")
+    placed = [h for h in members if h.position and h.orientation and not h.localizer]
+    if len(placed) > 1:
+        _, positions, direction = order(placed)
+        gaps = np.diff(positions @ direction[:, 2])
+        parts.append(f"every {float(np.median(gaps)):.3g} mm")
+        parts.append(PLANES[int(np.abs(direction[:, 2]).argmax())])
+    return ", ".join([*parts, f"kernel {first.kernel}"] if first.kernel else parts)
 
 
 def _headers(files: DicomFiles, name: str) -> tuple[list[Header], list[Finding]]:
     headers: list[Header] = []
-    broken, others = [], 0
+    broken, others, foreign = [], 0, 0
     for file in files.names:
         try:
             found = read_headers(files, file)
+        except OtherImage:
+            foreign += 1
+            continue
         except UnreadableExam as error:
             broken.append(str(error))
             continue
         headers += found
         others += not found
-    if broken:
+    if broken and headers:
         message = f"{len(broken)} of {len(files.names)} files, first: {broken[0]}"
         raise UnusableExam(name, [Finding("unreadable-slice", message)])
     if not headers:
-        raise UnreadableExam(f"{name}: no DICOM images among {len(files.names)} files")
-    return headers, [Finding("other-files", f"{others} files are no DICOM images")] if others else []
+        inside = next((s for s in INSIDE if any(f.lower().endswith(s) for f in files.names)), "")
+        unpack = f". Next: unpack it, and give the {inside} file" if inside else ". Allowed: the files of one CT series"
+        first = f" ({broken[0]})" if broken else ""
+        raise UnreadableExam(f"{name}: no DICOM images among {len(files.names)} files{first}{unpack}")
+    findings = [Finding("other-files", f"{others} files are no DICOM images")] if others else []
+    if foreign:
+        findings.append(Finding("other-files", f"{foreign} damaged files of other modalities than CT"))
+    return headers, findings
 
 
 def _audit_coding(headers: Sequence[Header]) -> list[Finding]:
@@ -343,39 +403,3 @@ def _duplicates(
         message = f"{len(different)} of {len(ordered)} slices share a position with a different one (number {where} …)"
         findings.append(Finding("duplicate-slice", f"{message}. Next: split the phases or reconstructions"))
     return equal, findings
-
-
-def _pixels(files: DicomFiles, headers: Sequence[Header]) -> tuple[Int16[np.ndarray, "z y x"], list[Finding]]:
-    """HU of all slices, one slice in memory besides the volume."""
-    hu = np.empty((len(headers), headers[0].rows, headers[0].columns), np.int16)
-    padded = below = 0
-    lowest = AIR_HU
-    for number, header in enumerate(headers):
-        plane = hu[number]
-        plane[:] = slice_hu(files, header)
-        padded += fill_padding(plane, padding_hu(header))
-        # slice by slice, while it is in the processor's cache
-        low, count = floor_at_air(plane)
-        lowest, below = min(lowest, low), below + count
-    findings = [Finding("padding", f"{padded / hu.size:.1%} of the voxels")] if padded else []
-    return hu, findings + below_air(lowest, below, hu.size)
-
-
-def fill_padding(plane: Int16[np.ndarray, "rows columns"], declared: tuple[int, int] | None) -> int:
-    """Set declared padding to air in place, and return how many pixels changed.
-
-    A padding value that tissue can have too counts only where it touches the border of the slice.
-    """
-    if declared is None or declared[0] == declared[1] == AIR_HU:
-        return 0
-    mask = (plane >= declared[0]) & (plane <= declared[1])
-    if not mask.any():
-        return 0
-    if declared[1] > SURE_PADDING[0] and declared[0] < SURE_PADDING[1]:
-        from scipy import ndimage
-
-        labels, _ = ndimage.label(mask)
-        border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
-        mask = np.isin(labels, border[border > 0])
-    plane[mask] = AIR_HU
-    return int(mask.sum())

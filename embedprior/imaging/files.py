@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -109,6 +109,59 @@ def _mapped(file: str, *state: int) -> np.ndarray[Any, Any]:
 
 
 def is_dicom(file: Path) -> bool:
-    """Return whether a file carries DICOM's mark, ``DICM`` after 128 bytes, whatever its name."""
+    """Return whether a file is DICOM by its first bytes, whatever its name (see ``dicom_mark``)."""
     with file.open("rb") as handle:
-        return handle.read(132)[128:] == b"DICM"
+        return dicom_mark(handle.read(132)) is not None
+
+
+def dicom_mark(head: bytes) -> Literal["preamble", "bare"] | None:
+    """Return what the first 132 bytes of a file say of it.
+
+    Returns:
+        ``"preamble"``: ``DICM`` after 128 bytes, as DICOM PS3.10 asks for. ``"bare"``: data elements from the first
+        byte on, as old archives write them. None: no DICOM.
+    """
+    if head[128:132] == b"DICM":
+        return "preamble"
+    group, element, length = (int.from_bytes(head[a:b], "little") for a, b in ((0, 2), (2, 4), (4, 8)))
+    explicit = head[4:6] in (b"UL", b"UI", b"CS", b"SH", b"LO", b"DA", b"TM", b"OB")
+    return "bare" if len(head) == 132 and group in (2, 8) and element < 0x100 and (explicit or length < 100) else None
+
+
+def files_below(folder: Path, nested: bool = True) -> list[Path]:
+    """Return the files of a folder in order of their paths, hidden ones and directories of DICOM media left out.
+
+    Links to folders are followed, each folder once: one that links back, or to a folder that is listed anyway, is not
+    entered again.
+
+    Args:
+        folder: where to look.
+        nested: its subfolders too.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    waiting = [folder]
+    while waiting:
+        links: list[Path] = []
+        for start in waiting:
+            for place, names, files in os.walk(start):
+                if (real := os.path.realpath(place)) in seen:
+                    names.clear()
+                    continue
+                seen.add(real)
+                links += [Path(place, name) for name in names if os.path.islink(os.path.join(place, name))]
+                found += [Path(place, name) for name in files if not is_hidden(name)]
+                names[:] = [name for name in names if nested and not is_hidden(name)]
+        # real folders keep their own names; what only a link leads to is entered after them
+        waiting = sorted(link for link in links if nested and not is_hidden(link.name))
+    return sorted(file for file in found if file.is_file())
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is no exam by its name: dot files, a disc's directory, previews of Windows."""
+    return name.startswith(".") or name.upper() in ("DICOMDIR", "THUMBS.DB", "__MACOSX")
+
+
+def printable(name: str) -> str:
+    """Return a path or name as it can be printed and written: bytes that are not UTF-8 become ``\ufffd``."""
+    return os.fsencode(name).decode("utf-8", "replace")

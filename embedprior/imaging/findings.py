@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +21,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "other-files": ("note", "files that are no DICOM images were left out"),
     "not-ct": ("error", "the header names another modality than CT"),
     "unreadable-slice": ("error", "a slice's header or pixels can't be decoded"),
+    "mixed-patients": ("error", "slices of one series name different patients"),
     "mixed-frames": ("error", "slices of one series differ in size, spacing, orientation or pixel format"),
     # volumes: geometry
     "missing-position": ("error", "slices without ImagePositionPatient or ImageOrientationPatient"),
@@ -31,8 +34,10 @@ CODES: dict[str, tuple[Severity, str]] = {
     "spacing-implausible": ("error", "voxel spacing that no chest CT has"),
     "oblique": ("note", "axes turned against the patient's; resampling straightens them"),
     "reoriented": ("note", "stored in another orientation than LPS"),
+    "default-axes": ("note", "the header leaves the axes unsaid; the format's default was taken"),
     "no-geometry": ("error", "the file says nothing about spacing or position"),
     "two-geometries": ("error", "the file gives two orientations that disagree"),
+    "skewed-axes": ("error", "the axes are not perpendicular, or not of length 1"),
     "too-few-slices": ("error", "too few slices for a volume"),
     # volumes: values
     "compressed": ("note", "pixels were stored compressed"),
@@ -42,6 +47,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "fractional-hu": ("note", "values were rounded to whole HU"),
     "hu-range": ("error", "values are not Hounsfield units"),
     "hu-offset": ("warning", "air is not near -1000 HU"),
+    "window-clipped": ("note", "values end at one number, as after clipping to a window"),
     "hu-clipped": ("note", "values above the int16 range were clipped"),
     # volumes: lungs
     "no-lungs": ("warning", "no pair of lungs was found"),
@@ -56,6 +62,11 @@ CODES: dict[str, tuple[Severity, str]] = {
     "lateral": ("warning", "looks like a lateral view"),
     "collimated": ("warning", "wide uniform borders"),
     "not-chest-like": ("warning", "does not look like a chest radiograph"),
+    "dark": ("warning", "values use a small part of the range: more bits declared than used, or one very bright spot"),
+    "stretched": ("note", "values use fewer bits than the file stores, and were stretched"),
+    "turned": ("note", "rows or columns were turned as the header asks, so that the head is up and the left right"),
+    "resampled": ("note", "pixels that are not square were resampled"),
+    "unusual-window": ("warning", "a display window that shows little of the values; the full range was used"),
     "no-voi": ("note", "no display window in the header; the full range was used"),
     "several-frames": ("error", "more than one frame, or colour"),
     "not-radiograph": ("error", "the header names another modality than radiography"),
@@ -94,6 +105,34 @@ class UnusableExam(UnreadableExam):
         self.findings = tuple(findings)
         errors = [f"{f.code}: {f.message}" for f in findings if f.severity == "error"]
         super().__init__(f"{name}: {'; '.join(errors)}")
+
+
+_collected: ContextVar[list[Finding] | None] = ContextVar("findings", default=None)
+
+
+@contextmanager
+def collect_findings() -> Iterator[list[Finding]]:
+    """Collect what the readers of radiographs find while an encoder reads an exam: they return the picture alone.
+
+    Example:
+        >>> with collect_findings() as found:
+        ...     report_findings([Finding("lateral", "unlike halves")])
+        >>> [finding.code for finding in found]
+        ['lateral']
+    """
+    found: list[Finding] = []
+    token = _collected.set(found)
+    try:
+        yield found
+    finally:
+        _collected.reset(token)
+
+
+def report_findings(findings: Iterable[Finding]) -> None:
+    """Hand findings to the ``collect_findings`` around the caller; without one they are dropped."""
+    found = _collected.get()
+    if found is not None:
+        found += findings
 
 
 def worst(findings: Iterable[Finding]) -> Severity | None:

@@ -1,12 +1,11 @@
 """One volume in one file (NIfTI, NRRD, MetaImage, ``.npz``): read whole, with its place in the patient stated once.
 
-Read by SimpleITK. What SimpleITK passes over in silence is checked here: an orientation that the file lacks or gives
-twice.
+Read by SimpleITK. What SimpleITK passes over in silence is checked here (an orientation that the file lacks or gives
+twice) and in ``image_integrity`` (files that are cut short or damaged, values that are no numbers).
 """
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,24 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int16
 
-from embedprior.imaging.audit import to_int16
-from embedprior.imaging.files import UnreadableExam, quiet_itk
-from embedprior.imaging.findings import Finding, UnusableExam
+from embedprior.imaging.audit import audit_grid, to_int16
+from embedprior.imaging.files import UnreadableExam, printable, quiet_itk
+from embedprior.imaging.findings import Finding, UnusableExam, worst
+from embedprior.imaging.image_integrity import (
+    DEFLATE_LIMIT,
+    audit_nifti_header,
+    check_metaimage,
+    check_nrrd,
+    whole_nifti,
+)
 from embedprior.imaging.volume import MAX_VOXELS, Triple, Volume, orientation_code
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-DEFLATE_LIMIT = 1032
-"""No deflated file grows by more than this (zlib's documentation), so a header that claims more is damaged."""
 FIELDS = (
     "NRRD_space", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
     "pixdim[1]", "pixdim[2]", "pixdim[3]", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
 """What ``audit_header`` looks at, by SimpleITK's names."""
-META_MATRIX = ("TransformMatrix", "Orientation", "Rotation")
-META_HEADER_BYTES = 8192
-PIXDIM = {348: ("f4", 76), 540: ("f8", 104)}
-"""Size of a NIfTI-1 and a NIfTI-2 header → type and place of pixdim in it."""
 TURN_DEG, SCALE_SHARE = 1.0, 0.01
 """Two orientations of a file count as one up to this: headers store 32-bit numbers, and one is made from the other."""
 
@@ -58,16 +58,32 @@ def read_mask(path: Path | str) -> Volume:
         raise UnreadableExam(f"{path.name}: no mask file. Allowed: .npz, {', '.join(IMAGE_SUFFIXES)}")
     mask, findings = read_image_file(path)
     low, high = int(mask.hu.min()), int(mask.hu.max())
-    if low < 0 or high > 255 or findings:
+    if low < 0 or high > 255 or any(f.code != "default-axes" for f in findings):
         raise UnreadableExam(f"{path.name}: a mask holds whole labels from 0 to 255; this file has {low} to {high}")
     return mask
 
 
 def _read_image(path: Path) -> tuple[Volume, list[Finding]]:
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        with whole_nifti(path) as (plain, header):
+            if lost := audit_nifti_header(header, plain):
+                raise UnusableExam(printable(path.name), lost)
+            return _read_by_itk(path, plain, header.handedness)
+    noted = check_metaimage(path) if name.endswith((".mha", ".mhd")) else check_nrrd(path)
+    if worst(noted) == "error":
+        raise UnusableExam(printable(path.name), noted)
+    volume, findings = _read_by_itk(path, path)
+    return volume, noted + findings
+
+
+def _read_by_itk(path: Path, plain: Path, handedness: int = 1) -> tuple[Volume, list[Finding]]:
+    """Read what ``plain`` holds, in the name of the file ``path`` that it was made from."""
     import SimpleITK as sitk
 
+    name = printable(path.name)
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(str(plain))
     with quiet_itk():
         try:
             reader.ReadImageInformation()
@@ -81,15 +97,15 @@ def _read_image(path: Path) -> tuple[Volume, list[Finding]]:
             # ITK's own text holds the folder and header fields, so only its kind is passed on
             if "orthonormal" in str(error):
                 message = "the affine is sheared. Next: straighten it first (dcm2niix writes a file ending in _Tilt_1)"
-                raise UnusableExam(path.name, [Finding("gantry-tilt", message)]) from None
-            raise UnreadableExam(f"{path.name}: damaged, or not the format its name says") from None
-    lost = audit_header(path, fields)
+                raise UnusableExam(name, [Finding("gantry-tilt", message)]) from None
+            raise UnreadableExam(f"{name}: damaged, or not the format its name says") from None
+    spacing, direction = image.GetSpacing(), np.array(image.GetDirection(), dtype=np.float64).reshape(3, 3)
+    lost = audit_header(path, fields, handedness) + audit_grid(spacing, direction)
     if lost:
-        raise UnusableExam(path.name, lost)
+        raise UnusableExam(name, lost)
     hu, findings = to_int16(sitk.GetArrayFromImage(image))
-    x, y, z = image.GetSpacing()
+    x, y, z = spacing
     left, back, up = image.GetOrigin()
-    direction = np.array(image.GetDirection(), dtype=np.float64).reshape(3, 3)
     return Volume(hu, (x, y, z), (left, back, up), direction), findings
 
 
@@ -122,6 +138,8 @@ def _read_npz(path: Path) -> tuple[Volume, list[Finding]]:
         raise UnreadableExam(f"{path.name}: damaged, or not an .npz of numbers ({type(error).__name__})") from None
     if values.ndim != 3 or values.dtype.kind not in "iuf" or 0 in values.shape:
         raise UnreadableExam(f"{path.name}: 'hu' is {values.dtype} {values.shape}; expected numbers (z, y, x)")
+    if lost := audit_grid(spacing, direction):
+        raise UnusableExam(path.name, lost)
     hu, findings = to_int16(values)
     return Volume(hu, spacing, origin, direction), findings
 
@@ -142,34 +160,29 @@ def write_npz(volume: Volume, path: Path) -> None:
     np.savez(path, allow_pickle=False, **arrays)
 
 
-def audit_header(path: Path, fields: Mapping[str, str]) -> list[Finding]:
+def audit_header(path: Path, fields: Mapping[str, str], handedness: int = 1) -> list[Finding]:
     """Return findings about orientation that the file lacks, or gives twice.
 
     Args:
         path: of the file.
         fields: those of ``FIELDS`` that the header has, as SimpleITK gives them.
+        handedness: of a NIfTI's quaternion method: the sign of pixdim[0], which ITK does not pass on.
     """
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
-        return _audit_nifti(path, fields)
-    if name.endswith((".nrrd", ".nhdr")):
-        if "NRRD_space" not in fields:
-            return [_unknown("the header has no 'space' field")]
-    elif name.endswith((".mha", ".mhd")):
-        with path.open("rb") as handle:
-            lines = handle.read(META_HEADER_BYTES).split(b"ElementDataFile")[0].decode("latin-1").splitlines()
-        if not {line.split("=")[0].strip() for line in lines} & set(META_MATRIX):
-            return [_unknown("the header has no TransformMatrix")]
+        return _audit_nifti(fields, handedness)
+    if name.endswith((".nrrd", ".nhdr")) and "NRRD_space" not in fields:
+        return [_unknown("the header has no 'space' field")]
     return []
 
 
-def _audit_nifti(path: Path, fields: Mapping[str, str]) -> list[Finding]:
+def _audit_nifti(fields: Mapping[str, str], handedness: int) -> list[Finding]:
     known = [code for code in ("qform_code", "sform_code") if code in fields and _is_set(fields[code])]
     if not known:
         return [_unknown("qform_code and sform_code are 0")] if "qform_code" in fields else []
     if len(known) == 1:
         return []
-    rotated, listed = _qform(fields, _handedness(path)), _sform(fields)
+    rotated, listed = _qform(fields, handedness), _sform(fields)
     lengths = np.linalg.norm(rotated, axis=0), np.linalg.norm(listed, axis=0)
     if not all(np.isfinite(length).all() and length.all() for length in lengths):
         return []
@@ -206,18 +219,6 @@ def _qform(fields: Mapping[str, str], handedness: int) -> Float[np.ndarray, "3 3
     )
     sizes = np.array([float(fields[f"pixdim[{axis}]"]) for axis in (1, 2, 3)])
     return np.asarray(turn * sizes * np.array([1, 1, handedness]))
-
-
-def _handedness(path: Path) -> int:
-    """The sign that the third axis takes in the quaternion method: pixdim[0], which ITK does not pass on."""
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as handle:
-        head = handle.read(112)
-    for order in "<>":
-        size = int(np.frombuffer(head, f"{order}i4", 1)[0])
-        if size in PIXDIM:
-            kind, offset = PIXDIM[size]
-            return -1 if np.frombuffer(head, order + kind, 1, offset)[0] < 0 else 1
-    return 1
 
 
 def _sform(fields: Mapping[str, str]) -> Float[np.ndarray, "3 3"]:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import Field
 
 from embedprior.config import Config
 from embedprior.imaging.dicom_header import DicomFiles, known_modality, parse_header, quiet_pydicom, read_dataset
 from embedprior.imaging.dicom_pixels import LOSSY, modality_values, syntax_name
-from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, read_array, split_path
-from embedprior.imaging.findings import Finding, UnusableExam, worst
+from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, is_dicom, printable, read_array, split_path
+from embedprior.imaging.findings import Finding, UnusableExam, report_findings, worst
 from embedprior.imaging.radiograph_audit import audit_radiograph
 
 Geometry = Literal["letterbox", "crop"]
 TRANSFORM_VERSION = 1
+PICTURES = (".png", ".jpg", ".jpeg")
+EXIF_ORIENTATION = 0x0112
+DARK = 0.2
+"""Values that use less of the range than this share look black."""
+MIN_VISIBLE = 0.1
+OUTLIERS = (0.1, 99.9)
+"""Percentiles taken for the ends of the range where a few pixels far off would darken all others."""
+SQUARE = 0.01
+AXES = {"L": "x", "R": "x", "A": "y", "P": "y", "H": "z", "F": "z"}
 RADIOGRAPHY = ("CR", "DX", "RF", "XA", "OT", "DR", "RG", "")
 VIEWS = {
     "PA": "PA", "POSTEROANTERIOR": "PA", "POSTERO-ANTERIOR": "PA",
@@ -29,6 +40,12 @@ VIEWS = {
     "RLAT": "LATERAL", "LEFT LATERAL": "LATERAL", "RIGHT LATERAL": "LATERAL",
 }  # fmt: skip
 """Spellings of ViewPosition (DICOM PS3.3 C.8.1.1 and C.8.11.5) and of public tables → ``PA``, ``AP``, ``LATERAL``."""
+
+VIEW_CODES = {
+    "R-10214": "PA", "R-40888": "PA", "272479007": "PA", "R-10206": "AP", "399348003": "AP", "R-10236": "LATERAL",
+    "399173006": "LATERAL", "R-10232": "LATERAL", "399198007": "LATERAL", "R-102CD": "LATERAL", "399067008": "LATERAL",
+}  # fmt: skip
+"""Codes of ViewCodeSequence, SNOMED-RT and SNOMED CT (DICOM PS3.16 CID 4010)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +85,7 @@ def read_radiograph(path: Path | str, view: str = "") -> tuple[Radiograph, list[
     """Read a radiograph and audit it.
 
     Args:
-        path: ``.dcm``, ``.png``, ``.jpg`` or ``.jpeg``.
+        path: ``.png``, ``.jpg``, ``.jpeg``, or DICOM under any name.
         view: what the cohort's table says; it wins over the header, and a difference is a finding.
 
     Raises:
@@ -89,10 +106,7 @@ def read_radiograph(path: Path | str, view: str = "") -> tuple[Radiograph, list[
         True
     """
     path = Path(path)
-    if path.suffix.lower() in DICOM_SUFFIXES:
-        radiograph, findings = _read_dicom(path)
-    else:
-        radiograph, findings = Radiograph(read_image(path.parent, path.name)), _audit_colour(path)
+    radiograph, findings = _read_dicom(path) if _holds_dicom(path) else _read_picture(path)
     if radiograph.grey.ndim != 2:
         raise UnreadableExam(f"{path.name}: expected one 2D picture, got shape {radiograph.grey.shape}")
     if float(np.ptp(radiograph.grey)) == 0:
@@ -108,30 +122,67 @@ def read_radiograph(path: Path | str, view: str = "") -> tuple[Radiograph, list[
 
 
 def read_image(root: Path, path: str) -> Float[np.ndarray, "height width"]:
-    """Return a DICOM, PNG or JPEG picture, or one row of an image array, as grey values in [0, 1].
+    """Return a radiograph, or one row of an image array, as grey values in [0, 1]: what encoders are given.
 
-    A DICOM radiograph is returned as it is displayed (``radiographs.read_radiograph``). Colour is reduced to luminance
-    (ITU-R 601). 16-bit files keep their depth.
+    A file is read by ``read_radiograph``: an exam with an error is refused, and what else was found goes to
+    ``collect_findings``. Colour is reduced to luminance (ITU-R 601). 16-bit files keep their depth.
 
     Raises:
         UnreadableExam: not an image, or damaged.
+        UnusableExam: read, but with a finding of severity ``error``.
     """
     file, row = split_path(path)
     if row is not None or file.endswith(".npy"):
         pixels = read_array(root, path)
         return (pixels / np.iinfo(pixels.dtype).max).astype(np.float32)
-    if Path(file).suffix.lower() in DICOM_SUFFIXES:
-        return read_radiograph(root / file)[0].grey
+    radiograph, findings = read_radiograph(root / file)
+    report_findings(findings)
+    return radiograph.grey
+
+
+def _holds_dicom(path: Path) -> bool:
+    if path.suffix.lower() in PICTURES:
+        return False
     try:
-        with Image.open(root / file) as image:
-            image.load()
-            deep = image.mode.startswith("I")
-            grey = np.asarray(image if deep else image.convert("L"), dtype=np.float32)
+        return path.suffix.lower() in DICOM_SUFFIXES or is_dicom(path)
+    except OSError:
+        return False
+
+
+def _read_picture(path: Path) -> tuple[Radiograph, list[Finding]]:
+    """A PNG or JPEG, turned as its EXIF orientation says."""
+    findings: list[Finding] = []
+    try:
+        with warnings.catch_warnings():
+            # Pillow's warning about large pictures names the folder
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                findings += _audit_colour(image)
+                if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+                    findings.append(Finding("turned", "by the EXIF orientation of the picture"))
+                upright = ImageOps.exif_transpose(image)
+                deep = upright.mode.startswith("I")
+                stored = np.asarray(upright if deep else upright.convert("L"))
     # Pillow raises its own kinds and, from damaged chunks, IndexError, struct.error and more; its texts name the folder
     except Exception as error:
         kind = "no such file" if isinstance(error, FileNotFoundError) else type(error).__name__
-        raise UnreadableExam(f"{Path(file).name}: not a picture, or damaged ({kind})") from None
-    return grey / (65535.0 if deep else 255.0)
+        raise UnreadableExam(f"{printable(path.name)}: not a picture, or damaged ({kind})") from None
+    white = 255
+    if deep:
+        white, more = _white_of(stored)
+        findings += more
+    return Radiograph(stored.astype(np.float32) / np.float32(white)), findings
+
+
+def _white_of(stored: np.ndarray[Any, Any]) -> tuple[int, list[Finding]]:
+    """The value that a 16-bit picture shows as white: 65535, or less where it holds values of fewer bits."""
+    top = int(stored.max())
+    bits = next((b for b in (8, 10, 12) if 0 < top < 2**b), 16)
+    if bits < 16:
+        return 2**bits - 1, [Finding("stretched", f"values up to {top} in 16 bits: read as {bits} bits")]
+    bright = float(np.percentile(stored, 99)) / 65535
+    return 65535, [Finding("dark", f"99 % of the pixels are below {bright:.0%} of white")] if bright < DARK else []
 
 
 def normal_view(text: object) -> str:
@@ -176,40 +227,122 @@ def to_square(
 def _read_dicom(path: Path) -> tuple[Radiograph, list[Finding]]:
     if not path.is_file():
         raise UnreadableExam(f"{path.name}: no such file")
+    name = printable(path.name)
     try:
         with path.open("rb") as handle, quiet_pydicom():
             data = read_dataset(handle, pixels=False)
             header = parse_header(data, path.name)
             voi = _voi(data)
+            modality_table = _table(data.get("ModalityLUTSequence"), data)
             flipped = header.photometric == "MONOCHROME1" or str(data.get("PresentationLUTShape", "")) == "INVERSE"
-            view = normal_view(data.get("ViewPosition", ""))
+            view, orientation, aspect = _view(data), _orientation(data), _aspect(data)
     # as in dicom_header: whatever a damaged header leads to, its text may be a name
     except Exception as error:
-        raise UnreadableExam(f"{path.name}: header can't be decoded as DICOM ({type(error).__name__})") from None
+        raise UnreadableExam(f"{name}: header can't be decoded as DICOM ({type(error).__name__})") from None
     findings = []
     if header.modality not in RADIOGRAPHY:
         findings.append(Finding("not-radiograph", f"the modality is {known_modality(header)}"))
-    if header.frames != 1 or header.samples != 1:
-        findings.append(Finding("several-frames", f"{header.frames} frames of {header.samples} colours, expected one"))
+    if header.samples != 1:
+        findings.append(Finding("several-frames", f"a colour picture ({header.samples} values a pixel), expected grey"))
+    elif header.frames != 1:
+        findings.append(Finding("several-frames", f"{header.frames} frames, expected one"))
     if worst(findings) == "error":
-        raise UnusableExam(path.name, findings)
+        raise UnusableExam(name, findings)
     with DicomFiles(path) as files:
-        values = modality_values(files, header)
+        if modality_table is None:
+            values = modality_values(files, header)
+        else:
+            values = modality_values(files, replace(header, slope=None, intercept=None))
+            values = modality_table.looked_up(values).astype(np.float32)
     if header.transfer_syntax in LOSSY:
         findings.append(Finding("lossy", f"stored as {syntax_name(header)}"))
     ignored = None
-    if header.padding is not None:
+    if header.padding is not None and modality_table is None:
         slope, intercept = header.slope or 1.0, header.intercept or 0.0
         ends = sorted(p * slope + intercept for p in header.padding)
         ignored = (values >= ends[0]) & (values <= ends[1])
+    voi, more = _usable(voi, values, ignored)
+    findings += more
     grey = apply_voi(values, voi, ignored)
-    if voi is None:
-        findings.append(Finding("no-voi", "the range of the pixels was used"))
     if flipped:
         grey = 1 - grey
         if ignored is not None:
             grey[ignored] = 0.0
-    return Radiograph(grey, view, header.patient_id), findings
+    upright = _turned(grey, orientation)
+    if upright is not grey:
+        findings.append(Finding("turned", f"stored with rows to {orientation[0]} and columns to {orientation[1]}"))
+        aspect = 1 / aspect if orientation[0] in "HF" else aspect
+    if abs(aspect - 1) > SQUARE:
+        findings.append(Finding("resampled", f"pixels {aspect:.3g} times as high as wide"))
+        upright = _squared(upright, aspect)
+    return Radiograph(upright, view, header.patient_id), findings
+
+
+def _view(data: Any) -> str:
+    """The view by ViewPosition, else by the code of ViewCodeSequence, in which DX files give it."""
+    codes = [str(item.get("CodeValue", "")) for item in data.get("ViewCodeSequence") or []]
+    return normal_view(data.get("ViewPosition", "")) or next((VIEW_CODES[c] for c in codes if c in VIEW_CODES), "")
+
+
+def _orientation(data: Any) -> tuple[str, str]:
+    """Where the rows and the columns of the picture run to: the first letters of PatientOrientation, L and F unsaid."""
+    stated = data.get("PatientOrientation") or ("", "")
+    letters = [str(v)[:1].upper() for v in ([stated] if isinstance(stated, str) else stated)]
+    if len(letters) != 2 or not set(letters) <= set("LRAPHF") or len({AXES[v] for v in letters}) != 2:
+        return "L", "F"
+    return letters[0], letters[1]
+
+
+def _turned(grey: Float[np.ndarray, "height width"], orientation: tuple[str, str]) -> Float[np.ndarray, "height width"]:
+    """Turn to head up and, in a frontal view, the patient's left on the right; to the front or back as it was."""
+    row, column = orientation
+    if row in "HF":
+        grey, row, column = rearrange(grey, "rows columns -> columns rows"), column, row
+    if column == "H":
+        grey = grey[::-1]
+    if row == "R":
+        grey = grey[:, ::-1]
+    return grey
+
+
+def _aspect(data: Any) -> float:
+    """Height over width of a pixel, 1 where nothing says."""
+    for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
+        stated = data.get(name)
+        if stated is not None and not isinstance(stated, str) and len(stated) == 2:
+            high, wide = (float(v) for v in stated)
+            if 0.05 < high / wide < 20:
+                return high / wide
+    return 1.0
+
+
+def _squared(grey: Float[np.ndarray, "height width"], aspect: float) -> Float[np.ndarray, "height width"]:
+    """Resample to square pixels of the coarser of the two sides."""
+    rows, columns = grey.shape
+    size = (max(1, round(columns / aspect)), rows) if aspect > 1 else (columns, max(1, round(rows * aspect)))
+    picture = Image.fromarray(np.ascontiguousarray(grey, dtype=np.float32))
+    return np.asarray(np.clip(np.asarray(picture.resize(size, Image.Resampling.BILINEAR)), 0.0, 1.0))
+
+
+def _usable(
+    voi: Voi | None, values: Float[np.ndarray, "height width"], ignored: np.ndarray[Any, Any] | None
+) -> tuple[Voi | None, list[Finding]]:
+    """The display transform to use: the stated one unless it shows next to nothing, else the range of the pixels."""
+    kept = values if ignored is None or ignored.all() else values[~ignored]
+    if voi is not None:
+        shown = apply_voi(kept, voi)
+        visible = float(((shown > 0) & (shown < 1)).mean())
+        if voi.table is not None or visible >= MIN_VISIBLE or float(np.ptp(kept)) == 0:
+            return voi, []
+        message = f"{visible:.0%} of the pixels lie inside the window, so the range of the pixels was used"
+        return None, [Finding("unusual-window", message)]
+    findings = [Finding("no-voi", "the range of the pixels was used")]
+    low, high = float(kept.min()), float(kept.max())
+    near, far = (float(v) for v in np.percentile(kept, OUTLIERS))
+    if far - near < DARK * (high - low) and far > near:
+        message = f"99.8 % of the values lie between {near:g} and {far:g}, few between {low:g} and {high:g}"
+        return Voi((near + far) / 2, far - near, "LINEAR_EXACT"), [*findings, Finding("stretched", message)]
+    return None, findings
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +356,12 @@ class Voi:
     first: int = 0
     bits: int = 16
 
+    def looked_up(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the table's entry of each value; below and above the table the first and last."""
+        assert self.table is not None
+        index = np.clip(np.rint(values).astype(np.int64) - self.first, 0, self.table.size - 1)
+        return np.asarray(self.table[index])
+
 
 def apply_voi(
     values: Float[np.ndarray, "height width"], voi: Voi | None, ignored: np.ndarray[Any, Any] | None = None
@@ -233,8 +372,9 @@ def apply_voi(
     ``ignored`` marks padding, which is left out of that range and becomes 0.
     """
     if voi is not None and voi.table is not None:
-        index = np.clip(np.rint(values).astype(np.int64) - voi.first, 0, voi.table.size - 1)
-        grey = voi.table[index].astype(np.float32) / (2**voi.bits - 1)
+        # entries may use fewer bits than the table declares
+        white = 2 ** min(voi.bits, int(voi.table.max()).bit_length()) - 1
+        grey = voi.looked_up(values).astype(np.float32) / max(white, 1)
     elif voi is not None and voi.function == "SIGMOID":
         grey = 1 / (1 + np.exp(-4 * (values - voi.centre) / voi.width))
     elif voi is not None:
@@ -253,16 +393,9 @@ def apply_voi(
 
 
 def _voi(data: Any) -> Voi | None:
-    tables = data.get("VOILUTSequence")
-    if tables:
-        entries, first, bits = (int(v) & 0xFFFF for v in tables[0].LUTDescriptor)
-        raw = tables[0].LUTData
-        # entries of 8 bits may lie one or two to a word
-        packed = isinstance(raw, bytes) and len(raw) < 2 * (entries or 0x10000)
-        table = np.frombuffer(raw, "u1" if packed else "<u2") if isinstance(raw, bytes) else np.asarray(list(raw))
-        if data.get("PixelRepresentation", 0) == 1 and first > 0x7FFF:
-            first -= 0x10000
-        return Voi(table=table[: entries or 0x10000].astype(np.int64) & 0xFFFF, first=first, bits=min(16, max(1, bits)))
+    table = _table(data.get("VOILUTSequence"), data)
+    if table is not None:
+        return table
     centre, width = (data.get(name) for name in ("WindowCenter", "WindowWidth"))
     if centre in (None, "") or width in (None, ""):
         return None
@@ -272,15 +405,26 @@ def _voi(data: Any) -> Voi | None:
     return Voi(one, other, str(data.get("VOILUTFunction", "LINEAR")).upper())
 
 
-def _audit_colour(path: Path) -> list[Finding]:
-    with Image.open(path) as image:
-        if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
-            return []
-        small = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR), dtype=np.float32) / 255
+def _table(tables: Any, data: Any) -> Voi | None:
+    """The first lookup table of a sequence of VOI or modality tables."""
+    if not tables:
+        return None
+    entries, first, bits = (int(v) & 0xFFFF for v in tables[0].LUTDescriptor)
+    raw = tables[0].LUTData
+    # entries of 8 bits may lie one or two to a word
+    packed = isinstance(raw, bytes) and len(raw) < 2 * (entries or 0x10000)
+    table = np.frombuffer(raw, "u1" if packed else "<u2") if isinstance(raw, bytes) else np.asarray(list(raw))
+    if data.get("PixelRepresentation", 0) == 1 and first > 0x7FFF:
+        first -= 0x10000
+    return Voi(table=table[: entries or 0x10000].astype(np.int64) & 0xFFFF, first=first, bits=min(16, max(1, bits)))
+
+
+def _audit_colour(image: Image.Image) -> list[Finding]:
+    if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
+        return []
+    small = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR), dtype=np.float32) / 255
     colour = float((small.max(axis=2) - small.min(axis=2)).mean())
-    if colour > 0.1:
-        return [Finding("not-chest-like", f"a colour picture (mean saturation {colour:.2f})")]
-    return []
+    return [Finding("not-chest-like", f"a colour picture (mean saturation {colour:.2f})")] if colour > 0.1 else []
 
 
 def radiograph_record(profile: RadiographProfile) -> dict[str, object]:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import pydicom
-
 from embedprior.errors import BadInput
 from embedprior.imaging.audit import audit_geometry, audit_hu
-from embedprior.imaging.dicom_header import quiet_pydicom
-from embedprior.imaging.dicom_series import read_series
-from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam
+from embedprior.imaging.dicom_header import MODALITIES, quiet_pydicom, read_dataset
+from embedprior.imaging.dicom_series import MIN_SLICES, read_series
+from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, files_below, is_dicom, printable
 from embedprior.imaging.findings import Finding, UnusableExam, worst
 from embedprior.imaging.image_files import IMAGE_SUFFIXES, read_image_file
 from embedprior.imaging.lungs import audit_lungs
+from embedprior.imaging.radiographs import PICTURES, RADIOGRAPHY
 from embedprior.imaging.volume import Volume
 
-PICTURES = (".png", ".jpg", ".jpeg")
 VOLUMES = (*IMAGE_SUFFIXES, ".npz", ".zip")
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 """SOP classes (DICOM PS3.4 B.5) of Enhanced and Legacy Converted Enhanced CT: a whole series in one file."""
-SERIES_FROM = 8
-"""A folder with at least this many DICOM files is one volume; the files of a smaller one are radiographs."""
+RADIOGRAPHS = (
+    "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1.1",
+    "1.2.840.10008.5.1.4.1.1.12.1", "1.2.840.10008.5.1.4.1.1.12.2",
+)  # fmt: skip
+"""SOP classes of CR, DX, angiography and fluoroscopy."""
+PEEKED = (
+    "Modality", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "ImageType", "NumberOfFrames",
+    "Rows", "Columns",
+)  # fmt: skip
+Kind = Literal["volume", "radiograph"]
 
 
 def read_volume(path: Path | str, series: str = "only") -> tuple[Volume, list[Finding]]:
@@ -36,7 +45,7 @@ def read_volume(path: Path | str, series: str = "only") -> tuple[Volume, list[Fi
             short id that the error message lists.
 
     Returns:
-        The volume as stored (see ``Volume``; ``profiles.prepare`` reorients and resamples), and what the audit found.
+        The volume as stored (see ``Volume``; ``preprocess.prepare`` reorients and resamples), and what the audit found.
 
     Raises:
         UnreadableExam: damaged, or not a volume.
@@ -59,30 +68,30 @@ def read_volume(path: Path | str, series: str = "only") -> tuple[Volume, list[Fi
     """
     path = Path(path)
     name = path.name.lower()
-    if path.is_dir() or name.endswith((".zip", ".dcm")):
-        volume, findings = read_series(path, series)
-    elif not path.is_file():
-        raise UnreadableExam(f"{path.name}: no such file or folder")
-    elif name.endswith((".npz", *IMAGE_SUFFIXES)):
+    if not path.exists():
+        raise UnreadableExam(f"{printable(path.name)}: no such file or folder")
+    if path.is_file() and name.endswith((".npz", *IMAGE_SUFFIXES)):
         volume, findings = read_image_file(path)
+    elif path.is_dir() or name.endswith((".zip", *DICOM_SUFFIXES)) or is_dicom(path):
+        volume, findings = read_series(path, series)
     else:
         raise UnreadableExam(
-            f"{path.name}: not a volume by its name. Allowed: a DICOM folder or .zip, .npz, {', '.join(IMAGE_SUFFIXES)}"
+            f"{printable(path.name)}: not a volume by its name. Allowed: a DICOM folder or .zip, .npz, {', '.join(IMAGE_SUFFIXES)}"
         )
     findings += audit_geometry(volume)
     findings += audit_hu(volume.hu)
     if worst(findings) == "error":
-        raise UnusableExam(path.name, findings)
+        raise UnusableExam(printable(path.name), findings)
     findings += audit_lungs(volume)
     return volume, findings
 
 
 @dataclass(frozen=True)
-class Found:
+class ExamSource:
     """One exam's source.
 
     Attributes:
-        name: relative to the path that was searched.
+        name: relative to the path that was searched, as it can be printed.
         path: file, or folder of one DICOM series (or of several).
         kind: how it is to be read.
     """
@@ -92,62 +101,181 @@ class Found:
     kind: Literal["volume", "radiograph"]
 
 
-def discover(path: Path) -> list[Found]:
-    """Return the exams under a file or folder, sorted by name.
+@dataclass(frozen=True)
+class Discovery:
+    """What lies under a path.
+
+    Attributes:
+        exams: by name.
+        skipped: name and reason of what is DICOM and no exam of its own: localizers, dose reports, short series beside
+            a CT.
+        unrecognised: how many files of each ending are nothing that can be read.
+    """
+
+    exams: tuple[ExamSource, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+    unrecognised: Mapping[str, int] = field(default_factory=dict)
+
+    def notes(self) -> list[str]:
+        """Return a line for every skipped thing, and one for the files that were not recognised."""
+        lines = [f"{name}: {reason}" for name, reason in self.skipped]
+        if self.unrecognised:
+            kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(self.unrecognised.items()))
+            lines.append(f"{sum(self.unrecognised.values())} files were not recognised: {kinds}")
+        return lines
+
+
+@dataclass(frozen=True)
+class _Peek:
+    """What decides which exam a DICOM file belongs to."""
+
+    file: Path
+    modality: str
+    sop_class: str
+    series_uid: str
+    patient_id: str
+    study: str
+    localizer: bool
+    frames: int
+    image: bool
+
+    @property
+    def kind(self) -> Literal["slice", "volume", "radiograph", "other", "no image"]:
+        if not self.image:
+            return "no image"
+        if self.modality == "CT" or self.sop_class in (CT_IMAGE, *ENHANCED_CT):
+            return "volume" if self.sop_class in ENHANCED_CT or self.frames > 1 else "slice"
+        return "radiograph" if self.modality in RADIOGRAPHY or self.sop_class in RADIOGRAPHS else "other"
+
+    @property
+    def what(self) -> str:
+        """The modality, where it is a code of the standard."""
+        return self.modality if self.modality in MODALITIES else "unknown modality"
+
+
+def discover(path: Path | str) -> Discovery:
+    """Find the exams under a file or folder.
+
+    Files are known by name (``.nii.gz``, ``.png`` …) or by content (DICOM under any name). In a folder the slices of CT
+    are one exam; every radiograph is one. Subfolders are exams of their own; links to folders are followed once.
 
     Raises:
         BadInput: the path does not exist, or holds nothing that can be read.
+
+    Example:
+        >>> [exam.name for exam in discover("study/").exams]  # doctest: +SKIP
+        ['ct', 'xray.dcm']
     """
+    path = Path(path)
     if not path.exists():
-        raise BadInput(f"{path} does not exist.")
-    if path.is_file():
-        kind = _dicom_kind(path) if path.suffix.lower() in DICOM_SUFFIXES else _kind(path)
-        found = [Found(path.name, path, kind)] if kind else []
-    else:
-        found = _in_folder(path)
-    if not found:
+        raise BadInput(f"{printable(str(path))} does not exist.")
+    root = path if path.is_dir() else path.parent
+    named, dicom, unknown = _sorted_out(files_below(path) if path.is_dir() else [path])
+    exams, skipped = _dicom_exams(dicom, root)
+    exams += [ExamSource(_name(file, root), file, kind) for file, kind in named]
+    found = Discovery(tuple(sorted(exams, key=lambda exam: exam.name)), tuple(sorted(skipped)), Counter(unknown))
+    if not found.exams:
         allowed = ", ".join((*VOLUMES, *DICOM_SUFFIXES, *PICTURES))
-        raise BadInput(f"{path}: nothing to read. Allowed: a folder of DICOM files, or files named {allowed}.")
+        seen = f" It has: {'; '.join(found.notes()[:4])}." if found.notes() else ""
+        raise BadInput(
+            f"{printable(str(path))}: nothing to read. Allowed: DICOM files, or files named {allowed}.{seen}"
+        )
     return found
 
 
-def _in_folder(folder: Path) -> list[Found]:
-    found: list[Found] = []
-    dicom: dict[Path, list[Path]] = {}
-    for file in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
-        if kind := _kind(file):
-            if file.suffix.lower() in DICOM_SUFFIXES:
-                dicom.setdefault(file.parent, []).append(file)
-            else:
-                found.append(Found(file.relative_to(folder).as_posix(), file, kind))
-        elif not file.suffix and _is_dicom(file):
-            dicom.setdefault(file.parent, []).append(file)
-    for parent, files in dicom.items():
-        if len(files) >= SERIES_FROM:
-            name = parent.relative_to(folder).as_posix()
-            found.append(Found(folder.name if name == "." else name, parent, "volume"))
+def _sorted_out(files: Sequence[Path]) -> tuple[list[tuple[Path, Kind]], list[Path], list[str]]:
+    """Files that their names tell, DICOM files, and the endings of the rest."""
+    named: list[tuple[Path, Kind]] = []
+    dicom: list[Path] = []
+    unknown: list[Path] = []
+    for file in files:
+        name = file.name.lower()
+        if name.endswith(VOLUMES):
+            named.append((file, "volume"))
+        elif name.endswith(PICTURES):
+            named.append((file, "radiograph"))
+        elif name.endswith(DICOM_SUFFIXES) or is_dicom(file):
+            dicom.append(file)
         else:
-            found += [Found(f.relative_to(folder).as_posix(), f, _dicom_kind(f)) for f in files]
-    return sorted(found, key=lambda item: item.name)
+            unknown.append(file)
+    headers = {file.with_suffix("") for file, _ in named if file.suffix.lower() in (".mhd", ".nhdr")}
+    # the file of voxels that a header of text names
+    endings = [file.suffix.lower() or "without ending" for file in unknown if not _beside(file, headers)]
+    return named, dicom, endings
 
 
-def _kind(file: Path) -> Literal["volume", "radiograph"] | None:
-    name = file.name.lower()
-    if name.endswith(VOLUMES):
-        return "volume"
-    return "radiograph" if name.endswith((*PICTURES, *DICOM_SUFFIXES)) else None
+def _beside(file: Path, headers: set[Path]) -> bool:
+    return any(file.name.startswith(header.name + ".") and file.parent == header.parent for header in headers)
 
 
-def _dicom_kind(file: Path) -> Literal["volume", "radiograph"]:
+def _dicom_exams(files: Sequence[Path], root: Path) -> tuple[list[ExamSource], list[tuple[str, str]]]:
+    """Which exams DICOM files make, and which of them are none of their own."""
+    peeks = [_peek(file) for file in files]
+    exams: list[ExamSource] = []
+    skipped: list[tuple[str, str]] = []
+    of_series: dict[tuple[Path, str, str], list[_Peek]] = defaultdict(list)
+    for peek in peeks:
+        if peek.kind in ("slice", "other"):
+            of_series[peek.file.parent, peek.patient_id, peek.series_uid].append(peek)
+    whole = {key for key, slices in of_series.items() if sum(not s.localizer for s in slices) >= MIN_SLICES}
+    stacks = {key[0] for key in whole if of_series[key][0].kind == "slice"}
+    scattered = _scattered(of_series, whole)
+    with_ct = {s.study for key in whole if key[0] in stacks for s in of_series[key]}
+    with_ct |= {s.study for slices in scattered.values() for s in slices}
+    with_ct |= {peek.study for peek in peeks if peek.kind == "volume"}
+    exams += [ExamSource(_name(folder, root), folder, "volume") for folder in sorted(stacks | set(scattered))]
+    within = {id(s) for slices in scattered.values() for s in slices}
+    for (folder, _, _), slices in of_series.items():
+        if folder in stacks or id(slices[0]) in within:
+            continue  # read, or noted, with the stack
+        place = slices[0].file if len(slices) == 1 else folder
+        if slices[0].study in with_ct:
+            kind = "a localizer" if all(s.localizer for s in slices) else f"{len(slices)} images of {slices[0].what}"
+            skipped.append((_name(place, root), f"{kind}, beside the CT of its study"))
+        elif slices[0].kind == "slice" or len(slices) >= MIN_SLICES:
+            exams.append(ExamSource(_name(place, root), place, "volume"))
+        else:
+            exams += [ExamSource(_name(s.file, root), s.file, "radiograph") for s in slices]
+    for peek in peeks:
+        if peek.kind == "no image" and peek.file.parent not in stacks:
+            skipped.append((_name(peek.file, root), f"no image ({peek.what})"))
+        elif peek.kind == "radiograph" and peek.modality == "OT" and peek.study in with_ct:
+            skipped.append((_name(peek.file, root), "a secondary image, beside the CT of its study"))
+        elif peek.kind == "volume" or peek.kind == "radiograph":
+            exams.append(ExamSource(_name(peek.file, root), peek.file, peek.kind))
+    seen: set[Path] = set()
+    return [e for e in exams if not (e.path in seen or seen.add(e.path))], skipped  # type: ignore[func-returns-value]
+
+
+def _scattered(
+    of_series: Mapping[tuple[Path, str, str], list[_Peek]], whole: set[tuple[Path, str, str]]
+) -> dict[Path, list[_Peek]]:
+    """Series whose slices lie in a folder each, by the folder above them."""
+    above: dict[tuple[Path, str, str], list[_Peek]] = defaultdict(list)
+    for key, slices in of_series.items():
+        if key not in whole and slices[0].kind == "slice" and not slices[0].localizer:
+            above[key[0].parent, key[1], key[2]] += slices
+    found = {key: slices for key, slices in above.items() if len(slices) >= MIN_SLICES}
+    return {key[0]: slices for key, slices in found.items()}
+
+
+def _peek(file: Path) -> _Peek:
+    """Read the few tags that decide; a damaged file counts as a radiograph, and is reported by what reads it."""
     try:
-        with quiet_pydicom():
-            meta = pydicom.filereader.read_file_meta_info(file)
-            return "volume" if str(meta.get("MediaStorageSOPClassUID", "")) in ENHANCED_CT else "radiograph"
-    # a damaged file is reported by what reads it
+        with file.open("rb") as handle, quiet_pydicom():
+            data = read_dataset(handle, pixels=False, tags=PEEKED)
+        return _Peek(
+            file, str(data.get("Modality", "")).upper(), str(data.get("SOPClassUID", "")),
+            str(data.get("SeriesInstanceUID", "")), str(data.get("PatientID", "") or ""),
+            str(data.get("StudyInstanceUID", "")) or str(file.parent.parent),
+            "LOCALIZER" in str(data.get("ImageType", "")).upper(), int(data.get("NumberOfFrames", 1) or 1),
+            bool(data.get("Rows")) and bool(data.get("Columns")),
+        )  # fmt: skip
+    # as in dicom_header.read_headers: whatever a damaged value leads to
     except Exception:
-        return "radiograph"
+        return _Peek(file, "", "", "", "", str(file), False, 1, True)
 
 
-def _is_dicom(file: Path) -> bool:
-    with file.open("rb") as handle:
-        return handle.read(132)[128:] == b"DICM"
+def _name(path: Path, root: Path) -> str:
+    name = path.relative_to(root).as_posix()
+    return printable(path.resolve().name if name == "." else name)

@@ -69,8 +69,7 @@ class Volume:
         if len(self.spacing_mm) != 3 or not all(np.isfinite(s) and s > 0 for s in self.spacing_mm):
             raise BadInput(f"spacing must be three positive numbers of mm; got {self.spacing_mm}.")
         turn = np.asarray(self.direction, dtype=np.float64)
-        # float32 headers leave rounding of a few 1e-4 in the cosines
-        if turn.shape != (3, 3) or not np.allclose(turn.T @ turn, np.eye(3), atol=2e-3):
+        if not is_rotation(turn):
             raise BadInput("the direction must be a 3 x 3 matrix of perpendicular unit columns.")
         object.__setattr__(self, "direction", turn)
 
@@ -117,6 +116,17 @@ class Volume:
         z, y, x = (start for start, _, _ in found)
         origin = (self.affine @ np.array([x, y, z, 1.0]))[:3]
         return replace(self, hu=self.hu[box], origin_mm=_triple(origin))
+
+
+def is_rotation(direction: np.ndarray[Any, Any]) -> bool:
+    """Return whether the columns are three perpendicular directions of length 1 (mirrored ones too).
+
+    Example:
+        >>> is_rotation(np.eye(3)), is_rotation(np.ones((3, 3)))
+        (True, False)
+    """
+    # float32 headers leave rounding of a few 1e-4 in the cosines
+    return direction.shape == (3, 3) and bool(np.allclose(direction.T @ direction, np.eye(3), atol=2e-3))
 
 
 def orientation_code(direction: Float[np.ndarray, "3 3"]) -> str:

@@ -16,6 +16,7 @@ from embedprior.errors import BadInput
 from embedprior.imaging.contact_sheet import Tile, contact_sheet, picture_tile
 from embedprior.imaging.drr.config import DrrConfig
 from embedprior.imaging.drr.render import CtExam, Rendered, image_name
+from embedprior.imaging.files import printable
 from embedprior.runs.files import temporary_beside
 from embedprior.tables import LABEL_PREFIX, PAIR_REQUIRED, check_exams, check_pairs, write_table
 
@@ -72,7 +73,7 @@ def write_tables(
         if result.folder is None:
             continue
         who = {"patient_id": exam.patient_id, **exam.columns, "complete": result.complete}
-        path = Path(os.path.relpath(exam.path.resolve(), out.resolve())).as_posix()
+        path = printable(Path(os.path.relpath(exam.path.resolve(), out.resolve())).as_posix())
         rows.append({"exam_id": exam.exam_id, **who, "modality": "CT", "path": path, "view": ""})
         for pose in range(config.poses):
             own = drr_id(exam.exam_id, config.view, pose)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,9 @@ from PIL import Image
 
 from embedprior.config import parse_config
 from embedprior.errors import BadInput, EmbedpriorError
-from embedprior.imaging.dicom_header import DicomFiles, read_headers
+from embedprior.imaging.dicom_header import DicomFiles, Header, read_headers
+from embedprior.imaging.dicom_pixels import slice_hu
+from embedprior.imaging.dicom_series import series_files
 from embedprior.imaging.drr.config import (
     DrrConfig,
     Poses,
@@ -27,20 +30,18 @@ from embedprior.imaging.drr.config import (
     volume_centre,
 )
 from embedprior.imaging.drr.physics import attenuation_per_mm, hu_to_mu, to_radiograph
-from embedprior.imaging.files import UnreadableExam, is_dicom
+from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, printable
 from embedprior.imaging.findings import Finding, lungs_complete
 from embedprior.imaging.image_files import IMAGE_SUFFIXES
 from embedprior.imaging.lungs import MIN_ML, find_lungs
-from embedprior.imaging.readers import read_volume
+from embedprior.imaging.readers import VOLUMES, ExamSource, discover, read_volume
 from embedprior.imaging.volume import Volume, canonical
-from embedprior.runs import artifact, one_thread, progress, read_json, seed_for, write_json
+from embedprior.runs import artifact, hash_array, hash_of, one_thread, progress, read_json, seed_for, write_json
 from embedprior.tables import EXAM_REQUIRED, LABEL_PREFIX, check_exams, read_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-VOLUME_SUFFIXES = (*IMAGE_SUFFIXES, ".npz", ".zip")
-DICOM_SUFFIXES = (".dcm", ".ima", "")
 COPIED = ("group_id", "site", "sex", "age", "source", "offset_days", "acquired_at")
 """Columns of the exam table that a DRR shares with its CT, beside the labels."""
 CODE_TAG = "drr-1"
@@ -59,12 +60,14 @@ class CtExam:
         patient_id: of the table, or the exam id: a header's id is never taken over.
         path: file or folder.
         columns: of the exam table, as far as its DRRs share them.
+        of_table: whether a table names it, and so its patient.
     """
 
     exam_id: str
     patient_id: str
     path: Path
     columns: dict[str, Any] = field(default_factory=dict)
+    of_table: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,14 @@ class Scanned:
     Attributes:
         exam: the CT.
         digest: sha256 of its contents, the same for a zip and the folder it was packed from.
-        same_as: exam id of an earlier CT that is the same series; empty for the first.
+        same_as: exam id of an earlier CT that is the same scan; empty for the first.
+        series: hash of its SeriesInstanceUID; empty where it is not one DICOM series.
     """
 
     exam: CtExam
     digest: str
     same_as: str = ""
+    series: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,28 +113,25 @@ def image_name(pose: int) -> str:
     return f"pose-{pose:03d}"
 
 
-def find_cts(path: Path) -> list[CtExam]:
-    """Return the CTs at a path: a volume file or zip, a folder of DICOM files, or a folder that holds such things.
+def find_cts(path: Path) -> tuple[list[CtExam], list[str]]:
+    """Find the CTs at a path: a volume file or zip, a folder of DICOM files, or a folder that holds such things.
 
-    In a tree, a folder with DICOM files directly in it is one CT.
+    Returns:
+        The CTs, by name; and a line for each thing there that is none (``readers.Discovery.notes``).
 
     Raises:
-        BadInput: nothing there, nothing that is a volume by its name, or two files that would share one exam id.
+        BadInput: nothing there, no volume among it, or two files that would share one exam id.
     """
+    where = printable(str(path))
     if not path.exists():
-        raise BadInput(f"no CT at {path}. Allowed: a volume file, a DICOM folder or zip, or a folder of them.")
-    if path.is_file():
-        if not path.name.lower().endswith((*VOLUME_SUFFIXES, ".dcm")):
-            raise BadInput(f"{path.name} is no volume by its name. Allowed: {', '.join(VOLUME_SUFFIXES)}, or a folder.")
-        return [_exam(path, path.parent)]
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    volumes = [p for p in files if p.name.lower().endswith(VOLUME_SUFFIXES)]
-    folders = sorted({p.parent for p in files if p.suffix.lower() in DICOM_SUFFIXES and is_dicom(p)})
-    found = [_exam(p, path) for p in sorted([*volumes, *folders])]
-    if not found:
-        raise BadInput(f"no volume under {path}. Allowed: {', '.join(VOLUME_SUFFIXES)}, or folders of DICOM files.")
-    _refuse_repeated(found, str(path))
-    return found
+        raise BadInput(f"no CT at {where}. Allowed: a volume file, a DICOM folder or zip, or a folder of them.")
+    found = discover(path)
+    exams = [_exam(source) for source in found.exams if source.kind == "volume"]
+    others = len(found.exams) - len(exams)
+    if not exams:
+        raise BadInput(f"no volume under {where}. Allowed: {', '.join(VOLUMES)}, or DICOM files of a CT.")
+    _refuse_repeated(exams, where)
+    return exams, [*found.notes(), *([f"{others} radiographs were left out"] if others else [])]
 
 
 def cts_of_table(table: Path) -> list[CtExam]:
@@ -144,70 +146,108 @@ def cts_of_table(table: Path) -> list[CtExam]:
         raise BadInput(f"{table} has no exam of modality CT.")
     kept = [c for c in rows.columns if c in COPIED or c.startswith(LABEL_PREFIX)]
     return [
-        CtExam(str(r["exam_id"]), str(r["patient_id"]), table.parent / str(r["path"]), {c: r[c] for c in kept})
+        CtExam(
+            str(r["exam_id"]),
+            str(r["patient_id"]),
+            table.parent / str(r["path"]),
+            {c: r[c] for c in kept},
+            of_table=True,
+        )
         for r in rows.to_dict("records")
     ]
 
 
 def scan(exams: Iterable[CtExam]) -> tuple[list[Scanned], list[dict[str, str]]]:
-    """Hash every CT and find the series that is there twice: equal contents, or one DICOM series.
+    """Hash every CT and find the scan that is there twice.
+
+    The same scan is one of equal contents, or one DICOM series again: same UID, patient, grid and middle slice. A UID
+    alone proves nothing, since anonymisers write constants. Where a table names the patients, they must be the same.
 
     Returns:
-        The CTs in their order, and one record (``exam_id, stage, reason``) for each that can't be opened.
+        The CTs in their order; one record (``exam_id, stage, reason``) for each that can't be opened, or that is left
+        out because an earlier one is the same scan.
     """
-    first: dict[str, str] = {}
+    first: dict[str, CtExam] = {}
     found, failures = [], []
     for exam in exams:
         try:
-            names = identities(exam.path)
+            names, series = identities(exam.path)
         except (UnreadableExam, OSError) as error:
             failures.append({"exam_id": exam.exam_id, "stage": "scan", "reason": reason_of(error, exam)})
             continue
-        same = next((first[n] for n in names if n in first), "")
+        digest = names[0]
+        if exam.of_table:
+            names = [hashlib.sha256(f"{name} {exam.patient_id}".encode()).hexdigest() for name in names]
+        same = next((first[n].exam_id for n in names if n in first), "")
+        if same:
+            reason = f"the same scan as {same}: rendered once"
+            failures.append({"exam_id": exam.exam_id, "stage": "scan", "reason": reason})
         for name in names:
-            first.setdefault(name, same or exam.exam_id)
-        found.append(Scanned(exam, names[0], same))
+            first.setdefault(name, exam)
+        found.append(Scanned(exam, digest, same, series))
     return found, failures
 
 
-def identities(path: Path) -> list[str]:
-    """Return what a CT is known by: the sha256 of its contents and, for DICOM, of its one SeriesInstanceUID.
+def shared_series(scanned: Sequence[Scanned]) -> list[list[str]]:
+    """Return the exam ids of different scans that share one SeriesInstanceUID, in groups."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for item in scanned:
+        if item.series and not item.same_as:
+            groups[item.series].append(item.exam.exam_id)
+    return [ids for ids in groups.values() if len(ids) > 1]
+
+
+def identities(path: Path) -> tuple[list[str], str]:
+    """Return what a CT is known by.
+
+    Returns:
+        The sha256 of its contents and, where it is one DICOM series, of its UID, patient, grid and middle slice; and
+        the hash of that series' UID, or an empty text.
 
     Raises:
         UnreadableExam: not there, or a damaged zip.
     """
     if not path.exists():
-        raise UnreadableExam(f"{path.name}: no such file or folder")
-    if path.is_file() and not path.name.lower().endswith((".zip", ".dcm")):
+        raise UnreadableExam(f"{printable(path.name)}: no such file or folder")
+    if path.is_file() and path.name.lower().endswith((".npz", *IMAGE_SUFFIXES)):
         with path.open("rb") as handle:
-            return [hashlib.file_digest(handle, "sha256").hexdigest()]
+            return [hashlib.file_digest(handle, "sha256").hexdigest()], ""
     total = hashlib.sha256()
-    series: set[str] = set()
-    with DicomFiles(path) as files:
+    headers: list[Header] = []
+    with series_files(path) as files:
         digests = []
         for name in files.names:
             with files.open(name) as handle:
                 digests.append(hashlib.file_digest(handle, "sha256").digest())  # type: ignore[arg-type]
-            series.update(header.series_uid for header in read_headers(files, name) if header.series_uid)
+            headers += read_headers(files, name)
         for digest in sorted(digests):
             total.update(digest)
-    # several series in one folder are told apart by the series rule, not here
-    uid = [hashlib.sha256(next(iter(series)).encode()).hexdigest()] if len(series) == 1 else []
-    return [total.hexdigest(), *uid]
+        # several series in one folder are told apart by the series rule, not here
+        if len({header.series_uid for header in headers}) != 1 or not headers[0].series_uid:
+            return [total.hexdigest()], ""
+        return [total.hexdigest(), _scan_hash(files, headers)], headers[0].series
+
+
+def _scan_hash(files: DicomFiles, headers: Sequence[Header]) -> str:
+    """Hash of one scan, however its pixels are packed: its UID, its patient, where its slices lie, and one of them."""
+    placed = sorted(headers, key=lambda h: (h.position or (), h.frame or 0))
+    grid = [(h.patient_id, h.rows, h.columns, h.spacing_yx, h.orientation, h.position) for h in placed]
+    middle, _ = slice_hu(files, placed[len(placed) // 2])
+    return hash_of([headers[0].series_uid, grid, hash_array(middle)])
 
 
 def reason_of(error: Exception, exam: CtExam) -> str:
     """Return why a CT could not be used, without the folder it lies in."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-    return text.replace(str(exam.path.parent) + "/", "")
+    return printable(text.replace(str(exam.path.parent) + "/", ""))
 
 
-def _exam(path: Path, root: Path) -> CtExam:
-    relative = path.relative_to(root).as_posix() if path != root else path.resolve().name
-    lower = relative.lower()
-    ending = next((s for s in sorted((*VOLUME_SUFFIXES, ".dcm"), key=len, reverse=True) if lower.endswith(s)), "")
-    name = (relative[: len(relative) - len(ending)] if path.is_file() else relative).replace("/", "_")
-    return CtExam(name, name, path)
+def _exam(source: ExamSource) -> CtExam:
+    lower = source.name.lower()
+    endings = sorted((*VOLUMES, *DICOM_SUFFIXES), key=len, reverse=True)
+    ending = next((s for s in endings if lower.endswith(s)), "") if source.path.is_file() else ""
+    name = source.name[: len(source.name) - len(ending)].replace("/", "_")
+    return CtExam(name, name, source.path)
 
 
 def _refuse_repeated(exams: Sequence[CtExam], where: str) -> None:
@@ -215,7 +255,7 @@ def _refuse_repeated(exams: Sequence[CtExam], where: str) -> None:
     for exam in exams:
         if exam.exam_id in seen:
             raise BadInput(
-                f"{where}: {seen[exam.exam_id].name} and {exam.path.name} would both be exam '{exam.exam_id}'. "
+                f"{where}: {printable(seen[exam.exam_id].name)} and {printable(exam.path.name)} would both be exam '{exam.exam_id}'. "
                 "Next: rename one, or give an exam table with --cohort."
             )
         seen[exam.exam_id] = exam.path
