@@ -20,18 +20,21 @@ WORDS = {None: "ok", "note": "ok", "warning": "WARN", "error": "FAIL"}
 
 
 @command()
-@argument("paths", nargs=-1, required=True, type=PATH, metavar="PATH...", help="a volume (.nii.gz, .nrrd, .mha, "
+@argument("paths", nargs=-1, type=PATH, metavar="PATH...", help="a volume (.nii.gz, .nrrd, .mha, "
         ".npz, DICOM folder or zip), a radiograph (.dcm, .png, .jpg), or a folder of them")  # fmt: skip
+@option("--cohort", type=PATH, metavar="FILE", help="an exam table instead: its paths, and the views it names")
+@option("--views", metavar="LIST", help="only radiographs of these views, such as PA,AP, and those whose view nothing "
+        "names")  # fmt: skip
 @option("--series", default="only", metavar="RULE", help="which series of a DICOM folder that holds several: only "
-        "(fail), most-slices, or a short id")  # fmt: skip
+        "(fail), most-slices, or short ids, separated by commas")  # fmt: skip
 @option("--profile", metavar="NAME", help="also prepare volumes by this profile (a shipped name, or a YAML file), "
         "and show the result")  # fmt: skip
 @option("--contact-sheet", type=PATH, metavar="FILE", help="write a PNG with every exam on it")
 @option("--out", type=PATH, metavar="FILE", help="write the findings as CSV: exam, severity, code, message")
 @option("--limit", type=COUNT, metavar="N", help="only the first N exams")
 def check(
-    paths: tuple[Path, ...], series: str, profile: str | None, contact_sheet: Path | None, out: Path | None,
-    limit: int | None,
+    paths: tuple[Path, ...], cohort: Path | None, views: str | None, series: str, profile: str | None,
+    contact_sheet: Path | None, out: Path | None, limit: int | None,
 ) -> int:  # fmt: skip
     """Print a line for each exam; return 0, or 3 when an exam has a warning or an error.
 
@@ -45,31 +48,55 @@ def check(
             raise BadInput(f"the folder {target.parent} does not exist.")
     from embedprior.imaging.contact_sheet import check_exam
     from embedprior.imaging.contact_sheet import contact_sheet as draw_sheet
+    from embedprior.imaging.dicom_series import series_rule
     from embedprior.imaging.findings import worst
     from embedprior.imaging.preprocess import load_profile, profile_key
-    from embedprior.imaging.readers import discover
+    from embedprior.imaging.radiographs import parse_views
+    from embedprior.imaging.readers import discover, exams_of_table
     from embedprior.runs import progress
 
     chosen = load_profile(profile) if profile else None
     key = profile_key(chosen) if chosen else ""
-    exams = [found for path in paths for found in discover(path)][:limit]
+    wanted = parse_views(views)
+    if bool(paths) == (cohort is not None):
+        raise BadInput("give either PATHs or --cohort FILE. Next: embedprior images check FOLDER")
+    found = [discover(path) for path in paths]
+    exams = [exam for one in found for exam in one.exams] if cohort is None else exams_of_table(cohort)
+    exams = exams[:limit]
     tiles: list[Tile] = []
     rows: list[dict[str, str]] = []
     states: Counter[str] = Counter()
-    width = max(len(found.name) for found in exams)
-    for found in progress(exams, "images"):
-        findings, tile = check_exam(found, series, chosen, key, contact_sheet is not None)
+    width = max(len(exam.name) for exam in exams)
+    rule = series_rule(series, len(exams))
+    for exam in progress(exams, "images"):
+        findings, tile, view = check_exam(exam, rule, chosen, key, contact_sheet is not None)
+        if wanted and view and view not in wanted:
+            states["other view"] += 1
+            rows.append({"exam": exam.name, "severity": "skipped", "code": "", "message": f"view {view}"})
+            continue
         state = WORDS[worst(findings)]
         states[state] += 1
-        print(f"{state:<4}  {found.name:<{width}}  {', '.join(dict.fromkeys(f.code for f in findings))}".rstrip())
+        print(f"{state:<4}  {exam.name:<{width}}  {', '.join(dict.fromkeys(f.code for f in findings))}".rstrip())
         for finding in findings:
-            rows.append({"exam": found.name, "severity": finding.severity, "code": finding.code,
+            rows.append({"exam": exam.name, "severity": finding.severity, "code": finding.code,
                          "message": finding.message})  # fmt: skip
             if finding.severity != "note":
                 print(f"      {finding.code}: {finding.message}")
+        if not findings:
+            rows.append({"exam": exam.name, "severity": "ok", "code": "", "message": ""})
         if tile:
             tiles.append(tile)
-    print(", ".join(f"{states[word]} {word}" for word in ("ok", "WARN", "FAIL")))
+    for one in found:
+        for name, reason in one.skipped:
+            print(f"skip  {name:<{width}}  {reason}".rstrip())
+            rows.append({"exam": name, "severity": "skipped", "code": "", "message": reason})
+        for line in one.notes()[len(one.skipped) :]:
+            print(line)
+    counts = [f"{states[word]} {word}" for word in ("ok", "WARN", "FAIL")]
+    skipped = sum(len(one.skipped) for one in found)
+    counts += [f"{skipped} skipped"] if skipped else []
+    counts += [f"{states['other view']} of other views left out"] if wanted else []
+    print(", ".join(counts))
     if out:
         import pandas as pd
 
@@ -101,14 +128,16 @@ def drr(config: DrrConfig, dry_run: bool, include_incomplete: bool, processes: i
         BadInput: no CT, a broken table or setting; nothing was written.
     """
     from embedprior.cohort.drr import plan_text, render_cohort
+    from embedprior.imaging.dicom_series import series_rule
     from embedprior.imaging.drr.config import get_renderer
     from embedprior.imaging.drr.render import cts_of_table, find_cts
     from embedprior.runs.distributed import process_group
 
     if (common["ct"] is None) == (common["cohort"] is None):
         raise BadInput("give either --ct PATH or --cohort FILE. Next: embedprior drr --ct FOLDER --out runs/drr")
-    exams = find_cts(common["ct"]) if common["ct"] is not None else cts_of_table(common["cohort"])
-    exams = exams[: common["limit"]]
+    found, others = find_cts(common["ct"]) if common["ct"] is not None else (cts_of_table(common["cohort"]), [])
+    exams = found[: common["limit"]]
+    config = config.model_copy(update={"series": series_rule(config.series, len(exams))})
     get_renderer(config.renderer)
     if common["match_style"] is not None:
         from embedprior.imaging.drr.tone_fit import reference_files
@@ -121,7 +150,7 @@ def drr(config: DrrConfig, dry_run: bool, include_incomplete: bool, processes: i
         return DONE
     made = render_cohort(
         exams, config, common["out"], group, workers=common["workers"], match_style=common["match_style"],
-        include_incomplete=include_incomplete,
+        include_incomplete=include_incomplete, notes=[f"Left out: {line}." for line in others[:10]],
     )  # fmt: skip
     if made is None:
         return DONE

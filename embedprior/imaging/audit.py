@@ -84,7 +84,7 @@ def audit_hu(hu: Int16[np.ndarray, "z y x"]) -> list[Finding]:
     if low == high:
         return [Finding("hu-range", f"every voxel is {low}")]
     if low >= 0 and high <= 255 and np.unique(sample).size <= MASK_LABELS:
-        return [Finding("hu-range", f"{seen}, few different ones: labels of a mask, not Hounsfield units")]
+        return [Finding("hu-range", f"{seen}, few different ones: labels of a mask, or scaled values, not HU")]
     air = _share(sample, *LUNG_OR_AIR)
     tissue = _share(sample, *SOFT_TISSUE)
     top = float(np.percentile(sample, 99.9))

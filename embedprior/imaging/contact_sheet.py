@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from embedprior.errors import EmbedpriorError
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import Finding, UnusableExam, worst
 from embedprior.imaging.lungs import Lungs, find_lungs
 from embedprior.imaging.preprocess import VolumeProfile, prepare, windowed
 from embedprior.imaging.radiographs import read_radiograph
-from embedprior.imaging.readers import Found, read_volume
+from embedprior.imaging.readers import ExamSource, read_volume
 from embedprior.imaging.volume import Volume, canonical
 
 HEIGHT, WIDTH, GAP, CAPTION = 170, 190, 4, 46
@@ -77,8 +78,9 @@ def picture_tile(title: str, grey: Float[np.ndarray, "height width"], findings: 
 
 
 def check_exam(
-    found: Found, series: str = "only", profile: VolumeProfile | None = None, profile_name: str = "", draw: bool = True
-) -> tuple[list[Finding], Tile | None]:
+    found: ExamSource, series: str = "only", profile: VolumeProfile | None = None, profile_name: str = "",
+    draw: bool = True,
+) -> tuple[list[Finding], Tile | None, str]:  # fmt: skip
     """Read one exam and audit it; an exam that can't be read is a finding, not an exception.
 
     Args:
@@ -87,25 +89,35 @@ def check_exam(
         profile: also prepare a volume by this profile.
         profile_name: of the profile, for the tile.
         draw: return its tile; None otherwise.
+
+    Returns:
+        What was found, the tile, and the view of a radiograph (empty when nothing names it).
     """
+    view = found.view
     try:
         if found.kind == "radiograph":
-            radiograph, findings = read_radiograph(found.path)
+            radiograph, findings = read_radiograph(found.path, found.view)
             height, width = radiograph.grey.shape
-            detail = f"{width} x {height}, {radiograph.view or 'view unknown'}"
-            return findings, picture_tile(found.name, radiograph.grey, findings, detail) if draw else None
+            view = radiograph.view
+            detail = f"{width} x {height}, {view or 'view unknown'}"
+            return findings, picture_tile(found.name, radiograph.grey, findings, detail) if draw else None, view
         volume, findings = read_volume(found.path, series)
         if profile is None:
-            return findings, volume_tile(found.name, volume, findings) if draw else None
+            return findings, volume_tile(found.name, volume, findings) if draw else None, view
         prepared = prepare(volume, profile)
         detail = f"{' x '.join(map(str, prepared.shape))}, profile {profile_name}"
-        return findings, prepared_tile(found.name, prepared, findings, detail) if draw else None
+        return findings, prepared_tile(found.name, prepared, findings, detail) if draw else None, view
     except UnusableExam as error:
         findings = list(error.findings)
     except UnreadableExam as error:
         findings = [Finding("unreadable", str(error))]
+    except EmbedpriorError:
+        raise
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        # one exam of many: the error's text may name a folder or a patient
+        findings = [Finding("unreadable", f"it can't be read ({type(error).__name__})")]
     # a page without the exams that failed would look as if there were none
-    return findings, Tile(found.name, "no picture: see the findings", (), tuple(findings)) if draw else None
+    return findings, Tile(found.name, "no picture: see the findings", (), tuple(findings)) if draw else None, view
 
 
 def contact_sheet(tiles: Sequence[Tile], path: Path, columns: int = 2) -> None:

@@ -277,6 +277,16 @@ def candidates(headers: Sequence[Header]) -> dict[str, list[Header]]:
     }
 
 
+def series_rule(series: str, exams: int) -> str:
+    """Return the rule for a number of exams: a series' id is that of one folder, the others are read without it.
+
+    Example:
+        >>> series_rule("3f2a9c11", exams=40)
+        '3f2a9c11,only'
+    """
+    return series if exams < 2 or series in RULES else f"{series},only"
+
+
 def choose_series(headers: Sequence[Header], rule: str, name: str) -> tuple[list[Header], list[Finding]]:
     """Return the slices of one series by the rule.
 
@@ -374,6 +384,9 @@ def _audit_coding(headers: Sequence[Header]) -> list[Finding]:
         findings.append(Finding("mixed-frames", "colour, or frames without a place: expected one grey slice each"))
     if float(first.rows) * first.columns * len(headers) > MAX_VOXELS:
         findings.append(Finding("mixed-frames", f"{len(headers)} slices of {first.columns} x {first.rows}: too many"))
+    bare = sum(h.slope is None and h.intercept is None for h in headers)
+    if bare:
+        findings.append(Finding("no-rescale", f"{bare} of {len(headers)} slices: the stored values were taken as HU"))
     packed = [h for h in headers if h.transfer_syntax not in NATIVE]
     if packed:
         if any(h.frame is not None for h in packed):

@@ -40,6 +40,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "skewed-axes": ("error", "the axes are not perpendicular, or not of length 1"),
     "too-few-slices": ("error", "too few slices for a volume"),
     # volumes: values
+    "no-rescale": ("note", "no rescale in the header; stored values were taken as they are"),
     "compressed": ("note", "pixels were stored compressed"),
     "lossy": ("warning", "pixels were compressed with loss"),
     "padding": ("note", "padding outside the field of view was set to air"),

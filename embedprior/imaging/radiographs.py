@@ -14,21 +14,18 @@ from PIL import Image, ImageOps
 from pydantic import Field
 
 from embedprior.config import Config
+from embedprior.errors import BadInput, nearest
 from embedprior.imaging.dicom_header import DicomFiles, known_modality, parse_header, quiet_pydicom, read_dataset
 from embedprior.imaging.dicom_pixels import LOSSY, modality_values, syntax_name
 from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, is_dicom, printable, read_array, split_path
 from embedprior.imaging.findings import Finding, UnusableExam, report_findings, worst
 from embedprior.imaging.radiograph_audit import audit_radiograph
+from embedprior.imaging.voi import DARK, apply_voi, read_table, read_voi, usable_voi
 
 Geometry = Literal["letterbox", "crop"]
 TRANSFORM_VERSION = 1
 PICTURES = (".png", ".jpg", ".jpeg")
 EXIF_ORIENTATION = 0x0112
-DARK = 0.2
-"""Values that use less of the range than this share look black."""
-MIN_VISIBLE = 0.1
-OUTLIERS = (0.1, 99.9)
-"""Percentiles taken for the ends of the range where a few pixels far off would darken all others."""
 SQUARE = 0.01
 AXES = {"L": "x", "R": "x", "A": "y", "P": "y", "H": "z", "F": "z"}
 RADIOGRAPHY = ("CR", "DX", "RF", "XA", "OT", "DR", "RG", "")
@@ -190,6 +187,41 @@ def normal_view(text: object) -> str:
     return VIEWS.get(" ".join(str(text).upper().replace("_", " ").split()), "")
 
 
+def parse_views(text: str | None) -> frozenset[str]:
+    """Return the views of a list such as ``"PA,AP"``; none for no list.
+
+    Raises:
+        BadInput: a word that is no view.
+
+    Example:
+        >>> sorted(parse_views("pa, AP"))
+        ['AP', 'PA']
+    """
+    words = [word.strip() for word in (text or "").split(",") if word.strip()]
+    for word in words:
+        if not normal_view(word):
+            allowed = ("PA", "AP", "LATERAL")
+            raise BadInput(f"unknown view '{word}'. Allowed: {', '.join(allowed)}.{nearest(word.upper(), allowed)}")
+    return frozenset(normal_view(word) for word in words)
+
+
+def stated_view(path: Path, view: object = "") -> str:
+    """Return the view of a radiograph as a table or, where the table is silent, its DICOM header names it, else ``""``.
+
+    Args:
+        path: of the file; its pixels are not read.
+        view: of the table.
+    """
+    if (named := normal_view(view)) or not _holds_dicom(path):
+        return named
+    try:
+        with path.open("rb") as handle, quiet_pydicom():
+            return _view(read_dataset(handle, pixels=False, tags=("ViewPosition", "ViewCodeSequence")))
+    # as in dicom_header: whatever a damaged header leads to; what reads the exam reports it
+    except Exception:
+        return ""
+
+
 def prepare_radiograph(
     grey: Float[np.ndarray, "height width"], profile: RadiographProfile
 ) -> Float[np.ndarray, "side side"]:
@@ -232,8 +264,8 @@ def _read_dicom(path: Path) -> tuple[Radiograph, list[Finding]]:
         with path.open("rb") as handle, quiet_pydicom():
             data = read_dataset(handle, pixels=False)
             header = parse_header(data, path.name)
-            voi = _voi(data)
-            modality_table = _table(data.get("ModalityLUTSequence"), data)
+            voi = read_voi(data)
+            modality_table = read_table(data.get("ModalityLUTSequence"), data)
             flipped = header.photometric == "MONOCHROME1" or str(data.get("PresentationLUTShape", "")) == "INVERSE"
             view, orientation, aspect = _view(data), _orientation(data), _aspect(data)
     # as in dicom_header: whatever a damaged header leads to, its text may be a name
@@ -261,7 +293,7 @@ def _read_dicom(path: Path) -> tuple[Radiograph, list[Finding]]:
         slope, intercept = header.slope or 1.0, header.intercept or 0.0
         ends = sorted(p * slope + intercept for p in header.padding)
         ignored = (values >= ends[0]) & (values <= ends[1])
-    voi, more = _usable(voi, values, ignored)
+    voi, more = usable_voi(voi, values, ignored)
     findings += more
     grey = apply_voi(values, voi, ignored)
     if flipped:
@@ -322,101 +354,6 @@ def _squared(grey: Float[np.ndarray, "height width"], aspect: float) -> Float[np
     size = (max(1, round(columns / aspect)), rows) if aspect > 1 else (columns, max(1, round(rows * aspect)))
     picture = Image.fromarray(np.ascontiguousarray(grey, dtype=np.float32))
     return np.asarray(np.clip(np.asarray(picture.resize(size, Image.Resampling.BILINEAR)), 0.0, 1.0))
-
-
-def _usable(
-    voi: Voi | None, values: Float[np.ndarray, "height width"], ignored: np.ndarray[Any, Any] | None
-) -> tuple[Voi | None, list[Finding]]:
-    """The display transform to use: the stated one unless it shows next to nothing, else the range of the pixels."""
-    kept = values if ignored is None or ignored.all() else values[~ignored]
-    if voi is not None:
-        shown = apply_voi(kept, voi)
-        visible = float(((shown > 0) & (shown < 1)).mean())
-        if voi.table is not None or visible >= MIN_VISIBLE or float(np.ptp(kept)) == 0:
-            return voi, []
-        message = f"{visible:.0%} of the pixels lie inside the window, so the range of the pixels was used"
-        return None, [Finding("unusual-window", message)]
-    findings = [Finding("no-voi", "the range of the pixels was used")]
-    low, high = float(kept.min()), float(kept.max())
-    near, far = (float(v) for v in np.percentile(kept, OUTLIERS))
-    if far - near < DARK * (high - low) and far > near:
-        message = f"99.8 % of the values lie between {near:g} and {far:g}, few between {low:g} and {high:g}"
-        return Voi((near + far) / 2, far - near, "LINEAR_EXACT"), [*findings, Finding("stretched", message)]
-    return None, findings
-
-
-@dataclass(frozen=True, eq=False)
-class Voi:
-    """A display transform: a window, or a table of output values from ``first`` on (DICOM PS3.3 C.11.2)."""
-
-    centre: float = 0.0
-    width: float = 1.0
-    function: str = "LINEAR"
-    table: np.ndarray[Any, Any] | None = None
-    first: int = 0
-    bits: int = 16
-
-    def looked_up(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the table's entry of each value; below and above the table the first and last."""
-        assert self.table is not None
-        index = np.clip(np.rint(values).astype(np.int64) - self.first, 0, self.table.size - 1)
-        return np.asarray(self.table[index])
-
-
-def apply_voi(
-    values: Float[np.ndarray, "height width"], voi: Voi | None, ignored: np.ndarray[Any, Any] | None = None
-) -> Float[np.ndarray, "height width"]:
-    """Return display values in [0, 1] (float32) by the display transform, or over the range of the pixels.
-
-    Formulas: DICOM PS3.3 C.11.2.1.2 (LINEAR), C.11.2.1.3.1 (SIGMOID), C.11.2.1.3.2 (LINEAR_EXACT), C.11.1.1 (tables).
-    ``ignored`` marks padding, which is left out of that range and becomes 0.
-    """
-    if voi is not None and voi.table is not None:
-        # entries may use fewer bits than the table declares
-        white = 2 ** min(voi.bits, int(voi.table.max()).bit_length()) - 1
-        grey = voi.looked_up(values).astype(np.float32) / max(white, 1)
-    elif voi is not None and voi.function == "SIGMOID":
-        grey = 1 / (1 + np.exp(-4 * (values - voi.centre) / voi.width))
-    elif voi is not None:
-        # LINEAR counts the end points as pixels, LINEAR_EXACT does not
-        exact = voi.function == "LINEAR_EXACT"
-        centre, width = (voi.centre, voi.width) if exact else (voi.centre - 0.5, voi.width - 1)
-        grey = (values - centre) / max(width, 1e-6) + 0.5
-    else:
-        kept = values if ignored is None or ignored.all() else values[~ignored]
-        low, high = float(kept.min()), float(kept.max())
-        grey = (values - low) / max(high - low, 1e-6)
-    shown = np.asarray(np.clip(grey, 0.0, 1.0), dtype=np.float32)
-    if ignored is not None:
-        shown[ignored] = 0.0
-    return shown
-
-
-def _voi(data: Any) -> Voi | None:
-    table = _table(data.get("VOILUTSequence"), data)
-    if table is not None:
-        return table
-    centre, width = (data.get(name) for name in ("WindowCenter", "WindowWidth"))
-    if centre in (None, "") or width in (None, ""):
-        return None
-    one, other = (float(v if isinstance(v, (int, float, str)) else v[0]) for v in (centre, width))
-    if not np.isfinite(one) or not other > 0:
-        return None
-    return Voi(one, other, str(data.get("VOILUTFunction", "LINEAR")).upper())
-
-
-def _table(tables: Any, data: Any) -> Voi | None:
-    """The first lookup table of a sequence of VOI or modality tables."""
-    if not tables:
-        return None
-    entries, first, bits = (int(v) & 0xFFFF for v in tables[0].LUTDescriptor)
-    raw = tables[0].LUTData
-    # entries of 8 bits may lie one or two to a word
-    packed = isinstance(raw, bytes) and len(raw) < 2 * (entries or 0x10000)
-    table = np.frombuffer(raw, "u1" if packed else "<u2") if isinstance(raw, bytes) else np.asarray(list(raw))
-    if data.get("PixelRepresentation", 0) == 1 and first > 0x7FFF:
-        first -= 0x10000
-    return Voi(table=table[: entries or 0x10000].astype(np.int64) & 0xFFFF, first=first, bits=min(16, max(1, bits)))
 
 
 def _audit_colour(image: Image.Image) -> list[Finding]:

@@ -16,8 +16,9 @@ from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, files_below
 from embedprior.imaging.findings import Finding, UnusableExam, worst
 from embedprior.imaging.image_files import IMAGE_SUFFIXES, read_image_file
 from embedprior.imaging.lungs import audit_lungs
-from embedprior.imaging.radiographs import PICTURES, RADIOGRAPHY
+from embedprior.imaging.radiographs import PICTURES, RADIOGRAPHY, normal_view
 from embedprior.imaging.volume import Volume
+from embedprior.tables import EXAM_REQUIRED, check_exams, read_table
 
 VOLUMES = (*IMAGE_SUFFIXES, ".npz", ".zip")
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -76,7 +77,8 @@ def read_volume(path: Path | str, series: str = "only") -> tuple[Volume, list[Fi
         volume, findings = read_series(path, series)
     else:
         raise UnreadableExam(
-            f"{printable(path.name)}: not a volume by its name. Allowed: a DICOM folder or .zip, .npz, {', '.join(IMAGE_SUFFIXES)}"
+            f"{printable(path.name)}: no volume by its name or content. Allowed: a DICOM folder or .zip, .npz, "
+            f"{', '.join(IMAGE_SUFFIXES)}"
         )
     findings += audit_geometry(volume)
     findings += audit_hu(volume.hu)
@@ -94,11 +96,13 @@ class ExamSource:
         name: relative to the path that was searched, as it can be printed.
         path: file, or folder of one DICOM series (or of several).
         kind: how it is to be read.
+        view: of a radiograph, where a table names it.
     """
 
     name: str
     path: Path
     kind: Literal["volume", "radiograph"]
+    view: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ def discover(path: Path | str) -> Discovery:
         raise BadInput(f"{printable(str(path))} does not exist.")
     root = path if path.is_dir() else path.parent
     named, dicom, unknown = _sorted_out(files_below(path) if path.is_dir() else [path])
-    exams, skipped = _dicom_exams(dicom, root)
+    exams, skipped = _dicom_exams(dicom, root, alone=path.is_file())
     exams += [ExamSource(_name(file, root), file, kind) for file, kind in named]
     found = Discovery(tuple(sorted(exams, key=lambda exam: exam.name)), tuple(sorted(skipped)), Counter(unknown))
     if not found.exams:
@@ -181,6 +185,23 @@ def discover(path: Path | str) -> Discovery:
             f"{printable(str(path))}: nothing to read. Allowed: DICOM files, or files named {allowed}.{seen}"
         )
     return found
+
+
+def exams_of_table(table: Path) -> list[ExamSource]:
+    """Return the CTs and radiographs of an exam table, with the views it names.
+
+    Raises:
+        BadInput: a broken table.
+    """
+    exams = check_exams(read_table(table, EXAM_REQUIRED), str(table))
+    exams = exams[exams["modality"].isin(["CT", "CXR", "DRR"])]
+    if exams.empty:
+        raise BadInput(f"{table} has no exam of modality CT, CXR or DRR.")
+    views = exams["view"] if "view" in exams.columns else [""] * len(exams)
+    return [
+        ExamSource(str(name), table.parent / str(path), "volume" if kind == "CT" else "radiograph", normal_view(view))
+        for name, path, kind, view in zip(exams["exam_id"], exams["path"], exams["modality"], views, strict=True)
+    ]
 
 
 def _sorted_out(files: Sequence[Path]) -> tuple[list[tuple[Path, Kind]], list[Path], list[str]]:
@@ -208,7 +229,7 @@ def _beside(file: Path, headers: set[Path]) -> bool:
     return any(file.name.startswith(header.name + ".") and file.parent == header.parent for header in headers)
 
 
-def _dicom_exams(files: Sequence[Path], root: Path) -> tuple[list[ExamSource], list[tuple[str, str]]]:
+def _dicom_exams(files: Sequence[Path], root: Path, alone: bool) -> tuple[list[ExamSource], list[tuple[str, str]]]:
     """Which exams DICOM files make, and which of them are none of their own."""
     peeks = [_peek(file) for file in files]
     exams: list[ExamSource] = []
@@ -228,11 +249,12 @@ def _dicom_exams(files: Sequence[Path], root: Path) -> tuple[list[ExamSource], l
     for (folder, _, _), slices in of_series.items():
         if folder in stacks or id(slices[0]) in within:
             continue  # read, or noted, with the stack
-        place = slices[0].file if len(slices) == 1 else folder
         if slices[0].study in with_ct:
             kind = "a localizer" if all(s.localizer for s in slices) else f"{len(slices)} images of {slices[0].what}"
+            place = slices[0].file if len(slices) == 1 else folder
             skipped.append((_name(place, root), f"{kind}, beside the CT of its study"))
         elif slices[0].kind == "slice" or len(slices) >= MIN_SLICES:
+            place = slices[0].file if alone else folder
             exams.append(ExamSource(_name(place, root), place, "volume"))
         else:
             exams += [ExamSource(_name(s.file, root), s.file, "radiograph") for s in slices]

@@ -24,6 +24,7 @@ from embedprior.encoders.base import Encoder
 from embedprior.encoders.registry import create_encoder
 from embedprior.errors import NEEDS_ATTENTION, EmbedpriorError
 from embedprior.imaging.drr.config import DrrConfig
+from embedprior.imaging.drr.physics import to_display_image
 from embedprior.imaging.drr.render import (
     Scanned,
     draw_poses,
@@ -32,7 +33,6 @@ from embedprior.imaging.drr.render import (
     project,
     reason_of,
     scan,
-    to_display_image,
     write_png16,
 )
 from embedprior.imaging.files import UnreadableExam
@@ -123,7 +123,7 @@ def tables_of(
 
 def prepare(ct: Path, out: Path, drr: DrrConfig, lesions: int, limit: int | None, network: Encoder) -> int:
     """Write the cohort; returns the exit code."""
-    scanned, failures = scan(find_cts(ct)[:limit])
+    scanned, failures = scan(find_cts(ct)[0][:limit])
     usable = []
     with one_thread():
         for item in progress([s for s in scanned if not s.same_as], "plant"):

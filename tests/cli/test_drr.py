@@ -79,9 +79,9 @@ def test_incomplete_lungs_are_rendered_marked_and_left_without_a_pair(done: Path
 
 def test_failures_and_repeated_series_are_named(done: Path) -> None:
     failures = pd.read_csv(done / "failures.csv")
-    assert list(failures["exam_id"]) == ["r"]
+    assert list(failures["exam_id"]) == ["q0", "r"]
     summary = (done / "summary.md").read_text()
-    assert "q0 = p0" in summary
+    assert "The same scan twice, rendered once: q0 = p0" in summary
     assert "Lungs not complete in 1: p2" in summary
     assert len(list((done / "artifacts" / "drr").iterdir())) == 3
 

@@ -15,14 +15,13 @@ from embedprior.imaging.findings import UnusableExam
 from embedprior.imaging.radiograph_audit import audit_radiograph, cues
 from embedprior.imaging.radiographs import (
     RadiographProfile,
-    Voi,
-    apply_voi,
     normal_view,
     prepare_radiograph,
     radiograph_record,
     read_image,
     read_radiograph,
 )
+from embedprior.imaging.voi import Voi, apply_voi
 
 from .conftest import SECRET, slice_dataset
 

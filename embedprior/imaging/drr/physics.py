@@ -8,12 +8,16 @@ and water below 0 HU, of water and cortical bone above.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from jaxtyping import Float
 
 from embedprior.errors import BadInput
-from embedprior.imaging.drr.config import CT_EFFECTIVE_KEV, ENERGIES_KEV, Appearance
+from embedprior.imaging.drr.config import CT_EFFECTIVE_KEV, ENERGIES_KEV, Appearance, DrrConfig
+from embedprior.imaging.volume import Volume, canonical
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +27,7 @@ CORTICAL_BONE_CM2_PER_G = (0.6655, 0.4242, 0.3148, 0.2229, 0.1855)
 WATER_G_PER_CM3 = 1.0
 CORTICAL_BONE_G_PER_CM3 = 1.92
 
-Volume = TypeVar("Volume", bound=Any)
+Values = TypeVar("Values", bound=Any)
 
 
 def attenuation_per_mm(material: str, energy_kev: float) -> float:
@@ -45,7 +49,7 @@ def attenuation_per_mm(material: str, energy_kev: float) -> float:
     return per_cm / 10.0
 
 
-def hu_to_mu(hu: Volume, energy_kev: float = CT_EFFECTIVE_KEV) -> Volume:
+def hu_to_mu(hu: Values, energy_kev: float = CT_EFFECTIVE_KEV) -> Values:
     """Linear attenuation in mm⁻¹ of Hounsfield units (a float torch tensor or numpy array of any shape).
 
     At the CT's own effective energy (the default) this is the definition of the Hounsfield unit,
@@ -61,7 +65,7 @@ def hu_to_mu(hu: Volume, energy_kev: float = CT_EFFECTIVE_KEV) -> Volume:
         attenuation_per_mm("bone", CT_EFFECTIVE_KEV) / attenuation_per_mm("water", CT_EFFECTIVE_KEV) - 1.0
     )
     below, above = hu.clip(-1000.0, 0.0), hu.clip(0.0, None)
-    mu: Volume = water + below * (water / 1000.0) + above * ((bone - water) / bone_hu)
+    mu: Values = water + below * (water / 1000.0) + above * ((bone - water) / bone_hu)
     return mu
 
 
@@ -160,3 +164,34 @@ def gaussian_blur(images: Tensor, sigma_px: float) -> Tensor:
     framed = pad(images[:, None], (radius, radius, radius, radius), mode="replicate")
     across = conv2d(framed, kernel[None, None, None, :])
     return conv2d(across, kernel[None, None, :, None])[:, 0]
+
+
+def extend_volume(volume: Volume, edge_padding_mm: float) -> Volume:
+    """Return the volume with its first and last slice towards head and feet repeated for this many mm."""
+    if edge_padding_mm <= 0:
+        return volume
+    upright = canonical(volume)
+    count = int(np.ceil(edge_padding_mm / upright.spacing_mm[2]))
+    origin = (upright.affine @ np.array([0.0, 0.0, -count, 1.0]))[:3]
+    hu = np.pad(upright.hu, ((count, count), (0, 0), (0, 0)), mode="edge")
+    x, y, z = (float(v) for v in origin)
+    return replace(upright, hu=hu, origin_mm=(x, y, z))
+
+
+def attenuation(volume: Volume, energy_kev: float) -> Tensor:
+    """Return the volume's attenuation in mm⁻¹, (z, y, x) float32."""
+    import torch
+
+    return hu_to_mu(torch.from_numpy(np.ascontiguousarray(volume.hu)).float(), energy_kev)
+
+
+def to_display_image(
+    integrals: Tensor, config: DrrConfig, noise_seeds: Sequence[int]
+) -> Float[np.ndarray, "poses size size"]:
+    """Return grey values in [0, 1] of line integrals; image k takes its quantum noise from seed k."""
+    pitch = config.geometry.pitch
+    images = [
+        np.asarray(to_radiograph(one[None], config.appearance, pitch, seed))
+        for one, seed in zip(integrals, noise_seeds, strict=True)
+    ]
+    return np.concatenate(images)

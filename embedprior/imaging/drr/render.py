@@ -7,7 +7,7 @@ import multiprocessing
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from embedprior.imaging.drr.config import (
     renderer_version,
     volume_centre,
 )
-from embedprior.imaging.drr.physics import attenuation_per_mm, hu_to_mu, to_radiograph
+from embedprior.imaging.drr.physics import attenuation, attenuation_per_mm, extend_volume, to_display_image
 from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, printable
 from embedprior.imaging.findings import Finding, lungs_complete
 from embedprior.imaging.image_files import IMAGE_SUFFIXES
@@ -254,9 +254,10 @@ def _refuse_repeated(exams: Sequence[CtExam], where: str) -> None:
     seen: dict[str, Path] = {}
     for exam in exams:
         if exam.exam_id in seen:
+            names = " and ".join(printable(path.name) for path in (seen[exam.exam_id], exam.path))
             raise BadInput(
-                f"{where}: {printable(seen[exam.exam_id].name)} and {printable(exam.path.name)} would both be exam '{exam.exam_id}'. "
-                "Next: rename one, or give an exam table with --cohort."
+                f"{where}: {names} would both be exam '{exam.exam_id}'. Next: rename one, or give an exam table with "
+                "--cohort."
             )
         seen[exam.exam_id] = exam.path
 
@@ -378,25 +379,6 @@ def isocentre(volume: Volume, centre: str) -> Float[np.ndarray, " 3"]:
     return volume_centre(volume.shape, volume.affine)
 
 
-def extend_volume(volume: Volume, edge_padding_mm: float) -> Volume:
-    """Return the volume with its first and last slice towards head and feet repeated for this many mm."""
-    if edge_padding_mm <= 0:
-        return volume
-    upright = canonical(volume)
-    count = int(np.ceil(edge_padding_mm / upright.spacing_mm[2]))
-    origin = (upright.affine @ np.array([0.0, 0.0, -count, 1.0]))[:3]
-    hu = np.pad(upright.hu, ((count, count), (0, 0), (0, 0)), mode="edge")
-    x, y, z = (float(v) for v in origin)
-    return replace(upright, hu=hu, origin_mm=(x, y, z))
-
-
-def attenuation(volume: Volume, energy_kev: float) -> Tensor:
-    """Return the volume's attenuation in mm⁻¹, (z, y, x) float32."""
-    import torch
-
-    return hu_to_mu(torch.from_numpy(np.ascontiguousarray(volume.hu)).float(), energy_kev)
-
-
 def project(volume: Volume, config: DrrConfig, poses: Poses, centre: Float[np.ndarray, " 3"]) -> Tensor:
     """Return the line integrals of a CT, (poses, size, size)."""
     import torch
@@ -411,18 +393,6 @@ def project(volume: Volume, config: DrrConfig, poses: Poses, centre: Float[np.nd
             for b in batches
         ]
         return torch.cat(parts)
-
-
-def to_display_image(
-    integrals: Tensor, config: DrrConfig, noise_seeds: list[int]
-) -> Float[np.ndarray, "poses size size"]:
-    """Return grey values in [0, 1] of line integrals; image k takes its quantum noise from seed k."""
-    pitch = config.geometry.pitch
-    images = [
-        np.asarray(to_radiograph(one[None], config.appearance, pitch, seed))
-        for one, seed in zip(integrals, noise_seeds, strict=True)
-    ]
-    return np.concatenate(images)
 
 
 def write_png16(grey: Picture, path: Path) -> None:

@@ -17,12 +17,12 @@ from PIL import Image
 from embedprior.errors import BadInput
 from embedprior.imaging.drr import Poses, chest_geometry, get_renderer, hu_to_mu, planesweep, renderer_version
 from embedprior.imaging.drr.config import RENDERERS, DrrConfig
+from embedprior.imaging.drr.physics import extend_volume
 from embedprior.imaging.drr.render import (
     CODE_TAG,
     CtExam,
     Scanned,
     draw_poses,
-    extend_volume,
     isocentre,
     project,
     render_exam,
