@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from click import option
 
@@ -15,11 +13,6 @@ from embedprior.errors import DONE, BadInput, EmbedpriorError
 from embedprior.prior.config import TrainPriorConfig
 from embedprior.students.config import TrainStudentConfig
 from embedprior.teachers.config import TrainTeacherConfig
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from embedprior.students.base import Cases, Fitted
 
 
 @settings_command(TrainTeacherConfig, "teacher", "demo")
@@ -30,6 +23,7 @@ def teacher(config: TrainTeacherConfig, device: str) -> int:
     Raises:
         BadInput: see ``teachers.train``.
     """
+    from embedprior.report.training_report import part_aucs, teacher_summary
     from embedprior.runs import Run, hash_of, one_thread, write_json
     from embedprior.tables import write_table
     from embedprior.teachers.train import predictions, read_cases, train_teacher
@@ -53,59 +47,13 @@ def teacher(config: TrainTeacherConfig, device: str) -> int:
         outputs["embeddings"] = made.path
     if len(scored):
         write_table(scored, out / "predictions.csv")
-    aucs = _teacher_aucs(scored)
+    aucs = part_aucs(scored, "no labelled CT in this part")
     write_json(out / "teacher_auc.json", aucs)
-    summary = _teacher_summary(config, {part: len(each.known()) for part, each in cases.items()}, aucs, outputs)
+    summary = teacher_summary(config, {part: len(each.known()) for part, each in cases.items()}, aucs, outputs)
     run.finish(summary, [], outputs=outputs)
     print(summary)
     print(f"teacher: {out}", file=sys.stderr)
     return DONE
-
-
-def _teacher_aucs(scored: Any) -> dict[str, dict[str, Any]]:
-    """Return AUC, logit interval and counts by part; numbers that are not defined are None, with the reason."""
-    import math
-
-    from embedprior.evidence import delong
-    from embedprior.evidence.intervals import auc_interval
-
-    found: dict[str, dict[str, Any]] = {}
-    for part in ("val", "test"):
-        rows = scored[scored["split"] == part] if len(scored) else scored
-        if not len(rows):
-            found[part] = {"auc": None, "reason": "no labelled CT in this part"}
-            continue
-        joint = delong(rows["label"].to_numpy(), rows["score"].to_numpy(), clusters=rows["patient_id"].to_numpy())
-        ends = auc_interval(
-            float(joint.auc[0]), float(joint.covariance[0, 0]), joint.independent_pairs, reason=joint.reason
-        )
-        numbers = {"auc": float(joint.auc[0]), "ci_low": ends.low, "ci_high": ends.high}
-        found[part] = {name: None if math.isnan(value) else value for name, value in numbers.items()}
-        found[part] |= {"pos": joint.n_pos, "neg": joint.n_neg, "reason": ends.reason}
-    return found
-
-
-def _teacher_summary(
-    config: TrainTeacherConfig, counts: dict[str, int], aucs: dict[str, dict[str, Any]], outputs: dict[str, Path]
-) -> str:
-    kind = "a head on embeddings" if config.teacher.kind == "head" else "a sequence model with its head"
-    lines = [
-        f"# CT teacher for {config.label}: {kind}",
-        "",
-        f"Trained on {counts['train']} labelled CTs; {counts['val']} chose the step.",
-        "",
-        "| CTs | AUC (95 % CI) | pos / neg |",
-        "| --- | ---: | ---: |",
-    ]
-    for part, text in (("val", "validation (chose the step: too high)"), ("test", "held out")):
-        row = aucs[part]
-        if row["auc"] is None:
-            lines.append(f"| {text} | {row['reason']} | |")
-            continue
-        ends = f" ({row['ci_low']:.3f}–{row['ci_high']:.3f})" if row["ci_low"] is not None else f" ({row['reason']})"
-        lines.append(f"| {text} | {row['auc']:.3f}{ends} | {row['pos']} / {row['neg']} |")
-    lines += ["", *(f"{name}: `{path}`" for name, path in outputs.items()), ""]
-    return "\n".join([*lines, "Research use only: not a medical device, not for diagnosis.", ""])
 
 
 @settings_command(TrainPriorConfig, "prior")
@@ -168,16 +116,12 @@ def student(config: TrainStudentConfig) -> int:
 
     method = build_method(config.method, config.budget, **({"inputs": config.inputs} | config.options))
     info = describe(config.method)
-    missing = {"CT cache": config.ct_cache is None, "pair table": config.pairs is None}
-    if info.uses_ct and any(missing.values()):
-        raise BadInput(
-            f"method '{config.method}' learns from CT, and no {' and no '.join(w for w in missing if missing[w])} is "
-            "given. Next: --ct-cache DIR --pairs FILE, or a method without CT (embedprior methods)"
-        )
+    config.refuse_missing_ct(info.uses_ct)
+    from embedprior.report.training_report import part_aucs, student_summary
     from embedprior.runs import Run, one_thread
     from embedprior.students.base import CannotFit, training_data, visible_cases
     from embedprior.students.storage import load_fitted, refuse_unsaveable, save_fitted
-    from embedprior.students.tables import load
+    from embedprior.students.tables import load, predictions_of
     from embedprior.tables import write_table
 
     loaded = load(config, info.needs_teacher)
@@ -196,68 +140,14 @@ def student(config: TrainStudentConfig) -> int:
     about = {"inputs": config.inputs, "cxr_dim": cxr_dim, "encoder": loaded.encoder, "label": config.label}
     save_fitted(fitted, out, config.method, about)
     scored = {part: visible_cases(method, cases) for part, cases in loaded.scored.items()}
-    predictions = _predictions(config, fitted, scored)
+    predictions = predictions_of(config, fitted, scored)
     if len(predictions):
-        again = _predictions(config, load_fitted(out), scored)
+        again = predictions_of(config, load_fitted(out), scored)
         if not predictions.equals(again):
             raise EmbedpriorError(f"the method read back from {out} scores differently from the one that was saved.")
         write_table(predictions, out / "predictions.csv")
-    text = _student_summary(config, fit_summary, _student_aucs(predictions))
+    text = student_summary(config, fit_summary, part_aucs(predictions))
     run.finish(text, [])
     print(text)
     print(f"student: {out}", file=sys.stderr)
     return DONE
-
-
-def _predictions(config: TrainStudentConfig, fitted: Fitted, scored: Mapping[str, Cases]) -> pd.DataFrame:
-    import pandas as pd
-
-    frames = [
-        pd.DataFrame(
-            {
-                "exam_id": list(cases.exam_ids), "patient_id": list(cases.patient_ids),
-                "label": cases.label.astype(int), "method": config.method, "score": fitted.scores(cases),
-                "fold": config.fold, "seed": config.seed, "split": part,
-            }
-        )
-        for part, cases in scored.items()
-    ]  # fmt: skip
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-
-def _student_aucs(predictions: pd.DataFrame) -> list[tuple[str, str, str]]:
-    import numpy as np
-
-    from embedprior.evidence import delong
-    from embedprior.evidence.intervals import auc_interval
-
-    rows = []
-    for part, text in (("val", "validation (chose the checkpoint: too high)"), ("test", "held out")):
-        own = predictions[predictions["split"] == part] if len(predictions) else predictions
-        if not len(own):
-            rows.append((text, "no labelled case", ""))
-            continue
-        joint = delong(own["label"].to_numpy(), own["score"].to_numpy(), clusters=own["patient_id"].to_numpy())
-        ends = auc_interval(
-            float(joint.auc[0]), float(joint.covariance[0, 0]), joint.independent_pairs, reason=joint.reason
-        )
-        bounds = ends.reason if ends.reason else f"{ends.low:.3f}–{ends.high:.3f}"
-        auc = f"{joint.auc[0]:.3f}" if np.isfinite(joint.auc[0]) else "–"
-        rows.append((text, f"{auc} ({bounds})", f"{joint.n_pos} / {joint.n_neg}"))
-    return rows
-
-
-def _student_summary(config: TrainStudentConfig, fit_summary: Any, aucs: Sequence[tuple[str, str, str]]) -> str:
-    lines = [f"# {config.method} for {config.label}", ""]
-    if fit_summary is not None:
-        losses = f"; losses: {', '.join(fit_summary.losses)}" if fit_summary.losses else ""
-        frozen = fit_summary.total - fit_summary.trainable
-        reads = f" ({fit_summary.total:,} with the frozen head it reads)" if frozen else ""
-        lines += [
-            f"{fit_summary.trainable:,} parameter{'s' if fit_summary.trainable != 1 else ''} trained{reads}; "
-            f"{fit_summary.steps:,} steps, {fit_summary.seconds:.1f} s{losses}.",
-            "",
-        ]
-    lines += ["| cases | AUC (95 % CI) | pos / neg |", "| --- | ---: | ---: |"]
-    lines += [f"| {part} | {auc} | {counts} |" for part, auc, counts in aucs]
-    return "\n".join([*lines, "", "Research use only: not a medical device, not for diagnosis.", ""])

@@ -7,8 +7,9 @@ two are regressions and too narrow. With a head its probabilities are kept too; 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ from embedprior.prior.config import GenerateConfig
 from embedprior.prior.data import Array, conditions, encoder_name
 from embedprior.prior.model import Prior
 from embedprior.prior.storage import DESCRIPTION, WEIGHTS
-from embedprior.runs import hash_file, hash_of, progress
+from embedprior.runs import hash_file, hash_of, one_thread, progress
+from embedprior.tables import EXAM_REQUIRED, check_exams, read_table
 from embedprior.teachers.teacher import TeacherHead
 
 TRANSFORM_VERSION = 1
+ONE_THREAD_PARAMETERS = 2_000_000
 SCORES = ("one_sample", "mean_of_samples", "sd_of_samples", "one_step")
 """Columns of the head's probabilities: of the first sample, mean and standard deviation over samples, of x0hat."""
 OUTPUTS = {
@@ -104,6 +107,45 @@ def generate(
         caches = {name: writer.close() for name, writer in writers.items()}
     scores = caches.pop("scores", None)
     return Generated(caches, None if scores is None else _score_table(scores, exam_ids), len(todo))
+
+
+def exams_to_draw(cache: EmbeddingCache, table: Path | None, source: str) -> list[str]:
+    """Return the exams to draw for, in the order of the cache.
+
+    Args:
+        cache: of the radiographs.
+        table: exam table that chooses among them; None = every exam of the cache.
+        source: ``cxr`` or ``drr``: which rows of the table.
+
+    Raises:
+        BadInput: the table can't be used, or none of its exams is in the cache.
+    """
+    if table is None:
+        return list(cache.ids)
+    exams = check_exams(read_table(table, EXAM_REQUIRED), str(table))
+    wanted = set(exams.loc[exams["modality"] == source.upper(), "exam_id"])
+    ids = [exam for exam in cache.ids if exam in wanted]
+    if not ids:
+        raise BadInput(f"{table}: no {source.upper()} exam that {cache.path.name} has an embedding of.")
+    return ids
+
+
+def plan_text(prior: Prior, cache: EmbeddingCache, ids: Sequence[str], config: GenerateConfig) -> str:
+    """Return items, bytes and minutes, from the time that a few exams take."""
+    few = ids[: min(8, len(ids))]
+    started = time.perf_counter()
+    trial(prior, cache, few, config)
+    minutes = (time.perf_counter() - started) / len(few) * len(ids) / 60
+    megabytes = len(ids) * prior.target_scaler.dim * 4 * len(OUTPUTS) / 1e6
+    return (
+        f"{len(ids)} exams, {config.samples} samples of {config.steps} steps each: about {minutes:.1f} minutes, "
+        f"{megabytes:.1f} MB, if nothing is there yet. Nothing was written."
+    )
+
+
+def fit_threads(prior: Prior) -> AbstractContextManager[None]:
+    """Compute a small prior on one thread: more of them cost more than they save."""
+    return one_thread() if prior.network.parameter_count() <= ONE_THREAD_PARAMETERS else nullcontext()
 
 
 def noise_key(exam_id: str) -> int:

@@ -2,17 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from embedprior.cache import EmbeddingCache
+from embedprior.errors import BadInput
 from embedprior.prior.config import GenerateConfig
-from embedprior.prior.generate import OUTPUTS, Generated
+from embedprior.prior.data import encoder_name
+from embedprior.prior.generate import OUTPUTS, Generated, path, standardised
+from embedprior.prior.metrics import MIN_PATIENTS, Matched, quality
 from embedprior.prior.model import Prior
+from embedprior.report.embedding_map import path_figure
 from embedprior.runs import write_json
+from embedprior.tables import PAIR_REQUIRED, SPLIT_REQUIRED, check_splits, fold_parts, read_table
+from embedprior.teachers.teacher import DESCRIPTION, Teacher
 
 NAMES = {"sample": "one sample", "mean": "mean of the samples", "one_step": "one-step x0"}
+MAP_CASES = 200
+"""Patients in the map: four points each."""
 PICTURE, FIGURES = "sampling.png", "quality.json"
+
+
+def pairs_to_measure(
+    table: Path, splits: Path | None, part: str, drawn: Collection[str], real: Collection[str]
+) -> pd.DataFrame:
+    """Return the pairs that the quality report is about.
+
+    Args:
+        table: pair table.
+        splits: split table; None = all pairs.
+        part: of the split table.
+        drawn: exams with a generated embedding.
+        real: exams with a real CT embedding.
+
+    Raises:
+        BadInput: a table can't be used, or too few patients are left for a distribution to be judged.
+    """
+    pairs = read_table(table, PAIR_REQUIRED)
+    if splits is not None:
+        parts = fold_parts(check_splits(read_table(splits, SPLIT_REQUIRED), str(splits)), None, 0, 0, str(splits))
+        pairs = pairs[pairs["patient_id"].map(parts) == part]
+    kept = pairs[pairs["cxr_exam_id"].isin(drawn) & pairs["ct_exam_id"].isin(real)]
+    patients = kept["patient_id"].nunique()
+    if patients < MIN_PATIENTS:
+        where = f" of part '{part}'" if splits is not None else ""
+        raise BadInput(
+            f"{table}: {patients} patients{where} with a drawn radiograph and a real CT embedding in --reference. "
+            f"Allowed: at least {MIN_PATIENTS}, below that a distribution can't be judged."
+        )
+    return kept
+
+
+def refuse_head(folder: Path, patients: Iterable[str], part: str) -> None:
+    """Refuse a head that was trained on the patients of the report (a head saved alone does not know whom it saw).
+
+    Raises:
+        BadInput: it was; the message counts them.
+    """
+    if (folder / DESCRIPTION).is_file():
+        Teacher.load(folder).refuse_seen(patients, part)
+
+
+def refuse_reference(prior: Prior, reference: EmbeddingCache) -> None:
+    """Refuse a reference that does not hold embeddings of the kind that the prior generates.
+
+    Raises:
+        BadInput: another encoder's, or of another length.
+    """
+    prior.check_encoders(target=encoder_name(reference))
+    dim = prior.target_scaler.dim
+    if int(reference.key["dim"]) != dim:
+        raise BadInput(f"{reference.path.name} has embeddings of {reference.key['dim']}. Allowed: {dim}, the prior's.")
+
+
+def measure(
+    prior: Prior, made: Generated, reference: EmbeddingCache, pairs: pd.DataFrame, cache: EmbeddingCache,
+    config: GenerateConfig, splits: Path | None, part: str,
+) -> tuple[dict[str, Any], bytes]:  # fmt: skip
+    """Return the quality figures and the map of a sampling as PNG.
+
+    Args:
+        prior: the prior.
+        made: what it generated.
+        reference: real CT embeddings.
+        pairs: of ``pairs_to_measure``.
+        cache: of the radiographs.
+        config: how it was sampled, and how often distances are repeated.
+        splits: split table that chose the pairs; None = all pairs given.
+        part: of it.
+    """
+    radiographs, scans = pairs["cxr_exam_id"].tolist(), pairs["ct_exam_id"].tolist()
+    generated = standardised(prior, {name: each.take(radiographs) for name, each in made.caches.items()})
+    real = standardised(prior, {"real": reference.take(scans)})["real"]
+    matched = Matched(generated, real, pairs["patient_id"].tolist(), scans)
+    found = quality(matched, config.seed, config.halves, config.replicates)
+    found["part"] = part if splits is not None else "all pairs given"
+    found["in_sample"] = splits is None or part != "test"
+    seen = (cache.patients_seen or frozenset()) | (reference.patients_seen or frozenset())
+    found["patients_seen_by_encoders"] = len(seen & set(pairs["patient_id"]))
+    first = pairs.drop_duplicates("patient_id").head(MAP_CASES)
+    way = path(prior, cache, first["cxr_exam_id"].tolist(), config)
+    states = {str(k): rows for k, rows in enumerate(way)} | {"real": reference.take(first["ct_exam_id"].tolist())}
+    return found, path_figure(standardised(prior, states), config.seed)
 
 
 def build_generation_report(

@@ -151,3 +151,16 @@ class TrainStudentConfig(Config):
         if self.pairs is not None and self.ct_cache is None:
             raise ValueError("pairs need ct_cache, the embeddings of their CTs")
         return self
+
+    def refuse_missing_ct(self, uses_ct: bool) -> None:
+        """Refuse a method that learns from CT where no CT is given.
+
+        Raises:
+            BadInput: what is missing, and the options that give it.
+        """
+        missing = [name for name, path in (("CT cache", self.ct_cache), ("pair table", self.pairs)) if path is None]
+        if uses_ct and missing:
+            raise BadInput(
+                f"method '{self.method}' learns from CT, and no {' and no '.join(missing)} is given. Next: "
+                "--ct-cache DIR --pairs FILE, or a method without CT (embedprior methods)"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from jaxtyping import Float, UInt8
 from embedprior.cache import EmbeddingCache, open_cache
 from embedprior.errors import BadInput, nearest
 from embedprior.runs import hash_file, hash_of, seed_for
-from embedprior.students.base import Cases, FitData, Head, Stage
+from embedprior.students.base import Cases, FitData, Fitted, Head, Stage
 from embedprior.students.config import TrainStudentConfig
 from embedprior.tables import (
     EXAM_REQUIRED,
@@ -98,6 +99,27 @@ def load(config: TrainStudentConfig, needs_teacher: bool) -> Loaded:
         head, reason = _teacher(config, kept, held_out)
     scored = {p: c for p, c in scored.items() if len(c)}
     return Loaded(FitData(kept, head, reason), scored, inputs, caches["cxr_cache"].key)
+
+
+def predictions_of(config: TrainStudentConfig, fitted: Fitted, scored: Mapping[str, Cases]) -> pd.DataFrame:
+    """Return the scores of the labelled cases as a predictions table (see ``docs/formats.md``); empty without cases.
+
+    Args:
+        config: method, fold and seed.
+        fitted: the method.
+        scored: part → its cases.
+    """
+    frames = [
+        pd.DataFrame(
+            {
+                "exam_id": list(cases.exam_ids), "patient_id": list(cases.patient_ids),
+                "label": cases.label.astype(int), "method": config.method, "score": fitted.scores(cases),
+                "fold": config.fold, "seed": config.seed, "split": part,
+            }
+        )
+        for part, cases in scored.items()
+    ]  # fmt: skip
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def pixels_of(cache: EmbeddingCache, exam_ids: list[str]) -> UInt8[np.ndarray, "cases height width"]:

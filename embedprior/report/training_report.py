@@ -1,0 +1,96 @@
+"""What ``embedprior train`` reports: the AUC of a teacher or a student on each part, and a summary in Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from embedprior.evidence import delong
+from embedprior.evidence.intervals import auc_interval
+from embedprior.report.formatting import UNDEFINED, estimate, fixed, interval
+from embedprior.report.markdown import RESEARCH_USE, table
+from embedprior.students.config import TrainStudentConfig
+from embedprior.students.training import FitSummary
+from embedprior.teachers.config import TrainTeacherConfig
+
+PARTS = {"val": "validation (chose the checkpoint: too high)", "test": "held out"}
+
+Aucs = dict[str, dict[str, Any]]
+
+
+def part_aucs(predictions: pd.DataFrame, missing: str = "no labelled case in this part") -> Aucs:
+    """Return AUC, 95 % logit interval (patients are the clusters) and counts of the validation and held-out cases.
+
+    Args:
+        predictions: ``patient_id, label, score, split`` of the labelled cases; may be empty.
+        missing: the reason given for a part without cases.
+
+    Returns:
+        ``val`` and ``test`` → ``auc, ci_low, ci_high, pos, neg, reason``; a number that is not defined is None, and
+        ``reason`` says why.
+    """
+    found: Aucs = {}
+    for part in PARTS:
+        rows = predictions[predictions["split"] == part] if len(predictions) else predictions
+        if not len(rows):
+            found[part] = {"auc": None, "reason": missing}
+            continue
+        joint = delong(rows["label"].to_numpy(), rows["score"].to_numpy(), clusters=rows["patient_id"].to_numpy())
+        ends = auc_interval(
+            float(joint.auc[0]), float(joint.covariance[0, 0]), joint.independent_pairs, reason=joint.reason
+        )
+        numbers = {"auc": float(joint.auc[0]), "ci_low": ends.low, "ci_high": ends.high}
+        found[part] = {name: None if math.isnan(value) else value for name, value in numbers.items()}
+        found[part] |= {"pos": joint.n_pos, "neg": joint.n_neg, "reason": ends.reason}
+    return found
+
+
+def teacher_summary(
+    config: TrainTeacherConfig, labelled: Mapping[str, int], aucs: Aucs, outputs: Mapping[str, Path]
+) -> str:
+    """Return ``summary.md`` of a teacher.
+
+    Args:
+        config: what was trained.
+        labelled: part → labelled CTs.
+        aucs: of ``part_aucs``.
+        outputs: name → folder that was written.
+    """
+    kind = "a head on embeddings" if config.teacher.kind == "head" else "a sequence model with its head"
+    parts = [
+        f"# CT teacher for {config.label}: {kind}",
+        f"Trained on {labelled['train']} labelled CTs; {labelled['val']} chose the step.",
+        _auc_table("CTs", aucs),
+        "\n".join(f"{name}: `{path}`" for name, path in outputs.items()),
+        RESEARCH_USE,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def student_summary(config: TrainStudentConfig, fit: FitSummary | None, aucs: Aucs) -> str:
+    """Return ``summary.md`` of one method; ``fit`` is None for a method that trains nothing."""
+    parts = [f"# {config.method} for {config.label}"]
+    if fit is not None:
+        losses = f"; losses: {', '.join(fit.losses)}" if fit.losses else ""
+        reads = f" ({fit.total:,} with the frozen head it reads)" if fit.total > fit.trainable else ""
+        noun = "parameter" if fit.trainable == 1 else "parameters"
+        parts.append(f"{fit.trainable:,} {noun} trained{reads}; {fit.steps:,} steps, {fit.seconds:.1f} s{losses}.")
+    return "\n\n".join([*parts, _auc_table("cases", aucs), RESEARCH_USE]) + "\n"
+
+
+def _auc_table(heading: str, aucs: Aucs) -> str:
+    rows = []
+    for part, text in PARTS.items():
+        row = aucs[part]
+        if "pos" not in row:
+            rows.append([text, row["reason"], ""])
+            continue
+        limits = row["reason"] or interval(row["ci_low"], row["ci_high"])
+        auc = fixed(row["auc"])
+        shown = f"{UNDEFINED} ({limits})" if auc == UNDEFINED else estimate(auc, limits)
+        rows.append([text, shown, f"{row['pos']} / {row['neg']}"])
+    return table([heading, "AUC (95 % CI)", "pos / neg"], rows, [False, True, True])
