@@ -1,4 +1,4 @@
-"""Numbers and comparisons in words, and tables as text cells: the same in HTML, Markdown and figures."""
+"""Numbers and comparisons in words, and the tables of every command and report: terminal, Markdown, HTML."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ State = Literal["higher", "lower", "not significant", "not testable"]
 
 UNDEFINED = "–"
 MINUS = "−"
+RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
 NO_REASON = "undefined, and no reason was recorded"
 
 
@@ -221,6 +222,31 @@ def provenance(run: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[tupl
         else:
             short.append((name, str(value) if isinstance(value, int) and not isinstance(value, bool) else cell(value)))
     return short, long
+
+
+def escaped(text: str) -> str:
+    """Return ``text`` on one line so that Markdown shows it as it is, in a table cell too."""
+    plain = re.sub(r"([\\|*`\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=#?\w+;)", "&amp;", plain))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
+    """Return a Markdown table of escaped cells.
+
+    Args:
+        header: names of the columns.
+        rows: cells.
+        numeric: for each column, whether it is set to the right.
+
+    Example:
+        >>> print(markdown_table(["method", "AUC"], [["prior", "0.81"]], [False, True]))
+        | method | AUC |
+        | --- | ---: |
+        | prior | 0.81 |
+    """
+    rule = ["---:" if right else "---" for right in numeric]
+    lines = [[escaped(h) for h in header], rule, *([escaped(c) for c in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:

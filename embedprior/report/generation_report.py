@@ -16,6 +16,7 @@ from embedprior.prior.generate import OUTPUTS, Generated, path, standardised
 from embedprior.prior.metrics import MIN_PATIENTS, Matched, quality
 from embedprior.prior.model import Prior
 from embedprior.report.embedding_map import path_figure
+from embedprior.report.formatting import RESEARCH_USE, markdown_table
 from embedprior.runs import write_json
 from embedprior.tables import PAIR_REQUIRED, SPLIT_REQUIRED, check_splits, fold_parts, read_table
 from embedprior.teachers.teacher import DESCRIPTION, Teacher
@@ -116,8 +117,8 @@ def build_generation_report(
     """Write ``quality.json`` and the picture where there is something to write, and return the summary."""
     drawn = f"{config.samples} samples an exam, {config.sampler}, {config.steps} steps, seed {config.seed}"
     lines = [f"# CT-like embeddings of {exams} {config.source.upper()}s", "", f"{drawn}.", ""]
-    lines += ["| output | cache | is |", "| --- | --- | --- |"]
-    lines += [f"| {NAMES[name]} | `{made.caches[name].path}` | {text} |" for name, text in OUTPUTS.items()]
+    rows = [[NAMES[name], str(made.caches[name].path), text] for name, text in OUTPUTS.items()]
+    lines.append(markdown_table(["output", "cache", "is"], rows, [False] * 3))
     if made.scores is not None:
         lines += ["", "`scores.csv` holds the head's probabilities; `mean_of_samples` is the score to use."]
     lines += [f"\n**Note:** {caveat}." for caveat in prior.caveats(config.guidance)]
@@ -126,7 +127,7 @@ def build_generation_report(
         write_json(out / FIGURES, measured)
     if figure is not None:
         (out / PICTURE).write_bytes(figure)
-    return "\n".join([*lines, "", "Research use only: not a medical device, not for diagnosis.", ""])
+    return "\n".join([*lines, "", RESEARCH_USE, ""])
 
 
 def _quality(found: Mapping[str, Any]) -> list[str]:
@@ -146,28 +147,29 @@ def _quality(found: Mapping[str, Any]) -> list[str]:
         "dimensions). `real` is the floor: real against real at the same size. Near the floor = spread like real ones, "
         "which only samples can be.",
         "",
-        "| | Fréchet | energy | MMD² | variance / real |",
-        "| --- | ---: | ---: | ---: | ---: |",
     ]
+    rows = []
     for cloud in ("real", *OUTPUTS):
         cells = [f"{distances[m][cloud]['mean']:.3f} ± {distances[m][cloud]['sd']:.3f}" for m in ("frechet", "energy")]
         cells.append(f"{distances['mmd'][cloud]['mean']:.4f} ± {distances['mmd'][cloud]['sd']:.4f}")
         share = distances["variance_share"][cloud]
-        lines.append(f"| {NAMES.get(cloud, 'real (floor)')} | {' | '.join(cells)} | {share:.2f} |")
+        rows.append([NAMES.get(cloud, "real (floor)"), *cells, f"{share:.2f}"])
+    lines.append(markdown_table(["", "Fréchet", "energy", "MMD²", "variance / real"], rows, [False] + [True] * 4))
     top = list(retrieval["chance"])
     lines += [
         "",
         f"Nearness to the patient's own CT, and finding it among {retrieval['gallery']} by cosine (95 % CI over "
         "patients). Regressions lead here by nature: a sample carries spread that points nowhere near.",
         "",
-        "| | cosine | " + " | ".join(f"recall@{k}" for k in top) + " | median rank |",
-        "| --- | ---: |" + " ---: |" * (len(top) + 1),
     ]
+    rows = []
     for name in OUTPUTS:
         cells = [_interval(found["cosine"][name]), *(_interval(retrieval[name][k]) for k in top)]
-        lines.append(f"| {NAMES[name]} | {' | '.join(cells)} | {retrieval[name]['median_rank']:g} |")
-    chance = " | ".join(f"{retrieval['chance'][k]:.3f}" for k in top)
-    lines.append(f"| chance | 0 | {chance} | {(retrieval['gallery'] + 1) / 2:g} |")
+        rows.append([NAMES[name], *cells, f"{retrieval[name]['median_rank']:g}"])
+    chance = [f"{retrieval['chance'][k]:.3f}" for k in top]
+    rows.append(["chance", "0", *chance, f"{(retrieval['gallery'] + 1) / 2:g}"])
+    header = ["", "cosine", *(f"recall@{k}" for k in top), "median rank"]
+    lines.append(markdown_table(header, rows, [False] + [True] * (len(header) - 1)))
     return lines
 
 

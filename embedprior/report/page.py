@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,10 +27,18 @@ from embedprior.report.content import (
 )
 from embedprior.report.embedding_map import embedding_figure
 from embedprior.report.figures import draw_curves, forest_figure, roc_figure
-from embedprior.report.formatting import TextTable, number, provenance, text_table, unbroken
+from embedprior.report.formatting import (
+    RESEARCH_USE,
+    TextTable,
+    escaped,
+    markdown_table,
+    number,
+    provenance,
+    text_table,
+    unbroken,
+)
 from embedprior.runs import write_text
 
-RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: One ROC figure a label, up to this many.
 MAX_ROC_FIGURES = 6
@@ -213,19 +220,6 @@ def _averaging(evidence: Mapping[str, Any]) -> str:
         name for key, name in (("n_folds", "folds"), ("n_seeds", "seeds")) if any((m.get(key) or 1) > 1 for m in rows)
     ]
     return f", averaged over {' and '.join(names)} at equal false positive rate" if names else ""
-
-
-def escaped(text: str) -> str:
-    """Return ``text`` on one line so that Markdown shows it as it is, in a table cell too."""
-    plain = re.sub(r"([\\|*`\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=#?\w+;)", "&amp;", plain))
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
-    """Return a Markdown table of escaped cells."""
-    rule = ["---:" if right else "---" for right in numeric]
-    lines = [[escaped(h) for h in header], rule, *([escaped(c) for c in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def results_table(evidence: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> str:

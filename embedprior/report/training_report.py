@@ -11,8 +11,7 @@ import pandas as pd
 
 from embedprior.evidence import delong
 from embedprior.evidence.intervals import auc_interval
-from embedprior.report.formatting import UNDEFINED, estimate, fixed, interval
-from embedprior.report.markdown import RESEARCH_USE, table
+from embedprior.report.formatting import RESEARCH_USE, UNDEFINED, estimate, fixed, interval, markdown_table
 from embedprior.students.config import TrainStudentConfig
 from embedprior.students.training import FitSummary
 from embedprior.teachers.config import TrainTeacherConfig
@@ -93,4 +92,4 @@ def _auc_table(heading: str, aucs: Aucs) -> str:
         auc = fixed(row["auc"])
         shown = f"{UNDEFINED} ({limits})" if auc == UNDEFINED else estimate(auc, limits)
         rows.append([text, shown, f"{row['pos']} / {row['neg']}"])
-    return table([heading, "AUC (95 % CI)", "pos / neg"], rows, [False, True, True])
+    return markdown_table([heading, "AUC (95 % CI)", "pos / neg"], rows, [False, True, True])
