@@ -86,8 +86,6 @@ def test_its_encoder_fills_a_cache(installed: dict[str, str], hospital: Path, tm
     exams = pd.read_csv(hospital / "list.tsv", sep="\t").rename(columns={"img": "exam_id", "pid": "patient_id"})
     paths = [str(hospital / name) for name in exams["exam_id"]]
     exams = exams.drop(columns="effusion").assign(modality="CXR", path=paths)
-        modality="CXR", path=[str(hospital / name) for name in exams["exam_id"]]
-    )
     exams.to_csv(tmp_path / "exams.csv", index=False)
     run(installed, "embed", "--cohort", tmp_path / "exams.csv", "--encoder", "cell-means", "--out", tmp_path / "cache")
     run(installed, "cache", "export", tmp_path / "cache", "--out", tmp_path / "rows.npy")
