@@ -18,7 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FAULTS = Path(__file__).with_suffix(".toml")
-COPIED = ("embedprior", "configs", "tests", "pyproject.toml", "train_prior.py")
+COPIED = (
+    "embedprior", "configs", "tests", "docs", "pretrain", "notebooks", "pyproject.toml", "train_prior.py", "README.md",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
