@@ -57,13 +57,14 @@ def methods(method: str | None, cxr_dim: int, ct_dim: int, pairs: int, hidden: i
     """
     from embedprior.config import parse_config
     from embedprior.errors import DONE
+    from embedprior.students.planted import method_records
     from embedprior.students.registry import DEGENERATE, Budget
 
     if method is not None:
         print(_in_full(method))
         return DONE
     settings = {"fit": {"hidden": hidden}, "stages": [{"network": {"preset": preset}}]}
-    rows = table(parse_config(Budget, settings, "embedprior methods"), cxr_dim, ct_dim, pairs)
+    rows = method_records(parse_config(Budget, settings, "embedprior methods"), cxr_dim, ct_dim, pairs)
     if as_json:
         print(json.dumps({"methods": rows, "degenerate": DEGENERATE}, indent=2))
         return DONE
@@ -78,27 +79,6 @@ def methods(method: str | None, cxr_dim: int, ct_dim: int, pairs: int, hidden: i
         )
     )
     return DONE
-
-
-def table(budget: Any, cxr_dim: int, ct_dim: int, pairs: int) -> list[dict[str, Any]]:
-    """Return one record a method, with its parameters (None where it can't say)."""
-    from embedprior.students.planted import counted
-    from embedprior.students.registry import build_method
-    from embedprior.students.registry import methods as registered
-
-    rows = []
-    for name, info in registered().items():
-        found = counted(build_method(name, budget), cxr_dim, ct_dim, pairs, budget)
-        trainable, total = found or (None, None)
-        rows.append(
-            {
-                "name": name, "role": info.role, "summary": info.summary, "source": info.source,
-                "inputs": list(info.inputs), "needs_ct": info.needs_ct, "uses_ct": info.uses_ct,
-                "needs_teacher": info.needs_teacher, "reconstruction": info.reconstruction,
-                "trainable": trainable, "total": total,
-            }
-        )  # fmt: skip
-    return rows
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> list[str]:

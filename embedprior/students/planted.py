@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from embedprior.nn.network import new_mlp
 from embedprior.runs import seed_for
 from embedprior.students.base import Cases, FitData, Method, Stage
 from embedprior.students.config import Budget
+from embedprior.students.registry import build_method, methods
 from embedprior.teachers.teacher import TeacherHead, train_head
 
 
@@ -136,3 +137,25 @@ def counted(method: Method, cxr_dim: int, ct_dim: int, pairs: int, budget: Budge
     train = Cases(names, names, label, cxr, ct, label)
     head = TeacherHead(new_mlp(ct, 1, budget.fit, 0), budget.fit)
     return method.parameters(FitData((Stage(train, train.take([])),), head))
+
+
+def method_records(budget: Budget, cxr_dim: int, ct_dim: int, pairs: int) -> list[dict[str, Any]]:
+    """Return one record for each registered method, with its parameters (None where it can't say).
+
+    Args:
+        budget: shared by all methods.
+        cxr_dim, ct_dim: lengths of the embeddings.
+        pairs: training pairs.
+    """
+    records = []
+    for name, info in methods().items():
+        trainable, total = counted(build_method(name, budget), cxr_dim, ct_dim, pairs, budget) or (None, None)
+        records.append(
+            {
+                "name": name, "role": info.role, "summary": info.summary, "source": info.source,
+                "inputs": list(info.inputs), "needs_ct": info.needs_ct, "uses_ct": info.uses_ct,
+                "needs_teacher": info.needs_teacher, "reconstruction": info.reconstruction,
+                "trainable": trainable, "total": total,
+            }
+        )  # fmt: skip
+    return records
