@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from embedprior.evidence.decision import Claim, Rules
 from embedprior.evidence.delong import Delong, Floats, influence, n_distinct, renumber
 from embedprior.evidence.errors import EvidenceError, nearest
-from embedprior.evidence.inference import nadeau_bengio, rank_stability
-from embedprior.evidence.intervals import Test
 from embedprior.evidence.panel import Settings, point_metrics
 from embedprior.evidence.predictions import Block, PatientLabel, Unit, blocks_of, select_split
-from embedprior.evidence.schema import Joint, Rules, comparison, joint_aucs, method_row, value
+from embedprior.evidence.schema import Comparison, Joint, comparison, joint_aucs, method_row, patient_folds, value
+from embedprior.evidence.tests import Test, nadeau_bengio, rank_stability, undefined
 
 NO_RATIO = "training-set size unknown: give train_size (cases) for the Nadeau-Bengio correction"
 TEST = "Nadeau-Bengio corrected resampled t"
@@ -46,13 +46,7 @@ def join_repeats(blocks: Sequence[Block], clustered: bool) -> tuple[Block, Joint
     results = [j.result for j in joints]
     reasons = [r.reason for r in results if r.reason]
     stacked = np.concatenate([_scaled_influence(b, r, patients) for b, r in zip(blocks, results, strict=True)])
-    covariance = np.full((len(stacked), len(stacked)), np.nan) if reasons else stacked @ stacked.T
-    undefined = np.full_like(covariance, np.nan)
-    whole = Delong(
-        auc=np.concatenate([r.auc for r in results]), covariance=covariance, positive_part=undefined,
-        negative_part=undefined, n_pos=results[0].n_pos, n_neg=results[0].n_neg, n_clusters=results[0].n_clusters,
-        independent_pairs=min(r.independent_pairs for r in results), reason=reasons[0] if reasons else None,
-    )  # fmt: skip
+    whole = _by_influence(stacked, results, np.concatenate([r.auc for r in results]), "; ".join(reasons) or None)
     at: dict[str, list[int]] = {m: [] for m in first.methods}
     names: dict[str, list[str]] = {m: [] for m in first.methods}
     start = 0
@@ -63,7 +57,22 @@ def join_repeats(blocks: Sequence[Block], clustered: bool) -> tuple[Block, Joint
         start += joint.result.auc.size
     test = f"influence over patients, {len(blocks)} repeats, fold-stratified" + (", clustered" if clustered else "")
     seeds = {m: tuple(n) for m, n in names.items()}
-    return first, Joint(whole, {m: np.array(rows) for m, rows in at.items()}, seeds, test)
+    cells = {m: np.array(rows) for m, rows in at.items()}
+    return first, Joint(whole, cells, seeds, test, clustered, one_table=False)
+
+
+def _by_influence(summed: Floats, parts: Sequence[Delong], auc: Floats, reason: str | None) -> Delong:
+    """Return the joint estimate whose covariance adds up influence values (k, patients) of several tables.
+
+    The whole variance counts against the class with fewer patients, which gives the fewest degrees of freedom.
+    """
+    covariance = np.full((len(summed), len(summed)), np.nan) if reason else summed @ summed.T
+    df = min(min(r.df_pos, r.df_neg) for r in parts)
+    return Delong(
+        auc=auc, covariance=covariance, positive_part=covariance, negative_part=np.zeros_like(covariance), df_pos=df,
+        df_neg=df, n_pos=parts[0].n_pos, n_neg=parts[0].n_neg, n_clusters=summed.shape[1],
+        independent_pairs=min(r.independent_pairs for r in parts), reason=reason,
+    )  # fmt: skip
 
 
 def too_few_patients(blocks: Sequence[Block]) -> str | None:
@@ -128,7 +137,8 @@ def mean_rows(
     for m in methods:
         mine = [r for r in rows if r["method"] == m]
         aucs = _column(mine, "auc")
-        test = _corrected(aucs, mine, train_size, rules, few, zero_is_equal=False)
+        test = _corrected(aucs, mine, train_size, few, zero_is_equal=False)
+        low, high = test.limits(rules.alpha) if test.limits is not None else (np.nan, np.nan)
         lost = f"AUC undefined in {np.isnan(aucs).sum()} of {aucs.size} resamples" if np.isnan(aucs).any() else None
         reasons = [r for r in (lost, test.reason) if r]
         found.append(
@@ -138,9 +148,10 @@ def mean_rows(
                 "oracle": mine[0]["oracle"],
                 "auc": value(test.delta),
                 "se": value(test.se),
-                "ci_low": None if np.isnan(test.low) else max(0.0, test.low),
-                "ci_high": None if np.isnan(test.high) else min(1.0, test.high),
-                "ci_method": "Nadeau-Bengio t over resamples" if not np.isnan(test.low) else None,
+                "ci_low": None if np.isnan(low) else max(0.0, low),
+                "ci_high": None if np.isnan(high) else min(1.0, high),
+                "ci_method": "Nadeau-Bengio t over resamples" if not np.isnan(low) else None,
+                "ci_note": None,
                 "df": value(test.df),
                 **{k: float(np.mean([r[k] for r in mine])) for k in ("n_pos", "n_neg", "n_cases", "n_patients")},
                 "n_folds": mine[0]["n_folds"],
@@ -150,7 +161,7 @@ def mean_rows(
                 "auc_per_seed": None,
                 "auc_per_resample": [value(a) for a in aucs],
                 "sd_over_resamples": value(float(np.nanstd(aucs, ddof=1))) if (~np.isnan(aucs)).sum() > 1 else None,
-                "against_half": {"z": None, "p": None, "reason": "see the interval over resamples"},
+                "against_half": {"z": None, "p": None, "test": "none", "reason": "see the interval over resamples"},
                 "reason": "; ".join(reasons) or None,
                 "metrics": {name: _spread(_column([r["metrics"] for r in mine], name)) for name in mine[0]["metrics"]},
                 "operating_point": None,
@@ -162,17 +173,21 @@ def mean_rows(
 
 
 def resampled_comparison(
-    rows: Sequence[dict[str, Any]], a: str, b: str, train_size: float | None, rules: Rules, family_size: int,
+    rows: Sequence[dict[str, Any]], blocks: Sequence[Block], claim: Claim, train_size: float | None, rules: Rules,
     few: str | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> Comparison:  # fmt: skip
     """Return AUC a - AUC b over resamples, each resample being one paired difference."""
-    first, second = ([r for r in rows if r["method"] == m] for m in (a, b))
+    first, second = ([r for r in rows if r["method"] == m] for m in (claim.a, claim.b))
     differences = _column(first, "auc") - _column(second, "auc")
-    test = _corrected(differences, first, train_size, rules, few, zero_is_equal=True)
-    row = comparison(a, b, first[0]["label_name"], test, TEST, rules, family_size, np.nan)
-    row["per_resample"] = [value(d) for d in differences]
-    row["n_resamples_defined"] = int((~np.isnan(differences)).sum())
-    return row
+    test = _corrected(differences, first, train_size, few, zero_is_equal=True)
+    folds = patient_folds(blocks[0]) if few is None and train_size is not None else ()
+    found = comparison(claim, first[0]["label_name"], test, rules, np.nan, folds)
+    if train_size is not None:
+        found.inflation = float(np.sqrt(1 / len(first) + _ratio(first, train_size)))
+        found.plan_df = len(first) - 1
+    found.row["per_resample"] = [value(d) for d in differences]
+    found.row["n_resamples_defined"] = int((~np.isnan(differences)).sum())
+    return found
 
 
 def ranks(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str, Any]:
@@ -182,15 +197,16 @@ def ranks(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str, A
 
 
 def _corrected(
-    values: Floats, rows: Sequence[dict[str, Any]], train_size: float | None, rules: Rules, few: str | None, *,
-    zero_is_equal: bool,
-) -> Test:  # fmt: skip
+    values: Floats, rows: Sequence[dict[str, Any]], train_size: float | None, few: str | None, *, zero_is_equal: bool
+) -> Test:
     defined = values[~np.isnan(values)]
     if few is not None or train_size is None:
-        mean = float(defined.mean()) if defined.size else np.nan
-        return Test(mean, np.nan, np.nan, np.nan, np.nan, np.nan, np.nan, few or NO_RATIO)
-    ratio = float(np.mean([r["n_cases"] for r in rows])) / train_size
-    return nadeau_bengio(defined, ratio, alpha=rules.alpha, zero_is_equal=zero_is_equal)
+        return undefined(float(defined.mean()) if defined.size else np.nan, few or NO_RATIO)
+    return nadeau_bengio(defined, _ratio(rows, train_size), zero_is_equal=zero_is_equal, name=TEST)
+
+
+def _ratio(rows: Sequence[dict[str, Any]], train_size: float) -> float:
+    return float(np.mean([r["n_cases"] for r in rows])) / train_size
 
 
 def _column(rows: Sequence[dict[str, Any]], name: str) -> Floats:
@@ -287,21 +303,12 @@ def macro(blocks: Sequence[Block], joints: Sequence[Joint]) -> tuple[Block, Join
     reasons = [
         f"label {b.label_name!r}: {j.result.reason}" for b, j in zip(blocks, joints, strict=True) if j.result.reason
     ]
-    covariance = summed @ summed.T if not reasons else np.full((n_cells, n_cells), np.nan)
-    result = Delong(
-        auc=np.mean([j.result.auc for j in joints], axis=0),
-        covariance=covariance,
-        positive_part=np.full_like(covariance, np.nan),
-        negative_part=np.full_like(covariance, np.nan),
-        n_pos=sum(j.result.n_pos for j in joints),
-        n_neg=sum(j.result.n_neg for j in joints),
-        n_clusters=patients.size,
-        independent_pairs=min(j.result.independent_pairs for j in joints),
-        reason="; ".join(reasons) or None,
-    )
+    results = [j.result for j in joints]
+    result = _by_influence(summed, results, np.mean([r.auc for r in results], axis=0), "; ".join(reasons) or None)
+    result = replace(result, n_pos=sum(r.n_pos for r in results), n_neg=sum(r.n_neg for r in results))
     pooled = replace(first, label_name="macro", patients=patients, n_unknown=sum(b.n_unknown for b in blocks))
     return pooled, replace(
-        joints[0], result=result, test=f"influence over patients, macro mean of {len(blocks)} labels"
+        joints[0], result=result, one_table=False, test=f"influence over patients, macro mean of {len(blocks)} labels"
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from embedprior.evidence.delong import Floats
-from embedprior.evidence.intervals import quantile
 from embedprior.evidence.metrics import Cases, Metric, ratio
 
 ECE_BINS = 10
@@ -122,17 +121,6 @@ def _sandwich(cases: Cases, x: Floats, beta: Floats, offset_only: bool) -> float
     meat = score @ score.T * (cases.n_patients / max(cases.n_patients - 1, 1))
     covariance = bread @ meat @ bread
     return float(np.sqrt(covariance[-1, -1]))
-
-
-def wilson(successes: float, trials: float, alpha: float = 0.05) -> tuple[float, float]:
-    """Return Wilson's interval of a proportion (JASA 1927); NaN for no trials."""
-    if trials == 0:
-        return np.nan, np.nan
-    z = quantile(1 - alpha / 2)
-    p = successes / trials
-    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * np.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def reliability(cases: Cases, bins: int = ECE_BINS) -> list[dict[str, Any]]:

@@ -23,10 +23,10 @@ from embedprior.evidence.aggregate import (
     too_few_patients,
     training_size,
 )
+from embedprior.evidence.decision import Claim, Rules, checked_family, parse_claim
 from embedprior.evidence.delong import n_distinct
 from embedprior.evidence.errors import EvidenceError
-from embedprior.evidence.inference import holm
-from embedprior.evidence.intervals import CiMethod, omnibus
+from embedprior.evidence.intervals import CiMethod
 from embedprior.evidence.panel import Settings, metric_panels, validation_scores
 from embedprior.evidence.predictions import (
     Block,
@@ -38,34 +38,84 @@ from embedprior.evidence.predictions import (
 )
 from embedprior.evidence.schema import (
     NO_PANEL,
+    Comparison,
     Joint,
-    Rules,
     comparison_row,
     joint_aucs,
+    judge_family,
     method_row,
     undefined_comparison,
     undefined_method,
     value,
-    verdict,
 )
+from embedprior.evidence.tests import omnibus
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ENSEMBLE = " (seed ensemble)"
+
+
+@dataclass
+class UnjudgedEvaluation:
+    """An evaluation whose claims still have to be judged together with those of other evaluations."""
+
+    evidence: dict[str, Any]
+    comparisons: list[Comparison]
+
+
+def judged(evaluations: Sequence[UnjudgedEvaluation]) -> list[dict[str, Any]]:
+    """Judge the claims of all evaluations as one family and return the evidence of each."""
+    judge_family([c for e in evaluations for c in e.comparisons])
+    return [e.evidence for e in evaluations]
 
 
 def evaluate_predictions(
     frame: pd.DataFrame,
     reference: str,
-    family: Sequence[tuple[str, str]] | None = None,
+    family: Sequence[Claim | str | tuple[str, str]] | None = None,
+    unit: Unit = "patient",
+    oracles: Sequence[str] = (),
+    bootstrap: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Evaluate the test rows of a long predictions table; see ``evaluation`` for all options.
+
+    Returns:
+        Plain JSON values, described by ``evidence.schema.json``: None wherever a number is undefined, with a
+        ``reason`` beside it.
+
+    Raises:
+        EvidenceError: the table or the names cannot be used; rows are named.
+
+    Example:
+        >>> import pandas as pd
+        >>> cases = [f"p{i}" for i in range(12)]
+        >>> table = pd.DataFrame({"exam_id": cases * 2, "patient_id": cases * 2, "label": [0, 0, 1] * 8})
+        >>> table["method"] = ["cxr-only"] * 12 + ["prior"] * 12
+        >>> table["score"] = [0.1, 0.6, 0.5, 0.3, 0.2, 0.4] * 2 + [0.1, 0.2, 0.9, 0.3, 0.2, 0.8] * 2
+        >>> evidence = evaluate_predictions(table, "cxr-only")
+        >>> [row["claim"] for row in evidence["comparisons"]]
+        ['prior > cxr-only']
+    """
+    return judged([evaluation(frame, reference, family, unit, oracles, bootstrap, **options)])[0]
+
+
+def evaluation(
+    frame: pd.DataFrame,
+    reference: str,
+    family: Sequence[Claim | str | tuple[str, str]] | None = None,
     unit: Unit = "patient",
     oracles: Sequence[str] = (),
     bootstrap: int = 0,
     *,
     patient_label: PatientLabel | None = None,
-    ci: CiMethod = "logit",
+    ci: CiMethod = "logit-t",
     alpha: float = 0.05,
     relevant_delta: float = 0.05,
     margin: float | None = None,
+    power: float = 0.8,
+    assumed_auc: float = 0.8,
+    assumed_correlation: float = 0.5,
+    planned: tuple[float | None, float | None] | None = None,
     threshold: float | None = None,
     at_specificity: float = 0.9,
     at_sensitivity: float = 0.95,
@@ -76,16 +126,17 @@ def evaluate_predictions(
     bootstrap_seed: int = 0,
     blocks: Sequence[Block] | None = None,
     incomplete: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Evaluate the test rows of a long predictions table.
+) -> UnjudgedEvaluation:
+    """Evaluate the test rows of a long predictions table; its claims are not judged yet (see ``judged``).
 
     Args:
         frame: columns ``exam_id, patient_id, label, method, score`` and, where they apply, ``fold, resample,
             seed, split, label_name``. Only rows with ``split == "test"`` are scored when there is such a
             column.
         reference: the method every other one is compared with.
-        family: the comparisons (a, b) = "a scores higher than b" declared beforehand; Holm adjusts over
-            these. Default: every method that is no oracle against ``reference``.
+        family: the claims declared beforehand: a ``Claim``, its text (``a > b``, ``a >= b - .03``, ``a = b ± .03``), or
+            a pair (a, b) = "a scores higher than b"; Holm adjusts over these. Default: every method that is no oracle
+            against ``reference``.
         unit: ``patient`` averages a patient's scores; ``exam`` clusters the variance by patient where
             patients repeat.
         oracles: methods that need CT at inference: shown, and left out of the default family.
@@ -93,9 +144,10 @@ def evaluate_predictions(
             undefined.
         patient_label: ``max`` or ``index`` for patients whose exams disagree (unit ``patient``).
         ci: interval of an AUC. alpha: two-sided error rate, before adjustment.
-        relevant_delta: the smallest difference worth claiming; separates "not supported" from "not
-            testable".
-        margin: also test non-inferiority against this margin.
+        relevant_delta: the smallest difference worth claiming.
+        margin: without a declared family, also claim of every method that it is not worse than ``reference`` by this.
+        power, assumed_auc, assumed_correlation: what the detectable difference rests on, with the sizes.
+        planned: detectable differences of a plan (at alpha, at Holm's first step), in place of these.
         threshold: declared operating point ("positive" = score >= threshold). Without it, Youden's point of the
             ``val`` rows of the same method, seed and fold; without those, threshold metrics are undefined.
         at_specificity, at_sensitivity: also report sensitivity where validation specificity reaches the first,
@@ -110,15 +162,11 @@ def evaluate_predictions(
         incomplete: methods that are not in ``frame`` because they lack scores, with the reason. Each gets a row
             without an AUC, and a declared comparison with one stays in the family without a p value.
 
-    Returns:
-        Plain JSON values, described by ``evidence.schema.json``: None wherever a number is undefined, with a
-        ``reason`` beside it.
-
     Raises:
         EvidenceError: the table or the names cannot be used; rows are named.
     """
     _check_options(alpha, relevant_delta, bootstrap, at_specificity, at_sensitivity)
-    rules = Rules(alpha, ci, relevant_delta, margin)
+    rules = Rules(alpha, ci, relevant_delta, power, assumed_auc, assumed_correlation, planned)
     absent = dict(incomplete or {})
     if blocks is None and not (absent and frame.empty):
         blocks = held_out_blocks(frame, unit, patient_label)
@@ -126,10 +174,10 @@ def evaluate_predictions(
     if seed_ensemble:
         blocks = [with_seed_ensembles(b) for b in blocks]
     methods = list(dict.fromkeys(m for b in blocks for m in b.methods))
-    pairs = _family(methods, reference, family, oracles, absent)
+    claims = _family([*methods, *absent], reference, family, oracles, margin)
     ensembles = [m for m in methods if m.endswith(ENSEMBLE)]
     if family is None:
-        pairs = [p for p in pairs if p[0] not in ensembles]
+        claims = [c for c in claims if c.a not in ensembles]
     for block in blocks:
         lacking = [m for m in methods if m not in block.methods]
         if lacking:
@@ -140,9 +188,9 @@ def evaluate_predictions(
         bootstrap, bootstrap_seed, alpha, threshold, at_specificity, at_sensitivity,
         validation_scores(select_split(frame, "val"), unit, patient_label),
     )  # fmt: skip
-    plan = _Plan(methods, reference, pairs, tuple(oracles), rules, settings, unit == "exam", micro, absent)
+    plan = _Plan(methods, reference, claims, tuple(oracles), rules, settings, unit == "exam", micro, absent)
     if not blocks:
-        found = _Found([], _comparisons(plan, None, None, 1), [], None)
+        found = _Found([], _comparisons(plan, None, None), [], None)
     elif len({b.resample for b in blocks}) == 1:
         found = _one_split(plan, blocks)
     elif all(is_repeated_kfold(_of_label(blocks, b.label_name)) for b in blocks):
@@ -150,28 +198,32 @@ def evaluate_predictions(
     else:
         found = _over_resamples(plan, blocks, training_size(frame, train_size, unit))
     found.methods.extend(undefined_method(m, m in oracles, reason) for m, reason in absent.items())
-    _adjust(found.comparisons, rules)
-    return {
+    evidence = {
         "schema_version": SCHEMA_VERSION,
         "unit": unit,
         "patient_label": patient_label,
         "reference": reference,
-        "family": [list(pair) for pair in pairs],
+        "family": [[c.a, c.b] for c in claims],
+        "claims": [c.text for c in claims],
         "family_declared": family is not None,
         "oracles": list(oracles),
         "alpha": alpha,
         "relevant_delta": relevant_delta,
         "margin": margin,
+        "power": power,
+        "assumed_auc": assumed_auc,
+        "assumed_correlation": assumed_correlation,
         "bootstrap": bootstrap,
         "n_patients": n_distinct(np.concatenate([b.patients for b in blocks])) if blocks else 0,
         "n_unknown_labels": sum(b.n_unknown for b in blocks),
         "warnings": _warnings(plan, blocks, family is not None),
         "methods": found.methods,
-        "comparisons": found.comparisons,
+        "comparisons": [c.row for c in found.comparisons],
         "omnibus": found.omnibus,
         "resamples": found.resamples,
         "subgroups": subgroup_rows(select_split(frame, "test"), subgroups, unit, patient_label, oracles, rules),
     }
+    return UnjudgedEvaluation(evidence, found.comparisons)
 
 
 @dataclass(frozen=True)
@@ -180,7 +232,7 @@ class _Plan:
 
     methods: list[str]
     reference: str
-    pairs: list[tuple[str, str]]
+    claims: list[Claim]
     oracles: tuple[str, ...]
     rules: Rules
     settings: Settings
@@ -194,20 +246,27 @@ class _Plan:
         return [m for m in self.methods if m not in self.oracles and not m.endswith(ENSEMBLE)]
 
     @property
-    def all_pairs(self) -> list[tuple[str, str]]:
+    def all_claims(self) -> list[Claim]:
         """The family, then every other method against the reference."""
-        rest = [(m, self.reference) for m in self.methods if m != self.reference]
-        return [*self.pairs, *(p for p in rest if p not in self.pairs and self.reference in self.methods)]
+        declared = {(c.a, c.b) for c in self.claims}
+        others = [m for m in self.methods if m != self.reference and self.reference in self.methods]
+        return [*self.claims, *(Claim(m, self.reference) for m in others if (m, self.reference) not in declared)]
 
-    def lacking(self, pair: tuple[str, str]) -> str | None:
-        """Say which method of a pair has no AUC, and why; None when both have scores."""
-        return "; ".join(f"{m}: {self.absent[m]}" for m in pair if m in self.absent) or None
+    def placed(self, found: Comparison) -> Comparison:
+        """Note whether a comparison was declared."""
+        found.in_family = found.claim in self.claims
+        found.row["in_family"] = found.in_family
+        return found
+
+    def lacking(self, claim: Claim) -> str | None:
+        """Say which method of a claim has no AUC, and why; None when both have scores."""
+        return "; ".join(f"{m}: {self.absent[m]}" for m in (claim.a, claim.b) if m in self.absent) or None
 
 
 @dataclass(frozen=True)
 class _Found:
     methods: list[dict[str, Any]]
-    comparisons: list[dict[str, Any]]
+    comparisons: list[Comparison]
     omnibus: list[dict[str, Any]]
     resamples: dict[str, Any] | None
 
@@ -218,34 +277,34 @@ def _one_split(plan: _Plan, blocks: list[Block]) -> _Found:
     if len(blocks) > 1:
         pooled = [macro(blocks, joints), *([micro_pool(blocks)] if plan.micro else [])]
     sections = [*zip(blocks, joints, strict=True), *pooled]
-    n_tests = len(plan.pairs) * len(sections)
-    rows, comparisons = [], []
+    rows: list[dict[str, Any]] = []
+    comparisons: list[Comparison] = []
     for i, (block, joint) in enumerate(sections):
         panels = metric_panels(block, plan.methods, plan.settings) if i < len(blocks) else None
         for m in plan.methods:
             extra = panels[m] if panels else dict(NO_PANEL)
             rows.append({**method_row(block, joint, m, m in plan.oracles, plan.rules), **extra})
-        comparisons += _comparisons(plan, block, joint, n_tests)
+        comparisons += _comparisons(plan, block, joint)
     return _Found(rows, comparisons, [_omnibus_row(b, j, plan.ranked) for b, j in sections], None)
 
 
-def _comparisons(plan: _Plan, block: Block | None, joint: Joint | None, n_tests: int) -> list[dict[str, Any]]:
-    """Return a row per pair; without a block (no method scored every case) none of them has a test."""
+def _comparisons(plan: _Plan, block: Block | None, joint: Joint | None) -> list[Comparison]:
+    """Return a row per claim; without a block (no method scored every case) none of them has a test."""
     rows = []
-    for pair in plan.all_pairs:
-        lacking = plan.lacking(pair)
+    for claim in plan.all_claims:
+        lacking = plan.lacking(claim)
         if lacking is None and block is not None and joint is not None:
-            row = comparison_row(block, joint, *pair, plan.rules, n_tests)
+            found = comparison_row(block, joint, claim, plan.rules)
         else:
-            row = undefined_comparison(*pair, block.label_name if block else None, lacking or "", plan.rules)
-        rows.append({**row, "in_family": pair in plan.pairs})
+            found = undefined_comparison(claim, block.label_name if block else None, lacking or "", plan.rules)
+        rows.append(plan.placed(found))
     return rows
 
 
 def _over_repeats(plan: _Plan, blocks: list[Block]) -> _Found:
     labels = list(dict.fromkeys(b.label_name for b in blocks))
     rows: list[dict[str, Any]] = []
-    comparisons: list[dict[str, Any]] = []
+    comparisons: list[Comparison] = []
     for label in labels:
         repeats = _of_label(blocks, label)
         block, joint = join_repeats(repeats, plan.by_exam and repeats[0].repeats_patients)
@@ -256,7 +315,7 @@ def _over_repeats(plan: _Plan, blocks: list[Block]) -> _Found:
             }
             for m in plan.methods
         ]  # fmt: skip
-        comparisons += _comparisons(plan, block, joint, len(plan.pairs) * len(labels))
+        comparisons += _comparisons(plan, block, joint)
     return _Found(rows, comparisons, [], None)
 
 
@@ -267,7 +326,8 @@ def _of_label(blocks: Sequence[Block], label: str | None) -> list[Block]:
 def _over_resamples(plan: _Plan, blocks: list[Block], train_size: float | None) -> _Found:
     labels = list(dict.fromkeys(b.label_name for b in blocks))
     rows: list[dict[str, Any]] = []
-    means, comparisons, stability = [], [], []
+    means, stability = [], []
+    comparisons: list[Comparison] = []
     for label in labels:
         mine = _of_label(blocks, label)
         few = too_few_patients(mine)
@@ -276,14 +336,13 @@ def _over_resamples(plan: _Plan, blocks: list[Block], train_size: float | None) 
         rows += table
         means += mean_rows(table, plan.methods, train_size, plan.rules, few)
         stability.append(ranks(table, plan.ranked))
-        for pair in plan.all_pairs:
-            lacking = plan.lacking(pair)
+        for claim in plan.all_claims:
+            lacking = plan.lacking(claim)
             if lacking is None:
-                n_tests = len(plan.pairs) * len(labels)
-                row = resampled_comparison(table, *pair, train_size, plan.rules, n_tests, few)
+                row = resampled_comparison(table, mine, claim, train_size, plan.rules, few)
             else:
-                row = undefined_comparison(*pair, label, lacking, plan.rules)
-            comparisons.append({**row, "in_family": pair in plan.pairs})
+                row = undefined_comparison(claim, label, lacking, plan.rules)
+            comparisons.append(plan.placed(row))
     return _Found(means, comparisons, [], {"train_size": train_size, "rows": rows, "rank_stability": stability})
 
 
@@ -307,9 +366,10 @@ def _warnings(plan: _Plan, blocks: list[Block], declared: bool) -> list[str]:
     if not declared:
         found.append(
             f"no family was declared: every method that is no oracle is compared with {plan.reference} "
-            f"({len(plan.pairs)} comparisons)"
+            f"({len(plan.claims)} comparisons)"
         )
-    found += [f"{m} needs CT at inference and is in the family" for m in plan.oracles if m in dict(plan.pairs)]
+    declared_methods = {c.a for c in plan.claims}
+    found += [f"{m} needs CT at inference and is in the family" for m in plan.oracles if m in declared_methods]
     one_class = sum(_one_class_folds(b) for b in blocks)
     if one_class:
         found.append(f"{one_class} folds hold one class only: their cases form no pairs and no part of the AUC")
@@ -345,30 +405,28 @@ def _check_options(
 
 
 def _family(
-    methods: list[str], reference: str, family: Sequence[tuple[str, str]] | None, oracles: Sequence[str],
-    absent: Mapping[str, str],
-) -> list[tuple[str, str]]:  # fmt: skip
-    methods = [*methods, *absent]
+    methods: list[str], reference: str, family: Sequence[Claim | str | tuple[str, str]] | None, oracles: Sequence[str],
+    margin: float | None,
+) -> list[Claim]:  # fmt: skip
     check_names([reference], methods, "the reference")
     check_names(oracles, methods, "the oracle")
     if family is None:
-        return [(m, reference) for m in methods if m != reference and m not in oracles]
-    pairs = [(str(a), str(b)) for a, b in family]
-    check_names([name for pair in pairs for name in pair], methods, "the family's method")
-    for a, b in pairs:
-        if a == b:
-            raise EvidenceError(f"the family compares {a!r} with itself.")
-        if (b, a) in pairs or pairs.count((a, b)) > 1:
-            raise EvidenceError(f"the family holds the comparison of {a!r} and {b!r} twice.")
-    return pairs
+        others = [m for m in methods if m != reference and m not in oracles]
+        claims = [Claim(m, reference) for m in others]
+        return claims + [Claim(m, reference, "non-inferior", margin) for m in others if margin is not None]
+    claims = [as_claim(given) for given in family]
+    check_names([name for c in claims for name in (c.a, c.b)], methods, "the family's method")
+    return checked_family(claims)
 
 
-def _adjust(comparisons: list[dict[str, Any]], rules: Rules) -> None:
-    members = [row for row in comparisons if row["in_family"]]
-    adjusted = holm([np.nan if row["p"] is None else row["p"] for row in members])
-    for row, p in zip(members, adjusted, strict=True):
-        row["p_holm"] = value(p)
-        row["verdict"] = verdict(row, rules)
+def as_claim(given: Claim | str | tuple[str, str]) -> Claim:
+    """Return a claim from itself, its text, or the pair (a, b) of "a scores higher than b"."""
+    if isinstance(given, Claim):
+        return given
+    if isinstance(given, str):
+        return parse_claim(given)
+    a, b = given
+    return Claim(str(a), str(b))
 
 
 def _omnibus_row(block: Block, joint: Joint, methods: list[str]) -> dict[str, Any]:

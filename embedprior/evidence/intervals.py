@@ -1,27 +1,37 @@
-"""Confidence intervals and tests for AUCs and their differences.
+"""Confidence intervals of one AUC, of a difference of two AUCs, and of a proportion.
 
-Nothing here returns a number where the data carry none: the value is NaN and ``reason`` says why.
+The default methods are those whose coverage ``tools/bench/coverage.py`` measured at small sizes (docs/evidence.md has
+the table). Nothing here returns a number where the data carry none: the value is NaN and ``reason`` says why.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy import special
 
-from embedprior.evidence.delong import Delong, Floats
-from embedprior.evidence.errors import EvidenceError
+from embedprior.evidence.delong import Variance
+from embedprior.evidence.errors import EvidenceError, nearest
 
 #: Variances below this are rounding: one discordant pair among 10^6 x 10^6 cases still gives about 1e-24.
 ZERO_VARIANCE = 1e-30
-CiMethod = Literal["logit", "wald"]
+CiMethod = Literal["logit-t", "logit", "wald"]
+CI_METHODS: tuple[str, ...] = get_args(CiMethod)
+#: Weight of the case at chance that ``logit-t`` adds to either class. Few observed placements near 1 say little about
+#: the misses that were not drawn; without it the interval lies too high (coverage .75 to .93).
+CHANCE_CASE = 0.25
+#: Coverage was measured from this many independent cases of a class on.
+MIN_MEASURED = 5
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate, its standard error and confidence limits; NaN where undefined, ``reason`` says why."""
+    """An estimate, its standard error and confidence limits; NaN where undefined, ``reason`` says why.
+
+    ``note`` warns of an interval that is defined but whose coverage was not measured at its size.
+    """
 
     estimate: float
     se: float
@@ -29,187 +39,162 @@ class Interval:
     high: float
     method: str | None
     reason: str | None = None
+    note: str | None = None
 
 
-@dataclass(frozen=True)
-class Test:
-    """A difference (or an estimate against its null value) with interval, statistic and two-sided p."""
-
-    __test__ = False  # pytest would take the class for a test case
-
-    delta: float
-    se: float
-    low: float
-    high: float
-    statistic: float
-    df: float
-    p: float
-    reason: str | None = None
+def quantile(probability: Any, df: Any = np.inf) -> Any:
+    """Return the standard normal quantile, or Student's for finite ``df``; numbers or arrays."""
+    normal, student = special.ndtri(probability), special.stdtrit(np.where(np.isinf(df), 1.0, df), probability)
+    return np.where(np.isinf(df), normal, student)[()]
 
 
-def quantile(probability: float, df: float = np.inf) -> float:
-    """Return the standard normal quantile, or Student's for finite ``df``."""
-    return float(special.ndtri(probability) if np.isinf(df) else special.stdtrit(df, probability))
+def with_chance_case(auc: Any, variance: Variance, weight: float = CHANCE_CASE) -> Variance:
+    """Return the variance with a case of ``weight`` at chance (placement 0.5) added to either class.
+
+    With u independent cases of a class, sum of squares S and S / (u (u - 1)) as its share of the variance, the share
+    becomes (S + weight (0.5 - auc)^2) / ((u - 1 + weight) (u + weight)).
+    """
+
+    def added(part: Any, df: Any) -> Any:
+        u = df + 1
+        return (part * u * df + weight * (0.5 - auc) ** 2) / ((df + weight) * (u + weight))
+
+    return Variance(
+        added(variance.positive, variance.df_pos), added(variance.negative, variance.df_neg), variance.df_pos,
+        variance.df_neg, variance.mixed, variance.seeds, variance.df_seeds,
+    )  # fmt: skip
 
 
-def two_sided_p(statistic: float, df: float = np.inf) -> float:
-    """Return the two-sided p value of a normal (``df`` infinite) or t statistic."""
-    return 2 * upper_tail(abs(statistic), df)
+def auc_limits(auc: Any, variance: Variance, method: CiMethod = "logit-t", alpha: float = 0.05) -> tuple[Any, Any]:
+    """Return the limits of AUCs strictly between 0 and 1 with a positive variance; numbers or arrays.
 
-
-def upper_tail(statistic: float, df: float = np.inf) -> float:
-    """Return the chance of a larger normal (``df`` infinite) or t statistic."""
-    return float(special.ndtr(-statistic) if np.isinf(df) else special.stdtr(df, -statistic))
+    ``logit-t``: log(A / (1 - A)) +- t se / (A (1 - A)), back-transformed, with the variance of ``with_chance_case`` and
+    Student's t on its Satterthwaite degrees of freedom. ``logit``: the same with the plain variance and normal
+    quantiles. ``wald``: A +- z se, cut at [0, 1].
+    """
+    used = with_chance_case(auc, variance) if method == "logit-t" else variance
+    q = quantile(1 - alpha / 2, used.df if method == "logit-t" else np.inf)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        se = np.sqrt(used.total)
+        if method == "wald":
+            return np.maximum(0.0, auc - q * se), np.minimum(1.0, auc + q * se)
+        centre, half = special.logit(auc), q * se / (auc * (1 - auc))
+    return special.expit(centre - half), special.expit(centre + half)
 
 
 def auc_interval(
     auc: float,
-    variance: float,
+    variance: Variance,
     independent_pairs: int,
     *,
-    method: CiMethod = "logit",
+    method: CiMethod = "logit-t",
     alpha: float = 0.05,
-    df: float = np.inf,
     reason: str | None = None,
 ) -> Interval:
     """Confidence interval of one AUC.
 
     Args:
         auc: estimate; NaN when a class is missing.
-        variance: its variance; NaN when undefined.
+        variance: see ``Delong.variance``; NaN when undefined.
         independent_pairs: see ``Delong.independent_pairs``.
-        method: ``logit`` back-transforms log(A / (1 - A)) +- q se / (A (1 - A)) and never leaves (0, 1);
-            ``wald`` is A +- q se cut at [0, 1].
+        method: see ``auc_limits``.
         alpha: 1 - confidence.
-        df: degrees of freedom of the variance (infinite = normal quantiles).
         reason: why the variance is undefined, when it is.
 
     An AUC of 0 or 1 has variance 0. It gets the one-sided bound alpha**(1 / independent_pairs): were the true
     AUC lower, that many disjoint pairs would all be ranked rightly with probability below alpha.
+
+    Raises:
+        EvidenceError: an unknown method.
+
+    Example:
+        >>> found = auc_interval(0.8, Variance(0.006, 0.002, df_pos=11, df_neg=27), 12)
+        >>> round(found.low, 3), round(found.high, 3)
+        (0.555, 0.928)
     """
+    if method not in CI_METHODS:
+        raise EvidenceError(f"ci must be one of {', '.join(CI_METHODS)}; got {method!r}.{nearest(method, CI_METHODS)}")
     if np.isnan(auc):
         return Interval(auc, np.nan, np.nan, np.nan, None, reason or "AUC undefined")
     if independent_pairs < 2:
         return Interval(auc, np.nan, np.nan, np.nan, None, reason or "fewer than 2 cases of a class")
+    few = min(variance.df_pos, variance.df_neg) + 1 < MIN_MEASURED
+    note = f"fewer than {MIN_MEASURED} independent cases of a class: coverage was not measured there" if few else None
     if auc in (0.0, 1.0):
         bound = alpha ** (1 / independent_pairs)
         low, high = (bound, 1.0) if auc == 1.0 else (0.0, 1.0 - bound)
         why = f"AUC is exactly {auc:g}: no variance; one-sided bound from {independent_pairs} disjoint pairs"
         return Interval(auc, np.nan, low, high, "one-sided bound", why)
-    if np.isnan(variance):
+    if np.isnan(variance.total):
         return Interval(auc, np.nan, np.nan, np.nan, None, reason or "variance undefined")
-    if variance <= ZERO_VARIANCE:
+    if variance.total <= ZERO_VARIANCE:
         why = "no positive variance: the scores do not vary enough"
         return Interval(auc, np.nan, np.nan, np.nan, None, why)
-    se, q = float(np.sqrt(variance)), quantile(1 - alpha / 2, df)
-    if method == "wald":
-        return Interval(auc, se, max(0.0, auc - q * se), min(1.0, auc + q * se), "wald")
-    centre, half = np.log(auc / (1 - auc)), q * se / (auc * (1 - auc))
-    low, high = 1 / (1 + np.exp(half - centre)), 1 / (1 + np.exp(-half - centre))
-    return Interval(auc, se, float(low), float(high), "logit")
+    low, high = auc_limits(auc, variance, method, alpha)
+    return Interval(auc, float(np.sqrt(variance.total)), float(low), float(high), method, None, note)
 
 
-def difference_test(
-    delta: float,
-    variance: float,
-    *,
-    same_ranking: bool = False,
-    alpha: float = 0.05,
-    df: float = np.inf,
-    reason: str | None = None,
-) -> Test:
-    """Test a difference of AUCs against 0, with its Wald interval cut at [-1, 1].
+def square_and_add(
+    a: Any, limits_a: tuple[Any, Any], b: Any, limits_b: tuple[Any, Any], correlation: Any
+) -> tuple[Any, Any]:
+    """Return the limits of a - b from the limits of both and their correlation; numbers or arrays.
 
-    ``same_ranking`` says that both models order every pair alike: the difference is then 0 and p is 1. A zero
-    variance with different rankings leaves the test undefined.
+    Newcombe (Stat. Med. 1998) and Zou & Donner (Stat. Med. 2008): the distances from the estimates to their limits are
+    added like standard errors, so that the interval of a difference is as asymmetric as those of its parts.
     """
-    if np.isnan(delta):
-        return Test(delta, np.nan, np.nan, np.nan, np.nan, df, np.nan, reason or "AUC undefined")
-    if same_ranking:
-        return Test(0.0, 0.0, 0.0, 0.0, 0.0, df, 1.0, "both methods rank the cases identically")
-    if np.isnan(variance):
-        return Test(delta, np.nan, np.nan, np.nan, np.nan, df, np.nan, reason or "variance undefined")
-    if variance <= ZERO_VARIANCE:
-        why = "the difference has no variance on these cases: no test"
-        return Test(delta, np.nan, np.nan, np.nan, np.nan, df, np.nan, why)
-    se = float(np.sqrt(variance))
-    half, z = quantile(1 - alpha / 2, df) * se, delta / se
-    return Test(delta, se, max(-1.0, delta - half), min(1.0, delta + half), z, df, two_sided_p(z, df))
+    (low_a, high_a), (low_b, high_b) = limits_a, limits_b
+
+    def distance(of_a: Any, of_b: Any) -> Any:
+        return np.sqrt(np.maximum(of_a**2 + of_b**2 - 2 * correlation * of_a * of_b, 0.0))
+
+    return a - b - distance(a - low_a, high_b - b), a - b + distance(high_a - a, b - low_b)
 
 
-def paired_test(joint: Delong, a: int = 0, b: int = 1, *, alpha: float = 0.05) -> Test:
-    """Test AUC a - AUC b of two models scored on the same cases (DeLong 1988).
+def agreeing_with(p: Any, delta: Any, limits: tuple[Any, Any], alpha: float) -> tuple[Any, Any]:
+    """Move the limit towards 0 to 0, so that the interval holds 0 in its inside exactly when p > alpha.
 
-    With zero variance and equal AUCs every placement value is the same: both models rank alike, p = 1.
+    The test and the interval come from different distributions; a reader then sees one answer, not two. Limits are cut
+    at [-1, 1]. Numbers or arrays.
     """
-    c = joint.covariance
-    variance = float(c[a, a] + c[b, b] - c[a, b] - c[b, a])
-    delta = float(joint.auc[a] - joint.auc[b])
-    same = not np.isnan(variance) and abs(variance) <= ZERO_VARIANCE and abs(delta) < 1e-12
-    return difference_test(delta, variance, same_ranking=same, alpha=alpha, reason=joint.reason)
+    low, high = np.maximum(-1.0, limits[0]), np.minimum(1.0, limits[1])
+    rejects, up = np.asarray(p <= alpha), np.asarray(delta > 0)
+    low = np.where(rejects, np.where(up, np.maximum(low, 0.0), low), np.minimum(low, -np.finfo(float).tiny))
+    high = np.where(rejects, np.where(up, high, np.minimum(high, 0.0)), np.maximum(high, np.finfo(float).tiny))
+    return low[()], high[()]
 
 
-def unpaired_test(first: Delong, second: Delong, *, alpha: float = 0.05) -> Test:
-    """Test the difference of two AUCs from independent case lists (first model of each).
-
-    The reference distribution is Student's with Welch-Satterthwaite degrees of freedom over the positive and
-    negative parts of both variances.
-    """
-    delta = float(first.auc[0] - second.auc[0])
-    variance = float(first.covariance[0, 0] + second.covariance[0, 0])
-    parts, sizes = [], []
-    for d in (first, second):
-        parts += [float(d.positive_part[0, 0]), float(d.negative_part[0, 0])]
-        sizes += [d.n_pos, d.n_neg]
-    if np.isnan(variance) or variance <= ZERO_VARIANCE:
-        return difference_test(delta, variance, alpha=alpha, reason=first.reason or second.reason)
-    df = sum(parts) ** 2 / sum(v**2 / (n - 1) for v, n in zip(parts, sizes, strict=True))
-    return difference_test(delta, variance, alpha=alpha, df=df)
-
-
-def against_half(auc: float, variance: float, *, df: float = np.inf, reason: str | None = None) -> Test:
-    """Test one AUC against 0.5 on the logit scale, so that it agrees with the logit interval."""
-    delta = auc - 0.5
-    if np.isnan(variance) or variance <= ZERO_VARIANCE or auc in (0.0, 1.0):
-        why = reason or "no variance: no test against 0.5"
-        return Test(delta, np.nan, np.nan, np.nan, np.nan, df, np.nan, why)
-    se = float(np.sqrt(variance))
-    z = float(np.log(auc / (1 - auc)) * auc * (1 - auc) / se)
-    return Test(delta, se, np.nan, np.nan, z, df, two_sided_p(z, df))
-
-
-def non_inferiority(delta: float, se: float, margin: float, df: float = np.inf) -> tuple[float, float]:
-    """Return (statistic, one-sided p) of H0: AUC a - AUC b <= -margin; NaN when ``se`` is not positive.
-
-    Raises:
-        EvidenceError: ``margin`` is not in (0, 1).
-    """
-    if not 0 < margin < 1:
-        raise EvidenceError(f"the non-inferiority margin must be in (0, 1), e.g. 0.05; got {margin}.")
-    if not se > 0:
+def wilson(successes: float, trials: float, alpha: float = 0.05) -> tuple[float, float]:
+    """Return Wilson's interval of a proportion (JASA 1927); NaN for no trials."""
+    if trials == 0:
         return np.nan, np.nan
-    z = (delta + margin) / se
-    return z, upper_tail(z, df)
+    z = float(quantile(1 - alpha / 2))
+    p = successes / trials
+    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * np.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def omnibus(auc: Floats, covariance: Floats) -> tuple[float, int, float, str | None]:
-    """Test that k models have one AUC: Wald chi-square over k - 1 contrasts (DeLong 1988, eq. 5).
+def clopper_pearson(successes: float, trials: float, alpha: float = 0.05) -> tuple[float, float]:
+    """Return the exact interval of a proportion (Biometrika 1934); NaN for no trials.
 
-    Returns:
-        (chi2, df, p, reason). Models that rank identically reduce ``df``; NaN with a reason when a contrast
-        has no variance although the AUCs differ.
+    Example:
+        >>> low, high = clopper_pearson(10, 10)
+        >>> round(low, 4), high
+        (0.6915, 1.0)
     """
-    k = auc.size
-    if k < 2 or np.isnan(covariance).any():
-        return np.nan, 0, np.nan, "omnibus test undefined: fewer than 2 models, or no covariance"
-    contrasts = np.hstack([np.ones((k - 1, 1)), -np.eye(k - 1)])
-    delta, spread = contrasts @ auc, contrasts @ covariance @ contrasts.T
-    values, vectors = np.linalg.eigh(spread)
-    kept = values > max(values.max(initial=0.0) * 1e-10, ZERO_VARIANCE)
-    if (np.abs(vectors[:, ~kept].T @ delta) > 1e-9).any():
-        return np.nan, 0, np.nan, "omnibus test undefined: AUCs differ along a contrast without variance"
-    df = int(kept.sum())
-    if df == 0:
-        return 0.0, 0, 1.0, "all models rank the cases identically"
-    chi2 = float(((vectors[:, kept].T @ delta) ** 2 / values[kept]).sum())
-    return chi2, df, float(special.chdtrc(df, chi2)), None
+    if trials == 0:
+        return np.nan, np.nan
+    low = 0.0 if successes == 0 else float(special.betaincinv(successes, trials - successes + 1, alpha / 2))
+    high = 1.0 if successes == trials else float(special.betaincinv(successes + 1, trials - successes, 1 - alpha / 2))
+    return low, high
+
+
+def paired_proportions(only_a: float, only_b: float, trials: float, alpha: float = 0.05) -> tuple[float, float]:
+    """Return the interval of a difference of paired proportions (Bonett & Price, J. Educ. Behav. Stat. 2012).
+
+    Args:
+        only_a, only_b: pairs in which a alone, or b alone, is right. trials: pairs.
+    """
+    first, second = (only_a + 1) / (trials + 2), (only_b + 1) / (trials + 2)
+    half = float(quantile(1 - alpha / 2)) * np.sqrt((first + second - (first - second) ** 2) / (trials + 2))
+    return max(-1.0, float(first - second - half)), min(1.0, float(first - second + half))

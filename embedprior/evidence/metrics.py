@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from embedprior.evidence.delong import Bools, Floats, Ints, renumber
-from embedprior.evidence.inference import mean_over_seeds
 from embedprior.evidence.intervals import ZERO_VARIANCE, Interval, quantile
 from embedprior.evidence.predictions import Block
+from embedprior.evidence.tests import mean_over_seeds
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from embedprior.evidence import calibration
 from embedprior.evidence.delong import Bools, Floats
-from embedprior.evidence.intervals import ZERO_VARIANCE, Interval, quantile
+from embedprior.evidence.intervals import ZERO_VARIANCE, Interval, quantile, wilson
 from embedprior.evidence.metrics import (
     Cases,
     Metric,
@@ -291,7 +291,7 @@ def _interval(entry: _Entry, cases: Cases, estimates: Floats, drawn: Floats | No
             return Interval(mean, np.nan, np.nan, np.nan, None, "no interval: the bootstrap is off")
         return interval(estimates, drawn, metric.low, metric.high, alpha)
     if metric.successes is not None and metric.trials is not None:
-        low, high = calibration.wilson(float(metric.successes[0]), float(metric.trials[0]), alpha)
+        low, high = wilson(float(metric.successes[0]), float(metric.trials[0]), alpha)
         return Interval(mean, np.nan, low, high, "wilson")
     se = _brier_se(cases, mean) if entry.wald_se is None else float(entry.wald_se[0])
     if not se**2 > ZERO_VARIANCE:

@@ -14,14 +14,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from embedprior.evidence.decision import Claim
 from embedprior.evidence.delong import Bools, Floats, Ints, delong
 from embedprior.evidence.errors import EvidenceError, nearest
-from embedprior.evidence.evaluate import evaluate_predictions
-from embedprior.evidence.intervals import Interval, auc_interval, paired_test
+from embedprior.evidence.evaluate import evaluate_predictions, evaluation
+from embedprior.evidence.intervals import Interval, auc_interval
 from embedprior.evidence.predictions import from_wide, held_out_blocks, read_predictions
 from embedprior.evidence.tables import markdown
+from embedprior.evidence.tests import Estimate, Sample, is_constant, paired_test
 
 Pair = tuple[float, float]
+Names = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,17 @@ class AucComparison:
 
     Attributes:
         auc: of ``scores_a`` and of ``scores_b``.
-        auc_ci: their confidence intervals (logit; a one-sided bound where an AUC is exactly 0 or 1).
+        auc_ci: their confidence intervals (logit-t; a one-sided bound where an AUC is exactly 0 or 1).
         delta: AUC of ``scores_a`` minus AUC of ``scores_b``.
         se: standard error of ``delta``.
-        ci: confidence interval of ``delta``.
+        ci: confidence interval of ``delta``; it holds 0 exactly when ``p`` is above ``alpha``.
         z: ``delta / se``.
-        p: two-sided p value of "both AUCs are equal".
+        p: two-sided p value of "both AUCs are equal", by the test in ``method``.
+        p_delong, p_permutation: of DeLong's test (Student's t) and of the rank-swap permutation.
         n_pos, n_neg: cases of each class.
         n_groups: independent units (patients); the number of cases without ``groups``.
         alpha: the intervals cover with probability 1 − ``alpha``.
-        method: name of the test.
+        method: name of the test that gave ``p``: the permutation below 50 independent cases of a class, else DeLong's.
         reason: why a number is NaN, or why ``p`` is 1; None when there is nothing to say.
 
     Example: see ``delong_test``.
@@ -52,6 +56,8 @@ class AucComparison:
     ci: Pair
     z: float
     p: float
+    p_delong: float
+    p_permutation: float
     n_pos: int
     n_neg: int
     n_groups: int
@@ -129,28 +135,32 @@ def delong_test(
     scores = np.stack([_scores("scores_a", scores_a, truth.size), _scores("scores_b", scores_b, truth.size)])
     patients, strata = _codes("groups", groups, truth.size), _codes("folds", folds, truth.size)
     joint = delong(truth, scores, clusters=patients, strata=strata)
+    estimates = [
+        Estimate(float(joint.auc[k]), joint.variance(np.eye(2)[k]), joint.independent_pairs, is_constant(row, strata))
+        for k, row in enumerate(scores)
+    ]
     intervals = [
-        auc_interval(
-            float(joint.auc[k]), float(joint.covariance[k, k]), joint.independent_pairs, alpha=alpha,
-            reason=joint.reason,
-        )
-        for k in (0, 1)
-    ]  # fmt: skip
-    test = paired_test(joint, alpha=alpha)
-    method = "DeLong" + (", patient-clustered (Obuchowski)" if groups is not None else "")
+        auc_interval(e.auc, e.variance, e.independent_pairs, alpha=alpha, reason=joint.reason) for e in estimates
+    ]
+    name = "DeLong, t" + (", patient-clustered (Obuchowski)" if groups is not None else "")
+    name += ", fold-stratified" if folds is not None else ""
+    sample = Sample(truth, scores[:1], scores[1:], patients, strata)
+    test = paired_test(estimates[0], estimates[1], joint.variance(np.array([1.0, -1.0])), sample, joint, name)
     return AucComparison(
-        auc=(float(joint.auc[0]), float(joint.auc[1])),
+        auc=(estimates[0].auc, estimates[1].auc),
         auc_ci=(_ends(intervals[0]), _ends(intervals[1])),
         delta=test.delta,
         se=test.se,
-        ci=(test.low, test.high),
+        ci=test.limits(alpha) if test.limits is not None else (math.nan, math.nan),
         z=test.statistic,
         p=test.p,
+        p_delong=test.p_delong,
+        p_permutation=test.p_permutation,
         n_pos=joint.n_pos,
         n_neg=joint.n_neg,
         n_groups=joint.n_clusters,
         alpha=alpha,
-        method=method + (", fold-stratified" if folds is not None else ""),
+        method=test.name,
         reason=test.reason or joint.reason,
     )
 
@@ -198,7 +208,7 @@ def evaluate(
     predictions: pd.DataFrame | Path | str,
     reference: str | None = None,
     *,
-    family: Sequence[tuple[str, str]] | None = None,
+    family: Sequence[Claim | str | Names] | None = None,
     oracles: Sequence[str] = (),
     method_columns: bool = False,
     **settings: Any,
@@ -209,8 +219,9 @@ def evaluate(
         predictions: a DataFrame, or the path of a CSV: one row a score, columns ``exam_id, patient_id, label, method,
             score`` and, where they apply, ``fold, resample, seed, split, label_name``. ``label`` is 1, 0 or missing.
         reference: the method every other one is compared with; None = the first one that is no oracle.
-        family: comparisons (a, b) = "a scores higher than b" declared beforehand, for Holm's correction; None = every
-            method that is no oracle against ``reference``.
+        family: claims declared beforehand, for Holm's correction: texts such as ``"prior > cxr-only"``, ``"prior >=
+            direct-head - .03"`` (not worse) and ``"a = b ± .03"`` (equivalent), or pairs (a, b) for "a scores higher
+            than b"; None = every method that is no oracle against ``reference``.
         oracles: methods that need CT at inference: shown, never ranked with the others.
         method_columns: the table has one row a case: ``patient_id``, ``label``, and one column of scores a method.
         settings: of ``evidence.evaluate_predictions``: ``unit``, ``patient_label``, ``ci``, ``alpha``, ``margin``,
@@ -241,7 +252,7 @@ def evaluate(
         ### AUC
     """
     takes = [
-        name for name in inspect.signature(evaluate_predictions).parameters
+        name for name in inspect.signature(evaluation).parameters
         if name not in ("frame", "reference", "family", "oracles", "blocks")
     ]  # fmt: skip
     for name in settings:

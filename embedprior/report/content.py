@@ -257,7 +257,7 @@ def _comparison_row(
     show_block: bool,
 ) -> ComparisonRow:
     a, b, block = str(comparison["a"]), str(comparison["b"]), _block(comparison)
-    needed = ("delta", "ci_low", "ci_high", "p", "min_detectable_delta")
+    needed = ("delta", "ci_low", "ci_high", "p")
     missing = any(formatting.number(comparison.get(key)) is None for key in needed)
     # Paired tests are only made on identical case lists, so a's support is the comparison's.
     counts = comparison if formatting.number(comparison.get("n_patients")) is not None else support.get((a, block), {})

@@ -113,7 +113,7 @@ def deciding_p(comparison: Mapping[str, Any]) -> tuple[str, float | None]:
 
 
 def state_of(comparison: Mapping[str, Any], alpha: float = 0.05) -> State:
-    """Return what may be said about a comparison at level ``alpha``."""
+    """Return which of four states a comparison is in at level ``alpha``."""
     delta, (_, p) = number(comparison.get("delta")), deciding_p(comparison)
     if delta is None or p is None:
         return "not testable"
@@ -144,17 +144,26 @@ def comparison_sentence(comparison: Mapping[str, Any], alpha: float = 0.05, case
     if name != "p" and state == "not significant" and raw is not None and raw <= alpha:
         test += f" ({p_value(raw, alpha)} before adjustment)"
     limits = interval(comparison.get("ci_low"), comparison.get("ci_high"), sign=True)
+    verdict = str(comparison.get("verdict") or "")
+    tail = (f"; verdict: {verdict}" if verdict and verdict != "exploratory" else "") + tail
     figures = f"Δ = {signed(comparison['delta'])}, {percent(alpha)} CI {limits}, {test}"
+    margin = number(comparison.get("margin"))
+    if margin is not None:
+        same = "as good as" if comparison.get("kind") == "equivalent" else "not worse than"
+        sign = "±" if comparison.get("kind") == "equivalent" else MINUS
+        shown = "shown" if p is not None and p <= alpha else "not shown"
+        return f"{a} is {same} {b} within {sign}{margin:g}: {shown}: {figures}{tail}."
     if state != "not significant":
         return f"{a} is {state} than {b}: {figures}{tail}."
-    detectable = number(comparison.get("min_detectable_delta"))
-    if detectable is None:
-        size = "its smallest detectable Δ is unknown"
-    elif detectable >= 1:
-        size = "this study could detect no difference at all"
-    else:
-        size = f"this study could detect Δ ≥ {fixed(detectable)}"
-    return f"{a} against {b}: not significant: {figures}; {size}{tail}."
+    return f"{a} against {b}: not significant: {figures}; {detectable_words(comparison)}{tail}."
+
+
+def detectable_words(comparison: Mapping[str, Any]) -> str:
+    """Return which difference the sizes, planned beforehand, promise to find; observed figures never enter."""
+    found = number(comparison.get("min_detectable_delta"))
+    if found is None or found >= 1:
+        return "these sizes could detect no difference"
+    return f"these sizes could detect Δ ≥ {fixed(found)}"
 
 
 #: A longer table is cut, and says so: its file holds the rest.

@@ -112,7 +112,7 @@ class StudyReport:
 def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
     """Return the report of a study: sentences, tables, and the evidence they rest on."""
     evidence = all_evidence(config, result)
-    hypotheses = hypothesis_table(config.hypotheses, evidence)
+    hypotheses = hypothesis_table(config.hypotheses, evidence, [d.name for d in config.designs if d.split == "fixed"])
     sections, tables, lead = [], [], []
     if len(hypotheses):
         tables.append(("Declared hypotheses", hypotheses, "Declared in the configuration, before any score was seen."))

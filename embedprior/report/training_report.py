@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from embedprior.evidence import delong
@@ -40,7 +41,7 @@ def part_aucs(predictions: pd.DataFrame, missing: str = "no labelled case in thi
             continue
         joint = delong(rows["label"].to_numpy(), rows["score"].to_numpy(), clusters=rows["patient_id"].to_numpy())
         ends = auc_interval(
-            float(joint.auc[0]), float(joint.covariance[0, 0]), joint.independent_pairs, reason=joint.reason
+            float(joint.auc[0]), joint.variance(np.ones(1)), joint.independent_pairs, reason=joint.reason
         )
         numbers = {"auc": float(joint.auc[0]), "ci_low": ends.low, "ci_high": ends.high}
         found[part] = {name: None if math.isnan(value) else value for name, value in numbers.items()}

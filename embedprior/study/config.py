@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,9 @@ from embedprior.students.registry import (
     method_names,
     methods,
 )
+
+if TYPE_CHECKING:
+    from embedprior.evidence import Claim
 
 SOURCE_ONLY = "source-only"
 """Control method: the label guessed from where the picture was published."""
@@ -156,14 +159,17 @@ class Design(Config):
 
 
 class Hypothesis(Config):
-    """One pre-declared claim: method ``a`` scores higher than ``b`` in one design.
+    """One pre-declared claim about two methods of one design.
 
     Attributes:
         name: short, such as ``H1``.
         claim: one sentence.
         design: in which it is tested.
-        a: the method that is claimed to score higher.
+        a: the method that is claimed to score higher (or not lower, by ``kind``).
         b: than this one.
+        kind: ``superior``; ``non-inferior`` = a is not worse than b by ``margin`` or more; ``equivalent`` = they differ
+            by less than ``margin``.
+        margin: of AUC, for the last two kinds.
         missing: what the claim needs that this study does not run; then it is not testable.
     """
 
@@ -172,7 +178,26 @@ class Hypothesis(Config):
     design: str
     a: str | None = None
     b: str | None = None
+    kind: Literal["superior", "non-inferior", "equivalent"] = "superior"
+    margin: float | None = Field(default=None, gt=0, lt=0.5)
     missing: str = ""
+
+    @property
+    def declared(self) -> Claim | None:
+        """The claim to be tested; None when a method is not named."""
+        from embedprior.evidence import Claim  # numpy and pandas, which ``--help`` can do without
+
+        if self.a is None or self.b is None:
+            return None
+        return Claim(self.a, self.b, self.kind, self.margin)
+
+    @model_validator(mode="after")
+    def _is_a_claim(self) -> Self:
+        try:
+            _ = self.declared
+        except ValueError as error:
+            raise ValueError(f"hypothesis {self.name}: {error}") from error
+        return self
 
 
 class InferenceConfig(Config):
@@ -182,12 +207,14 @@ class InferenceConfig(Config):
         unit: what an AUC counts; ``exam`` clusters the variance by patient.
         alpha: family-wise error rate.
         relevant_delta: the smallest difference of AUCs worth claiming.
+        power: chance of finding a true difference, for the detectable difference.
         bootstrap: patient replicates for metrics without a closed-form interval; 0 leaves those undefined.
     """
 
     unit: Literal["exam", "patient"] = "exam"
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     relevant_delta: float = Field(default=0.05, gt=0, lt=0.5)
+    power: float = Field(default=0.8, ge=0.5, lt=1)
     bootstrap: int = Field(default=0, ge=0)
 
 
@@ -195,7 +222,7 @@ class Assumed(Config):
     """What the plan assumes to say which difference the study could detect.
 
     Attributes:
-        auc: AUC both methods are thought to have.
+        auc: AUC that the weaker method is thought to have.
         correlation: of the two AUC estimates on the same cases.
     """
 
@@ -228,7 +255,8 @@ class StudyConfig(Config):
         pair_fraction: share of the training patients whose CT is known; methods that use CT train on these.
         methods: methods with settings of their own, by their name in this study.
         designs: sets of held-out cases.
-        hypotheses: declared claims; those of a design are its family.
+        hypotheses: declared claims; those of all designs (and of all combinations of a sweep) are one family. Without
+            any, every method of a design that is no oracle and no control is compared with the reference.
         inference: intervals, tests and error rate.
         assumed: what the plan's detectable differences rest on.
         metrics: shown beside the AUC.

@@ -5,23 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from embedprior.evidence import evaluate_predictions, holm
-from embedprior.evidence.schema import NOT_TESTABLE, Rules, value, verdict
-from embedprior.study.config import Design, Hypothesis, InferenceConfig, StudyConfig
+from embedprior.evidence import Claim
+from embedprior.evidence.decision import NOT_TESTABLE, status
+from embedprior.evidence.evaluate import UnjudgedEvaluation, evaluation, judged
+from embedprior.study.config import Assumed, Design, Hypothesis, InferenceConfig, StudyConfig, method_infos
+from embedprior.study.plan import family_size, held_out_counts, planned_difference
 from embedprior.study.run import DesignResult, StudyResult
 
 FOLD_KEY = ["resample", "fold"]
 
 
-def design_evidence(
+def design_evidence(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Return the evidence of one design, its claims judged by themselves; arguments as ``design_evaluation``."""
+    return judged([design_evaluation(*args, **kwargs)])[0]
+
+
+def design_evaluation(
     predictions: pd.DataFrame, design: Design, hypotheses: Sequence[Hypothesis], oracles: Sequence[str],
     unfitted: Sequence[Mapping[str, str]], train_size: float | None = None, inference: InferenceConfig | None = None,
-    expected: pd.DataFrame | None = None, unscored: Sequence[Mapping[str, str]] = (),
-) -> dict[str, Any]:  # fmt: skip
-    """Return the evidence of one design in the form of ``evaluate_predictions``.
+    expected: pd.DataFrame | None = None, unscored: Sequence[Mapping[str, str]] = (), controls: Sequence[str] = (),
+    planned: tuple[float | None, float | None] | None = None, assumed: Assumed | None = None,
+) -> UnjudgedEvaluation:  # fmt: skip
+    """Return the evidence of one design in the form of ``evaluate_predictions``, not judged yet.
 
     Only methods that scored every held-out case with every seed are compared; the others have a row of None with the
     reason, and a declared claim about one stays in the family. A fold in which no method could be fitted is left out
@@ -38,7 +45,11 @@ def design_evidence(
         inference: inference rules.
         expected: the held-out cases (``resample, fold, exam_id`` and, where known, ``site``); default: those scored.
         unscored: cases a method gave no score (``method, exam_id``).
+        controls: methods that are shown, and left out of the family where no claim is declared.
+        planned: the plan's detectable differences, at alpha and at Holm's first step.
+        assumed: AUC and correlation, for the detectable difference where there is no plan.
     """
+    assumed = assumed or Assumed()
     inference = inference or InferenceConfig()
     test = predictions[predictions["split"] == "test"]
     cases = test[[*FOLD_KEY, "exam_id"]].drop_duplicates()
@@ -50,16 +61,18 @@ def design_evidence(
     held_out = predictions[predictions["method"].isin(complete)].drop(columns=["design"], errors="ignore")
     if test["resample"].nunique() <= 1:
         held_out = held_out.drop(columns="resample")
-    evidence = evaluate_predictions(
-        held_out, design.reference, _family(design, hypotheses, oracles), unit=inference.unit,
+    found = evaluation(
+        held_out, design.reference, _family(design, hypotheses, oracles, controls), unit=inference.unit,
         patient_label="max" if inference.unit == "patient" else None,
         oracles=[m for m in oracles if m in design.methods], train_size=train_size, bootstrap=inference.bootstrap,
-        alpha=inference.alpha, relevant_delta=inference.relevant_delta, incomplete=incomplete,
+        alpha=inference.alpha, relevant_delta=inference.relevant_delta, incomplete=incomplete, power=inference.power,
+        assumed_auc=assumed.auc, assumed_correlation=assumed.correlation, planned=planned,
     )  # fmt: skip
+    evidence = found.evidence
     named = _one_class(test, expected)  # with their names, instead of their number alone
     general = [w for w in evidence.get("warnings", []) if not (named and "hold one class only" in w)]
     evidence["warnings"] = [*general, *warnings, *named]
-    return evidence
+    return found
 
 
 def _left_out(test: pd.DataFrame, expected: pd.DataFrame | None) -> list[str]:
@@ -119,38 +132,58 @@ def _incomplete(
     return found
 
 
-def _family(design: Design, hypotheses: Sequence[Hypothesis], oracles: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the declared claims of a design; without any, every method that is no oracle against the reference."""
-    declared = [(h.a, h.b) for h in hypotheses if h.design == design.name and h.a and h.b]
-    default = [(m, design.reference) for m in design.methods if m != design.reference and m not in oracles]
-    return list(dict.fromkeys(declared or default))
+def _family(
+    design: Design, hypotheses: Sequence[Hypothesis], oracles: Sequence[str], controls: Sequence[str]
+) -> list[Claim]:
+    """Return the declared claims of a design; without any, its methods against the reference.
+
+    Oracles and controls are then left out, unless there are controls alone.
+    """
+    declared = [h.declared for h in hypotheses if h.design == design.name]
+    claims = list(dict.fromkeys(c for c in declared if c is not None))
+    others = [m for m in design.methods if m != design.reference and m not in oracles]
+    chosen = [m for m in others if m not in controls] or others
+    return claims or [Claim(m, design.reference) for m in chosen]
 
 
 def all_evidence(config: StudyConfig, result: StudyResult) -> dict[str, dict[str, Any]]:
     """Return the evidence of every design (and combination) by its name in the tables.
 
-    With a sweep, Holm adjusts over the claims of a design in all its combinations together: looking at ten settings
-    is looking ten times.
+    Claims that are declared together are judged together: Holm adjusts over the hypotheses of all designs and of all
+    combinations of a sweep, those whose methods failed included. A design without hypotheses is judged by itself, over
+    all combinations: looking at ten settings is looking ten times.
     """
-    found = {}
-    oracles = [name for name, needs in result.needs_ct.items() if needs]
+    found = {part.key: _evaluation(part, config, result) for part in result.designs}
+    together: dict[str, list[UnjudgedEvaluation]] = {}
+    declaring = {h.design for h in config.hypotheses if h.declared is not None}
     for part in result.designs:
-        own = result.support[result.support["design"] == part.key]
-        inference = part.variant.config.inference
-        exams = inference.unit == "exam"
-        columns = [f"train_{'images' if exams else 'patients'}_{sign}" for sign in ("pos", "neg")]
-        found[part.key] = design_evidence(
-            result.predictions[result.predictions["design"] == part.key], part.design, config.hypotheses,
-            [m for m in oracles if m in part.design.methods],
-            [u for u in result.unfitted if u["design"] == part.key],
-            float(own[columns].sum(axis=1).mean()), inference, expected_cases(part),
-            [u for u in result.unscored if u["design"] == part.key],
-        )  # fmt: skip
-    if config.sweep:
-        for design in {c.design.name for c in result.designs}:
-            own_parts = [c for c in result.designs if c.design.name == design]
-            _adjust_together([(found[c.key], c.variant.config.inference) for c in own_parts])
-    return found
+        family = "hypotheses" if part.design.name in declaring else f"design {part.design.name}"
+        together.setdefault(family, []).append(found[part.key])
+    for evaluations in together.values():
+        judged(evaluations)
+    return {key: evaluation.evidence for key, evaluation in found.items()}
+
+
+def _evaluation(part: DesignResult, config: StudyConfig, result: StudyResult) -> UnjudgedEvaluation:
+    own = result.support[result.support["design"] == part.key]
+    settings = part.variant.config
+    exams = settings.inference.unit == "exam"
+    columns = [f"train_{'images' if exams else 'patients'}_{sign}" for sign in ("pos", "neg")]
+    infos = method_infos(settings)
+    claims = [h for h in config.hypotheses if h.design == part.design.name and h.declared is not None]
+    family = family_size(config, result.study) if claims else len(part.design.methods) - 1
+    shown = planned_difference(
+        held_out_counts(part.targets, part.folds), part.design, family, settings.assumed, settings.inference
+    )
+    return design_evaluation(
+        result.predictions[result.predictions["design"] == part.key], part.design, config.hypotheses,
+        [m for m, needs in result.needs_ct.items() if needs and m in part.design.methods],
+        [u for u in result.unfitted if u["design"] == part.key],
+        float(own[columns].sum(axis=1).mean()), settings.inference, expected_cases(part),
+        [u for u in result.unscored if u["design"] == part.key],
+        controls=[m for m in part.design.methods if infos[m].role == "control"],
+        planned=(shown.delta, shown.delta_holm), assumed=settings.assumed,
+    )  # fmt: skip
 
 
 def expected_cases(part: DesignResult) -> pd.DataFrame:
@@ -165,23 +198,49 @@ def expected_cases(part: DesignResult) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[[*FOLD_KEY, *columns]]
 
 
-def hypothesis_table(hypotheses: Sequence[Hypothesis], evidence: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def hypothesis_table(
+    hypotheses: Sequence[Hypothesis], evidence: Mapping[str, Mapping[str, Any]], fixed: Sequence[str] = ()
+) -> pd.DataFrame:
     """Return each hypothesis with its status and the reason: ``hypothesis, claim, status, why``.
 
-    With a sweep there is one row a combination, named in a column ``settings``.
+    With a sweep there is one row a combination, named in a column ``settings``. A claim that is declared both on a
+    fixed split and on folds or resamples has one status: support on the fixed split alone is tentative.
+
+    Args:
+        hypotheses: as declared. evidence: by design (and combination).
+        fixed: names of the designs with one fixed split.
     """
     rows = []
     for h in hypotheses:
         for key in [k for k in evidence if k.split("@")[0] == h.design]:
-            status, why = NOT_TESTABLE, f"{h.missing}{_size_reason(evidence[key])}"
-            if h.a is not None and h.b is not None:
-                found = [c for c in evidence[key]["comparisons"] if (c["a"], c["b"]) == (h.a, h.b)]
-                status = found[0]["verdict"] if found else NOT_TESTABLE
-                why = _why(found[0]) if found else _absent(h, evidence[key])
+            verdict, why = NOT_TESTABLE, f"{h.missing}{_size_reason(evidence[key])}"
+            if h.declared is not None:
+                found = _row_of(h.declared, evidence[key])
+                verdict = found["verdict"] if found else NOT_TESTABLE
+                why = _why(found) if found else _absent(h, evidence[key])
+                if h.design in fixed:
+                    verdict = status(verdict, _elsewhere(h, hypotheses, evidence, key, fixed))
             settings = key.partition("@")[2]
-            rows.append({"hypothesis": h.name, "claim": h.claim, "settings": settings, "status": status, "why": why})
+            rows.append({"hypothesis": h.name, "claim": h.claim, "settings": settings, "status": verdict, "why": why})
     table = pd.DataFrame(rows, columns=["hypothesis", "claim", "settings", "status", "why"])
     return table if table["settings"].any() else table.drop(columns="settings")
+
+
+def _elsewhere(
+    h: Hypothesis, hypotheses: Sequence[Hypothesis], evidence: Mapping[str, Mapping[str, Any]], key: str,
+    fixed: Sequence[str],
+) -> str | None:  # fmt: skip
+    """Return the verdict of the same claim on folds or resamples; None where it is not declared there."""
+    settings = key.partition("@")[1:]
+    for other in hypotheses:
+        if other.declared == h.declared and h.declared is not None and other.design not in fixed:
+            found = _row_of(h.declared, evidence.get("".join((other.design, *settings)), {"comparisons": []}))
+            return str(found["verdict"]) if found else None
+    return None
+
+
+def _row_of(claim: Claim, evidence: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    return next((c for c in evidence["comparisons"] if c["claim"] == claim.text), None)
 
 
 def _absent(h: Hypothesis, evidence: Mapping[str, Any]) -> str:
@@ -191,22 +250,14 @@ def _absent(h: Hypothesis, evidence: Mapping[str, Any]) -> str:
     return f"{h.a} or {h.b} could not be fitted in every fold ({'; '.join(reasons)})"
 
 
-def _adjust_together(parts: Sequence[tuple[dict[str, Any], InferenceConfig]]) -> None:
-    members = [(c, inference) for part, inference in parts for c in part["comparisons"] if c["in_family"]]
-    adjusted = holm([np.nan if c["p"] is None else c["p"] for c, _ in members])
-    for (row, inference), p in zip(members, adjusted, strict=True):
-        row["p_holm"] = value(p)
-        row["verdict"] = verdict(row, Rules(inference.alpha, "logit", inference.relevant_delta, None))
-
-
 def _why(comparison: Mapping[str, Any]) -> str:
     if comparison["p"] is None:
         return str(comparison["reason"])
     limits = ("delta", "ci_low", "ci_high")
     shown = {key: "–" if comparison[key] is None else f"{comparison[key]:+.3f}" for key in limits}
     parts = [f"ΔAUC {shown['delta']} ({shown['ci_low']} to {shown['ci_high']}), Holm p {comparison['p_holm']:.3f}"]
-    if comparison["min_detectable_delta"] is not None:
-        parts.append(f"detectable {comparison['min_detectable_delta']:.3f}")
+    planned = comparison["min_detectable_delta_holm"]
+    parts.append("no difference detectable at this size" if planned is None else f"detectable by plan {planned:.3f}")
     return ", ".join([*parts, *([comparison["reason"]] if comparison["reason"] else [])])
 
 

@@ -14,7 +14,8 @@ import pandas as pd
 from embedprior.cohort.sources.tables import read_splits
 from embedprior.cohort.splits import Fold
 from embedprior.errors import BadInput
-from embedprior.evidence.power import detectable, hanley_mcneil_se
+from embedprior.evidence import Claim
+from embedprior.evidence.power import detectable_difference
 from embedprior.runs import artifacts_root, canonical, hash_of, read_json, write_json
 from embedprior.study.config import Assumed, Design, InferenceConfig, StudyConfig, method_infos
 from embedprior.study.runner import CODE_TAG, RECORD, TEACHER, TEACHER_TAG, FitJob, Study, fit_jobs
@@ -50,7 +51,7 @@ def held_out_counts(targets: pd.DataFrame, folds: Sequence[Fold]) -> pd.DataFram
     return pd.DataFrame(rows, columns=["resample", "fold", "pos", "neg", "train"])
 
 
-def detectable_difference(
+def planned_difference(
     counts: pd.DataFrame, design: Design, family: int, assumed: Assumed, inference: InferenceConfig
 ) -> Detectable:
     """Return the smallest difference a claim of this design could show.
@@ -60,41 +61,47 @@ def detectable_difference(
         design: its settings; the repeats of a k-fold hold out the same patients and count once.
         family: number of claims Holm adjusts over.
         assumed: AUC and correlation.
-        inference: error rate.
+        inference: error rate and power.
     """
     monte_carlo = design.split == "resamples"
     resamples = [part for _, part in counts.groupby("resample")]
     used = resamples if monte_carlo else resamples[:1]
     n_pos, n_neg = (float(np.mean([part[c].sum() for part in used])) for c in ("pos", "neg"))
-    errors = [_standard_error(part, assumed) for part in used]
-    if any(e is None for e in errors):
-        which = "resample" if monte_carlo else "fold"
-        least = ", ".join(f"{int(counts[c].min())} {word}" for c, word in (("pos", "positive"), ("neg", "negative")))
+    folds = [_folds(part) for part in used]
+    if any(min(sum(m for m, _ in f), sum(n for _, n in f)) < 2 for f in folds):
+        which = "resample" if monte_carlo else "design"
+        fewest = {c: min(int(part[c].sum()) for part in used) for c in ("pos", "neg")}
+        least = f"{fewest['pos']} positive, {fewest['neg']} negative"
         return Detectable(n_pos, n_neg, None, None, f"a {which} holds out too few patients (fewest: {least})")
-    se, df = float(np.mean([e for e in errors if e is not None])), np.inf
+    inflation, df = 1.0, np.inf
     if len(used) > 1:
         ratio = float(np.mean([part["pos"].sum() + part["neg"].sum() for part in used])) / counts["train"].mean()
-        se *= float(np.sqrt(1 / len(used) + ratio))
-        df = len(used) - 1
-    alpha = inference.alpha
-    delta, first = (detectable(se, alpha=level, df=df) for level in (alpha, alpha / max(family, 1)))
-    if delta >= 1:
-        why = f"the interval is so wide that even a difference of 1 would not show (detectable: {delta:.2f})"
+        inflation, df = float(np.sqrt(1 / len(used) + ratio)), len(used) - 1
+
+    def smallest(level: float) -> float:
+        each = [
+            detectable_difference(
+                f, assumed.auc, assumed.correlation, alpha=level, power=inference.power, inflation=inflation, df=df
+            )
+            for f in folds
+        ]
+        return float(np.mean(each))
+
+    delta, first = (smallest(level) for level in (inference.alpha, inference.alpha / max(family, 1)))
+    if delta > 1 - assumed.auc:
+        why = f"no AUC above {assumed.auc:g} is far enough away (detectable: {delta:.2f})"
         return Detectable(n_pos, n_neg, None, None, why)
-    return Detectable(n_pos, n_neg, delta, first, "")
+    return Detectable(n_pos, n_neg, delta, first if first <= 1 - assumed.auc else None, "")
 
 
-def _standard_error(folds: pd.DataFrame, assumed: Assumed) -> float | None:
-    """Standard error of a paired difference, pairs formed within folds; None where a fold has 1 of a class."""
-    paired = folds[(folds["pos"] > 0) & (folds["neg"] > 0)]
-    if paired.empty or bool((paired[["pos", "neg"]] < 2).to_numpy().any()):
-        return None
-    weights = (paired["pos"] * paired["neg"]).to_numpy(dtype=float)
-    weights /= weights.sum()
-    each = [
-        hanley_mcneil_se(assumed.auc, float(p), float(n)) for p, n in zip(paired["pos"], paired["neg"], strict=True)
-    ]
-    return float(np.sqrt((weights**2 * np.square(each)).sum() * 2 * (1 - assumed.correlation)))
+def _folds(part: pd.DataFrame) -> list[tuple[float, float]]:
+    """Return the patients of both classes in every fold that holds both: pairs are formed within folds."""
+    return [(float(m), float(n)) for m, n in zip(part["pos"], part["neg"], strict=True) if m and n]
+
+
+def family_size(config: StudyConfig, study: Study) -> int:
+    """Return how many claims are declared together: over all designs and combinations, failures included."""
+    return sum(h.declared is not None for h in config.hypotheses) * len(study.variants)
 
 
 PLAN, SPLITS = "plan.json", "splits.csv"
@@ -240,10 +247,13 @@ def plan_text(plan: Mapping[str, Any], workers: int = 1) -> str:
         if h["min_detectable_delta"] is None:
             lines.append(f"{h['name']} ({h['design']}): not testable: {h['reason']}")
         else:
+            claim = Claim(h["a"], h["b"], h["kind"], h["margin"]).text
+            holm = h["min_detectable_delta_holm"]
+            first = "none" if holm is None else f"{holm:.3f}"
             lines.append(
-                f"{h['name']} ({h['design']}): {h['a']} over {h['b']}: detects ΔAUC ≥ {h['min_detectable_delta']:.3f} "
-                f"(Holm's first step {h['min_detectable_delta_holm']:.3f}) at AUC {h['assumed_auc']:g}, correlation "
-                f"{h['assumed_correlation']:g}, 80 % power"
+                f"{h['name']} ({h['design']}): {claim}: detects ΔAUC ≥ {h['min_detectable_delta']:.3f} "
+                f"(Holm's first step of {h['family']}: {first}) at AUC {h['assumed_auc']:g}, correlation "
+                f"{h['assumed_correlation']:g}, {100 * h['power']:g} % power"
             )
     found = plan["cost"]
     minutes = found["minutes"] / max(workers, 1)
@@ -308,12 +318,13 @@ def _hypotheses(config: StudyConfig, study: Study) -> list[dict[str, Any]]:
         for h in config.hypotheses:
             design = next(d for d in variant.config.designs if d.name == h.design)
             counts = held_out_counts(prepared.targets[design.name], prepared.folds(design.name))
-            family = sum(x.design == h.design and not x.missing for x in config.hypotheses) * len(study.variants)
+            family = family_size(config, study)
             own = variant.config
-            shown = detectable_difference(counts, design, family, own.assumed, own.inference)
+            shown = planned_difference(counts, design, family, own.assumed, own.inference)
             found.append(
                 {
                     "name": h.name, "claim": h.claim, "design": variant.key(design), "a": h.a, "b": h.b,
+                    "kind": h.kind, "margin": h.margin, "power": own.inference.power,
                     "held_out_pos": shown.n_pos, "held_out_neg": shown.n_neg, "assumed_auc": own.assumed.auc,
                     "assumed_correlation": own.assumed.correlation, "family": family,
                     "min_detectable_delta": None if h.missing else shown.delta,

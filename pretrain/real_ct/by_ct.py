@@ -24,7 +24,7 @@ from scipy import stats
 
 from embedprior.errors import BadInput, EmbedpriorError, nearest
 from embedprior.evidence.delong import delong
-from embedprior.evidence.inference import holm
+from embedprior.evidence.tests import holm
 from embedprior.tables import PREDICTION_REQUIRED, read_table, write_table
 
 EXACT_UP_TO = 16

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from embedprior.cli import main
+from embedprior.evidence.power import Design
 
 
 @pytest.fixture
@@ -94,11 +95,13 @@ def test_power_prints_the_detectable_difference(capsys: pytest.CaptureFixture[st
     words = ["power", "--pos", "23", "--neg", "63", "--auc", ".8", "--correlation", ".5", "--comparisons", "9"]
     assert main(words) == 0
     text = capsys.readouterr().out
-    assert "0.167" in text
-    assert "0.216" in text
+    design = Design(23, 63, 0.8, 0.5, comparisons=9)
+    smallest, first = design.minimum_detectable(), design.minimum_detectable(first_holm_step=True)
+    assert f"{smallest:.3f}  (80% power" in text
+    assert f"Holm's first step of 9         {first:.3f}" in text
     assert main([*words, "--delta", ".1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["min_detectable_delta"] == pytest.approx(0.167, abs=0.001)
+    assert found["min_detectable_delta"] == pytest.approx(smallest)
     assert found["patients_needed"]["pos"] > 23
     assert main(["power", "--pos", "23", "--neg", "63", "--auc", "1.2"]) == 2
     assert "auc" in capsys.readouterr().err

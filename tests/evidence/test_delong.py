@@ -92,17 +92,82 @@ def test_clustered_covariance_equals_the_loop_over_patients(decimals: int | None
     assert result.independent_pairs == min(np.unique(patients[labels == c]).size for c in (0, 1))
 
 
+def pooled(labels: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fold-stratified AUC with placement variances pooled within folds, by explicit loops over pairs and folds."""
+    names = np.unique(folds)
+    psi = [
+        np.stack([kernel(s[(folds == f) & (labels == 1)], s[(folds == f) & (labels == 0)]) for s in scores])
+        for f in names
+    ]
+    pairs = sum(p.shape[1] * p.shape[2] for p in psi)
+    auc = sum(p.sum(axis=(1, 2)) for p in psi) / pairs
+    own = [p.mean(axis=(1, 2)) for p in psi]
+    m, n = sum(p.shape[1] for p in psi), sum(p.shape[2] for p in psi)
+    s10, s01 = np.zeros((2, len(scores), len(scores)))
+    for p, a in zip(psi, own, strict=True):
+        for i in range(p.shape[1]):
+            d = p[:, i].mean(axis=1) - a
+            s10 += np.outer(d, d) / (m - len(names))
+        for i in range(p.shape[2]):
+            d = p[:, :, i].mean(axis=1) - a
+            s01 += np.outer(d, d) / (n - len(names))
+    over_pos = sum(p.shape[1] * (p.shape[2] / pairs) ** 2 for p in psi)
+    over_neg = sum(p.shape[2] * (p.shape[1] / pairs) ** 2 for p in psi)
+    return auc, over_pos * s10 + over_neg * s01
+
+
 def test_fold_stratified_auc_counts_pairs_within_folds_only() -> None:
     labels, scores = cohort(6)
     folds = np.random.default_rng(1).integers(0, 4, labels.size)
-    shifted = scores + 100.0 * folds
-    parts = [naive(labels[folds == f], scores[:, folds == f]) for f in range(4)]
-    weights = np.array([(labels[folds == f] == 1).sum() * (labels[folds == f] == 0).sum() for f in range(4)])
-    weights = weights / weights.sum()
-    result = delong(labels, shifted, strata=folds)
-    np.testing.assert_allclose(result.auc, sum(w * p[0] for w, p in zip(weights, parts, strict=True)), atol=1e-12)
-    expected = sum(w**2 * p[1] for w, p in zip(weights, parts, strict=True))
-    np.testing.assert_allclose(result.covariance, expected, rtol=1e-10)
+    result = delong(labels, scores + 100.0 * folds, strata=folds)
+    auc, covariance = pooled(labels, scores, folds)
+    np.testing.assert_allclose(result.auc, auc, atol=1e-12)
+    np.testing.assert_allclose(result.covariance, covariance, rtol=1e-10)
+    assert (result.df_pos, result.df_neg) == ((labels == 1).sum() - 4, (labels == 0).sum() - 4)
+
+
+def test_equal_folds_have_the_weighted_sum_of_their_own_variances() -> None:
+    labels, scores = cohort(7, size=90)
+    labels = np.tile([1, 1, 1, 0, 0, 0, 0, 0, 0], 10)
+    folds = np.repeat(np.arange(5), 18)
+    each = [naive(labels[folds == f], scores[:, folds == f])[1] for f in range(5)]
+    np.testing.assert_allclose(delong(labels, scores, strata=folds).covariance, sum(each) / 25, rtol=1e-10)
+
+
+def test_one_positive_in_a_fold_leaves_variance_and_auc_defined() -> None:
+    """8 positives in 5 folds: a fold of one positive once voided every interval."""
+    labels, scores = cohort(8, size=100, k=2)
+    labels = np.r_[np.ones(8, int), np.zeros(92, int)]
+    folds = np.r_[np.arange(8) % 5, np.arange(92) % 5]
+    result = delong(labels, scores, strata=folds)
+    auc, covariance = pooled(labels, scores, folds)
+    np.testing.assert_allclose(result.auc, auc, atol=1e-12)
+    np.testing.assert_allclose(result.covariance, covariance, rtol=1e-10)
+    assert (result.df_pos, result.reason) == (3, None)
+
+
+def test_as_many_folds_as_positives_centres_at_the_auc_over_all_folds() -> None:
+    labels, scores = cohort(9, size=60, k=1)
+    labels = np.r_[np.ones(5, int), np.zeros(55, int)]
+    folds = np.r_[np.arange(5), np.arange(55) % 5]
+    result = delong(labels, scores, strata=folds)
+    psi = [kernel(scores[0][(folds == f) & (labels == 1)], scores[0][(folds == f) & (labels == 0)]) for f in range(5)]
+    v10 = np.array([p.mean() for p in psi])
+    assert result.auc[0] == pytest.approx(v10.mean())
+    assert result.positive_part[0, 0] == pytest.approx(v10.var(ddof=1) / 5)
+    assert result.df_pos == 4
+
+
+def test_variance_of_a_contrast_has_its_parts_and_satterthwaites_df() -> None:
+    labels, scores = cohort(10)
+    patients = np.random.default_rng(8).integers(0, 40, labels.size)
+    result = delong(labels, scores, clusters=patients)
+    w = np.array([1.0, -1.0, 0.0])
+    found = result.variance(w)
+    assert found.total == pytest.approx(w @ result.covariance @ w)
+    p, n = w @ result.positive_part @ w, w @ result.negative_part @ w
+    units = [np.unique(patients[labels == c]).size for c in (1, 0)]
+    assert found.df == pytest.approx((p + n) ** 2 / (p**2 / (units[0] - 1) + n**2 / (units[1] - 1)))
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,6 +9,7 @@ from sklearn import metrics as sk
 
 from embedprior.evidence import calibration
 from embedprior.evidence.delong import delong
+from embedprior.evidence.intervals import wilson
 from embedprior.evidence.metrics import (
     Cases,
     average_precision,
@@ -139,9 +140,9 @@ def test_calibration_refuses_scores_outside_zero_to_one() -> None:
 
 def test_wilson_against_a_published_value() -> None:
     """Newcombe (Stat. Med. 1998), Table I: 81 of 263 gives .2553 to .3662; 0 of 20 gives 0 to .1611."""
-    assert calibration.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert calibration.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert all(map(np.isnan, calibration.wilson(0, 0)))
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert all(map(np.isnan, wilson(0, 0)))
 
 
 def test_decision_curve_by_hand() -> None:

@@ -1,30 +1,60 @@
-"""Planning figures against published ones, closed forms and a simulation."""
+"""Planning figures against closed forms and simulations."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from embedprior.evidence.delong import delong
 from embedprior.evidence.errors import EvidenceError
-from embedprior.evidence.intervals import paired_test
-from embedprior.evidence.power import Design, detectable, hanley_mcneil_se, patients_needed
-
-
-def test_hanley_mcneil_published_example() -> None:
-    """Radiology 1982: AUC .893 with 51 abnormal and 58 normal images has SE .032 as printed."""
-    assert hanley_mcneil_se(0.893, 51, 58) == pytest.approx(0.032, abs=0.001)
-    assert round(hanley_mcneil_se(0.824, 23, 63), 3) == 0.057
-
-
-@pytest.mark.parametrize(
-    ("n_pos", "n_neg", "alone", "in_nine"),
-    [(23, 63, 0.167, 0.216), (305, 593, 0.047, 0.060), (1000, 2000, 0.026, 0.033)],
+from embedprior.evidence.power import (
+    Design,
+    auc_se,
+    detectable_difference,
+    difference_se,
+    patients_needed,
+    power_of,
 )
-def test_detectable_difference_at_auc_080(n_pos: int, n_neg: int, alone: float, in_nine: float) -> None:
-    design = Design(n_pos, n_neg, 0.80, 0.5, comparisons=9)
-    assert design.minimum_detectable() == pytest.approx(alone, abs=0.001)
-    assert design.minimum_detectable(first_holm_step=True) == pytest.approx(in_nine, abs=0.001)
+
+
+def simulated(m: int, n: int, aucs: tuple[float, float], r: float, trials: int, seed: int) -> np.ndarray:
+    """(trials, 2) AUCs of binormal scores with correlation r, by counting pairs."""
+    rng = np.random.default_rng(seed)
+    shift = np.sqrt(2) * stats.norm.ppf(aucs)
+    found = np.empty((trials, 2))
+    for t in range(trials):
+        own = np.sqrt(r) * rng.normal(size=m + n) + np.sqrt(1 - r) * rng.normal(size=(2, m + n))
+        x, y = own[:, :m] + shift[:, None], own[:, m:]
+        found[t] = (x[:, :, None] > y[:, None, :]).mean(axis=(1, 2))
+    return found
+
+
+@pytest.mark.parametrize(("m", "n", "auc"), [(8, 22, 0.8), (30, 60, 0.7), (12, 88, 0.9)])
+def test_standard_error_is_that_of_simulated_binormal_scores(m: int, n: int, auc: float) -> None:
+    spread = simulated(m, n, (auc, auc), 0.0, 3000, 1).std()
+    assert auc_se(auc, [(m, n)]) == pytest.approx(spread, rel=0.03)
+
+
+def test_folds_form_fewer_pairs_and_have_a_larger_standard_error() -> None:
+    whole, folds = auc_se(0.8, [(40, 90)]), auc_se(0.8, [(8, 18)] * 5)
+    assert folds == pytest.approx(auc_se(0.8, [(8, 18)]) / np.sqrt(5))
+    assert whole < folds
+    assert auc_se(0.8, [(1, 18)] * 8) > 0
+
+
+def test_power_at_the_detectable_difference_is_the_one_asked_for() -> None:
+    folds = [(30, 60)]
+    found = detectable_difference(folds, 0.75, 0.6, power=0.9)
+    assert power_of(found, folds, 0.75, 0.6) == pytest.approx(0.9)
+    aucs = simulated(30, 60, (0.75, 0.75 + found), 0.6, 2000, 2)
+    observed = np.corrcoef(aucs.T)[0, 1]
+    se = (aucs[:, 1] - aucs[:, 0]).std()
+    assert difference_se(0.75, 0.75 + found, observed, folds) == pytest.approx(se, rel=0.05)
+
+
+def test_too_few_patients_can_show_no_difference() -> None:
+    assert detectable_difference([(3, 4)], 0.9, 0.0) > 0.1
+    assert Design(3, 4, 0.9).minimum_detectable() > 0.1
 
 
 def test_patients_needed_is_the_smallest_number_that_suffices() -> None:
@@ -40,26 +70,6 @@ def test_exams_of_one_patient_count_by_their_correlation() -> None:
     assert Design(40, 90, 0.8, exams_per_patient=5, icc=1.0).se() == pytest.approx(one)
     assert Design(40, 90, 0.8, exams_per_patient=5, icc=0.0).se() == pytest.approx(Design(200, 450, 0.8).se())
     assert Design(200, 450, 0.8).se() < Design(40, 90, 0.8, exams_per_patient=5, icc=0.5).se() < one
-
-
-def test_detectable_difference_is_detected_in_eight_of_ten_simulated_studies() -> None:
-    """Binormal scores, AUC .75 against the AUC that the observed standard error calls detectable."""
-    rng = np.random.default_rng(5)
-    m, n = 60, 90
-    labels = np.repeat([1, 0], [m, n])
-    shift = 0.9539  # sqrt(2) * Phi^-1(.75)
-
-    def draw(second: float) -> tuple[float, float, float]:
-        shared = rng.normal(size=m + n)
-        noise = rng.normal(size=(2, m + n))
-        scores = np.sqrt(0.5) * shared + np.sqrt(0.5) * noise + labels * np.array([[shift], [second]])
-        found = paired_test(delong(labels, scores))
-        return found.p, found.se, found.delta
-
-    trials = np.array([draw(1.51) for _ in range(1500)])
-    planned = detectable(float(np.sqrt((trials[:, 1] ** 2).mean())))
-    assert abs(trials[:, 2].mean()) == pytest.approx(planned, rel=0.05)
-    assert (trials[:, 0] < 0.05).mean() == pytest.approx(0.8, abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,13 @@ def test_a_difference_that_is_not_significant_is_said_so_with_what_could_be_dete
     c = comparison("prior", "direct_head", delta=-0.004, ci_low=-0.02, ci_high=0.012, p=0.62, p_holm=0.8)
     assert words.comparison_sentence(c, cases="253 patients, 101 pos / 152 neg") == (
         "prior against direct_head: not significant: Δ = −0.004, 95 % CI −0.020 to +0.012, Holm p = .800; "
-        "this study could detect Δ ≥ 0.044; 253 patients, 101 pos / 152 neg."
+        "these sizes could detect Δ ≥ 0.044; 253 patients, 101 pos / 152 neg."
     )
 
 
 def test_a_study_that_could_detect_nothing_says_so(comparison) -> None:
     c = comparison("a", "b", p=0.62, p_holm=0.8, min_detectable_delta=1.4)
-    assert "this study could detect no difference at all" in words.comparison_sentence(c)
+    assert "these sizes could detect no difference" in words.comparison_sentence(c)
 
 
 def test_the_adjusted_p_decides_and_the_raw_one_is_shown_where_they_disagree(comparison) -> None:

@@ -13,9 +13,10 @@ from embedprior.cohort.splits import Fold
 from embedprior.errors import BadInput
 from embedprior.evidence.intervals import quantile
 from embedprior.evidence.power import Design as Power
+from embedprior.evidence.power import difference_se
 from embedprior.study.config import Assumed, Design, InferenceConfig, StudyConfig
 from embedprior.study.executor import Outcome, _Progress
-from embedprior.study.plan import detectable_difference, held_out_counts
+from embedprior.study.plan import held_out_counts, planned_difference
 from embedprior.study.prepare import variants
 from embedprior.study.runner import FitJob, FoldId
 
@@ -94,9 +95,7 @@ def test_cost_is_declared_or_measured_and_says_which(run, capsys):
 
 
 def test_detectable_difference_of_one_split_is_the_one_of_the_power_command():
-    found = detectable_difference(
-        counts((0, 0, 40, 90)), KFOLD, 3, Assumed(auc=0.8, correlation=0.5), InferenceConfig()
-    )
+    found = planned_difference(counts((0, 0, 40, 90)), KFOLD, 3, Assumed(auc=0.8, correlation=0.5), InferenceConfig())
     wanted = Power(40, 90, auc=0.8, corr=0.5, comparisons=3)
     assert (found.delta, found.delta_holm) == pytest.approx(
         (wanted.minimum_detectable(), wanted.minimum_detectable(first_holm_step=True))
@@ -104,29 +103,32 @@ def test_detectable_difference_of_one_split_is_the_one_of_the_power_command():
 
 
 def test_folds_of_equal_size_add_up_and_a_fold_of_one_class_adds_nothing():
-    one = Power(10, 20, auc=0.8, corr=0.5).minimum_detectable()
-    four = detectable_difference(counts(*((0, f, 10, 20) for f in range(4))), KFOLD, 1, Assumed(), InferenceConfig())
-    assert four.delta == pytest.approx(one / 2)
+    seven = Assumed(auc=0.7)
+    one = Power(10, 20, auc=0.7, corr=0.5).minimum_detectable()
+    z = 1.959963984540054 + 0.8416212335729143
+    four = planned_difference(counts(*((0, f, 10, 20) for f in range(4))), KFOLD, 1, seven, InferenceConfig())
+    # four folds of one size have half the standard error of one, at the AUCs that are this far apart
+    assert four.delta == pytest.approx(z / 2 * difference_se(0.7, 0.7 + four.delta, 0.5, [(10, 20)]))
     assert (four.n_pos, four.n_neg) == (40, 80)
-    lone = detectable_difference(counts((0, 0, 10, 20), (0, 1, 15, 0)), KFOLD, 1, Assumed(), InferenceConfig())
+    lone = planned_difference(counts((0, 0, 10, 20), (0, 1, 15, 0)), KFOLD, 1, seven, InferenceConfig())
     assert lone.delta == pytest.approx(one)
 
 
 def test_resamples_pay_for_shared_training_patients_and_repeats_count_patients_once():
-    one = Power(10, 20, auc=0.8, corr=0.5).se_difference()
     mc = KFOLD.model_copy(update={"split": "resamples"})
-    table = counts(*((k, 0, 10, 20) for k in range(1, 6)))
-    found = detectable_difference(table, mc, 1, Assumed(), InferenceConfig())
-    se = one * np.sqrt(1 / 5 + 30 / 100)
+    table = counts(*((k, 0, 100, 200) for k in range(1, 6))).assign(train=1000)
+    found = planned_difference(table, mc, 1, Assumed(), InferenceConfig())
+    se = difference_se(0.8, 0.8 + found.delta, 0.5, [(100, 200)]) * np.sqrt(1 / 5 + 300 / 1000)
     assert found.delta == pytest.approx((quantile(0.975, 4) + quantile(0.8, 4)) * se)
+    table = counts(*((k, 0, 10, 20) for k in range(1, 6)))
     repeated = KFOLD.model_copy(update={"repeats": 5})
-    again = detectable_difference(table, repeated, 1, Assumed(), InferenceConfig())
-    assert again.delta == pytest.approx(Power(10, 20, auc=0.8, corr=0.5).minimum_detectable())
+    again = planned_difference(table, repeated, 1, Assumed(auc=0.7), InferenceConfig())
+    assert again.delta == pytest.approx(Power(10, 20, auc=0.7, corr=0.5).minimum_detectable())
 
 
 def test_one_negative_patient_can_show_nothing_and_the_plan_says_so():
     mc = KFOLD.model_copy(update={"split": "resamples"})
-    found = detectable_difference(counts((1, 0, 4, 1), (2, 0, 4, 1)), mc, 1, Assumed(), InferenceConfig())
+    found = planned_difference(counts((1, 0, 4, 1), (2, 0, 4, 1)), mc, 1, Assumed(), InferenceConfig())
     assert (found.delta, found.reason) == (
         None, "a resample holds out too few patients (fewest: 4 positive, 1 negative)"
     )  # fmt: skip
@@ -134,9 +136,9 @@ def test_one_negative_patient_can_show_nothing_and_the_plan_says_so():
 
 def test_interval_wider_than_any_difference_is_not_testable():
     mc = KFOLD.model_copy(update={"split": "resamples"})
-    found = detectable_difference(counts((1, 0, 2, 2), (2, 0, 2, 2)), mc, 1, Assumed(), InferenceConfig())
+    found = planned_difference(counts((1, 0, 2, 2), (2, 0, 2, 2)), mc, 1, Assumed(), InferenceConfig())
     assert (found.delta, found.delta_holm) == (None, None)
-    assert "even a difference of 1 would not show" in found.reason
+    assert "no AUC above 0.8 is far enough away" in found.reason
 
 
 def test_time_left_counts_each_method_by_its_own_fits(tmp_path):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from embedprior.evidence.delong import delong
-from embedprior.evidence.intervals import paired_test
+from embedprior.evidence.tests import two_sided_p
 
 FLOOR_BAR = 5.0
 PEER_BAR = 1.0
@@ -85,7 +85,11 @@ def against_peers(quick: bool) -> list[dict[str, object]]:
                 roc_auc_score(y[drawn], s[drawn])
 
         def ours(y: np.ndarray = labels, s: np.ndarray = scores) -> float:
-            return paired_test(delong(y, s)).statistic
+            joint = delong(y, s)
+            difference = joint.variance(np.array([1.0, -1.0]))
+            z = float((joint.auc[0] - joint.auc[1]) / np.sqrt(difference.total))
+            two_sided_p(z, float(difference.df))
+            return z
 
         peers: dict[str, Callable[[], object]] = {}
         if Delong_test is not None:
