@@ -99,7 +99,7 @@ def prior(config: TrainPriorConfig) -> int:
     parts = ", ".join(f"{name} {count:,}" for name, count in fitted.network.parameter_parts().items())
     print(f"{out}: a prior of {fitted.network.parameter_count():,} parameters ({parts}), from {len(train)} pairs")
     for caveat in fitted.caveats():
-        print(f"mind: {caveat}")
+        print(f"note: {caveat}")
     return DONE
 
 

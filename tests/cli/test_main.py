@@ -61,3 +61,18 @@ def test_a_shell_completes_commands_options_and_configurations(typed: str, offer
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=os.environ | asked
     )
     assert {line.partition(",")[2] for line in done.stdout.splitlines()} == offered
+
+
+@pytest.mark.parametrize(
+    ("environment", "printed"),
+    [({}, 1), ({"RANK": "1"}, 0), ({"RANK": "3", "LOCAL_RANK": "0"}, 1), ({"RANK": "3", "LOCAL_RANK": "1"}, 0)],
+)
+def test_a_fault_of_the_input_is_printed_once_on_each_machine(
+    environment: dict[str, str], printed: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["power", "--pos", "3"]) == 2
+    assert capsys.readouterr().err.count("\n") == printed

@@ -72,3 +72,13 @@ def test_the_confidence_level_follows_alpha(comparison) -> None:
     c = comparison("a", "b", p=0.02, p_holm=0.02)
     assert "99 % CI" in words.comparison_sentence(c, alpha=0.01)
     assert words.state_of(c, alpha=0.01) == "not significant"
+
+
+def test_a_terminal_table_has_columns_as_wide_as_their_longest_cell() -> None:
+    said = words.aligned([("method", "AUC", "source"), ("prior", "0.81", "a"), ("cxr-only", "12.345", "")], right=[1])
+    assert said.splitlines() == ["method       AUC  source", "prior       0.81  a", "cxr-only  12.345"]
+
+
+def test_a_markdown_table_escapes_what_would_end_a_cell() -> None:
+    said = words.markdown_table(["a", "b"], [["x|y", "1"]], [False, True])
+    assert said.splitlines() == ["| a | b |", "| --- | ---: |", "| x\\|y | 1 |"]
