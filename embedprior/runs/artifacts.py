@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embedprior.runs.files import canonical, explain_full_disk, fsync, hash_of, write_json
+from embedprior.runs.integrity import damage_of, sealed_manifest, set_aside
 from embedprior.runs.locks import Lock
 from embedprior.runs.provenance import record_dependency, recording
 
@@ -52,6 +53,9 @@ def artifact(
     ``build`` has returned and its files are on disk. A reader therefore never meets a half-written artifact. Of
     several processes that want the same one, the first builds and the others wait for it.
 
+    ``artifact.json`` holds the sha256 of every file, and of itself. They are checked before an artifact is reused: one
+    that is damaged is named, put aside and built anew.
+
     Args:
         kind: what it is, for example ``"teacher"``; also the folder it lies in.
         inputs: name → key or hash of everything it is made from.
@@ -66,14 +70,18 @@ def artifact(
     described = canonical({"kind": kind, "inputs": inputs, "config": config, "code_tag": code_tag})
     key = hash_of(described)[:16]
     final = root / kind / key
-    if not (final / MANIFEST).is_file():
+    if not final.exists() or damage_of(final, MANIFEST, described):
         final.parent.mkdir(parents=True, exist_ok=True)
         lock = Lock(final.parent / f".{key}.lock")
         if not lock.acquire():
             print(f"waiting for {kind}/{key}, which {lock.owner()} is making", file=sys.stderr)
             lock.wait()
         try:
-            if not (final / MANIFEST).is_file():
+            damage = damage_of(final, MANIFEST, described) if final.exists() else ""
+            if damage:
+                aside = set_aside(final)
+                print(f"{kind}/{key}: {damage}. It is put aside as {aside.name} and made again.", file=sys.stderr)
+            if not final.exists():
                 _build(described, build, final)
                 record_dependency(kind, key, final)
                 return Artifact(final, key, reused=False)
@@ -91,14 +99,15 @@ def _build(described: dict[str, Any], build: Callable[[Path], None], final: Path
     try:
         with recording() as ledger, explain_full_disk(final):
             build(work)
-            write_json(work / MANIFEST, described | {"uses": _portable(ledger.records(), final)})
+            record = described | {"uses": _portable(ledger.records(), final)}
+            write_json(work / MANIFEST, sealed_manifest(work, record))
             for file in sorted(work.rglob("*")):
                 fsync(file)
             fsync(work)
         try:
             work.rename(final)
         except OSError:
-            if not (final / MANIFEST).is_file():
+            if damage_of(final, MANIFEST, described):
                 raise
         fsync(final.parent)
     finally:

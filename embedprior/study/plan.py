@@ -287,9 +287,12 @@ def _costed(study: Study, jobs: Sequence[FitJob]) -> Counter[str]:
 
 def _measured(root: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
-    for record in sorted([*(root / "fit").glob(f"*/{RECORD}"), *(root / "teacher").glob(f"*/{RECORD}")]):
-        fit = read_json(record)
-        found.setdefault(fit["method"], []).append(float(fit["seconds"]))
+    for record in sorted([*(root / "fit").glob(f"[!.]*/{RECORD}"), *(root / "teacher").glob(f"[!.]*/{RECORD}")]):
+        try:
+            fit = read_json(record)
+            found.setdefault(str(fit["method"]), []).append(float(fit["seconds"]))
+        except (BadInput, KeyError, TypeError, ValueError):
+            continue  # a damaged fit is named and made again when it is needed; it has no cost to count
     return found
 
 

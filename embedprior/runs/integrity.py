@@ -1,0 +1,140 @@
+"""Checksums of what lies on disk: a folder's files, and records that carry a checksum of themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from embedprior.errors import BadInput
+from embedprior.runs.files import canonical, hash_file, hash_of, read_json, write_json
+
+CHECKSUM = "checksum"
+REMEMBERED = ".verified.json"
+ALWAYS_READ = 64_000_000
+"""Bytes. A folder of up to this size is read whole at every reuse; a larger one only when a file's stamp changed."""
+
+Stamp = list[int]
+"""Size, modification time, change time and inode: what the system changes whenever a file's contents do."""
+
+
+def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with the sha256 of its canonical JSON under ``checksum``.
+
+    Example:
+        >>> sealed = with_checksum({"patients_seen": ["p1", "p2"]})
+        >>> has_own_checksum(sealed), has_own_checksum({**sealed, "patients_seen": ["p1"]})
+        (True, False)
+    """
+    plain: dict[str, Any] = canonical({k: v for k, v in record.items() if k != CHECKSUM})
+    return plain | {CHECKSUM: hash_of(plain)}
+
+
+def has_own_checksum(record: Mapping[str, Any]) -> bool:
+    """Return whether a record is what its ``checksum`` was made of."""
+    return record == with_checksum(record)
+
+
+def file_records(folder: Path, leave_out: frozenset[str] = frozenset()) -> dict[str, dict[str, Any]]:
+    """Return size and sha256 of every file under a folder, by its path in it."""
+    return {
+        name: {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+        for name, path in _files(folder)
+        if name not in leave_out
+    }
+
+
+def changed_files(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what differs from ``file_records``, one line a file, reading every byte."""
+    for name, record in records.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != record["bytes"]:
+            yield f"{name} has {path.stat().st_size} bytes, not {record['bytes']}"
+        elif hash_file(path) != record["sha256"]:
+            yield f"{name} no longer has the contents it was written with"
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Return a file's stamp."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def remembered(folder: Path) -> dict[str, Stamp]:
+    """Return the stamps of the files in a folder that were verified before; empty where nothing is known."""
+    try:
+        record = read_json(folder / REMEMBERED)
+    except (BadInput, OSError):
+        return {}
+    if not isinstance(record, dict) or not has_own_checksum(record):
+        return {}
+    stamps: dict[str, Stamp] = record["stamps"]
+    return stamps
+
+
+def remember(folder: Path, stamps: Mapping[str, Stamp]) -> None:
+    """Note the stamps of verified files; a folder that can't be written to is verified again the next time."""
+    try:
+        write_json(folder / REMEMBERED, with_checksum({"stamps": dict(stamps)}))
+    except OSError:
+        return
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what is damaged to ``.damaged-NAME-N`` beside it, and return its new path."""
+    number = 1
+    while (aside := path.with_name(f".damaged-{path.name}-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside
+
+
+def damage_of(folder: Path, manifest: str, expected: Mapping[str, Any]) -> str:
+    """Return what is wrong with a folder whose manifest lists its files (see ``sealed_manifest``), or nothing.
+
+    Args:
+        folder: of the files.
+        manifest: name of its JSON record.
+        expected: entries the record must have.
+    """
+    try:
+        record = json.loads((folder / manifest).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return f"{manifest} is damaged"
+    if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+        return f"{manifest} lists no checksums (it is damaged, or of an earlier version)"
+    if not has_own_checksum(record):
+        return f"{manifest} no longer has the contents it was written with"
+    if {k: record.get(k) for k in expected} != dict(expected):
+        return f"{manifest} describes another artifact"
+    files: dict[str, dict[str, Any]] = record["files"]
+    if sum(one["bytes"] for one in files.values()) <= ALWAYS_READ:
+        return next(changed_files(folder, files), "")
+    known, stamps = remembered(folder), dict[str, Stamp]()
+    for name, one in files.items():
+        path = folder / name
+        if not path.is_file() or known.get(name) != stamp_of(path):
+            reason = next(changed_files(folder, {name: one}), "")
+            if reason:
+                return reason
+        stamps[name] = stamp_of(path)
+    if stamps != known:
+        remember(folder, stamps)
+    return ""
+
+
+def sealed_manifest(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a folder's record with the checksums of all its files, and of the record itself."""
+    return with_checksum({**record, "files": file_records(folder)})
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for where, names, files in os.walk(folder):
+        names.sort()
+        for name in sorted(files):
+            path = Path(where) / name
+            yield path.relative_to(folder).as_posix(), path

@@ -1,0 +1,113 @@
+"""What lies in an artifact is what was written: damage is noticed on reuse, named, put aside and built anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from embedprior.runs import artifact, integrity
+from embedprior.runs.integrity import changed_files, file_records, has_own_checksum, with_checksum
+
+SCORES = "exam_id,score\ne1,0.25\n"
+
+
+def make(root: Path, number: int = 1) -> tuple[Path, bool]:
+    """Make or reuse one artifact of two files; return its folder and whether it was there."""
+
+    def build(work: Path) -> None:
+        (work / "scores.csv").write_text(SCORES)
+        (work / "inner").mkdir()
+        (work / "inner" / "weights").write_bytes(bytes(range(64)) * number)
+
+    made = artifact("fit", {"number": str(number)}, {}, "fit-1", build, root)
+    return made.path, made.reused
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "one bit flipped": flip,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-3]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "a pickle": lambda path: path.write_bytes(pickle.dumps({"score": 1.0})),
+    "gone": lambda path: path.unlink(),
+    "a list": lambda path: path.write_text("[1]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+@pytest.mark.parametrize("name", ["scores.csv", "inner/weights", "artifact.json"])
+def test_damage_is_named_put_aside_and_built_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, damage: Callable[[Path], object]
+) -> None:
+    folder, _ = make(tmp_path)
+    whole = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert make(tmp_path) == (folder, True)
+    damage(folder / name)
+    capsys.readouterr()
+    assert make(tmp_path) == (folder, False)
+    error = capsys.readouterr().err
+    assert f"fit/{folder.name}: {name}" in error
+    assert f"put aside as .damaged-{folder.name}-1 and made again" in error
+    assert {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == whole
+    assert (folder.parent / f".damaged-{folder.name}-1").is_dir()
+    assert make(tmp_path) == (folder, True)
+
+
+def test_an_artifact_swapped_with_another_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = make(tmp_path, 1)[0], make(tmp_path, 2)[0]
+    shutil.rmtree(first)
+    shutil.copytree(second, first)
+    assert make(tmp_path, 1) == (first, False)
+    assert "describes another artifact" in capsys.readouterr().err
+    assert len((first / "inner" / "weights").read_bytes()) == 64
+
+
+def test_an_artifact_without_checksums_is_built_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = make(tmp_path)
+    record = json.loads((folder / "artifact.json").read_text())
+    (folder / "artifact.json").write_text(
+        json.dumps({k: v for k, v in record.items() if k not in ("files", "checksum")})
+    )
+    assert make(tmp_path) == (folder, False)
+    assert "lists no checksums (it is damaged, or of an earlier version)" in capsys.readouterr().err
+
+
+def test_a_large_artifact_is_read_again_only_when_a_stamp_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integrity, "ALWAYS_READ", 10)
+    folder, _ = make(tmp_path)
+    assert make(tmp_path)[1]
+    read: list[Path] = []
+    hashed = integrity.hash_file
+    monkeypatch.setattr(integrity, "hash_file", lambda path: (read.append(path), hashed(path))[1])
+    assert make(tmp_path)[1]
+    assert read == []
+    times = (folder / "scores.csv").stat()
+    (folder / "scores.csv").write_text(SCORES.replace("0.25", "0.75"))
+    os.utime(folder / "scores.csv", ns=(times.st_atime_ns, times.st_mtime_ns))  # as a careful liar would
+    assert not make(tmp_path)[1]
+
+
+def test_records_and_files_are_checked_against_hashes_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    records = file_records(tmp_path)
+    # sha256 of "abc", from FIPS 180-2, appendix B.1
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert records == {"a": {"bytes": 3, "sha256": known}}
+    assert list(changed_files(tmp_path, records)) == []
+    sealed = with_checksum({"x": [1, 2.5, None]})
+    assert has_own_checksum(json.loads(json.dumps(sealed)))
+    assert not has_own_checksum(sealed | {"x": [1, 2.5, 0]})
+    assert not has_own_checksum({"x": [1, 2.5, None]})
