@@ -10,13 +10,17 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, dicom_mark, files_below, is_hidden, printable
 
 MAX_FILE_BYTES = 2**31
-MODALITIES = ("CR", "CT", "DX", "IO", "MG", "MR", "NM", "OT", "PT", "RF", "RTDOSE", "RTSTRUCT", "SEG", "SR", "US", "XA")
+MODALITIES = (
+    "CR", "CT", "DX", "ECG", "ES", "IO", "IVUS", "KO", "MG", "MR", "NM", "OT", "PR", "PT", "REG", "RF", "RTDOSE",
+    "RTIMAGE", "RTPLAN", "RTSTRUCT", "SC", "SEG", "SM", "SR", "US", "XA", "XC",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Header:
         padding: lowest and highest stored value of PixelPaddingValue and PixelPaddingRangeLimit, or None.
         instance_uid, study_uid, sop_class: of the image; empty where the header has none.
         kernel: ConvolutionKernel where it is a short code such as ``B30f``, else empty.
+        pixels_at: byte of the file at which PixelData begins, or −1.
         frame: which frame of an enhanced (multi-frame) CT this is, from 0; None for a file that is one image.
     """
 
@@ -60,6 +65,7 @@ class Header:
     study_uid: str = ""
     sop_class: str = ""
     kernel: str = ""
+    pixels_at: int = -1
     frame: int | None = None
 
     @property
@@ -81,7 +87,7 @@ class DicomFiles:
         nested: of a folder: its subfolders too.
 
     ``last_pixels`` keeps the name and PixelData of the file read last, which may hold hundreds of frames; ``headers``
-    what ``read_headers`` found in each file.
+    what ``read_headers`` found in each file, ``values`` what it made of each element's bytes.
 
     Raises:
         UnreadableExam: not a zip, or an encrypted or damaged one.
@@ -91,6 +97,7 @@ class DicomFiles:
         self._path = path
         self.last_pixels: tuple[str, bytes] = ("", b"")
         self.headers: dict[str, list[Header]] = {}
+        self.values: dict[tuple[Any, ...], Any] = {}
         self._zip: zipfile.ZipFile | None = None
         if path.is_dir():
             self.names = sorted(p.relative_to(path).as_posix() for p in files_below(path, nested))
@@ -152,7 +159,8 @@ def read_headers(files: DicomFiles, name: str) -> list[Header]:
             modality = str(data.get("Modality", "")).upper()
             if not data.get("Rows") or not data.get("Columns"):
                 return []
-            header = parse_header(data, name)
+            # pydicom stops at PixelData; a deflated file is unpacked as a whole, and has no such place
+            header = replace(parse_header(_Converted(data, files.values), name), pixels_at=handle.tell())
             files.headers[name] = [header] if header.frames == 1 else frame_headers(data, header)
             return files.headers[name]
     except (UnreadableExam, OSError, zipfile.BadZipFile):
@@ -198,6 +206,41 @@ def read_pixels(handle: IO[bytes]) -> bytes:
     return data
 
 
+@cache
+def _tag(keyword: str) -> int:
+    from pydicom.datadict import tag_for_keyword
+
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    return tag
+
+
+class _Converted:
+    """A dataset whose values are converted once for equal bytes: most are the same in every slice of a series.
+
+    Args:
+        data: pydicom's dataset, as read.
+        values: what was converted already, by tag, representation and bytes; filled on the way.
+    """
+
+    def __init__(self, data: Any, values: dict[tuple[Any, ...], Any]) -> None:
+        self._data, self._values = data, values
+        self._signed = getattr(data.get_item(_tag("PixelRepresentation")), "value", None)
+        self.file_meta = getattr(data, "file_meta", {})
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an element's value by its keyword, as pydicom's ``get``."""
+        raw = self._data.get_item(_tag(name))
+        content = getattr(raw, "value", None)
+        # text that depends on the file's character set is converted each time
+        if raw is None or not isinstance(content, bytes) or len(content) > 64 or raw.VR in ("LO", "PN", "SH", "SQ"):
+            return self._data.get(name, default)
+        key = (name, raw.VR, content, raw.is_little_endian, self._signed)
+        if key not in self._values:
+            self._values[key] = self._data.get(name, default)
+        return self._values[key]
+
+
 def parse_header(data: Any, name: str) -> Header:
     """Return the fields of a pydicom dataset; raises what pydicom raises."""
     bits, stored = int(data.get("BitsAllocated", 16)), int(data.get("BitsStored", data.get("BitsAllocated", 16)))
@@ -209,8 +252,8 @@ def parse_header(data: Any, name: str) -> Header:
         patient_id=str(data.get("PatientID", "") or ""),
         modality=str(data.get("Modality", "")).upper(),
         localizer="LOCALIZER" in kind,
-        rows=int(data.Rows),
-        columns=int(data.Columns),
+        rows=int(data.get("Rows")),
+        columns=int(data.get("Columns")),
         frames=int(data.get("NumberOfFrames", 1) or 1),
         samples=int(data.get("SamplesPerPixel", 1)),
         bits_allocated=bits,

@@ -6,11 +6,15 @@ JPEG-LS, JPEG 2000, RLE), and what GDCM can't decode through pydicom's plugins, 
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import tempfile
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int16
@@ -81,9 +85,9 @@ def stack_hu(files: DicomFiles, headers: Sequence[Header]) -> tuple[Int16[np.nda
     hu = np.empty((len(headers), headers[0].rows, headers[0].columns), np.int16)
     padded = below = 0
     lowest, off = AIR_HU, 0.0
-    for number, header in enumerate(headers):
+    for number, (header, (values, rounding)) in enumerate(zip(headers, _decoded(files, headers), strict=True)):
         plane = hu[number]
-        plane[:], rounding = slice_hu(files, header)
+        plane[:] = values
         off = max(off, rounding)
         padded += fill_padding(plane, padding_hu(header))
         # slice by slice, while it is in the processor's cache
@@ -93,6 +97,27 @@ def stack_hu(files: DicomFiles, headers: Sequence[Header]) -> tuple[Int16[np.nda
     if off:
         findings.append(Finding("fractional-hu", f"by up to {off:.2g} HU"))
     return hu, findings + below_air(lowest, below, hu.size)
+
+
+def _decoded(files: DicomFiles, headers: Sequence[Header]) -> Iterator[tuple[Int16[np.ndarray, "rows columns"], float]]:
+    """Yield each slice's HU in order; compressed ones are decoded on several threads, a few ahead of the reader.
+
+    GDCM lets other threads run while it decodes. Workers of a run share the machine already, so they use one thread.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(MAX_THREADS, cores) if multiprocessing.parent_process() is None else 1
+    if threads == 1 or all(header.transfer_syntax in NATIVE for header in headers):
+        yield from (slice_hu(files, header) for header in headers)
+        return
+    # the flag is global: set once around all threads, which find it set and leave it so
+    with quiet_itk(), ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[tuple[Int16[np.ndarray, "rows columns"], float]]] = deque()
+        for header in headers:
+            waiting.append(pool.submit(slice_hu, files, header))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def fill_padding(plane: Int16[np.ndarray, "rows columns"], declared: tuple[int, int] | None) -> int:
@@ -129,24 +154,46 @@ def pixel_bytes(files: DicomFiles, header: Header) -> bytes | memoryview:
     Raises:
         UnreadableExam: there is none, or it can't be read.
     """
-    whole = _pixel_data(files, header.name)
+    whole = _pixel_data(files, header)
     if header.frame is None:
         return whole
     size = header.rows * header.columns * (header.bits_allocated // 8)
     return memoryview(whole)[header.frame * size : (header.frame + 1) * size]
 
 
-def _pixel_data(files: DicomFiles, name: str) -> bytes:
-    if files.last_pixels[0] == name:
+def _pixel_data(files: DicomFiles, header: Header) -> bytes:
+    if files.last_pixels[0] == header.name:
         return files.last_pixels[1]
     try:
-        with files.open(name) as handle, quiet_pydicom():
-            data = bytes(read_pixels(handle))
-            files.last_pixels = (name, data)
-            return data
+        with files.open(header.name) as handle, quiet_pydicom():
+            data = _native_data(handle, header)
+            if data is None:
+                handle.seek(0)
+                data = bytes(read_pixels(handle))
     # as in read_headers: whatever a damaged file leads to
     except Exception as error:
-        raise UnreadableExam(f"{printable(Path(name).name)}: pixels can't be read ({type(error).__name__})") from None
+        raise UnreadableExam(f"{_file(header)}: pixels can't be read ({type(error).__name__})") from None
+    if header.frame is not None:
+        files.last_pixels = (header.name, data)
+    return data
+
+
+def _native_data(handle: IO[bytes], header: Header) -> bytes | None:
+    """PixelData of an uncompressed file from the place where its header ended; None where it does not lie there."""
+    if header.pixels_at < 0 or header.transfer_syntax not in NATIVE:
+        return None
+    handle.seek(header.pixels_at)
+    head = handle.read(12)
+    order: Literal["little", "big"] = "big" if NATIVE[header.transfer_syntax] == ">" else "little"
+    group, element = (int.from_bytes(head[i : i + 2], order) for i in (0, 2))
+    if (group, element) != PIXEL_DATA:
+        return None
+    explicit = head[4:6] in (b"OW", b"OB")
+    length = int.from_bytes(head[8:12] if explicit else head[4:8], order)
+    if length == 2**32 - 1:
+        return None
+    handle.seek(header.pixels_at + (12 if explicit else 8))
+    return handle.read(length)
 
 
 def stored_values(files: DicomFiles, header: Header) -> np.ndarray[Any, Any]:
@@ -204,6 +251,8 @@ def _rescale(header: Header) -> tuple[float, float]:
     return 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
 
 
+MAX_THREADS = 8
+PIXEL_DATA = (0x7FE0, 0x0010)
 MONOCHROME1, MONOCHROME2 = b"MONOCHROME1", b"MONOCHROME2"
 PHOTOMETRIC = b"\x28\x00\x04\x00CS\x0c\x00"
 """The element PhotometricInterpretation of twelve bytes, as compressed (explicit, little endian) files write it."""

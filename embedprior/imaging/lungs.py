@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -25,6 +26,9 @@ MIN_PART_ML, MIN_PART_SHARE = 100.0, 0.1
 CUT_SHARE, TOUCH_SHARE = 0.5, 0.05
 """Bars of ``audit_lungs``; what they separate on real volumes, and how narrowly, is in docs/imaging.md."""
 BLANK_SHARE = 0.2
+GAS_HU, MIN_GAS_ML, MAX_GAS_SHARE, MIN_LUNG_SHELL = -940, 20.0, 0.5, 0.3
+"""Gas of the bowel: darker than this, at least so much of it, with less lung around it than this share of its shell."""
+LOW_SHARE = 0.25
 SHORT_MM = 200.0
 
 Mask = Bool[np.ndarray, "z y x"]
@@ -57,15 +61,65 @@ class Lungs:
 
 
 def find_lungs(volume: Volume) -> Lungs:
-    """Segment the lungs of a volume in any of the axis-aligned orientations, at about 4 mm."""
-    upright = canonical(volume)
+    """Segment the lungs of a volume in any of the axis-aligned orientations, at about 4 mm.
+
+    Found once for a volume: audit, crop, isocentre and picture of one exam ask for them in turn. A volume whose voxels
+    were written to is another one (``Volume.with_hu``).
+    """
+    if volume not in _FOUND:
+        _FOUND[volume] = _segmented(canonical(volume))
+    return _FOUND[volume]
+
+
+_FOUND: WeakKeyDictionary[Volume, Lungs] = WeakKeyDictionary()
+
+
+def _segmented(upright: Volume) -> Lungs:
     coarse, factors = _coarse(upright)
     body = largest_part(_opened(coarse > TISSUE_HU))
     enclosed = sum(_shadow(body, axis, away).astype(np.int8) for axis in (1, 2) for away in (False, True)) >= 3
     aerated = _opened((coarse > LUNG_HU[0]) & (coarse < LUNG_HU[1]) & enclosed)
     x, y, z = upright.spacing_mm
     voxel_mm = (z * factors[0], y * factors[1], x * factors[2])
-    return Lungs(large_parts(aerated, voxel_mm), factors, voxel_mm, body)
+    thoracic = _without_bowel_gas(coarse, aerated, voxel_mm)
+    return Lungs(_above_diaphragm(large_parts(thoracic, voxel_mm)), factors, voxel_mm, body)
+
+
+def _without_bowel_gas(coarse: Float[np.ndarray, "z y x"], aerated: Mask, voxel_mm: tuple[float, float, float]) -> Mask:
+    """Leave out gas without tissue in it that is not enclosed by lung: gas in stomach and colon.
+
+    A bulla or a part with emphysema is as dark, but has lung around it. Where most of the lungs are that dark, nothing
+    is left out.
+    """
+    gas = ndimage.binary_opening(aerated & (coarse < GAS_HU), np.ones((3, 3, 3), np.bool_))
+    if gas.sum() > MAX_GAS_SHARE * aerated.sum():
+        return aerated
+    parts, _ = ndimage.label(gas)
+    removed = np.zeros_like(gas)
+    lung = aerated & ~gas
+    for number, box in enumerate(ndimage.find_objects(parts), 1):
+        around = tuple(slice(max(0, part.start - 2), part.stop + 2) for part in box)
+        one = parts[around] == number
+        if one.sum() * np.prod(voxel_mm) / 1000 < MIN_GAS_ML:
+            continue
+        rim = ndimage.binary_dilation(one, iterations=1)
+        shell = ndimage.binary_dilation(rim, iterations=1) & ~rim
+        if (lung[around] & shell).sum() < MIN_LUNG_SHELL * shell.sum():
+            removed[around] |= ndimage.binary_dilation(one, np.ones((3, 3, 3), np.bool_))
+    return _opened(aerated & ~removed) if removed.any() else aerated
+
+
+def _above_diaphragm(mask: Mask) -> Mask:
+    """Leave out parts that lie wholly in the lowest quarter of the largest one's height, or below it."""
+    parts, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    largest = int(np.bincount(parts.ravel())[1:].argmax()) + 1
+    boxes = ndimage.find_objects(parts)
+    foot, head = boxes[largest - 1][0].start, boxes[largest - 1][0].stop
+    level = foot + LOW_SHARE * (head - foot)
+    low = [number for number, box in enumerate(boxes, 1) if box[0].stop <= level]
+    return mask & ~np.isin(parts, low) if low else mask
 
 
 def audit_lungs(volume: Volume, lungs: Lungs | None = None) -> list[Finding]:

@@ -131,3 +131,46 @@ def test_real_complete_volumes_cut_at_a_third_are_flagged(shared_data: Path) -> 
         bottom = volume.crop((slice(low + third, None), slice(None), slice(None)))
         assert "apex-cut" in {f.code for f in audit_lungs(top)}, file.name
         assert "base-cut" in {f.code for f in audit_lungs(bottom)}, file.name
+
+
+def with_abdomen(gas: int | None) -> np.ndarray:
+    """The drawn chest on 20 slices of abdomen; with gas in stomach and colon, close under the left lung and below."""
+    body = chest()[0].copy()
+    hu = np.concatenate([np.repeat(body[None], 20, axis=0), chest()])
+    if gas is not None:
+        z, y, x = np.mgrid[: hu.shape[0], : hu.shape[1], : hu.shape[2]].astype(float)
+        x, y = (x - 32) * 5, (y - 32) * 5
+        stomach = ((x - 60) / 50) ** 2 + ((y + 25) / 40) ** 2 + ((z - 19) / 4) ** 2 < 1
+        colon = ((x / 110) ** 2 + ((y + 40) / 28) ** 2 < 1) & (z < 8)
+        hu[(stomach | colon) & (hu > -500)] = gas
+    return hu
+
+
+@pytest.mark.parametrize("gas", [-950, -965, -990, -1000])
+def test_bowel_gas_is_no_lung(gas: int) -> None:
+    plain, filled = (find_lungs(made(with_abdomen(g))) for g in (None, gas))
+    assert filled.ml == pytest.approx(plain.ml, rel=0.01)
+    assert lung_box(made(with_abdomen(gas))) == lung_box(made(with_abdomen(None)))
+    assert not {f.code for f in audit_lungs(made(with_abdomen(gas)))} & {"lungs-touch-end", "base-cut"}
+
+
+def test_mottled_bowel_below_the_lungs_is_no_lung() -> None:
+    hu = with_abdomen(None)
+    hu[2:14, 20:36, 30:46] = -700  # air and stool, 460 ml
+    assert find_lungs(made(hu)).ml == pytest.approx(find_lungs(made(with_abdomen(None))).ml, rel=0.01)
+
+
+def test_a_bulla_and_emphysema_stay_lung() -> None:
+    hu = chest()
+    bulla = hu.copy()
+    z, y, x = np.mgrid[: hu.shape[0], : hu.shape[1], : hu.shape[2]].astype(float)
+    bulla[((x - 45) / 6) ** 2 + ((y - 32) / 6) ** 2 + ((z - 26) / 5) ** 2 < 1] = -960
+    assert find_lungs(made(bulla)).ml == pytest.approx(find_lungs(made(hu)).ml, rel=0.02)
+    dark = np.where(DRAWN, hu - 95, hu).astype(np.int16)
+    assert find_lungs(made(dark)).ml == pytest.approx(find_lungs(made(hu)).ml, rel=0.05)
+
+
+def test_lungs_of_one_volume_are_found_once_and_of_another_anew() -> None:
+    volume = made(chest())
+    assert find_lungs(volume) is find_lungs(volume)
+    assert find_lungs(volume.with_hu(chest() // 2)) is not find_lungs(volume)

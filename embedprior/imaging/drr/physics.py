@@ -179,10 +179,22 @@ def extend_volume(volume: Volume, edge_padding_mm: float) -> Volume:
 
 
 def attenuation(volume: Volume, energy_kev: float) -> Tensor:
-    """Return the volume's attenuation in mm⁻¹, (z, y, x) float32."""
+    """Return the volume's attenuation in mm⁻¹, (z, y, x) float32: twice the int16 volume's memory, and a slice more.
+
+    Slice by slice, so that what is computed in between stays in the processor's cache; the same numbers as
+    ``hu_to_mu`` of the whole.
+
+    Example:
+        >>> water = Volume(np.zeros((8, 4, 4), np.int16), (1.0, 1.0, 1.0))
+        >>> round(float(attenuation(water, 70.0)[0, 0, 0]), 5)
+        0.01937
+    """
     import torch
 
-    return hu_to_mu(torch.from_numpy(np.ascontiguousarray(volume.hu)).float(), energy_kev)
+    mu = torch.empty(volume.shape, dtype=torch.float32)
+    for plane, hu in zip(mu, volume.hu, strict=True):
+        plane.copy_(hu_to_mu(torch.from_numpy(np.ascontiguousarray(hu)).float(), energy_kev))
+    return mu
 
 
 def to_display_image(

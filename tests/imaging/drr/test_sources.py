@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from embedprior.errors import BadInput
-from embedprior.imaging.drr.render import CtExam, cts_of_table, find_cts, scan
+from embedprior.imaging.drr.render import CtExam, cts_of_table, find_cts, scan, shared_series
 from embedprior.imaging.image_files import write_npz
 from embedprior.imaging.volume import Volume
 
@@ -107,3 +108,55 @@ def test_table_rows_keep_ids_labels_and_site(tmp_path: Path) -> None:
     assert (exam.exam_id, exam.patient_id, exam.path) == ("c", "p", tmp_path / "vol" / "c.npz")
     assert exam.columns["label:mass"] == 1
     assert exam.columns["site"] == "s"
+
+
+def _chest_series(folder: Path, hu: np.ndarray, series: str, patient: str, step: float = 6.0, note: str = "") -> Path:
+    import pydicom
+
+    from ..conftest import slice_dataset
+
+    folder.mkdir(parents=True)
+    for index, plane in enumerate(hu):
+        stored = (plane.astype(np.int32) + 1024).astype(np.int16)
+        data = slice_dataset(stored, index, series, PatientID=patient, ImageComments=note)
+        data.ImagePositionPatient = [-160.0, -160.0, step * index]
+        pydicom.dcmwrite(folder / f"{index:03d}.dcm", data, enforce_file_format=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change, same",
+    [
+        ({}, True),
+        ({"note": "exported again"}, True),
+        ({"patient": "other"}, False),
+        ({"step": 5.0}, False),
+        ({"hu": 100}, False),
+        ({"cut": 30}, False),
+        ({"series": "1.2.9"}, False),
+    ],
+)
+def test_one_series_uid_is_one_scan_only_with_one_patient_grid_and_content(
+    tmp_path: Path, change: dict[str, Any], same: bool
+) -> None:
+    from ..conftest import chest
+
+    _chest_series(tmp_path / "a", chest(), "1.2.3", "first")
+    other = chest()[: change.get("cut", 40)] + np.int16(change.get("hu", 0))
+    _chest_series(tmp_path / "b", other, change.get("series", "1.2.3"), change.get("patient", "first"),
+                  change.get("step", 6.0), change.get("note", ""))  # fmt: skip
+    found, failures = scan(find_cts(tmp_path)[0])
+    assert [s.same_as for s in found] == ["", "a" if same else ""]
+    assert [f["exam_id"] for f in failures] == (["b"] if same else [])
+    shared = not same and "series" not in change
+    assert shared_series(found) == ([["a", "b"]] if shared else [])
+
+
+def test_rows_of_two_patients_are_kept_though_their_scan_is_the_same(tmp_path: Path) -> None:
+    write_npz(_volume(), tmp_path / "v.npz")
+    table = pd.DataFrame({"exam_id": ["a", "b", "c"], "patient_id": ["p", "q", "p"], "modality": "CT", "path": "v.npz"})
+    table.to_csv(tmp_path / "exams.csv", index=False)
+    found, failures = scan(cts_of_table(tmp_path / "exams.csv"))
+    assert [s.same_as for s in found] == ["", "", "a"]
+    assert [f["exam_id"] for f in failures] == ["c"]
+    assert len({s.digest for s in found}) == 1
