@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from embedprior.errors import EmbedpriorError
+from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.runs import seed_for
 
 _OPTIONAL = ("ct", "tokens", "pixels", "ct_mirrored")
@@ -93,6 +93,32 @@ class Cases:
         return self.ct
 
 
+def refuse_not_finite(cases: Cases, *names: str) -> None:
+    """Check the embeddings that a method is about to read.
+
+    Args:
+        cases: to learn from.
+        names: which of ``cxr``, ``ct``, ``ct_mirrored`` and ``tokens`` it reads; what the cases lack is passed over.
+
+    Raises:
+        BadInput: one holds NaN or infinity (a token of NaN alone is padding); the message names the first exam.
+    """
+    for name in names:
+        values = getattr(cases, name)
+        if values is None or not len(values):
+            continue
+        good = np.isfinite(values)
+        if name == "tokens":
+            good |= np.isnan(values).all(axis=-1, keepdims=True)
+        bad = np.flatnonzero(~good.reshape(len(values), -1).all(axis=1))
+        if len(bad):
+            what = {"cxr": "radiograph's embedding", "tokens": "radiograph's tokens"}.get(name, "CT's embedding")
+            raise BadInput(
+                f"exam '{cases.exam_ids[bad[0]]}': its {what} holds a number that is not finite ({len(bad)} such "
+                "exams). Next: embed these exams again"
+            )
+
+
 class CtNotAvailable(EmbedpriorError):
     """A method asked for CT where only the radiograph is allowed."""
 
@@ -110,6 +136,11 @@ class Stage:
 
     train: Cases
     val: Cases
+
+    @property
+    def parts(self) -> tuple[Cases, Cases]:
+        """Training and validation cases."""
+        return self.train, self.val
 
 
 class Head(Protocol):

@@ -82,6 +82,8 @@ class Budget(Config):
 
     Attributes:
         fit: size of the shared student network and of every other small network, and their optimisation.
+        settings: ``given`` uses ``fit`` as it is; ``auto`` compares it with a few others on the validation cases, each
+            row for itself and at the same cost (see ``students.search``). Where no ``fit`` is given: ``auto``.
         balance: of the labelled cases, the same for every method: ``class-weights`` weighs their loss by
             n / (2 · n_class), ``sampler`` draws both classes equally often.
         augment: of the radiographs of pixel students.
@@ -93,6 +95,7 @@ class Budget(Config):
     """
 
     fit: FitConfig = FitConfig()
+    settings: Literal["given", "auto"] = "given"
     balance: Balance = "none"
     augment: Augmentation = Augmentation()
     stages: tuple[PriorConfig, ...] = Field(default=(PriorConfig(),), min_length=1)
@@ -100,6 +103,13 @@ class Budget(Config):
     samples: int = Field(default=64, gt=0)
     sampler: SamplerName = "analytic"
     steps: int = Field(default=16, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_where_no_fit_is_given(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "fit" not in data:
+            return {"settings": "auto", **data}
+        return data
 
 
 class TrainStudentConfig(Config):

@@ -16,10 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from embedprior.nn.losses import case_weights, soft_cross_entropy
 from embedprior.nn.standardise import Standardiser
 from embedprior.runs import read_json, seed_for, write_json
-from embedprior.students.base import Cases, FitData, Fitted, Head, Stage
+from embedprior.students.base import Cases, FitData, Fitted, Head, Stage, refuse_not_finite
 from embedprior.students.config import Balance, Budget
 from embedprior.students.logit_kd import CxrOnly
-from embedprior.students.regression_heads import Array
+from embedprior.students.regression_maps import Array
 from embedprior.students.student import LogitStudent, head_size, labelled, save_head
 from embedprior.students.training import FitSummary
 from embedprior.teachers.teacher import TeacherHead
@@ -117,6 +117,8 @@ class Logistic:
             CannotFit: one class only.
         """
         started, train, val = perf_counter(), labelled(data.target.train), data.target.val
+        for cases in (train, val):
+            refuse_not_finite(cases, "cxr")
         scaler, known = Standardiser.fit(train.cxr), val.take(np.flatnonzero(val.known))
         weights, bias = probe(
             scaler.wide(train.cxr), train.label, scaler.wide(known.cxr), known.label, self.budget.balance
@@ -140,7 +142,7 @@ class LabelPermutation(CxrOnly):
     """
 
     name: str = "label-permutation"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def fit(self, data: FitData, seed: int) -> Fitted:
         """Permute the known labels within each part, then fit.
@@ -272,7 +274,10 @@ class LateFusion:
 
         Raises:
             CannotFit: they hold one class only.
+            BadInput: an embedding holds a number that is not finite.
         """
+        for cases in data.target.parts:
+            refuse_not_finite(cases, "cxr", "ct")
         network, fit_summary = CxrOnly(self.budget).trained(_fused(data), seed)
         return FusedStudent(LogitStudent(network, fit_summary))
 

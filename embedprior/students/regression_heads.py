@@ -16,78 +16,29 @@ from sklearn.kernel_ridge import KernelRidge
 
 from embedprior.config import parse_config
 from embedprior.nn.config import FitConfig
-from embedprior.nn.network import Mlp, fit_mlp, new_mlp, predict
+from embedprior.nn.network import fit_mlp, new_mlp
 from embedprior.nn.ridge import FIXED_PENALTY, PENALTIES, fit_ridge
+from embedprior.nn.search import Search
+from embedprior.nn.stages import WEIGHTS, StageWeight, choose_weight, patient_folds
 from embedprior.nn.standardise import Standardiser
 from embedprior.nn.training import tensor
 from embedprior.runs import read_json, write_json
-from embedprior.students.base import Cases, FitData, Head, Stage, shuffled_stage
+from embedprior.students.base import Cases, FitData, Head, Stage, refuse_not_finite, shuffled_stage
 from embedprior.students.config import Budget, Positive, Positives
-from embedprior.students.student import head_size, save_head
+from embedprior.students.regression_maps import (
+    Affine,
+    Array,
+    Kernel,
+    Network,
+    RegressionTerm,
+    read_network,
+    size_of,
+    summed,
+)
+from embedprior.students.search import search_settings
+from embedprior.students.student import head_size, lowest, save_head
 from embedprior.students.training import FitSummary
 from embedprior.teachers.teacher import TeacherHead
-
-Array = np.ndarray[Any, Any]
-Term = Callable[[Array], Array]
-
-
-@dataclass(frozen=True)
-class Affine:
-    """((x − mean) / scale) · weights + offset."""
-
-    mean: Array
-    scale: Array
-    weights: Array
-    offset: Array
-
-    def __call__(self, cxr: Float[Array, "cases cxr_dim"]) -> Float[Array, "cases ct_dim"]:
-        """Return the predicted CT embeddings."""
-        return np.asarray(((cxr - self.mean) / self.scale) @ self.weights + self.offset)
-
-    def arrays(self) -> dict[str, Array]:
-        """Return what it consists of."""
-        return {k: np.asarray(v) for k, v in vars(self).items()}
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """Σ_i exp(−gamma · ‖x − x_i‖²) · dual_i + offset on standardised x."""
-
-    mean: Array
-    scale: Array
-    anchors: Array
-    dual: Array
-    gamma: Array
-    offset: Array
-
-    def __call__(self, cxr: Float[Array, "cases cxr_dim"]) -> Float[Array, "cases ct_dim"]:
-        """Return the predicted CT embeddings."""
-        x = (cxr - self.mean) / self.scale
-        square = (x**2).sum(1)[:, None] + (self.anchors**2).sum(1)[None] - 2 * x @ self.anchors.T
-        return np.asarray(np.exp(-self.gamma * np.maximum(square, 0)) @ self.dual + self.offset)
-
-    def arrays(self) -> dict[str, Array]:
-        """Return what it consists of."""
-        return {k: np.asarray(v) for k, v in vars(self).items()}
-
-
-@dataclass(frozen=True)
-class Network:
-    """An MLP in place of a matrix; the target is standardised while it is fitted."""
-
-    network: Mlp
-    offset: Array
-    spread: Array
-    config: FitConfig
-
-    def __call__(self, cxr: Float[Array, "cases cxr_dim"]) -> Float[Array, "cases ct_dim"]:
-        """Return the predicted CT embeddings."""
-        return np.asarray(predict(self.network, cxr).astype(np.float64) * self.spread + self.offset)
-
-    def arrays(self) -> dict[str, Array]:
-        """Return what it consists of."""
-        weights = {f"network.{k}": v.numpy() for k, v in self.network.state_dict().items()}
-        return {"offset": self.offset, "spread": self.spread, **weights}
 
 
 @dataclass(frozen=True)
@@ -100,7 +51,7 @@ class RegressionStudent:
         fit_summary: what the fit cost; None when it was read from a folder.
     """
 
-    terms: tuple[Affine | Kernel | Network, ...]
+    terms: tuple[RegressionTerm, ...]
     head: Head
     fit_summary: FitSummary | None = field(default=None, compare=False)
     kind: ClassVar[str] = "regression"
@@ -127,34 +78,15 @@ class RegressionStudent:
     @classmethod
     def load(cls, folder: Path) -> RegressionStudent:
         """Read a student back; runs no code from the files."""
-        terms: list[Affine | Kernel | Network] = []
+        terms: list[RegressionTerm] = []
         for number, described in enumerate(read_json(folder / "terms.json")):
             arrays = load_file(folder / f"term-{number}.safetensors")
             if described["kind"] == "Network":
                 config = parse_config(FitConfig, described["config"], str(folder / "terms.json"))
-                terms.append(_network(arrays, config))
+                terms.append(read_network(arrays, config))
             else:
                 terms.append((Kernel if described["kind"] == "Kernel" else Affine)(**arrays))
         return cls(tuple(terms), TeacherHead.load(folder / "head"))
-
-
-def summed(terms: Sequence[Term], cxr: Float[Array, "cases cxr_dim"]) -> Float[Array, "cases ct_dim"]:
-    """Return the sum of the stages' predictions."""
-    return np.asarray(np.sum([term(cxr) for term in terms], axis=0))
-
-
-def size_of(term: Affine | Kernel | Network) -> int:
-    """Return the number of fitted coefficients."""
-    if isinstance(term, Network):
-        return sum(p.numel() for p in term.network.parameters())
-    return int(term.weights.size + term.offset.size if isinstance(term, Affine) else term.dual.size + term.offset.size)
-
-
-def _network(arrays: dict[str, Array], config: FitConfig) -> Network:
-    state = {k.removeprefix("network."): tensor(v) for k, v in arrays.items() if k.startswith("network.")}
-    network = Mlp(state["mean"].numel(), len(arrays["offset"]), config)
-    network.load_state_dict(state)
-    return Network(network.eval(), arrays["offset"], arrays["spread"], config)
 
 
 @dataclass(frozen=True)
@@ -173,8 +105,10 @@ class RegressionMethod:
     name: str = ""
     needs_ct: bool = False
     uses_ct: bool = True
+    stage_weights: ClassVar[tuple[float, ...]] = WEIGHTS
+    version: ClassVar[int] = 2
 
-    def term(self, stage: Stage, target: Array, val_target: Array, seed: int) -> Affine | Kernel | Network:
+    def term(self, stage: Stage, target: Array, val_target: Array, seed: int) -> RegressionTerm:
         """Return one stage's regression.
 
         Args:
@@ -190,24 +124,86 @@ class RegressionMethod:
 
         Raises:
             CannotFit: there is no teacher.
+            BadInput: an embedding holds a number that is not finite.
         """
-        started, head = perf_counter(), data.head()
-        terms: tuple[Affine | Kernel | Network, ...] = ()
-        for number, stage in enumerate(data.stages if self.pretraining else data.stages[-1:]):
-            pairs = shuffled_stage(stage, seed) if self.shuffled else stage
-            left = [_left_over(cases, terms) for cases in (pairs.train, pairs.val)]
-            terms = (*terms, self.term(pairs, left[0], left[1], seed + number))
-        trainable = sum(size_of(term) for term in terms)
-        steps = self.budget.fit.steps * sum(isinstance(t, Network) for t in terms)
-        fit_summary = FitSummary(
-            trainable, trainable + head_size(head), steps, perf_counter() - started, ("squared error",)
-        )
-        return RegressionStudent(terms, head, fit_summary)
+        started, head, search = perf_counter(), data.head(), None
+        stages = [stage for stage in (data.stages if self.pretraining else data.stages[-1:]) if len(stage.train)]
+        stages = [shuffled_stage(stage, seed) for stage in stages] if self.shuffled else stages
+        for stage in stages:
+            for cases in stage.parts:
+                refuse_not_finite(cases, "cxr", "ct")
+        method, search, notes = self.with_settings(stages[-1], seed)
+        terms: tuple[RegressionTerm, ...] = ()
+        weight, size, fits = None, 0, 0
+        for number, stage in enumerate(stages):
+            # The radiographs' stage draws the same batches whether a stage came before it or not.
+            own_seed = seed + len(stages) - 1 - number
+            if terms:
+                weight, terms, new = method.second_stage(stage, terms, own_seed)
+            else:
+                terms, new = (method.term(stage, _target(stage.train), _target(stage.val), own_seed),), 1
+            size, fits = size + size_of(terms[-1]), fits + new
+        steps = method.budget.fit.steps * fits if isinstance(terms[-1], Network) else 0
+        if search is not None:
+            steps += round(search.cost * self.budget.fit.steps)
+        return RegressionStudent(
+            terms,
+            head,
+            FitSummary(
+                size, size + head_size(head), steps, perf_counter() - started, ("squared error",),
+                stage_weight=weight, search=search, notes=notes,
+            ),
+        )  # fmt: skip
+
+    def with_settings(self, stage: Stage, seed: int) -> tuple[RegressionMethod, Search | None, tuple[str, ...]]:
+        """Return the method with the settings it is fitted with, how they were chosen, and why they could not be.
+
+        Regressions in closed form choose their penalty on the validation pairs themselves.
+        """
+        return self, None, ()
+
+    def second_stage(
+        self, stage: Stage, before: Sequence[RegressionTerm], seed: int
+    ) -> tuple[StageWeight, tuple[RegressionTerm, ...], int]:
+        """Fit a stage around a share of what the stages before predict, which the validation pairs choose.
+
+        The earlier maps read inputs standardised by this stage's own mean and spread. Without validation pairs the
+        share is chosen out of fold over training patients.
+
+        Returns:
+            The share, the terms that are summed, and how many regressions were fitted.
+        """
+        scaler = Standardiser.fit(stage.train.cxr)
+        fitted: dict[float, tuple[RegressionTerm, ...]] = {}
+        fits = 0
+
+        def at(weight: float, stage: Stage) -> tuple[RegressionTerm, ...]:
+            nonlocal fits
+            fits += 1
+            kept = tuple(term.taken_over(weight, scaler) for term in before) if weight else ()
+            left = [_target(cases) - summed(kept, cases.cxr) if kept else _target(cases) for cases in stage.parts]
+            return (*kept, self.term(stage, left[0], left[1], seed))
+
+        def on_validation(weight: float) -> float:
+            fitted[weight] = at(weight, stage)
+            return _squared_error(fitted[weight], stage.val) / len(stage.val)
+
+        def out_of_fold(weight: float) -> float:
+            total, none = 0.0, stage.train.take([])
+            for kept, left_out in patient_folds(stage.train.patient_ids, seed):
+                total += _squared_error(at(weight, Stage(stage.train.take(kept), none)), stage.train.take(left_out))
+            return total / len(stage.train)
+
+        if len(stage.val):
+            chosen = choose_weight(on_validation, self.stage_weights)
+            return chosen, fitted[chosen.weight], fits
+        chosen = choose_weight(out_of_fold, self.stage_weights, "out of fold")
+        return chosen, at(chosen.weight, stage), fits
 
     def parameters(self, data: FitData) -> tuple[int, int]:
         """Return (trainable, total) for cases like these: those of a fit on a few of them."""
-        few = self.budget.fit.model_copy(update={"steps": 1})
-        fit_summary = replace(self, budget=self.budget.model_copy(update={"fit": few})).fit(data, 0).fit_summary
+        few = {"fit": self.budget.fit.model_copy(update={"steps": 1}), "settings": "given"}
+        fit_summary = replace(self, budget=self.budget.model_copy(update=few)).fit(data, 0).fit_summary
         assert fit_summary is not None
         return fit_summary.trainable, fit_summary.total
 
@@ -274,20 +270,44 @@ class MlpHead(RegressionMethod):
     without the diffusion."""
 
     name: str = "mlp-head"
+    budget_part: ClassVar[str] = "fit"
+    stage_weights: ClassVar[tuple[float, ...]] = (0.0, 0.5, 1.0)
 
     def term(self, stage: Stage, target: Array, val_target: Array, seed: int) -> Network:
         """Return the network with the least squared error on the validation pairs."""
+        return self._fitted(stage, target, val_target, seed)[0]
+
+    def with_settings(self, stage: Stage, seed: int) -> tuple[RegressionMethod, Search | None, tuple[str, ...]]:
+        """Compare a few settings on the validation pairs, where none are given."""
+        if self.budget.settings == "given":
+            return self, None, ()
+        if not len(stage.val):
+            return self, None, ("settings: the default ones, for no validation pair could choose them",)
+
+        def val_loss(fit: FitConfig) -> float:
+            return self._with(fit)._fitted(stage, _target(stage.train), _target(stage.val), seed)[1]
+
+        fit, search = search_settings(self.budget.fit, val_loss)
+        return self._with(fit), search, ()
+
+    def _with(self, fit: FitConfig) -> MlpHead:
+        return replace(self, budget=self.budget.model_copy(update={"fit": fit, "settings": "given"}))
+
+    def _fitted(self, stage: Stage, target: Array, val_target: Array, seed: int) -> tuple[Network, float]:
         scaler, config = Standardiser.fit(target), self.budget.fit
         network = new_mlp(stage.train.cxr, target.shape[1], config, seed)
         targets = [tensor(scaler.wide(t)) for t in (target, val_target)]
         losses = [lambda out, rows, t=t: (out - t[rows]).square().mean() for t in targets]
-        fit_mlp(network, stage.train.cxr, losses[0], stage.val.cxr, losses[1], config, seed)
-        return Network(network, scaler.mean, scaler.scale, config)
+        history = fit_mlp(network, stage.train.cxr, losses[0], stage.val.cxr, losses[1], config, seed)
+        return Network(network, scaler.mean, scaler.scale, config), lowest(history)
 
 
-def _left_over(cases: Cases, before: Sequence[Term]) -> Float[Array, "cases ct_dim"]:
-    target = cases.paired_ct().astype(np.float64)
-    return target - summed(before, cases.cxr) if before and len(cases) else target
+def _target(cases: Cases) -> Float[Array, "cases ct_dim"]:
+    return np.asarray(cases.paired_ct().astype(np.float64))
+
+
+def _squared_error(terms: Sequence[RegressionTerm], cases: Cases) -> float:
+    return float(np.square(summed(terms, cases.cxr) - _target(cases)).sum())
 
 
 def _least(candidates: Sequence[Any], predict_at: Callable[[Any], Array], target: Array, fixed: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import ClassVar, cast
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,12 +29,17 @@ def distance_relations(student: Tensor, teacher: Tensor) -> Tensor:
         >>> distance_relations(10 * points, points)  # the same relations, in another unit
         tensor(0.)
     """
-    scaled = []
-    for features in (student, teacher):
-        square = (features[:, None] - features[None]).square().sum(2)
-        distance = square.clamp(min=1e-12).sqrt() * (square > 0)
-        scaled.append(distance / distance[distance > 0].mean().clamp(min=1e-12))
-    return F.smooth_l1_loss(scaled[0], scaled[1])
+    return F.smooth_l1_loss(relative_distances(student), relative_distances(teacher))
+
+
+def relative_distances(features: Float[Tensor, "cases dim"]) -> Float[Tensor, "cases cases"]:
+    """Return the distances between cases by their mean, whatever the unit; all 0 where no two cases differ."""
+    tiny = torch.finfo(features.dtype).tiny
+    unit = features.detach().abs().amax().clamp(min=tiny)
+    gap = (rearrange(features, "case dim -> case 1 dim") - rearrange(features, "case dim -> 1 case dim")) / unit
+    square = gap.square().sum(2)
+    distance = square.clamp(min=1e-12).sqrt() * (square > 0)
+    return distance / (distance.sum() / (square > 0).sum().clamp(min=1)).clamp(min=tiny)
 
 
 @dataclass(frozen=True)

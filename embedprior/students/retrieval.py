@@ -17,9 +17,9 @@ from sklearn.neighbors import NearestNeighbors
 from embedprior.nn.losses import soft_cross_entropy
 from embedprior.nn.standardise import Standardiser
 from embedprior.runs import read_json, write_json
-from embedprior.students.base import Cases, FitData, Fitted
+from embedprior.students.base import Cases, FitData, Fitted, refuse_not_finite
 from embedprior.students.config import Budget, Count, Counts
-from embedprior.students.regression_heads import Array
+from embedprior.students.regression_maps import Array
 from embedprior.students.student import head_size
 from embedprior.students.training import FitSummary
 
@@ -77,8 +77,11 @@ class KnnHead:
 
         Raises:
             CannotFit: there is no teacher.
+            BadInput: an embedding holds a number that is not finite.
         """
         started, head, train, val = perf_counter(), data.head(), data.target.train, data.target.val
+        for cases in (train, val):
+            refuse_not_finite(cases, "cxr", "ct")
         scaler = Standardiser.fit(train.cxr)
         anchors = scaler.wide(train.cxr)
         probability = expit(head.logits(train.paired_ct()).astype(np.float64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -16,12 +17,23 @@ from scipy.special import expit
 from embedprior.config import parse_config
 from embedprior.errors import BadInput
 from embedprior.nn.config import FitConfig
-from embedprior.nn.training import contiguous
+from embedprior.nn.search import Search
+from embedprior.nn.stages import ALL_OR_NOTHING, StageWeight, choose_weight, patient_folds
+from embedprior.nn.training import ValidationHistory, contiguous
 from embedprior.runs import read_json, write_json
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage, shuffled_stage
 from embedprior.students.config import Budget, InputKind
 from embedprior.students.network import StudentNetwork, new_student
-from embedprior.students.training import CaseTensors, FitSummary, Objective, to_tensors, train_student
+from embedprior.students.search import search_settings
+from embedprior.students.training import (
+    CaseTensors,
+    FitSummary,
+    Objective,
+    can_validate,
+    to_tensors,
+    train_student,
+    validation_loss,
+)
 from embedprior.teachers.teacher import TeacherHead
 
 WEIGHTS, SETTINGS = "student.safetensors", "network.json"
@@ -93,6 +105,7 @@ class StudentMethod:
     readout: ClassVar[str] = "linear"
     needs_teacher: ClassVar[bool] = True
     input_kinds: ClassVar[tuple[InputKind, ...]] = ("embedding", "tokens", "pixels")
+    version: ClassVar[int] = 2
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
         """Return what the student learns by; its own modules are trained with it and thrown away."""
@@ -114,26 +127,44 @@ class StudentMethod:
 
     def trained(self, data: FitData, seed: int) -> tuple[StudentNetwork, FitSummary]:
         """Return the trained network and what it cost (see ``fit``)."""
-        started = perf_counter()
-        head = data.head() if self.needs_teacher else None
-        network, objective = self._parts(data, seed)
-        if objective.reads_labels:
-            labelled(data.target.train)
-        stages, history = self._stages(data, seed), list[dict[str, float]]()
-        for number, stage in enumerate(stages):
-            train, val = (self._tensors(cases, head) for cases in (stage.train, stage.val))
-            network.backbone.fit_scale(train.inputs)
-            found = train_student(network, objective, train, val, self.budget, seed + number)
-            history += [{"stage": number, **record} for record in found]
-        names = tuple(n for n in history[0] if n not in ("stage", "step", "loss", "val_loss")) if history else ()
+        started, head = perf_counter(), data.head() if self.needs_teacher else None
+        method, search, notes = self._with_settings(data, seed, head)
+        course = _Course(method, data, seed, head)
+        network, objective = course.run()
+        steps = course.steps + (0 if search is None else round(search.cost * self.budget.fit.steps))
+        names = tuple(n for n in course.history[0] if n not in NO_TERMS) if course.history else ()
         trainable, total = _counts(network, objective, head)
-        steps, seconds = len(stages) * self.budget.fit.steps, perf_counter() - started
-        return network, FitSummary(trainable, total, steps, seconds, names, tuple(history))
+        return network, FitSummary(
+            trainable, total, steps, perf_counter() - started, names, tuple(course.history), course.weight, search,
+            (*notes, *course.notes),
+        )  # fmt: skip
+
+    def _with_settings(
+        self, data: FitData, seed: int, head: Head | None
+    ) -> tuple[StudentMethod, Search | None, tuple[str, ...]]:
+        """Return the method with the settings it is fitted with, how they were chosen, and why they could not be."""
+        if self.budget.settings == "given":
+            return self, None, ()
+        given = self._fitted_with(self.budget.fit)
+        train, val = (self._tensors(cases, head) for cases in given._stages(data, seed)[-1].parts)
+        if not can_validate(given._parts(data, seed)[1], val):
+            return given, None, ("settings: the default ones, for no validation case could choose them",)
+
+        def val_loss(fit: FitConfig) -> float:
+            one = given._fitted_with(fit)
+            network, objective = one._parts(data, seed)
+            network.backbone.fit_scale(train.inputs)
+            return lowest(train_student(network, objective, train, val, one.budget, seed))
+
+        fit, search = search_settings(self.budget.fit, val_loss)
+        return given._fitted_with(fit), search, ()
+
+    def _fitted_with(self, fit: FitConfig) -> StudentMethod:
+        return replace(self, budget=self.budget.model_copy(update={"fit": fit, "settings": "given"}))
 
     def parameters(self, data: FitData) -> tuple[int, int]:
         """Return (trainable, total) for cases like these."""
-        few = self.budget.fit.model_copy(update={"steps": 1})
-        quick = replace(self, budget=self.budget.model_copy(update={"fit": few}))
+        quick = self._fitted_with(self.budget.fit.model_copy(update={"steps": 1}))
         return _counts(*quick._parts(data, 0), data.teacher if self.needs_teacher else None)
 
     def _parts(self, data: FitData, seed: int) -> tuple[StudentNetwork, Objective]:
@@ -153,6 +184,92 @@ class StudentMethod:
         if not self.uses_ct:
             cases = cases.without_ct()
         return to_tensors(cases, self.inputs, head, self.budget.balance)
+
+
+NO_TERMS = ("stage", "first_stage_weight", "step", "loss", "val_loss")
+"""Columns of a history that are no terms of the objective."""
+Parts = tuple[StudentNetwork, Objective]
+
+
+class _Course:
+    """The trainings of one fit: the DRR stages, and the radiographs' stage with and without what they taught.
+
+    The first stage's weights are taken over whole or not at all. Which of the two is decided by the lowest validation
+    loss of the radiographs' stage or, where nothing can be validated, out of fold over training patients.
+
+    Attributes:
+        history: records of all stages.
+        weight: what was taken over; None without a DRR stage.
+        steps: optimiser steps taken.
+        notes: for the summary.
+    """
+
+    def __init__(self, method: StudentMethod, data: FitData, seed: int, head: Head | None) -> None:
+        self._method, self._data, self._seed = method, data, seed
+        self._fresh = method._parts(data, seed)
+        if self._fresh[1].reads_labels:
+            labelled(data.target.train)
+        *earlier, self._target = [
+            [method._tensors(cases, head) for cases in stage.parts] for stage in method._stages(data, seed)
+        ]
+        self._earlier = earlier
+        self.history: list[dict[str, float]] = []
+        self.weight: StageWeight | None = None
+        self.steps = 0
+        self.notes: tuple[str, ...] = ()
+
+    def run(self) -> Parts:
+        """Train, and return the network that is kept, with its objective."""
+        train, val = self._target
+        if len(val) and not can_validate(self._fresh[1], val):
+            self.notes = (f"none of the {len(val)} validation cases has a label: the last step is kept",)
+        if not self._earlier:
+            return self._train(self._fresh, train, val, stage=0)[0]
+        pretrained = copy.deepcopy(self._fresh)
+        for number, (drr, drr_val) in enumerate(self._earlier):
+            pretrained, _ = self._train(pretrained, drr, drr_val, stage=number)
+        starts = {0.0: self._fresh, 1.0: pretrained}
+        if not can_validate(self._fresh[1], val):
+            self.weight = choose_weight(lambda w: self._out_of_fold(starts[w], train), ALL_OR_NOTHING, "out of fold")
+            return self._train(starts[self.weight.weight], train, val, len(self._earlier))[0]
+        found = {w: self._train(start, train, val, len(self._earlier), w) for w, start in starts.items()}
+        self.weight = choose_weight(lambda w: found[w][1], ALL_OR_NOTHING)
+        return found[self.weight.weight][0]
+
+    def _train(
+        self, parts: Parts, train: CaseTensors, val: CaseTensors, stage: int, weight: float | None = None
+    ) -> tuple[Parts, float]:
+        """Train in place; return the parts, and the lowest validation loss."""
+        network, objective = parts
+        network.backbone.fit_scale(train.inputs)
+        # The radiographs' stage draws the same batches whether a stage came before it or not.
+        seed = self._seed + len(self._earlier) - stage
+        found = train_student(network, objective, train, val, self._method.budget, seed)
+        self.steps += self._method.budget.fit.steps
+        taken_over = {} if weight is None else {"first_stage_weight": weight}
+        self.history += [{"stage": stage, **taken_over, **record} for record in found]
+        return parts, lowest(found)
+
+    def _out_of_fold(self, start: Parts, train: CaseTensors) -> float:
+        total = weight = 0.0
+        for kept, left_out in patient_folds([str(number) for number in train.patient.tolist()], self._seed):
+            network, objective = copy.deepcopy(start)
+            rest = train.take(left_out)
+            if not can_validate(objective, rest):
+                continue
+            network.backbone.fit_scale(train.take(kept).inputs)
+            none = train.take(left_out[:0])
+            train_student(network, objective, train.take(kept), none, self._method.budget, self._seed)
+            self.steps += self._method.budget.fit.steps
+            count = int((~rest.label.isnan()).sum()) if objective.reads_labels else len(rest)
+            total += count * validation_loss(network, objective, rest)
+            weight += count
+        return total / weight if weight else float("nan")
+
+
+def lowest(history: ValidationHistory) -> float:
+    """Return the lowest validation loss of a training; infinity where nothing was validated."""
+    return min((record["val_loss"] for record in history if "val_loss" in record), default=float("inf"))
 
 
 def labelled(cases: Cases) -> Cases:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from embedprior.errors import BadInput
 from embedprior.nn.losses import case_weights, label_loss
+from embedprior.nn.search import Search
+from embedprior.nn.stages import StageWeight
 from embedprior.nn.training import ValidationHistory, generator, minimise, seeded, tensor
-from embedprior.students.base import Cases, Head
+from embedprior.students.base import Cases, Head, refuse_not_finite
 from embedprior.students.config import Augmentation, Balance, Budget, InputKind
 from embedprior.students.network import StudentNetwork, student_inputs
 
@@ -113,6 +115,9 @@ class FitSummary:
         losses: names of the terms.
         history: one record a validation: the mean of every term since the one before, and ``val_loss``, which the
             step is chosen by.
+        stage_weight: what was taken over of the DRR stage, and what it was worth; None where there was none.
+        search: how the settings were chosen; None where they were given.
+        notes: what a reader of the result must know: a choice that could not be made, say.
     """
 
     trainable: int
@@ -121,6 +126,22 @@ class FitSummary:
     seconds: float
     losses: tuple[str, ...] = ()
     history: tuple[Mapping[str, float], ...] = field(default=(), repr=False)
+    stage_weight: StageWeight | None = None
+    search: Search | None = None
+    notes: tuple[str, ...] = ()
+
+    def sentences(self) -> list[str]:
+        """Return in words how the settings were chosen, what the DRR stage was worth, and the notes."""
+        found = []
+        if self.search is not None:
+            tried = len(self.search.rounds[0]) if self.search.rounds else 1
+            found.append(
+                f"settings: '{self.search.chosen}', chosen among {tried} on the validation cases "
+                f"({self.search.cost:g} further trainings)"
+            )
+        if self.stage_weight is not None:
+            found.append(self.stage_weight.sentence())
+        return [*found, *self.notes]
 
 
 @dataclass(frozen=True)
@@ -139,6 +160,13 @@ class CaseTensors:
     def __len__(self) -> int:
         return len(self.label)
 
+    def take(self, rows: np.ndarray) -> CaseTensors:
+        """Return some of the cases."""
+        index = torch.from_numpy(rows)
+        mirrored = None if self.mirrored is None else (self.mirrored[0][index], self.mirrored[1][index])
+        parts = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return CaseTensors(**parts, mirrored=mirrored)
+
 
 def to_tensors(cases: Cases, kind: InputKind, head: Head | None, balance: Balance) -> CaseTensors:
     """Return the tensors of these cases.
@@ -148,7 +176,11 @@ def to_tensors(cases: Cases, kind: InputKind, head: Head | None, balance: Balanc
         kind: of the student's input.
         head: frozen CT head, where the method uses one.
         balance: class weights are those of these cases' labels.
+
+    Raises:
+        BadInput: an embedding that is read holds a number that is not finite.
     """
+    refuse_not_finite(cases, "ct", "ct_mirrored", *(("cxr",) if kind == "embedding" else ("tokens",)))
     label = cases.label.astype(np.float32)
     count = len(cases)
     ct = cases.ct if cases.ct is not None else np.empty((count, 0))
@@ -173,7 +205,7 @@ def to_tensors(cases: Cases, kind: InputKind, head: Head | None, balance: Balanc
 def train_student(
     network: StudentNetwork, objective: Objective, train: CaseTensors, val: CaseTensors, budget: Budget, seed: int
 ) -> ValidationHistory:
-    """Train in place and keep the state with the lowest validation loss; without validation cases the last step.
+    """Train in place and keep the state with the lowest validation loss; without one, the last step.
 
     A step draws ``batch_size`` labelled cases for the label terms and ``batch_size`` cases for the transfer terms.
     When every case is labelled and nothing is balanced, one draw serves both.
@@ -182,7 +214,8 @@ def train_student(
         network: the student.
         objective: what it learns by.
         train: cases it learns from.
-        val: cases that choose the step; may be empty.
+        val: cases that choose the step; may be empty. Without a label among them an objective that reads labels can't
+            choose by them.
         budget: ``fit``, ``balance`` and ``augment`` are read.
         seed: of draws, dropout and augmentation.
 
@@ -210,7 +243,7 @@ def train_student(
         return objective.total(named)
 
     def validate() -> float:
-        return float(objective.validation_loss(objective.losses(*_whole(network, val))))
+        return validation_loss(network, objective, val)
 
     def after_validation(record: dict[str, float]) -> None:
         record |= {name: float(torch.stack([t[name] for t in terms]).double().mean()) for name in terms[0]}
@@ -220,9 +253,24 @@ def train_student(
     with seeded(seed, "dropout"):
         return minimise(
             nn.ModuleList([network, objective]), loss, config.steps, lr=config.lr,
-            weight_decay=config.weight_decay, validate=validate if len(val) else None,
+            weight_decay=config.weight_decay, validate=validate if can_validate(objective, val) else None,
             validate_every=config.validate_every, after_validation=after_validation,
         )  # fmt: skip
+
+
+def can_validate(objective: Objective, val: CaseTensors) -> bool:
+    """Return whether the objective can be measured on the validation cases: some, with labels where it reads labels.
+
+    Without labels the label term is 0 at every step, and the first step would be taken for the best.
+    """
+    return len(val) > 0 and not (objective.reads_labels and bool(val.label.isnan().all()))
+
+
+def validation_loss(network: StudentNetwork, objective: Objective, val: CaseTensors) -> float:
+    """Return what a step is chosen by, on all these cases, without dropout."""
+    nn.ModuleList([network, objective]).eval()
+    with torch.no_grad():
+        return float(objective.validation_loss(objective.losses(*_whole(network, val))))
 
 
 def augmented(inputs: Tensor, augment: Augmentation, draws: torch.Generator) -> tuple[Tensor, Bool[Tensor, " cases"]]:

@@ -1,0 +1,125 @@
+"""What a row takes over of its DRR stage: nothing that harms, much of what helps, each source on its own scale."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.linear_model import Ridge
+
+from embedprior.nn.ridge import PENALTIES
+from embedprior.nn.stages import WEIGHTS
+from embedprior.students.base import Cases, FitData, Stage
+from embedprior.students.registry import Budget, build_method
+
+ROWS = ("ridge-head", "kernel-ridge-head", "mlp-head", "direct-head", "hinton-kd", "cxr-only-drr", "fitnets")
+MAP = np.random.default_rng(7).normal(size=(6, 5))
+
+
+class FirstNumber:
+    """A head whose logit is the first number of the CT embedding."""
+
+    def logits(self, embeddings: np.ndarray) -> np.ndarray:
+        return np.asarray(embeddings[:, 0], dtype=np.float64)
+
+
+def world(count: int, seed: int, source: str, mapping: np.ndarray = MAP, noise: float = 0.3) -> Cases:
+    """z_CT = z_CXR · mapping + noise; the label is the sign of its first number."""
+    rng = np.random.default_rng([seed, len(source)])
+    cxr = rng.normal(size=(count, 6))
+    ct = cxr @ mapping + noise * rng.normal(size=(count, 5))
+    label = (ct[:, 0] > 0).astype(float)
+    names = [f"{source}-{seed}-{i}" for i in range(count)]
+    return Cases(names, names, label, cxr.astype(np.float32), ct.astype(np.float32), label.copy(), source=source)
+
+
+def two_stages(mapping: np.ndarray, train: int = 40, val: int = 40) -> FitData:
+    drr = Stage(world(300, 1, "drr", mapping), world(60, 2, "drr", mapping))
+    return FitData((drr, Stage(world(train, 3, "cxr"), world(max(val, 1), 4, "cxr").take(range(val)))), FirstNumber())
+
+
+TEST = world(500, 9, "cxr").without_ct()
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("val", [40, 0])
+def test_a_drr_stage_that_harms_is_dropped_and_said(name: str, val: int, budget: Budget) -> None:
+    longer = budget.model_copy(update={"fit": budget.fit.model_copy(update={"steps": 80, "lr": 0.01})})
+    data = two_stages(-4 * MAP, val=val)
+    fitted = build_method(name, longer).fit(data, 5)
+    summary = fitted.fit_summary  # type: ignore[attr-defined]
+    assert summary.stage_weight.weight == 0
+    assert summary.stage_weight.measured_on == ("validation" if val else "out of fold")
+    assert "dropped" in summary.sentences()[0]
+    if name == "cxr-only-drr":
+        alone = FitData(data.stages[-1:], data.teacher)
+        expected = build_method(name, longer).fit(alone, 5)
+    else:
+        expected = build_method(name, longer, pretraining=False).fit(data, 5)
+    np.testing.assert_array_equal(fitted.scores(TEST), expected.scores(TEST))
+    assert summary.steps == 0 or summary.steps > expected.fit_summary.steps  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["ridge-head", "kernel-ridge-head", "mlp-head", "direct-head"])
+@pytest.mark.parametrize("val", [40, 0])
+def test_a_drr_stage_that_helps_is_taken_over(name: str, val: int, budget: Budget) -> None:
+    longer = budget.model_copy(update={"fit": budget.fit.model_copy(update={"steps": 200, "lr": 0.01})})
+    data, truth = two_stages(MAP, train=8, val=val), expit(TEST.cxr @ MAP[:, 0])
+    fitted, alone = (build_method(name, longer, pretraining=p).fit(data, 5) for p in (True, False))
+    weight = fitted.fit_summary.stage_weight  # type: ignore[attr-defined]
+    assert weight.weight > 0
+    assert weight.worth > (0.04 if name == "direct-head" else 0.2)  # its cross-entropy has a floor
+    errors = [float(np.mean((method.scores(TEST) - truth) ** 2)) for method in (fitted, alone)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.parametrize("name", ["ridge-head", "kernel-ridge-head", "mlp-head", "direct-head"])
+def test_each_source_is_read_on_its_own_scale(name: str, budget: Budget) -> None:
+    """Radiographs in another unit, with another zero: what was learned on DRRs still holds."""
+    longer = budget.model_copy(update={"fit": budget.fit.model_copy(update={"steps": 200, "lr": 0.01})})
+    data = two_stages(MAP, train=60)
+
+    def moved(cases: Cases) -> Cases:
+        return replace(cases, cxr=(50 + 9 * cases.cxr).astype(np.float32))
+
+    target = Stage(moved(data.target.train), moved(data.target.val))
+    fitted = build_method(name, longer).fit(FitData((data.stages[0], target), FirstNumber()), 5)
+    assert fitted.fit_summary.stage_weight.weight > 0  # type: ignore[attr-defined]
+    plain = build_method(name, longer).fit(data, 5).scores(TEST)
+    np.testing.assert_allclose(fitted.scores(moved(TEST)), plain, atol=2e-3)
+
+
+def test_the_weight_is_that_of_the_least_squared_error_on_the_validation_pairs() -> None:
+    data = two_stages(2 * MAP, train=12)
+    drr, target = data.stages
+    fitted = build_method("ridge-head", Budget()).fit(data, 0)
+
+    def standard(cases: Cases, of: Cases) -> np.ndarray:
+        return (cases.cxr - of.cxr.astype(float).mean(0)) / of.cxr.astype(float).std(0)
+
+    def best(x: np.ndarray, y: np.ndarray, val_x: np.ndarray, val_y: np.ndarray) -> Ridge:
+        fits = [Ridge(alpha=p).fit(x, y) for p in PENALTIES]
+        return min(fits, key=lambda fit: ((fit.predict(val_x) - val_y) ** 2).sum())
+
+    first = best(standard(drr.train, drr.train), drr.train.paired_ct(), standard(drr.val, drr.train),
+                 drr.val.paired_ct())  # fmt: skip
+    x, val_x = (standard(cases, target.train) for cases in (target.train, target.val))
+    losses = {}
+    for weight in WEIGHTS:
+        left, val_left = (
+            cases.paired_ct() - weight * first.predict(inputs)
+            for cases, inputs in ((target.train, x), (target.val, val_x))
+        )
+        second = best(x, left, val_x, val_left)
+        losses[weight] = ((second.predict(val_x) - val_left) ** 2).sum() / len(val_left)
+    found = fitted.fit_summary.stage_weight  # type: ignore[attr-defined]
+    assert dict(found.losses) == pytest.approx(losses, rel=1e-4)
+    assert found.weight == min(losses, key=lambda weight: losses[weight])
+    assert 0 < found.weight < 1
+
+
+def test_one_stage_has_nothing_to_take_over(small: FitData, budget: Budget) -> None:
+    for name in ("ridge-head", "hinton-kd"):
+        assert build_method(name, budget).fit(small, 0).fit_summary.stage_weight is None  # type: ignore[attr-defined]
