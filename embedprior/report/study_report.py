@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from embedprior.study.config import SOURCE_ONLY, StudyConfig
 from embedprior.study.confounding import label_conflicts, method_notes, source_by_label, within_source
 from embedprior.study.evidence import all_evidence, hypothesis_table
 from embedprior.study.run import DesignResult, StudyResult
+from embedprior.study.runner import RECORD
 from embedprior.tables import write_table
 
 Table = tuple[str, pd.DataFrame, str]
@@ -69,6 +71,49 @@ def fit_table(result: StudyResult) -> Table:
     table = frame.groupby("method", sort=False).sum().reset_index()
     table["seconds"] = table["seconds"].round(1)
     return ("Fits", table, "Seconds of this run; a reused fit costs only the time to find it.")
+
+
+def choice_tables(result: StudyResult) -> list[Table]:
+    """Return what the fits took over of the DRR stage and what it was worth, and the settings that they chose."""
+    stages: dict[str, list[Mapping[str, Any]]] = {}
+    settings: dict[str, list[str]] = {}
+    notes: dict[str, None] = {}
+    for outcome in result.outcomes:
+        fit = None if outcome.path is None else read_json(outcome.path / RECORD).get("fit")
+        if not fit:
+            continue
+        if fit["stage_weight"] is not None:
+            stages.setdefault(outcome.job.method, []).append(fit["stage_weight"])
+        if fit["search"] is not None:
+            settings.setdefault(outcome.job.method, []).append(fit["search"]["chosen"])
+        notes |= dict.fromkeys(f"{outcome.job.method}: {note}" for note in fit["notes"])
+    tables: list[Table] = []
+    if stages:
+        rows = [
+            {
+                "method": method, "fits": len(found), "stage dropped": sum(one["weight"] == 0 for one in found),
+                "mean weight": round(fmean(one["weight"] for one in found), 2),
+                "loss saved": f"{fmean(one['worth'] for one in found):.1%}",
+                "measured": ", ".join(sorted({one["measured_on"] for one in found})),
+            }
+            for method, found in stages.items()
+        ]  # fmt: skip
+        note = (
+            "Weight of what the stage on DRRs had learned when the stage on radiographs began, chosen among several "
+            "with 0 by the loss on pairs that neither was fitted on; the loss saved is in comparison with weight 0."
+        )
+        tables.append(("What the DRR stage was worth", pd.DataFrame(rows), note))
+    if settings:
+        rows = [
+            {"method": method, "fits": len(found), "settings": name, "chosen in": found.count(name)}
+            for method, found in settings.items()
+            for name in dict.fromkeys(found)
+        ]
+        note = "The configuration gives no 'fit': each method compared the same candidates on the validation cases."
+        tables.append(("Settings that were chosen", pd.DataFrame(rows), note))
+    if notes:
+        tables.append(("Notes of the fits", pd.DataFrame({"note": list(notes)}), ""))
+    return tables
 
 
 def estimate(row: Mapping[str, Any]) -> str:
@@ -135,6 +180,7 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
         tables += metric_table(part.variant.config.metrics, part.key, own)
     for external in result.study.data[0].externals.values():
         tables.append((f"Who was included: {external.name}", flow_table(external.cohort.flow), "The external cohort."))
+    tables += choice_tables(result)
     tables.append(fit_table(result))
     duplicates = result.study.data[0].duplicates
     if len(duplicates):

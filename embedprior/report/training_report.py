@@ -79,6 +79,7 @@ def student_summary(config: TrainStudentConfig, fit: FitSummary | None, aucs: Au
         reads = f" ({fit.total:,} with the frozen head it reads)" if fit.total > fit.trainable else ""
         noun = "parameter" if fit.trainable == 1 else "parameters"
         parts.append(f"{fit.trainable:,} {noun} trained{reads}; {fit.steps:,} steps, {fit.seconds:.1f} s{losses}.")
+        parts += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in fit.sentences()]
     return "\n\n".join([*parts, _auc_table("cases", aucs), RESEARCH_USE]) + "\n"
 
 

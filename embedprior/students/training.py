@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,6 +130,21 @@ class FitSummary:
     stage_weight: StageWeight | None = None
     search: Search | None = None
     notes: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """Return it for a JSON file, without the history and the time."""
+        weight, search = self.stage_weight, self.search
+        return {
+            "trainable": self.trainable, "total": self.total, "steps": self.steps, "losses": list(self.losses),
+            "stage_weight": None if weight is None else {
+                "weight": weight.weight, "worth": weight.worth, "measured_on": weight.measured_on,
+                "losses": {f"{w:g}": loss for w, loss in weight.losses.items()},
+            },
+            "search": None if search is None else {
+                "chosen": search.chosen, "cost": search.cost, "rounds": [dict(one) for one in search.rounds],
+            },
+            "notes": list(self.notes),
+        }  # fmt: skip
 
     def sentences(self) -> list[str]:
         """Return in words how the settings were chosen, what the DRR stage was worth, and the notes."""

@@ -190,13 +190,14 @@ class FoldRunner:
             started = time.monotonic()
             method = method_of(self.inputs, job.method, self._sources())
             external = job.fold_id.design in self.inputs.externals
-            table, unscored, _ = score_fit(method, data, cases.scored, job, independent=external)
+            table, unscored, fitted = score_fit(method, data, cases.scored, job, independent=external)
             write_text(work / SCORES, table.to_csv(index=False))
             write_json(
                 work / RECORD,
                 {
                     "method": job.method, "seconds": round(time.monotonic() - started, 3), "unscored": unscored,
                     "patients_seen": _seen(data, cases.teacher if info.uses_ct else None),
+                    "fit": None if (summary := getattr(fitted, "fit_summary", None)) is None else summary.record(),
                 },
             )  # fmt: skip
 
@@ -221,7 +222,8 @@ def budget_of(inputs: StudyInputs) -> Budget:
     config, chosen = inputs.config, inputs.config.prior
     stages = (chosen.pretrain, chosen.training) if chosen.pretrain is not None else (chosen.training,)
     return Budget(
-        fit=config.fit, balance=config.balance, stages=stages, artifacts=inputs.artifacts,
+        fit=config.fit, settings="given" if "fit" in config.model_fields_set else "auto", balance=config.balance,
+        stages=stages, artifacts=inputs.artifacts,
         samples=chosen.samples, sampler=chosen.sampler, steps=chosen.steps,
     )  # fmt: skip
 

@@ -42,7 +42,8 @@ def one(name: str, budget: Budget, loaded: Loaded, seed: int) -> dict[str, Any]:
     fit_summary, student = fitted.fit_summary, isinstance(method, StudentMethod)
     pretrained = info.uses_ct and getattr(method, "pretraining", False)
     stages = len(loaded.data.stages) if pretrained else 1
-    expected = stages * budget.fit.steps * getattr(method, "step_multiplier", 1)
+    trainings = stages + (stages > 1)  # the last stage with and without what the others taught
+    expected = trainings * budget.fit.steps * getattr(method, "step_multiplier", 1)
     backbone = sum(p.numel() for p in fitted.network.backbone.parameters()) if isinstance(fitted, LogitStudent) else 0
     auc = roc_auc_score(cases.label, fitted.scores(cases if info.needs_ct else cases.without_ct()))
     return {
