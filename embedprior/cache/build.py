@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ from embedprior.errors import BadInput
 from embedprior.runs import Lock, progress
 from embedprior.runs.distributed import ProcessGroup
 from embedprior.runs.files import explain_full_disk
-from embedprior.tables import SeenIds, refuse_repeated_exams
+from embedprior.tables import SeenIds, read_table, refuse_repeated_exams, write_table
 
 SHARD_EXAMS, SHARD_TOKEN_EXAMS = 512, 64
 _QUIET_S = 5.0
@@ -52,6 +52,8 @@ class FillResult:
         embedded: exams that were computed, by all processes.
         failures: one record (``exam_id``, ``stage``, ``reason``) for every exam left out.
         repaired: what was found damaged at the start, and put right.
+        findings: one record (``exam_id``, ``severity``, ``code``, ``message``) for every warning about an exam that was
+            embedded now.
     """
 
     location: CacheLocation
@@ -60,6 +62,7 @@ class FillResult:
     embedded: int
     failures: list[dict[str, str]]
     repaired: list[Corruption]
+    findings: list[dict[str, str]] = field(default_factory=list)
 
 
 def build_cache(
@@ -132,6 +135,7 @@ def fill_cache(
         for loaded in progress(builder.run(blocks), desc or spec.name, total=total):
             builder.take(loaded)
         failures = processes.gather(builder.failures)
+        findings = processes.gather(builder.findings)
         embedded = sum(processes.gather([builder.embedded]))
         parts = processes.gather([builder.view_log.close()])
         count = 0
@@ -141,7 +145,7 @@ def fill_cache(
                 write_index(location.folder)
                 write_pointer(out, location, blocks.view)
         processes.barrier()
-    return FillResult(location, blocks.view, count, embedded, failures, repaired)
+    return FillResult(location, blocks.view, count, embedded, failures, repaired, findings)
 
 
 @dataclass
@@ -214,6 +218,7 @@ class _Builder:
         self._batch_size, self._workers = batch_size, workers
         self._open: dict[int, _Open] = {}
         self.failures: list[dict[str, str]] = []
+        self.findings: list[dict[str, str]] = []
         self.embedded = 0
         self.view_log = ViewLog(location.folder)
 
@@ -237,6 +242,10 @@ class _Builder:
         pending = self._open[loaded.task.block]
         pending.sources |= loaded.sources
         pending.failed |= dict(loaded.failures)
+        self.findings += [
+            {"exam_id": exam_id, "severity": one.severity, "code": one.code, "message": one.message}
+            for exam_id, one in loaded.findings
+        ]
         for ids, batch in loaded.batches:
             for exam_id, row, is_finite in zip(ids, *self._embed(batch.numpy()), strict=True):
                 if is_finite:
@@ -336,7 +345,25 @@ def summary_text(filled: FillResult, precision: dict[str, Any] | None, asked: in
             + ("" if centred is None else f", {centred:.1e} about the mean embedding")
             + "."
         )
+    if filled.findings:
+        count = len({one["exam_id"] for one in filled.findings})
+        lines.append(f"Embedded, but the audit of the image warns (findings.csv): {count}.")
     if filled.failures:
         lines.append(f"Left out, each with its reason in failures.csv: {len(filled.failures)}.")
         lines += [f"- {one['exam_id']}: {one['reason']}" for one in filled.failures[:5]]
     return "\n".join(lines) + "\n"
+
+
+FINDINGS = "findings.csv"
+
+
+def write_findings(out: Path, findings: Sequence[Mapping[str, str]]) -> None:
+    """Write what the audits warn of, beside what earlier runs of this folder found in exams not embedded again."""
+    columns = ["exam_id", "severity", "code", "message"]
+    table = pd.DataFrame(findings, columns=columns)
+    target = out / FINDINGS
+    if target.is_file():
+        before = read_table(target, columns)
+        table = pd.concat([before[~before["exam_id"].isin(table["exam_id"])], table], ignore_index=True)
+    if len(table):
+        write_table(table, target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,6 +22,8 @@ from embedprior.cache.format import CacheLocation, read_header, shard_files
 from embedprior.encoders.base import Encoder
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.imaging.files import UnreadableExam, source_hash, source_stamp
+from embedprior.imaging.findings import Finding, collect_findings
+from embedprior.imaging.radiographs import stated_view
 from embedprior.tables import EXAM_REQUIRED, Hashes, HashSet, SeenIds, check_exams, read_pieces
 
 T = TypeVar("T")
@@ -85,15 +88,21 @@ class ExamTable:
     Attributes:
         count: exams that are yielded.
         left_out: exams of other modalities.
+        other_views: how many exams of each view were left out, when views were asked for.
+        unknown_views: exams that stay though nothing names their view.
     """
 
-    def __init__(self, path: Path, modalities: Collection[str], limit: int | None = None) -> None:
+    def __init__(
+        self, path: Path, modalities: Collection[str], limit: int | None = None, views: Collection[str] = ()
+    ) -> None:
         """Read the table through, and check it.
 
         Args:
             path: the CSV; see ``docs/formats.md``.
             modalities: exams of others are left out.
             limit: the first ones only; None = all.
+            views: radiographs of other views are left out (``PA``, ``AP``, ``LATERAL``), by the table's column ``view``
+                and, where that is empty, by the DICOM header; none: all stay.
 
         Raises:
             BadInput: it can't be read, something in it is wrong (see ``tables.check_exams``), or no exam is left.
@@ -101,17 +110,40 @@ class ExamTable:
         self._path, self._modalities = path, modalities
         seen = SeenIds()
         there: set[str] = set()
+        self._excluded: set[str] = set()
+        self.other_views: Counter[str] = Counter()
+        self.unknown_views = 0
         first_line, chosen = 2, 0
         for piece in read_pieces(path, EXAM_REQUIRED, PIECE):
             exams = check_exams(piece, str(path), first_line, seen)
             first_line += len(exams)
             there |= {str(name) for name in exams["modality"].unique()}
             chosen += int(exams["modality"].isin(modalities).sum())
+            if views:
+                self._exclude_views(exams[exams["modality"].isin(modalities)], frozenset(views))
         if not chosen:
             have = ", ".join(sorted(there)) or "no line"
             raise BadInput(f"{path}: no exam of modality {' or '.join(modalities)}; the table has {have}.")
         self.left_out = first_line - 2 - chosen
+        chosen -= len(self._excluded)
+        if not chosen:
+            raise BadInput(f"{path}: no exam of view {' or '.join(sorted(views))}; it has {self.view_text()}.")
         self.count = chosen if limit is None else min(limit, chosen)
+
+    def _exclude_views(self, exams: pd.DataFrame, views: frozenset[str]) -> None:
+        stated = exams["view"] if "view" in exams.columns else [""] * len(exams)
+        for exam_id, kind, path, view in zip(exams["exam_id"], exams["modality"], exams["path"], stated, strict=True):
+            found = "" if kind == "CT" or pd.isna(path) else stated_view(self._path.parent / str(path), view)
+            if found and found not in views:
+                self._excluded.add(str(exam_id))
+                self.other_views[found] += 1
+            elif not found and kind != "CT":
+                self.unknown_views += 1
+
+    def view_text(self) -> str:
+        """Return the counts of ``other_views`` and ``unknown_views`` in words; empty where there are none."""
+        parts = [f"{count} {view}" for view, count in sorted(self.other_views.items())]
+        return ", ".join([*parts, *([f"{self.unknown_views} of unknown view"] if self.unknown_views else [])])
 
     def __iter__(self) -> Iterator[pd.DataFrame]:
         """Yield ``exam_id`` and ``path``, a piece at a time.
@@ -123,7 +155,8 @@ class ExamTable:
         for piece in read_pieces(self._path, EXAM_REQUIRED, PIECE):
             if not left:
                 return
-            kept = piece.loc[piece["modality"].isin(self._modalities), ["exam_id", "path"]].head(left)
+            chosen = piece["modality"].isin(self._modalities) & ~piece["exam_id"].isin(self._excluded)
+            kept = piece.loc[chosen, ["exam_id", "path"]].head(left)
             left -= len(kept)
             yield kept
         if left:
@@ -153,12 +186,14 @@ class Loaded:
         task: the task.
         sources: sha256 by exam id, of every exam whose file is there.
         failures: exam id and reason.
+        findings: exam id and what the audit of its image warns of.
         batches: exam ids, and their stacked pictures or volumes, all of one shape a batch.
     """
 
     task: Task
     sources: dict[str, str] = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
+    findings: list[tuple[str, Finding]] = field(default_factory=list)
     batches: list[tuple[list[str], torch.Tensor]] = field(default_factory=list)
 
 
@@ -188,7 +223,9 @@ class _Reader(Dataset[Loaded]):
             if exam_id not in loaded.sources or exam_id in there:
                 continue
             try:
-                array = self._encoder.read(self._root, path)
+                with collect_findings() as found:
+                    array = self._encoder.read(self._root, path)
+                loaded.findings += [(exam_id, one) for one in found if one.severity != "note"]
                 if source_stamp(self._root, path) != stamps[exam_id]:
                     raise UnreadableExam("its file was changed while it was read; run the same command again")
             except EmbedpriorError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ READABLE = {"CXR": ("CXR", "DRR"), "CT": ("CT",), "image": ("CXR", "DRR", "CT")}
 MEASURED_EXAMS = 32
 
 
-def exams_for(encoder: Encoder, table: Path, modality: str | None = None, limit: int | None = None) -> ExamTable:
+def exams_for(
+    encoder: Encoder, table: Path, modality: str | None = None, limit: int | None = None, views: Collection[str] = ()
+) -> ExamTable:
     """Return the exams of a table that an encoder reads.
 
     Args:
@@ -40,6 +42,7 @@ def exams_for(encoder: Encoder, table: Path, modality: str | None = None, limit:
         table: exam table (CSV).
         modality: only exams of this modality; None = all that the encoder reads.
         limit: the first ones only.
+        views: only radiographs of these views, and those whose view nothing names; none = all.
 
     Raises:
         BadInput: the encoder does not read the modality, or the table can't be used.
@@ -47,7 +50,7 @@ def exams_for(encoder: Encoder, table: Path, modality: str | None = None, limit:
     readable = READABLE.get(encoder.spec.modality, (encoder.spec.modality,))
     if modality is not None and modality not in readable:
         raise BadInput(f"--modality {modality}: encoder '{encoder.spec.name}' reads {', '.join(readable)}.")
-    return ExamTable(table, readable if modality is None else (modality,), limit)
+    return ExamTable(table, readable if modality is None else (modality,), limit, views)
 
 
 def refuse_dtype(encoder: Encoder, dtype: Dtype | None) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 @option("--dtype", type=click.Choice(["float32", "float16", "bfloat16", "uint8"]), help="of the stored numbers")
 @option("--tokens", is_flag=True, help="store slice or patch tokens instead of one embedding an exam")
 @option("--modality", type=click.Choice(["CXR", "DRR", "CT"]), help="only exams of this modality")
+@option("--views", metavar="LIST", help="only radiographs of these views, such as PA,AP, by the table or the DICOM "
+        "header, and those whose view nothing names")  # fmt: skip
 @option("--batch-size", type=COUNT, default=64, metavar="N", help="exams a batch")
 @option("--workers", type=AtLeast(0), default=0, metavar="N", help="processes that read ahead; 0: none")
 @option("--shard-exams", type=COUNT, metavar="N", help="exams a shard, the most that a kill loses and what "
@@ -43,9 +45,10 @@ def embed(**given: Any) -> int:
     Raises:
         BadInput: anything that can be refused before the work begins; nothing was written.
     """
-    from embedprior.cache.build import fill_cache, summary_text
+    from embedprior.cache.build import fill_cache, summary_text, write_findings
     from embedprior.cache.format import cache_location
     from embedprior.cache.plan import exams_for, measure_quantization, plan, refuse_dtype, refuse_second_cache
+    from embedprior.imaging.radiographs import parse_views
     from embedprior.runs import Run, hash_file, record_dependency
     from embedprior.runs.distributed import process_group
 
@@ -56,9 +59,13 @@ def embed(**given: Any) -> int:
     spec = encoder.spec if dtype is None else encoder.spec.model_copy(update={"dtype": dtype})
     location = cache_location(out, spec, tokens)
     refuse_second_cache(out, location)
-    exams = exams_for(encoder, cohort, given["modality"], given["limit"])
+    exams = exams_for(encoder, cohort, given["modality"], given["limit"], parse_views(given["views"]))
     if exams.left_out and processes.is_main:
         print(f"{exams.left_out} exams of other modalities are left out", file=sys.stderr)
+    if exams.view_text() and processes.is_main:
+        kept = f"; {exams.unknown_views} stay though nothing names their view" if exams.unknown_views else ""
+        print(f"{sum(exams.other_views.values())} exams of other views are left out ({exams.view_text()}){kept}",
+              file=sys.stderr)  # fmt: skip
     if given["dry_run"]:
         if processes.is_main:
             print(f"{location.folder}\n{plan(exams, cohort.parent, encoder, location).words()}")
@@ -77,7 +84,10 @@ def embed(**given: Any) -> int:
         precision = measure_quantization(
             encoder, lambda: _encoder(given | {"precision": "fp32"}), exams, cohort.parent, dtype
         )
+        write_findings(out, filled.findings)
         text = summary_text(filled, precision, exams.count)
+        if exams.view_text():
+            text += f"Views left out: {exams.view_text()}.\n"
         run.stage("embed", exams=filled.exams, embedded=filled.embedded, failures=len(filled.failures))
         run.finish(text, filled.failures, cache=filled.location.folder.name, view=filled.view,
                    quantization_error=precision, repaired=[vars(one) for one in filled.repaired])  # fmt: skip

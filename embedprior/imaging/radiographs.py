@@ -103,9 +103,7 @@ def read_radiograph(path: Path | str, view: str = "") -> tuple[Radiograph, list[
         True
     """
     path = Path(path)
-    radiograph, findings = _read_dicom(path) if _holds_dicom(path) else _read_picture(path)
-    if radiograph.grey.ndim != 2:
-        raise UnreadableExam(f"{path.name}: expected one 2D picture, got shape {radiograph.grey.shape}")
+    radiograph, findings = _read(path)
     if float(np.ptp(radiograph.grey)) == 0:
         raise UnreadableExam(f"{path.name}: every pixel has the same value")
     named = normal_view(view)
@@ -121,8 +119,8 @@ def read_radiograph(path: Path | str, view: str = "") -> tuple[Radiograph, list[
 def read_image(root: Path, path: str) -> Float[np.ndarray, "height width"]:
     """Return a radiograph, or one row of an image array, as grey values in [0, 1]: what encoders are given.
 
-    A file is read by ``read_radiograph``: an exam with an error is refused, and what else was found goes to
-    ``collect_findings``. Colour is reduced to luminance (ITU-R 601). 16-bit files keep their depth.
+    A file is read and audited as by ``read_radiograph``: an exam with an error is refused, and what else was found goes
+    to ``collect_findings``. Colour is reduced to luminance (ITU-R 601). 16-bit files keep their depth.
 
     Raises:
         UnreadableExam: not an image, or damaged.
@@ -132,9 +130,19 @@ def read_image(root: Path, path: str) -> Float[np.ndarray, "height width"]:
     if row is not None or file.endswith(".npy"):
         pixels = read_array(root, path)
         return (pixels / np.iinfo(pixels.dtype).max).astype(np.float32)
-    radiograph, findings = read_radiograph(root / file)
+    radiograph, findings = _read(root / file)
+    # a picture of one grey is for the encoder to refuse: a mask or a blank may be what it reads
+    if float(np.ptp(radiograph.grey)) > 0:
+        findings += audit_radiograph(radiograph.grey, radiograph.view)
     report_findings(findings)
     return radiograph.grey
+
+
+def _read(path: Path) -> tuple[Radiograph, list[Finding]]:
+    radiograph, findings = _read_dicom(path) if _holds_dicom(path) else _read_picture(path)
+    if radiograph.grey.ndim != 2:
+        raise UnreadableExam(f"{printable(path.name)}: expected one 2D picture, got shape {radiograph.grey.shape}")
+    return radiograph, findings
 
 
 def _holds_dicom(path: Path) -> bool:

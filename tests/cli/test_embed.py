@@ -271,3 +271,43 @@ def test_two_processes_fill_the_cache_that_one_fills(cohort: Path, tmp_path: Pat
     assert tree(one) == tree(both)
     left_out = [(tmp_path / name / "failures.csv").read_text() for name in ("one", "two")]
     assert left_out[0] == left_out[1]
+
+
+def _radiograph(path: Path, view: str, inverted: bool = False, **changes: Any) -> None:
+    from ..imaging.test_radiographs import frontal, write
+
+    stored = 4095 - frontal() if inverted else frontal()
+    write(path, stored, ViewPosition=view, WindowCenter="2048", WindowWidth="4096", **changes)
+
+
+def test_warnings_are_named_and_errors_left_out_as_the_audit_has_them(tmp_path: Path) -> None:
+    _radiograph(tmp_path / "good.dcm", "PA")
+    _radiograph(tmp_path / "dark.dcm", "PA", inverted=True)
+    _radiograph(tmp_path / "frames.dcm", "PA", NumberOfFrames=2)
+    table = pd.DataFrame({"exam_id": ["good", "dark", "frames"], "patient_id": "p", "modality": "CXR"})
+    table["path"] = table["exam_id"] + ".dcm"
+    table.to_csv(tmp_path / "exams.csv", index=False)
+    words = ["embed", "--cohort", str(tmp_path / "exams.csv"), "--encoder", "pixels-128", "--out", str(tmp_path / "o")]
+    assert main(words) == 3
+    findings = pd.read_csv(tmp_path / "o" / "findings.csv")
+    assert findings[["exam_id", "code"]].to_numpy().tolist() == [["dark", "inverted"]]
+    failures = pd.read_csv(tmp_path / "o" / "failures.csv")
+    assert failures["exam_id"].tolist() == ["frames"]
+    assert "several-frames" in failures["reason"][0]
+    assert main(words) == 3
+    assert len(pd.read_csv(tmp_path / "o" / "findings.csv")) == 1, "what was embedded before keeps its warning"
+
+
+def test_views_leave_out_the_others_by_table_and_header(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, view in (("pa", "PA"), ("ll", "LL"), ("none", "")):
+        _radiograph(tmp_path / f"{name}.dcm", view)
+    table = pd.DataFrame({"exam_id": ["pa", "ll", "none", "said"], "patient_id": "p", "modality": "CXR"})
+    table["path"] = ["pa.dcm", "ll.dcm", "none.dcm", "pa.dcm"]
+    table["view"] = ["", "", "", "AP supine"]
+    table.to_csv(tmp_path / "exams.csv", index=False)
+    words = ["embed", "--cohort", str(tmp_path / "exams.csv"), "--encoder", "pixels-128", "--out", str(tmp_path / "o")]
+    assert main([*words, "--views", "PA"]) == 0
+    assert "2 exams of other views are left out (1 AP, 1 LATERAL, 1 of unknown view)" in capsys.readouterr().err
+    summary = (tmp_path / "o" / "summary.md").read_text()
+    assert "2 of 2 exams are in the cache" in summary
+    assert main([*words, "--views", "XX"]) == 2
