@@ -170,7 +170,7 @@ def test_a_token_cache_gives_every_exam_as_many_tokens_as_it_has(tmp_path: Path)
 def test_fewer_processes_than_asked_for_is_an_error(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("embedprior.runs.distributed._told_to_accelerate", lambda: 2)
+    monkeypatch.setattr("embedprior.runs.distributed._accelerate_num_processes", lambda: 2)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert main(["--config", str(study / "prior.yaml")]) == 2
     error = capsys.readouterr().err
