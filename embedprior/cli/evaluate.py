@@ -19,10 +19,15 @@ BOOTSTRAP = 2000
 @command(epilog="Fields of evidence.json: docs/evidence.md", renamed={"--wide": "--method-columns"})
 @argument("predictions", type=PATH, help="CSV: exam_id, patient_id, label, method, score (+ fold, resample, seed, "
         "split, label_name)")  # fmt: skip
-@option("--method-columns", is_flag=True, help="the CSV has patient_id, label and one column per method")
+@option("--method-columns", is_flag=True, help="the table has patient_id, label and one column per method")
+@option("--method", "methods", multiple=True, metavar="COLUMN", help="a column of scores, where the table has one "
+        "column per method; may be repeated [default: all, if they look like scores]")  # fmt: skip
+@option("--positive", metavar="WORD", help="the label that means 1, where labels are words")
 @option("--reference", metavar="METHOD", help="compare every method with this one [default: the first in the table]")
-@option("--family", type=PATH, metavar="FILE", help="declared comparisons for Holm: CSV a,b or JSON pairs [default: "
-        "every method against the reference]")  # fmt: skip
+@option("--family", type=PATH, metavar="FILE", help="declared claims for Holm: CSV a,b (kind,margin) or JSON "
+        "[default: every method against the reference]")  # fmt: skip
+@option("--claim", "claims", multiple=True, metavar="TEXT", help="a declared claim: 'a > b', 'a >= b - .03' (not "
+        "worse) or 'a = b +- .03' (equivalent); may be repeated")  # fmt: skip
 @option("--oracle", "oracles", multiple=True, metavar="METHOD", help="needs CT at inference: shown, not ranked; may "
         "be repeated")  # fmt: skip
 @option("--unit", type=click.Choice(["patient", "exam"]), default="patient", help="patient averages a patient's "
@@ -30,18 +35,28 @@ BOOTSTRAP = 2000
 @option("--patient-label", type=click.Choice(["max", "index"]), help="label of a patient whose exams disagree: any "
         "positive, or the first exam")  # fmt: skip
 @option("--threshold", type=float, help="declared operating point [default: chosen on rows with split val]")
-@option("--margin", type=float, help="also test non-inferiority against this AUC margin")
+@option("--margin", type=float, help="also claim that every method is not worse than the reference by this AUC margin")
 @option("--relevant-delta", type=float, default=0.05, help="smallest AUC difference worth claiming")
-@option("--ci", type=click.Choice(["logit", "wald"]), default="logit", help="interval of an AUC")
+@option("--alpha", type=float, default=0.05, help="two-sided error rate of the family; intervals cover 1 - alpha")
+@option("--assumed-auc", type=float, default=0.8, help="of the weaker method, for the detectable difference")
+@option(
+    "--assumed-correlation", type=float, default=0.5, help="of the two AUC estimates, for the detectable difference"
+)
+@option("--ci", type=click.Choice(["logit-t", "logit", "wald"]), default="logit-t", help="interval of an AUC")
+@option("--proportion-ci", type=click.Choice(["wilson", "clopper-pearson"]), default="wilson", help="interval of "
+        "sensitivity, specificity, ...")  # fmt: skip
+@option("--max-fpr", type=float, default=0.1, help="false positive rate up to which the partial AUC goes")
+@option("--prevalence", type=float, help="also give PPV and NPV where this share of patients is positive")
 @option("--train-size", type=float, help="training cases per resample, for the Nadeau-Bengio test")
-@option("--subgroup", "subgroups", multiple=True, metavar="COLUMN", help="also report the AUC within view, sex, "
-        "age, site, ...; may be repeated")  # fmt: skip
+@option("--subgroup", "subgroups", multiple=True, metavar="COLUMN", help="also report AUCs and differences within "
+        "view, sex, age, site, ..., and their interaction; may be repeated")  # fmt: skip
 @option("--seed-ensemble", is_flag=True, help="also score each method's mean over seeds, as a row of its own")
 @option("--micro", is_flag=True, help="several labels: also pool them into one AUC (with a warning)")
 @option("--bootstrap", type=int, default=BOOTSTRAP, metavar="N", help="patient bootstrap replicates")
 @option("--no-bootstrap", is_flag=True, help="closed forms only")
 @option("--seed", type=int, default=0, help="seed of the bootstrap")
 @option("--no-figures", is_flag=True, help="write no figures")
+@option("--report", is_flag=True, help="also write report.html, the page a study writes")
 @option("--out", type=PATH, default=Path("runs/evaluate"), metavar="DIR", help="folder of the results")
 def evaluate(**given: Any) -> int:
     """Evaluate a predictions table and write the results; return 0.
@@ -52,7 +67,8 @@ def evaluate(**given: Any) -> int:
     """
     from embedprior.errors import BadInput
     from embedprior.evidence.evaluate import evaluate_predictions
-    from embedprior.evidence.predictions import held_out_blocks, read_family, read_predictions
+    from embedprior.evidence.predictions import held_out_blocks
+    from embedprior.evidence.reading import read_family, read_predictions
 
     out, unit, patient_label = given["out"], given["unit"], given["patient_label"]
     if out.exists() and not out.is_dir():
@@ -60,22 +76,33 @@ def evaluate(**given: Any) -> int:
     # Hashing, and importing the drawing library, run beside the sorting: neither needs the other.
     pool = ThreadPoolExecutor(2)
     digest = pool.submit(_digest, given["predictions"])
-    frame = read_predictions(given["predictions"], wide=given["method_columns"], not_methods=tuple(given["subgroups"]))
+    frame = read_predictions(
+        given["predictions"], wide=given["method_columns"] or bool(given["methods"]), not_methods=given["subgroups"],
+        methods=given["methods"], positive=given["positive"],
+    )  # fmt: skip
     if not given["no_figures"]:
         pool.submit(importlib.import_module, "embedprior.report.figures")
     blocks = held_out_blocks(frame, unit, patient_label)
-    family = None if given["family"] is None else read_family(given["family"])
-    reference = given["reference"] or _first_method(blocks[0].methods, given["oracles"])
+    family = [*(read_family(given["family"]) if given["family"] else ()), *given["claims"]]
+    known = _registered_oracles(blocks[0].methods, given["oracles"])
+    oracles = [*given["oracles"], *known]
+    reference = given["reference"] or _first_method(blocks[0].methods, oracles)
     evidence = evaluate_predictions(
         frame,
         reference,
-        family,
+        family or None,
         unit,
-        given["oracles"],
+        oracles,
         0 if given["no_bootstrap"] else given["bootstrap"],
         patient_label=patient_label,
         ci=given["ci"],
+        alpha=given["alpha"],
         relevant_delta=given["relevant_delta"],
+        assumed_auc=given["assumed_auc"],
+        assumed_correlation=given["assumed_correlation"],
+        proportions=given["proportion_ci"],
+        max_fpr=given["max_fpr"],
+        prevalence=given["prevalence"],
         margin=given["margin"],
         threshold=given["threshold"],
         train_size=given["train_size"],
@@ -87,7 +114,13 @@ def evaluate(**given: Any) -> int:
     )
     if given["reference"] is None:
         evidence["warnings"].append(f"no --reference was given: {reference}, the first method of the table, was taken")
-    _write(given, blocks, evidence, digest.result())
+    if known:
+        evidence["warnings"].append(f"{', '.join(known)} needs CT at inference (method registry): shown, not ranked")
+    read_as = frame.attrs.get("read_as", {})
+    if read_as:
+        said = ", ".join(f"{theirs} as {ours}" for theirs, ours in read_as.items())
+        evidence["warnings"].append(f"columns were read by another name: {said}")
+    _write(given, blocks, evidence, digest.result(), frame)
     return 0
 
 
@@ -150,13 +183,21 @@ def _first_method(methods: Sequence[str], oracles: Sequence[str]) -> str:
     raise EvidenceError("every method is an oracle: name one as --reference.")
 
 
+def _registered_oracles(methods: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Return the methods of the table that the registry knows to need CT at inference and that were not named."""
+    from embedprior.students.registry import describe, method_names
+
+    known = set(method_names())
+    return [m for m in methods if m in known and m not in given and describe(m).needs_ct]
+
+
 def _digest(path: Path) -> str:
     from embedprior.runs import hash_file
 
     return hash_file(path) if path.is_file() else ""
 
 
-def _write(given: dict[str, Any], blocks: Any, evidence: dict[str, Any], digest: str) -> None:
+def _write(given: dict[str, Any], blocks: Any, evidence: dict[str, Any], digest: str, frame: Any) -> None:
     from embedprior.evidence.tables import latex, markdown
     from embedprior.runs import Run, write_json, write_text
 
@@ -173,5 +214,10 @@ def _write(given: dict[str, Any], blocks: Any, evidence: dict[str, Any], digest:
     for name, data in figures.items():
         (out / name).write_bytes(data)
     run.finish(text, [])
+    written = ["evidence.json", "table.md", "table.tex", *figures]
+    if given["report"]:
+        from embedprior.report.evaluation_report import write_evaluation_report
+
+        written.append(write_evaluation_report(out, given["predictions"].name, evidence, frame).name)
     print(text)
-    print(f"written to {out}: evidence.json, table.md, table.tex" + "".join(f", {f}" for f in figures))
+    print(f"written to {out}: {', '.join(written)}")

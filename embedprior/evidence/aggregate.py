@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from embedprior.evidence.decision import Claim, Rules
-from embedprior.evidence.delong import Delong, Floats, influence, n_distinct, renumber
-from embedprior.evidence.errors import EvidenceError, nearest
+from embedprior.evidence.delong import Delong, Floats, delong, influence, n_distinct, renumber
+from embedprior.evidence.errors import EvidenceError
 from embedprior.evidence.panel import Settings, point_metrics
-from embedprior.evidence.predictions import Block, PatientLabel, Unit, blocks_of, select_split
+from embedprior.evidence.predictions import Block, select_split
 from embedprior.evidence.schema import Comparison, Joint, comparison, joint_aucs, method_row, patient_folds, value
 from embedprior.evidence.tests import Test, nadeau_bengio, rank_stability, undefined
 
@@ -231,54 +230,29 @@ def _spread(values: Floats) -> dict[str, Any]:
     }
 
 
-AGE_EDGES = (40, 60, 80)
+def corrected_over_folds(blocks: Sequence[Block], a: str, b: str) -> dict[str, Any] | None:
+    """Return the corrected t test over the folds of one or several k-folds; None with fewer than 3 folds.
 
-
-def subgroup_values(column: pd.Series, name: str) -> pd.Series:
-    """Return the subgroup of each row as text; ages become bands, missing values ``unknown``."""
-    if name == "age" and column.dtype.kind in "if":
-        labels = [f"<{AGE_EDGES[0]}"]
-        labels += [f"{a}-{b - 1}" for a, b in pairwise(AGE_EDGES)]
-        labels += [f">={AGE_EDGES[-1]}"]
-        edges = [-np.inf, *AGE_EDGES, np.inf]
-        column = pd.Series(pd.cut(column, edges, right=False, labels=labels), index=column.index)
-    return column.astype("object").where(column.notna(), "unknown").astype(str)
-
-
-def subgroup_rows(
-    test_rows: pd.DataFrame,
-    columns: Sequence[str],
-    unit: Unit,
-    patient_label: PatientLabel | None,
-    oracles: Sequence[str],
-    rules: Rules,
-) -> list[dict[str, Any]]:
-    """Return AUC rows per subgroup. Exams are selected first, then averaged per patient: a patient with AP and PA
-    exams counts in both. No tests: subgroups are described, not compared.
-
-    Raises:
-        EvidenceError: a column is not in the table.
+    Differences of fold AUCs with variance (1 / J + 1 / (k - 1)) s^2: the second term pays for folds that share training
+    cases (Nadeau & Bengio 2003; Bouckaert & Frank 2004 for repeats). DeLong's test takes the trained models as fixed.
     """
-    found = []
-    for name in columns:
-        if name not in test_rows.columns:
-            given = ", ".join(map(str, test_rows.columns))
-            hint = nearest(name, map(str, test_rows.columns))
-            raise EvidenceError(f"subgroup column {name!r} is not in the table; columns: {given}.{hint}")
-        of_row = subgroup_values(test_rows[name], name)
-        for subgroup in sorted(of_row.unique()):
-            for block in blocks_of(test_rows[of_row == subgroup], unit, patient_label):
-                joint = joint_aucs(block, clustered=unit == "exam" and block.repeats_patients)
-                found += [
-                    {
-                        "column": name,
-                        "subgroup": subgroup,
-                        "resample": block.resample,
-                        **method_row(block, joint, m, m in oracles, rules),
-                    }
-                    for m in block.methods
-                ]
-    return found
+    if any(block.folds is None or len(block.fold_names) < 3 for block in blocks):
+        return None
+    differences = []
+    for block in blocks:
+        folds = block.folds
+        assert folds is not None
+        for f in range(len(block.fold_names)):
+            inside = folds == f
+            if block.labels[inside].any() and not block.labels[inside].all():
+                aucs = [delong(block.labels[inside], block.scores[m][:, inside]).auc.mean() for m in (a, b)]
+                differences.append(aucs[0] - aucs[1])
+    test = nadeau_bengio(np.array(differences), 1 / (len(blocks[0].fold_names) - 1))
+    name = f"Nadeau-Bengio over {len(differences)} folds"
+    return {
+        "test": name, "t": value(test.statistic), "df": value(test.df), "p": value(test.p),
+        "reason": test.reason if np.isnan(test.p) else None,
+    }  # fmt: skip
 
 
 MICRO_WARNING = (

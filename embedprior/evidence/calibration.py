@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from embedprior.evidence.delong import Floats
+from embedprior.evidence.intervals import quantile
 from embedprior.evidence.metrics import Cases, Metric, ratio
 
 ECE_BINS = 10
@@ -147,22 +148,28 @@ def reliability(cases: Cases, bins: int = ECE_BINS) -> list[dict[str, Any]]:
     return rows
 
 
-def decision_curve(cases: Cases, points: int = 49) -> list[dict[str, float]]:
+def decision_curve(cases: Cases, alpha: float = 0.05, points: int = 49) -> list[dict[str, float | None]]:
     """Return net benefit TP/n - FP/n * t/(1 - t) against treating all (treating none is 0) for t in (0, 1).
 
-    Vickers & Elkin, Med. Decis. Making 2006. Several seeds: their mean.
+    Vickers & Elkin, Med. Decis. Making 2006. Several seeds: their mean. ``ci_low`` and ``ci_high`` are a pointwise
+    band: net benefit is a mean over cases, whose variance adds up within patients.
     """
     thresholds = np.arange(1, points + 1) / (points + 1)
     n, positives = cases.labels.size, int(np.count_nonzero(cases.labels))
     odds = thresholds / (1 - thresholds)
-    benefit = np.zeros(points)
-    for row in cases.scores:
-        ordered_pos, ordered_neg = np.sort(row[cases.labels]), np.sort(row[~cases.labels])
-        hits = positives - np.searchsorted(ordered_pos, thresholds, side="left")
-        false = (n - positives) - np.searchsorted(ordered_neg, thresholds, side="left")
-        benefit += (hits - false * odds) / n
+    z, u = float(quantile(1 - alpha / 2)), cases.n_patients
     treat_all = (positives - (n - positives) * odds) / n
-    return [
-        {"threshold": float(t), "net_benefit": float(b), "treat_all": float(a)}
-        for t, b, a in zip(thresholds, benefit / len(cases.scores), treat_all, strict=True)
-    ]
+    rows: list[dict[str, float | None]] = []
+    for t, w, everyone in zip(thresholds, odds, treat_all, strict=True):
+        called = (cases.scores >= t).mean(axis=0)
+        gain = np.where(cases.labels, called, -w * called)
+        mean = float(gain.mean())
+        sums = cases.per_patient((gain - mean)[None])[0]
+        half = z * float(np.sqrt(u / (u - 1) * (sums**2).sum())) / n if u > 1 else None
+        rows.append(
+            {
+                "threshold": float(t), "net_benefit": mean, "treat_all": float(everyone),
+                "ci_low": None if half is None else mean - half, "ci_high": None if half is None else mean + half,
+            }
+        )  # fmt: skip
+    return rows

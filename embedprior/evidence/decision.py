@@ -155,6 +155,16 @@ def _within_margin(claim: Claim, low: float, high: float, detectable: float | No
     return INCONCLUSIVE if detectable is not None and detectable <= margin else NOT_TESTABLE
 
 
+def as_claim(given: Claim | str | tuple[str, str]) -> Claim:
+    """Return a claim from itself, its text, or the pair (a, b) of "a scores higher than b"."""
+    if isinstance(given, Claim):
+        return given
+    if isinstance(given, str):
+        return parse_claim(given)
+    a, b = given
+    return Claim(str(a), str(b))
+
+
 def status(fixed: str | None, resampled: str | None) -> str:
     """Combine the verdict on a fixed split with the one over folds or resamples, which decides where there is one.
 

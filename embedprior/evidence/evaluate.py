@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 
 from embedprior.evidence.aggregate import (
     MICRO_WARNING,
+    corrected_over_folds,
     is_repeated_kfold,
     join_repeats,
     macro,
@@ -19,22 +20,25 @@ from embedprior.evidence.aggregate import (
     ranks,
     resample_rows,
     resampled_comparison,
-    subgroup_rows,
     too_few_patients,
     training_size,
 )
-from embedprior.evidence.decision import Claim, Rules, checked_family, parse_claim
+from embedprior.evidence.decision import Claim, Rules, as_claim, checked_family
 from embedprior.evidence.delong import n_distinct
 from embedprior.evidence.errors import EvidenceError
 from embedprior.evidence.intervals import CiMethod
-from embedprior.evidence.panel import Settings, metric_panels, validation_scores
+from embedprior.evidence.paired_metrics import metric_differences
+from embedprior.evidence.panel import ProportionCi, Settings, metric_panels, validation_scores
 from embedprior.evidence.predictions import (
+    ENSEMBLE,
     Block,
     PatientLabel,
     Unit,
     check_names,
     held_out_blocks,
+    refuse_shared_patients,
     select_split,
+    with_seed_ensembles,
 )
 from embedprior.evidence.schema import (
     NO_PANEL,
@@ -44,14 +48,13 @@ from embedprior.evidence.schema import (
     joint_aucs,
     judge_family,
     method_row,
+    omnibus_row,
     undefined_comparison,
     undefined_method,
-    value,
 )
-from embedprior.evidence.tests import omnibus
+from embedprior.evidence.subgroups import subgroup_comparisons, subgroup_rows
 
 SCHEMA_VERSION = 2
-ENSEMBLE = " (seed ensemble)"
 
 
 @dataclass
@@ -119,6 +122,9 @@ def evaluation(
     threshold: float | None = None,
     at_specificity: float = 0.9,
     at_sensitivity: float = 0.95,
+    max_fpr: float = 0.1,
+    prevalence: float | None = None,
+    proportions: ProportionCi = "wilson",
     train_size: float | None = None,
     subgroups: Sequence[str] = (),
     micro: bool = False,
@@ -152,9 +158,11 @@ def evaluation(
             ``val`` rows of the same method, seed and fold; without those, threshold metrics are undefined.
         at_specificity, at_sensitivity: also report sensitivity where validation specificity reaches the first,
             and specificity where validation sensitivity reaches the second.
+        max_fpr: end of the partial AUC. prevalence: also report PPV and NPV at this share of positives.
+        proportions: interval of sensitivity, specificity and the like: ``wilson`` or ``clopper-pearson`` (exact).
         train_size: training cases per resample, for the Nadeau-Bengio correction (default: counted from
             ``train`` rows).
-        subgroups: columns to describe the AUC within.
+        subgroups: columns to describe AUCs and differences within, with a test of interaction.
         micro: with several labels, also pool all (case, label) pairs; adds a warning.
         seed_ensemble: also score the mean over seeds of each method, as a row of its own.
         bootstrap_seed: seed of the bootstrap streams.
@@ -165,9 +173,13 @@ def evaluation(
     Raises:
         EvidenceError: the table or the names cannot be used; rows are named.
     """
-    _check_options(alpha, relevant_delta, bootstrap, at_specificity, at_sensitivity)
+    shares = {"at_specificity": at_specificity, "at_sensitivity": at_sensitivity, "max_fpr": max_fpr}
+    if prevalence is not None:
+        shares["prevalence"] = prevalence
+    _check_options(alpha, relevant_delta, bootstrap, shares)
     rules = Rules(alpha, ci, relevant_delta, power, assumed_auc, assumed_correlation, planned)
     absent = dict(incomplete or {})
+    refuse_shared_patients(frame)
     if blocks is None and not (absent and frame.empty):
         blocks = held_out_blocks(frame, unit, patient_label)
     blocks = list(blocks or ())
@@ -186,7 +198,7 @@ def evaluation(
             )
     settings = Settings(
         bootstrap, bootstrap_seed, alpha, threshold, at_specificity, at_sensitivity,
-        validation_scores(select_split(frame, "val"), unit, patient_label),
+        validation_scores(select_split(frame, "val"), unit, patient_label), proportions, max_fpr, prevalence,
     )  # fmt: skip
     plan = _Plan(methods, reference, claims, tuple(oracles), rules, settings, unit == "exam", micro, absent)
     if not blocks:
@@ -222,7 +234,11 @@ def evaluation(
         "omnibus": found.omnibus,
         "resamples": found.resamples,
         "subgroups": subgroup_rows(select_split(frame, "test"), subgroups, unit, patient_label, oracles, rules),
-    }
+        "subgroup_comparisons": subgroup_comparisons(
+            select_split(frame, "test"), subgroups, unit, patient_label,
+            list(dict.fromkeys((c.a, c.b) for c in claims if not plan.lacking(c))), alpha,
+        ),
+    }  # fmt: skip
     return UnjudgedEvaluation(evidence, found.comparisons)
 
 
@@ -285,7 +301,7 @@ def _one_split(plan: _Plan, blocks: list[Block]) -> _Found:
             extra = panels[m] if panels else dict(NO_PANEL)
             rows.append({**method_row(block, joint, m, m in plan.oracles, plan.rules), **extra})
         comparisons += _comparisons(plan, block, joint)
-    return _Found(rows, comparisons, [_omnibus_row(b, j, plan.ranked) for b, j in sections], None)
+    return _Found(rows, comparisons, [omnibus_row(b, j, plan.ranked) for b, j in sections], None)
 
 
 def _comparisons(plan: _Plan, block: Block | None, joint: Joint | None) -> list[Comparison]:
@@ -295,6 +311,9 @@ def _comparisons(plan: _Plan, block: Block | None, joint: Joint | None) -> list[
         lacking = plan.lacking(claim)
         if lacking is None and block is not None and joint is not None:
             found = comparison_row(block, joint, claim, plan.rules)
+            if joint.one_table:
+                found.row["corrected"] = corrected_over_folds([block], claim.a, claim.b)
+                found.row["metrics"] = metric_differences(block, claim.a, claim.b, plan.settings)
         else:
             found = undefined_comparison(claim, block.label_name if block else None, lacking or "", plan.rules)
         rows.append(plan.placed(found))
@@ -315,7 +334,11 @@ def _over_repeats(plan: _Plan, blocks: list[Block]) -> _Found:
             }
             for m in plan.methods
         ]  # fmt: skip
-        comparisons += _comparisons(plan, block, joint)
+        own = _comparisons(plan, block, joint)
+        for found in own:
+            if plan.lacking(found.claim) is None:
+                found.row["corrected"] = corrected_over_folds(repeats, found.claim.a, found.claim.b)
+        comparisons += own
     return _Found(rows, comparisons, [], None)
 
 
@@ -346,21 +369,6 @@ def _over_resamples(plan: _Plan, blocks: list[Block], train_size: float | None) 
     return _Found(means, comparisons, [], {"train_size": train_size, "rows": rows, "rank_stability": stability})
 
 
-def with_seed_ensembles(block: Block) -> Block:
-    """Add, for every method with several seeds, a row of its mean score over seeds under its own name."""
-    several = [m for m in block.methods if len(block.seeds[m]) > 1]
-    names = [m + ENSEMBLE for m in several]
-    return replace(
-        block,
-        methods=(*block.methods, *names),
-        seeds={**block.seeds, **dict.fromkeys(names, ("ensemble",))},
-        scores={
-            **block.scores,
-            **{n: block.scores[m].mean(axis=0, keepdims=True) for n, m in zip(names, several, strict=True)},
-        },
-    )
-
-
 def _warnings(plan: _Plan, blocks: list[Block], declared: bool) -> list[str]:
     found = []
     if not declared:
@@ -373,6 +381,9 @@ def _warnings(plan: _Plan, blocks: list[Block], declared: bool) -> list[str]:
     one_class = sum(_one_class_folds(b) for b in blocks)
     if one_class:
         found.append(f"{one_class} folds hold one class only: their cases form no pairs and no part of the AUC")
+    alike = _alike_but_for_case(plan.methods)
+    if alike:
+        found.append(f"methods differ by upper and lower case alone: {alike}")
     unknown = sum(b.n_unknown for b in blocks)
     if unknown:
         found.append(f"{unknown} cases with an unknown label were left out")
@@ -380,6 +391,13 @@ def _warnings(plan: _Plan, blocks: list[Block], declared: bool) -> list[str]:
         over_resamples = len({b.resample for b in blocks}) > 1
         found.append("no micro average: it is not defined over resamples" if over_resamples else MICRO_WARNING)
     return found
+
+
+def _alike_but_for_case(methods: Sequence[str]) -> str:
+    by_lower: dict[str, list[str]] = {}
+    for m in methods:
+        by_lower.setdefault(m.lower(), []).append(m)
+    return "; ".join(" and ".join(names) for names in by_lower.values() if len(names) > 1)
 
 
 def _one_class_folds(block: Block) -> int:
@@ -390,16 +408,14 @@ def _one_class_folds(block: Block) -> int:
     return int(((positives == 0) | (positives == sizes)).sum())
 
 
-def _check_options(
-    alpha: float, relevant_delta: float, bootstrap: int, at_specificity: float, at_sensitivity: float
-) -> None:
+def _check_options(alpha: float, relevant_delta: float, bootstrap: int, shares: Mapping[str, float]) -> None:
     if not 0 < alpha < 0.5:
         raise EvidenceError(f"alpha must be in (0, 0.5), e.g. 0.05; got {alpha}.")
     if not 0 < relevant_delta < 0.5:
         raise EvidenceError(f"relevant_delta must be in (0, 0.5), e.g. 0.05; got {relevant_delta}.")
-    for name, given in (("at_specificity", at_specificity), ("at_sensitivity", at_sensitivity)):
+    for name, given in shares.items():
         if not 0 < given < 1:
-            raise EvidenceError(f"{name} must be in (0, 1), e.g. 0.9; got {given}.")
+            raise EvidenceError(f"{name} must be in (0, 1), e.g. 0.1; got {given}.")
     if bootstrap < 0:
         raise EvidenceError(f"bootstrap counts replicates and cannot be negative; got {bootstrap}.")
 
@@ -417,30 +433,6 @@ def _family(
     claims = [as_claim(given) for given in family]
     check_names([name for c in claims for name in (c.a, c.b)], methods, "the family's method")
     return checked_family(claims)
-
-
-def as_claim(given: Claim | str | tuple[str, str]) -> Claim:
-    """Return a claim from itself, its text, or the pair (a, b) of "a scores higher than b"."""
-    if isinstance(given, Claim):
-        return given
-    if isinstance(given, str):
-        return parse_claim(given)
-    a, b = given
-    return Claim(str(a), str(b))
-
-
-def _omnibus_row(block: Block, joint: Joint, methods: list[str]) -> dict[str, Any]:
-    if any(len(joint.at[m]) > 1 for m in methods):
-        return {
-            "label_name": block.label_name, "methods": methods, "chi2": None, "df": None, "p": None,
-            "reason": "omnibus test not defined over several seeds",
-        }  # fmt: skip
-    at = np.concatenate([joint.at[m] for m in methods])
-    chi2, df, p, reason = omnibus(joint.result.auc[at], joint.result.covariance[np.ix_(at, at)])
-    return {
-        "label_name": block.label_name, "methods": methods, "chi2": value(chi2),
-        "df": df if reason is None or df else None, "p": value(p), "reason": reason,
-    }  # fmt: skip
 
 
 def _where(block: Block) -> str:

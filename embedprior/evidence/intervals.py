@@ -79,7 +79,7 @@ def auc_limits(auc: Any, variance: Variance, method: CiMethod = "logit-t", alpha
         if method == "wald":
             return np.maximum(0.0, auc - q * se), np.minimum(1.0, auc + q * se)
         centre, half = special.logit(auc), q * se / (auc * (1 - auc))
-    return special.expit(centre - half), special.expit(centre + half)
+        return special.expit(centre - half), special.expit(centre + half)
 
 
 def auc_interval(

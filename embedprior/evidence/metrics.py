@@ -196,6 +196,67 @@ def roc_auc(cases: Cases) -> Metric:
     return Metric("roc_auc", values, 0.0, 1.0, "a class is missing")
 
 
+def partial_auc(cases: Cases, max_fpr: float) -> Metric:
+    """Area under the ROC curve up to a false positive rate, scaled to 0.5 for chance and 1 for perfect (McClish 1989).
+
+    Several seeds each; over folds the folds' areas weigh by their pairs, as in the fold-stratified AUC.
+    """
+    fold = np.zeros(cases.labels.size, dtype=np.int64) if cases.folds is None else cases.folds
+    n_folds = int(fold.max(initial=0)) + 1
+    plans = []
+    for row in cases.scores:
+        for f in range(n_folds):
+            inside = np.flatnonzero(fold == f)
+            order = inside[np.argsort(-row[inside], kind="stable")]
+            ends = np.append(np.flatnonzero(np.diff(row[order])), order.size - 1)
+            plans.append((cases.patient[order], cases.labels[order], ends))
+    lowest, most = 0.5 * max_fpr**2, max_fpr
+
+    def area(drawn: Floats, label: Bools, ends: Ints) -> tuple[Floats, Floats]:
+        hits = np.cumsum(drawn * label, axis=1)[:, ends]
+        false = np.cumsum(drawn * ~label, axis=1)[:, ends]
+        pairs = hits[:, -1] * false[:, -1]
+        start = np.zeros((len(drawn), 1))
+        tpr = np.concatenate([start, ratio(hits, hits[:, -1:])], axis=1)
+        fpr = np.concatenate([start, ratio(false, false[:, -1:])], axis=1)
+        width = np.diff(fpr, axis=1)
+        used = np.clip(max_fpr - fpr[:, :-1], 0.0, width)
+        share = np.divide(used, width, out=np.zeros_like(used), where=width > 0)
+        return (used * (tpr[:, :-1] + 0.5 * share * np.diff(tpr, axis=1))).sum(axis=1), pairs
+
+    def values(weights: Floats) -> Floats:
+        per_seed = []
+        for r in range(len(cases.scores)):
+            total, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+            for patient, label, ends in plans[r * n_folds : (r + 1) * n_folds]:
+                found, n = area(weights[:, patient], label, ends)
+                total += np.where(n > 0, np.nan_to_num(found) * n, 0.0)
+                pairs += n
+            per_seed.append(0.5 * (1 + (ratio(total, pairs) - lowest) / (most - lowest)))
+        return np.stack(per_seed, axis=1)
+
+    return Metric(f"partial_auc_fpr_{max_fpr:g}", values, 0.0, 1.0, "a class is missing")
+
+
+def predictive_values(cases: Cases, thresholds: Floats, prevalence: float) -> list[Metric]:
+    """PPV and NPV where this share of patients is positive, from sensitivity and specificity on these cases (Bayes)."""
+    by_name = {m.name: m for m in threshold_metrics(cases, thresholds)}
+    sensitivity, specificity = by_name["sensitivity"].values, by_name["specificity"].values
+
+    def ppv(weights: Floats) -> Floats:
+        right, wrong = sensitivity(weights) * prevalence, (1 - specificity(weights)) * (1 - prevalence)
+        return ratio(right, right + wrong)
+
+    def npv(weights: Floats) -> Floats:
+        right, wrong = specificity(weights) * (1 - prevalence), (1 - sensitivity(weights)) * prevalence
+        return ratio(right, right + wrong)
+
+    why = "no case is called so, or a class is missing"
+    return [
+        Metric(f"{name}_at_prevalence_{prevalence:g}", of, 0.0, 1.0, why) for name, of in (("ppv", ppv), ("npv", npv))
+    ]
+
+
 #: Weights held at a time, in numbers (32 MiB).
 CHUNK = 4_000_000
 #: Share of replicates that may be undefined (no case called positive, say) before the interval is withheld.

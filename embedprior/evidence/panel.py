@@ -8,21 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from embedprior.evidence import calibration
 from embedprior.evidence.delong import Bools, Floats
-from embedprior.evidence.intervals import ZERO_VARIANCE, Interval, quantile, wilson
+from embedprior.evidence.intervals import ZERO_VARIANCE, Interval, clopper_pearson, quantile, wilson
 from embedprior.evidence.metrics import (
     Cases,
     Metric,
     average_precision,
     cases_of,
     interval,
+    partial_auc,
     patient_strata,
+    predictive_values,
     replicate_values,
     roc_auc,
     stream,
@@ -33,6 +35,7 @@ from embedprior.evidence.predictions import Block, PatientLabel, Unit, blocks_of
 from embedprior.evidence.schema import value
 
 Key = tuple[str | None, str | None, str, str, str]
+ProportionCi = Literal["wilson", "clopper-pearson"]
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,11 @@ THRESHOLD_NAMES = (
 
 @dataclass(frozen=True)
 class Settings:
-    """Bootstrap size and seed, error rate, declared threshold, fixed operating points, validation scores."""
+    """Bootstrap size and seed, error rate, declared threshold, fixed operating points, validation scores.
+
+    ``proportions`` names the interval of a proportion, ``max_fpr`` the end of the partial AUC, ``prevalence`` the share
+    of positives that PPV and NPV are also given for.
+    """
 
     bootstrap: int
     seed: int
@@ -149,6 +156,9 @@ class Settings:
     at_specificity: float
     at_sensitivity: float
     validation: dict[Key, tuple[Bools, Floats]]
+    proportions: ProportionCi = "wilson"
+    max_fpr: float = 0.1
+    prevalence: float | None = None
 
 
 @dataclass
@@ -197,7 +207,7 @@ def metric_panels(block: Block, methods: Sequence[str], settings: Settings) -> d
         }
         refused = calibration.refusal(cases[m].scores) or not block.labels.size
         panels[m]["reliability"] = None if refused else calibration.reliability(cases[m])
-        panels[m]["decision_curve"] = None if refused else calibration.decision_curve(cases[m])
+        panels[m]["decision_curve"] = None if refused else calibration.decision_curve(cases[m], settings.alpha)
     for i, (m, e) in enumerate(flat):
         found = _interval(e, cases[m], estimates[i], drawn.get(i), settings)
         panels[m]["metrics"][e.name] = {
@@ -224,6 +234,10 @@ def _entries(block: Block, method: str, cases: Cases, settings: Settings) -> lis
         return [_Entry(name, None, "no case has a known label") for name in ("pr_auc", *THRESHOLD_NAMES, *names)]
     prevalence = float(block.labels.mean())
     found = [_Entry("pr_auc", average_precision(cases), extra={"prevalence": value(prevalence)})]
+    both = bool(block.labels.any() and not block.labels.all())
+    name = f"partial_auc_fpr_{settings.max_fpr:g}"
+    partial = partial_auc(cases, settings.max_fpr) if both else None
+    found.append(_Entry(name, partial, None if both else "a class is missing"))
     if settings.bootstrap:
         found.append(_Entry("roc_auc_bootstrap", roc_auc(cases)))
     found += _operating_point(block, method, cases, settings)
@@ -246,7 +260,10 @@ def _operating_point(block: Block, method: str, cases: Cases, settings: Settings
     chosen, reason = cut(block, method, YOUDEN, settings.validation, settings.threshold)
     if chosen is None:
         return [_Entry(name, None, reason) for name in THRESHOLD_NAMES]
-    return [_Entry(metric.name, metric) for metric in threshold_metrics(cases, chosen.per_case)]
+    metrics = threshold_metrics(cases, chosen.per_case)
+    if settings.prevalence is not None:
+        metrics += predictive_values(cases, chosen.per_case, settings.prevalence)
+    return [_Entry(metric.name, metric) for metric in metrics]
 
 
 def _fixed(block: Block, method: str, cases: Cases, settings: Settings, held: str, target: float) -> list[_Entry]:
@@ -287,17 +304,32 @@ def _interval(entry: _Entry, cases: Cases, estimates: Floats, drawn: Floats | No
     if np.isnan(mean):
         return Interval(np.nan, np.nan, np.nan, np.nan, None, metric.undefined)
     if not _has_closed_form(entry, cases):
+        if metric.successes is not None and mean in (0.0, 1.0):
+            return _bound_over_patients(metric, cases, mean, alpha)
         if drawn is None:
             return Interval(mean, np.nan, np.nan, np.nan, None, "no interval: the bootstrap is off")
         return interval(estimates, drawn, metric.low, metric.high, alpha)
     if metric.successes is not None and metric.trials is not None:
-        low, high = wilson(float(metric.successes[0]), float(metric.trials[0]), alpha)
-        return Interval(mean, np.nan, low, high, "wilson")
+        of = clopper_pearson if settings.proportions == "clopper-pearson" else wilson
+        low, high = of(float(metric.successes[0]), float(metric.trials[0]), alpha)
+        return Interval(mean, np.nan, low, high, settings.proportions)
     se = _brier_se(cases, mean) if entry.wald_se is None else float(entry.wald_se[0])
     if not se**2 > ZERO_VARIANCE:
         return Interval(mean, np.nan, np.nan, np.nan, None, "no variance")
     half = quantile(1 - alpha / 2) * se
     return Interval(mean, se, max(metric.low, mean - half), min(metric.high, mean + half), "wald")
+
+
+def _bound_over_patients(metric: Metric, cases: Cases, mean: float, alpha: float) -> Interval:
+    """One-sided bound of a proportion of exactly 0 or 1 with several exams a patient: each patient counts once."""
+    inside = {"sensitivity": cases.labels, "specificity": ~cases.labels}.get(metric.name)
+    if inside is None:
+        why = f"exactly {mean:g} in every case: no interval with several exams of a patient"
+        return Interval(mean, np.nan, np.nan, np.nan, None, why)
+    n = np.unique(cases.patient[inside]).size
+    bound = alpha ** (1 / n)
+    low, high = (bound, 1.0) if mean == 1 else (0.0, 1.0 - bound)
+    return Interval(mean, np.nan, low, high, "one-sided bound", f"exactly {mean:g} in all {n} patients of the class")
 
 
 def _brier_se(cases: Cases, mean: float) -> float:

@@ -6,11 +6,9 @@ with one seed. A *block* is one label in one resample: the same cases for every 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +21,7 @@ from embedprior.evidence.errors import EvidenceError, nearest
 REQUIRED = ("exam_id", "patient_id", "label", "method", "score")
 OPTIONAL = ("fold", "resample", "seed", "split", "label_name")
 SPLITS = ("train", "val", "test")
+ENSEMBLE = " (seed ensemble)"
 Unit = Literal["patient", "exam"]
 PatientLabel = Literal["max", "index"]
 
@@ -97,7 +96,7 @@ def blocks_of(frame: pd.DataFrame, unit: Unit, patient_label: PatientLabel | Non
     Args:
         frame: long form. unit: ``patient`` averages the scores of a patient's exams.
         patient_label: how exams of one patient with different labels become one label: ``max`` (any
-            positive) or ``index`` (the first exam listed); None refuses them.
+            positive; the mean score) or ``index`` (label and score of the first exam listed); None refuses them.
 
     Raises:
         EvidenceError: naming the rows with missing ids, NaN or infinite scores, labels other than 0/1,
@@ -206,7 +205,13 @@ def _numbers(frame: pd.DataFrame, column: str) -> Floats:
     empty = given.isna() | (given.astype("string").str.strip().str.lower().isin(["nan", "na", ""]))
     bad = parsed.isna() & ~empty
     if bad.any():
-        raise EvidenceError(f"column {column!r} must hold numbers; see {_rows(frame[bad], column)}.")
+        words = [str(v) for v in given[bad].unique()]
+        hint = ""
+        if column == "label" and len(given.dropna().unique()) == 2:
+            hint = f" Next: say which word means 1, e.g. --positive {words[0]!r} (positive=... in Python)."
+        elif any("," in w for w in words):
+            hint = " Is it a decimal comma? Next: separate columns by ';' or write decimal points."
+        raise EvidenceError(f"column {column!r} must hold numbers; see {_rows(frame[bad], column)}.{hint}")
     return parsed.to_numpy(dtype=np.float64)
 
 
@@ -277,13 +282,16 @@ def _by_patient(block: Block, patient_label: PatientLabel | None) -> Block:
         if (folds[code] != block.folds).any():
             exams = block.case_ids[(folds[code] != block.folds)][:6].tolist()
             raise EvidenceError(f"exams of one patient lie in different folds, e.g. exams {exams}.")
-    labels = block.labels[first] if patient_label == "index" else positives > 0
-    averaged = {
-        m: np.stack([np.bincount(code, weights=row, minlength=n) for row in s]) / size for m, s in block.scores.items()
-    }
-    return replace(
-        block, case_ids=block.case_ids[first], patients=patients, labels=labels, folds=folds, scores=averaged
-    )
+    if patient_label == "index":
+        labels = block.labels[first]
+        scores = {m: s[:, first] for m, s in block.scores.items()}
+    else:
+        labels = positives > 0
+        scores = {
+            m: np.stack([np.bincount(code, weights=row, minlength=n) for row in s]) / size
+            for m, s in block.scores.items()
+        }
+    return replace(block, case_ids=block.case_ids[first], patients=patients, labels=labels, folds=folds, scores=scores)
 
 
 def _agree(frame: pd.DataFrame, rows: Ints, values: NDArray[Any], first: Ints, column: str) -> None:
@@ -325,6 +333,21 @@ def _rows(bad: pd.DataFrame, column: str | None = None) -> str:
     return "; ".join(parts) + more
 
 
+def with_seed_ensembles(block: Block) -> Block:
+    """Add, for every method with several seeds, a row of its mean score over seeds under its own name."""
+    several = [m for m in block.methods if len(block.seeds[m]) > 1]
+    names = [m + ENSEMBLE for m in several]
+    return replace(
+        block,
+        methods=(*block.methods, *names),
+        seeds={**block.seeds, **dict.fromkeys(names, ("ensemble",))},
+        scores={
+            **block.scores,
+            **{n: block.scores[m].mean(axis=0, keepdims=True) for n, m in zip(names, several, strict=True)},
+        },
+    )
+
+
 def check_names(given: Iterable[str], allowed: Iterable[str], what: str) -> None:
     """Raise EvidenceError when a method named by the caller is not in the table."""
     names = list(allowed)
@@ -335,79 +358,23 @@ def check_names(given: Iterable[str], allowed: Iterable[str], what: str) -> None
             )
 
 
-IDS = ("exam_id", "patient_id", "method", *OPTIONAL)
-#: Columns of a wide table that are not methods.
-NOT_METHODS = ("exam_id", "patient_id", "label", *OPTIONAL, "view", "sex", "age", "site")
-
-
-def read_predictions(path: Path, *, wide: bool = False, not_methods: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Return a predictions CSV in long form, indexed by ``line`` (the header is line 1).
-
-    Args:
-        path: CSV. Ids are kept as text. wide: one column per method beside ``patient_id, label``.
-        not_methods: further columns of a wide table that hold no scores (site, scanner, ...).
+def refuse_shared_patients(frame: pd.DataFrame) -> None:
+    """Refuse patients who choose thresholds (``val``) or train where they are also tested: in one fold and resample.
 
     Raises:
-        EvidenceError: no such file, no table in it, or (wide) no method or a patient listed twice without exams.
+        EvidenceError: the patients are named.
     """
-    if not path.is_file():
-        raise EvidenceError(f"{path} does not exist; give a CSV of predictions.")
-    try:
-        header = pd.read_csv(path, nrows=0).columns
-        dtypes = {c: object if c in ("exam_id", "patient_id") else "category" for c in IDS if c in header}
-        frame = pd.read_csv(path, dtype=dtypes, low_memory=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise EvidenceError(f"{path} is not a CSV table: {error}") from error
-    frame.index = pd.RangeIndex(2, len(frame) + 2, name="line")
-    return from_wide(frame, not_methods) if wide else frame
-
-
-def from_wide(frame: pd.DataFrame, not_methods: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Return the long form of a table with one column per method; without ``exam_id`` a patient is one case."""
-    for column in ("patient_id", "label"):
-        if column not in frame.columns:
-            given = ", ".join(map(str, frame.columns))
-            hint = nearest(column, map(str, frame.columns))
+    if "split" not in frame.columns:
+        return
+    by = ["patient_id", *(c for c in ("resample", "fold") if c in frame.columns and not frame[c].isna().all())]
+    tested = frame.loc[frame["split"].astype(str) == "test", by].drop_duplicates()
+    for part, harm in (("val", "their threshold is chosen on the cases it is applied to"), ("train", "they were seen")):
+        other = frame.loc[frame["split"].astype(str) == part, by].drop_duplicates()
+        both = other.merge(tested, on=by)["patient_id"].drop_duplicates().tolist()
+        if both:
+            named = ", ".join(map(repr, both[:5]))
+            where = " of one fold" if len(by) > 1 else ""
             raise EvidenceError(
-                f"a wide table needs patient_id, label and one column per method; it has: {given}.{hint}"
+                f"{len(both)} patients are in '{part}' and in 'test'{where}, e.g. {named}: {harm}. Next: give each "
+                "patient one split in a fold, or leave these rows out."
             )
-    kept = [c for c in frame.columns if c in NOT_METHODS or c in not_methods]
-    methods = [c for c in frame.columns if c not in kept]
-    if not methods:
-        raise EvidenceError("the wide table has no method column beside " + ", ".join(kept) + ".")
-    base = frame[[c for c in kept if c != "method"]]
-    if "exam_id" not in base.columns:
-        twice = base["patient_id"].duplicated(keep=False)
-        if twice.any():
-            lines = ", ".join(map(str, base.index[twice][:5]))
-            raise EvidenceError(
-                f"patients are listed twice (lines {lines}); add an exam_id column to give a patient several rows."
-            )
-        base = base.assign(exam_id=base["patient_id"])
-    parts = [base.assign(method=str(m), score=frame[m]) for m in methods]
-    return pd.concat(parts)
-
-
-def read_family(path: Path) -> list[tuple[str, str]]:
-    """Return the declared comparisons of a CSV with columns ``a, b``, or of a JSON list of pairs.
-
-    Raises:
-        EvidenceError: the file is missing or holds no pairs.
-    """
-    if not path.is_file():
-        raise EvidenceError(f"{path} does not exist; a family is a CSV with columns a,b or a JSON list of pairs.")
-    if path.suffix == ".json":
-        try:
-            pairs = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise EvidenceError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
-            raise EvidenceError(f'{path} must be a list of pairs such as [["prior", "cxr_only"]].')
-    else:
-        table = pd.read_csv(path, dtype=str)
-        if not {"a", "b"} <= set(table.columns):
-            raise EvidenceError(f"{path} needs columns a,b; it has: {', '.join(map(str, table.columns))}.")
-        pairs = np.asarray(table[["a", "b"]].dropna()).tolist()
-    if not pairs:
-        raise EvidenceError(f"{path} declares no comparison.")
-    return [(str(a), str(b)) for a, b in pairs]

@@ -19,7 +19,8 @@ from embedprior.evidence.delong import Bools, Floats, Ints, delong
 from embedprior.evidence.errors import EvidenceError, nearest
 from embedprior.evidence.evaluate import evaluate_predictions, evaluation
 from embedprior.evidence.intervals import Interval, auc_interval
-from embedprior.evidence.predictions import from_wide, held_out_blocks, read_predictions
+from embedprior.evidence.predictions import held_out_blocks
+from embedprior.evidence.reading import from_wide, read_predictions, renamed, with_positive
 from embedprior.evidence.tables import markdown
 from embedprior.evidence.tests import Estimate, Sample, is_constant, paired_test
 
@@ -210,7 +211,8 @@ def evaluate(
     *,
     family: Sequence[Claim | str | Names] | None = None,
     oracles: Sequence[str] = (),
-    method_columns: bool = False,
+    method_columns: bool | Sequence[str] = False,
+    positive: str | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Evaluate a table of predictions: AUCs, paired tests against a reference, intervals, verdicts.
@@ -223,7 +225,9 @@ def evaluate(
             direct-head - .03"`` (not worse) and ``"a = b ± .03"`` (equivalent), or pairs (a, b) for "a scores higher
             than b"; None = every method that is no oracle against ``reference``.
         oracles: methods that need CT at inference: shown, never ranked with the others.
-        method_columns: the table has one row a case: ``patient_id``, ``label``, and one column of scores a method.
+        method_columns: the table has one row a case: ``patient_id``, ``label``, and one column of scores a method; or
+            the names of these columns, where there are others.
+        positive: the label that means 1, where labels are words.
         settings: of ``evidence.evaluate_predictions``: ``unit``, ``patient_label``, ``ci``, ``alpha``, ``margin``,
             ``threshold``, ``bootstrap``, ``subgroups`` and more.
 
@@ -258,7 +262,7 @@ def evaluate(
     for name in settings:
         if name not in takes:
             raise EvidenceError(f"evaluate has no setting {name!r}. Allowed: {', '.join(takes)}.{nearest(name, takes)}")
-    frame = _table(predictions, method_columns, tuple(settings.get("subgroups", ())))
+    frame = _table(predictions, method_columns, tuple(settings.get("subgroups", ())), positive)
     unit, patient_label = settings.get("unit", "patient"), settings.get("patient_label")
     blocks = held_out_blocks(frame, unit, patient_label)
     chosen = _first_method(blocks[0].methods, oracles) if reference is None else reference
@@ -268,17 +272,23 @@ def evaluate(
     return Evaluation(evidence)
 
 
-def _table(predictions: pd.DataFrame | Path | str, wide: bool, not_methods: tuple[str, ...]) -> pd.DataFrame:
+def _table(
+    predictions: pd.DataFrame | Path | str, columns: bool | Sequence[str], not_methods: tuple[str, ...],
+    positive: str | None,
+) -> pd.DataFrame:  # fmt: skip
+    wide, methods = bool(columns), () if isinstance(columns, bool) else tuple(columns)
     if isinstance(predictions, (str, Path)):
-        return read_predictions(Path(predictions), wide=wide, not_methods=not_methods)
+        path = Path(predictions)
+        return read_predictions(path, wide=wide, not_methods=not_methods, methods=methods, positive=positive)
     if not isinstance(predictions, pd.DataFrame):
         raise EvidenceError(
             f"evaluate was given a {type(predictions).__name__}. Allowed: a DataFrame or the path of a CSV. "
             "Next: pandas.DataFrame(...), or delong_test for two score vectors."
         )
     # rows are named by their place: an index with gaps or repeats would name them twice or wrongly
-    frame = predictions.reset_index(drop=True)
-    return from_wide(frame, not_methods) if wide else frame
+    frame = renamed(predictions.reset_index(drop=True), wide)
+    frame = frame if positive is None else with_positive(frame, positive)
+    return from_wide(frame, not_methods, methods) if wide else frame
 
 
 def _first_method(methods: Sequence[str], oracles: Sequence[str]) -> str:

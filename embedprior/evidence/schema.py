@@ -25,6 +25,7 @@ from embedprior.evidence.tests import (
     is_constant,
     margin_p,
     mean_over_seeds,
+    omnibus,
     paired_test,
     undefined,
 )
@@ -231,6 +232,21 @@ def comparison_row(block: Block, joint: Joint, claim: Claim, rules: Rules) -> Co
     return comparison(claim, block.label_name, test, rules, _correlation(joint, a, b), patient_folds(block))
 
 
+def omnibus_row(block: Block, joint: Joint, methods: list[str]) -> dict[str, Any]:
+    """Return the test that all these methods share one AUC."""
+    if any(len(joint.at[m]) > 1 for m in methods):
+        return {
+            "label_name": block.label_name, "methods": methods, "chi2": None, "df": None, "p": None,
+            "reason": "omnibus test not defined over several seeds",
+        }  # fmt: skip
+    at = np.concatenate([joint.at[m] for m in methods])
+    chi2, df, p, reason = omnibus(joint.result.auc[at], joint.result.covariance[np.ix_(at, at)])
+    return {
+        "label_name": block.label_name, "methods": methods, "chi2": value(chi2),
+        "df": df if reason is None or df else None, "p": value(p), "reason": reason,
+    }  # fmt: skip
+
+
 def patient_folds(block: Block) -> Folds:
     """Return the patients with a positive case and those without, in every fold that holds both."""
     folds = np.zeros(block.labels.size, dtype=np.int64) if block.folds is None else block.folds
@@ -286,6 +302,7 @@ def comparison(
         "min_detectable_delta_holm": None,
         "verdict": EXPLORATORY,
         "corrected": None,
+        "metrics": {},
         "reason": test.reason,
     }
     return Comparison(claim, row, test, folds, rules=rules)
@@ -309,6 +326,7 @@ __all__ = [
     "joint_aucs",
     "judge_family",
     "method_row",
+    "omnibus_row",
     "patient_folds",
     "undefined_comparison",
     "undefined_method",

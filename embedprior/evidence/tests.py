@@ -93,9 +93,10 @@ def paired_test(
 ) -> Test:
     """Test AUC a - AUC b of two methods on the same cases.
 
-    With fewer than ``SMALL`` independent cases of a class and one seed, the rank-swap permutation decides, else
-    DeLong's test with Student's t. Against a constant score the other method is tested against 0.5. The interval adds
-    the distances of both single intervals (``square_and_add``) and agrees with the p that decides.
+    With fewer than ``SMALL`` independent cases of a class and one seed, the rank-swap permutation decides (for coarse
+    scores the larger of its p and that of DeLong's z), else DeLong's test with Student's t. Against a constant score
+    the other method is tested against 0.5. The interval adds the distances of both single intervals
+    (``square_and_add``) and agrees with the p that decides.
 
     Args:
         a, b: both AUCs. difference: variance of a - b. sample: the cases. joint: the joint estimate they come from.
@@ -119,7 +120,7 @@ def paired_test(
     statistic = delta / se if not no_spread else np.nan
     df = float(difference.df)
     p_delong = two_sided_p(statistic, df) if not no_spread else np.nan
-    p, how = _deciding(a, b, sample, joint, p_delong, swap, name)
+    p, how = _deciding(a, b, sample, joint, p_delong, swap, name, statistic)
     if np.isnan(p):
         return undefined(delta, "the difference has no variance on these cases: no test")
     spread = np.sqrt(a.variance.total * b.variance.total) if not (a.constant or b.constant) else 0.0
@@ -135,8 +136,9 @@ def paired_test(
 
 
 def _deciding(
-    a: Estimate, b: Estimate, sample: Sample, joint: Delong, p_delong: float, swap: tuple[float, str], name: str
-) -> tuple[float, str]:
+    a: Estimate, b: Estimate, sample: Sample, joint: Delong, p_delong: float, swap: tuple[float, str], name: str,
+    statistic: float,
+) -> tuple[float, str]:  # fmt: skip
     """Return the p that decides, by sizes and ties alone, and the name of its test."""
     if a.constant or b.constant:
         scores = sample.b if a.constant else sample.a
@@ -150,8 +152,19 @@ def _deciding(
     if np.isnan(p_delong) or (one_seed and few and not np.isnan(swap[0])):
         whole = "" if sample.clusters is None else " of patients"
         folds = ", within folds" if sample.strata is not None else ""
-        return swap[0], f"rank-swap permutation{whole} ({swap[1]}{folds})"
+        name = f"rank-swap permutation{whole} ({swap[1]}{folds})"
+        if few and not np.isnan(statistic) and is_coarse(sample.a, sample.b):
+            return max(swap[0], two_sided_p(statistic)), f"{name} or DeLong z, the larger p (few different scores)"
+        return swap[0], name
     return p_delong, name
+
+
+def is_coarse(a: Floats, b: Floats) -> bool:
+    """Whether one of the methods gives fewer different scores than half of its cases, such as ratings from 1 to 5.
+
+    Their mid-ranks differ between methods by chance, which makes swapping them reject too often (up to .08).
+    """
+    return any(np.unique(row).size < 0.5 * row.size for row in (*a, *b))
 
 
 def against_half(auc: float, variance: Variance, exact: float = np.nan, reason: str | None = None) -> Test:

@@ -270,6 +270,9 @@ def _figures(blocks: Sequence[Block], rows: Sequence[Mapping[str, Any]]) -> dict
 
     def decision(axes: Axes, method: str, style: dict[str, Any]) -> bool:
         curve = by_name[method]["decision_curve"] or ()
+        low, high = ([c.get(k) for c in curve] for k in ("ci_low", "ci_high"))
+        if curve and None not in (*low, *high):
+            axes.fill_between([c["threshold"] for c in curve], low, high, color=style["color"], alpha=0.12, lw=0)
         axes.plot([c["threshold"] for c in curve], [c["net_benefit"] for c in curve], label=method, **style)
         return bool(curve)
 

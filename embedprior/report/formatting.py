@@ -147,6 +147,9 @@ def comparison_sentence(comparison: Mapping[str, Any], alpha: float = 0.05, case
     verdict = str(comparison.get("verdict") or "")
     tail = (f"; verdict: {verdict}" if verdict and verdict != "exploratory" else "") + tail
     figures = f"Δ = {signed(comparison['delta'])}, {percent(alpha)} CI {limits}, {test}"
+    corrected = comparison.get("corrected") or {}
+    if number(corrected.get("p")) is not None:
+        figures += f"; paying for the choice of training cases {p_value(corrected['p'], alpha)} ({corrected['test']})"
     margin = number(comparison.get("margin"))
     if margin is not None:
         same = "as good as" if comparison.get("kind") == "equivalent" else "not worse than"

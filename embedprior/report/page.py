@@ -23,6 +23,7 @@ from embedprior.report.content import (
     MethodRow,
     Report,
     Results,
+    fixed_models,
     results,
 )
 from embedprior.report.embedding_map import embedding_figure
@@ -167,7 +168,11 @@ def _section(section: EvidenceSection, anchor: str) -> Section:
     ready = Section(
         anchor=anchor,
         heading=section.heading,
-        intro=[*section.intro, *(f"Note: {text}." for text in evidence.get("warnings", ()))],
+        intro=[
+            *section.intro,
+            *fixed_models(evidence),
+            *(f"Note: {text}." for text in evidence.get("warnings", ())),
+        ],
         counted="pos / neg" if evidence.get("unit", "patient") == "patient" else f"{evidence['unit']}s pos / neg",
         results=results(evidence, section.method_notes),
     )
@@ -268,7 +273,7 @@ def _markdown_frame(frame: pd.DataFrame) -> str:
 
 def _markdown_section(section: EvidenceSection) -> list[str]:
     found = results(section.evidence, section.method_notes)
-    parts = [f"## {escaped(section.heading)}", *map(escaped, section.intro)]
+    parts = [f"## {escaped(section.heading)}", *map(escaped, [*section.intro, *fixed_models(section.evidence)])]
     parts.append(results_table(section.evidence, section.method_notes))
     if found.comparisons:
         parts.append("\n".join(f"- {escaped(row.sentence)}" for row in found.comparisons))

@@ -91,6 +91,51 @@ def test_wide_table_gives_the_same_evidence(predictions: Path, tmp_path: Path) -
     assert found[0] == pytest.approx(found[1])
 
 
+def test_claims_report_and_other_options_reach_the_results(predictions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["evaluate", str(predictions), "--reference", "cxr_only", "--oracle", "ct", "--no-bootstrap", "--report"]
+    words += ["--claim", "prior > cxr_only", "--claim", "prior >= cxr_only - .03", "--alpha", ".1", "--threshold", ".5"]
+    assert main([*words, "--prevalence", ".05", "--proportion-ci", "clopper-pearson", "--out", str(out)]) == 0
+    evidence = json.loads((out / "evidence.json").read_text(encoding="utf-8"))
+    assert evidence["claims"] == ["prior > cxr_only", "prior >= cxr_only - 0.03"]
+    assert evidence["alpha"] == 0.1
+    table, page = ((out / name).read_text(encoding="utf-8") for name in ("table.md", "report.html"))
+    verdict = evidence["comparisons"][1]["verdict"]
+    row = next(line for line in table.splitlines() if line.startswith("| prior >= cxr_only - 0.03 |"))
+    assert row.endswith(f"| {verdict} |")
+    assert "ΔAUC (90 % CI)" in table
+    assert "Sens. at spec." in table
+    assert "ECE" in table
+    assert "prior is not worse than cxr_only within −0.03" in page.replace("\u00a0", " ")
+
+
+def test_oracles_of_the_registry_are_known_without_being_named(tmp_path: Path, predictions: Path) -> None:
+    frame = pd.read_csv(predictions).replace({"method": {"ct": "ct-only", "cxr_only": "cxr-only"}})
+    path = tmp_path / "renamed.csv"
+    frame.to_csv(path, index=False)
+    out = tmp_path / "out"
+    options = ["--reference", "cxr-only", "--no-bootstrap", "--no-figures", "--out", str(out)]
+    assert main(["evaluate", str(path), *options]) == 0
+    evidence = json.loads((out / "evidence.json").read_text(encoding="utf-8"))
+    assert (evidence["oracles"], evidence["family"]) == (["ct-only"], [["prior", "cxr-only"]])
+    assert any("ct-only needs CT at inference" in w for w in evidence["warnings"])
+
+
+def test_three_hundred_methods_print_no_thousand_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(1)
+    scores = pd.DataFrame(rng.random((24, 300)), columns=[f"m{i}" for i in range(300)])
+    scores.insert(0, "label", np.arange(24) % 2)
+    scores.insert(0, "patient_id", [f"p{i}" for i in range(24)])
+    scores.to_csv(tmp_path / "many.csv", index=False)
+    options = ["--no-bootstrap", "--no-figures", "--out", str(tmp_path / "out")]
+    assert main(["evaluate", str(tmp_path / "many.csv"), "--method-columns", *options]) == 0
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) < 400
+    assert "of 300 rows; evidence.json holds all" in printed
+    evidence = json.loads((tmp_path / "out" / "evidence.json").read_text(encoding="utf-8"))
+    assert len(evidence["comparisons"]) == 299
+
+
 def test_power_prints_the_detectable_difference(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["power", "--pos", "23", "--neg", "63", "--auc", ".8", "--correlation", ".5", "--comparisons", "9"]
     assert main(words) == 0

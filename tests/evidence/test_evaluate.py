@@ -11,8 +11,10 @@ import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from embedprior.evidence import EvidenceError, delong, evaluate_predictions
+from embedprior.evidence.predictions import held_out_blocks
 
 
 def table(
@@ -79,6 +81,7 @@ def test_one_split_equals_delong_and_holm_by_hand() -> None:
 def test_only_test_rows_are_scored_and_thresholds_come_from_validation() -> None:
     test = table({"ref": 0.8, "a": 1.2})
     val = table({"ref": 0.8, "a": 1.2}, seed=9).assign(split="val")
+    val = val.assign(patient_id="v" + val.patient_id, exam_id="v" + val.exam_id)
     without = check(evaluate_predictions(test, "ref"))
     evidence = check(evaluate_predictions(pd.concat([test.assign(split="test"), val]), "ref"))
     assert by_method(evidence)["a"]["auc"] == by_method(without)["a"]["auc"]
@@ -296,6 +299,7 @@ def test_resamples_use_the_corrected_test_and_need_the_training_size() -> None:
 def test_training_size_is_counted_from_train_rows() -> None:
     frame = resamples().assign(split="test")
     train = pd.concat([table({"ref": 0.4}, 100, seed=r).assign(resample=r, split="train") for r in range(6)])
+    train["patient_id"] = "t" + train["patient_id"]
     evidence = check(evaluate_predictions(pd.concat([frame, train]), "ref"))
     assert evidence["resamples"]["train_size"] == 100
 
@@ -340,9 +344,163 @@ def test_every_field_is_documented() -> None:
     one = evaluate_predictions(table({"ref": 0.5, "a": 1.0}), "ref", bootstrap=20, threshold=0.5, margin=0.05)
     many = evaluate_predictions(resamples(), "ref", train_size=160)
     names = set(one) | set(one["methods"][0]) | set(one["methods"][0]["metrics"]) | set(one["comparisons"][0])
-    names |= set(many["comparisons"][0]) | set(many["resamples"])
+    names |= set(many["comparisons"][0]) | set(many["resamples"]) | set(one["comparisons"][0]["metrics"])
     names -= {"schema_version", "method", "label_name", "a", "b"}
     assert not {n for n in names if f"`{n}`" not in text and f"`{n}[]`" not in text}
+
+
+def test_patients_who_choose_thresholds_or_train_are_not_tested_in_the_same_fold() -> None:
+    """All 40 test patients are validation (training) patients too: they are named, and nothing is evaluated."""
+    test = table({"ref": 0.8, "a": 1.2}, n=40).assign(split="test")
+    for part in ("val", "train"):
+        with pytest.raises(EvidenceError, match=rf"40 patients are in '{part}' and in 'test'.*'p0'"):
+            evaluate_predictions(pd.concat([test, test.assign(split=part)]), "ref")
+    number = test.exam_id.str[1:].astype(int)
+    folds = pd.concat([test.assign(fold=number % 4), test.assign(fold=(number + 1) % 4, split="val")])
+    assert evaluate_predictions(folds, "ref")["methods"][0]["operating_point"]["thresholds"] is not None
+    folds.loc[(folds.split == "val") & (folds.patient_id == "p7"), "fold"] = 3
+    with pytest.raises(EvidenceError, match=r"1 patients are in 'val' and in 'test' of one fold, e.g. 'p7'"):
+        evaluate_predictions(folds, "ref")
+
+
+def test_index_exam_gives_label_and_score() -> None:
+    frame = pd.DataFrame(
+        {"exam_id": ["a1", "a2", "b1", "c1"], "patient_id": ["A", "A", "B", "C"], "label": [0, 1, 1, 0],
+         "method": "m", "score": [0.1, 0.9, 0.8, 0.2]}
+    )  # fmt: skip
+    (block,) = held_out_blocks(frame, "patient", "index")
+    assert (block.labels.tolist(), block.scores["m"].tolist()) == ([False, True, False], [[0.1, 0.8, 0.2]])
+
+
+def test_methods_that_differ_by_case_alone_are_said() -> None:
+    evidence = check(evaluate_predictions(table({"cxr": 0.5, "Cxr": 1.0}), "cxr"))
+    assert any("cxr and Cxr" in w for w in evidence["warnings"])
+
+
+def validated() -> pd.DataFrame:
+    val = table({"ref": 0.8, "a": 1.6}, seed=9).assign(split="val")
+    val = val.assign(patient_id="v" + val.patient_id, exam_id="v" + val.exam_id)
+    return pd.concat([table({"ref": 0.8, "a": 1.6}).assign(split="test"), val])
+
+
+def test_sensitivity_and_specificity_are_compared_by_mcnemar_at_validation_thresholds() -> None:
+    frame = validated()
+    (row,) = check(evaluate_predictions(frame, "ref"))["comparisons"]
+    cases, found = frame[frame.split == "test"], by_method(evaluate_predictions(frame, "ref"))
+    right = {}
+    for m in ("ref", "a"):
+        (threshold,) = found[m]["operating_point"]["thresholds"]
+        own = cases[(cases.method == m) & (cases.label == 1)]
+        right[m] = (own.score >= threshold).to_numpy()
+    only_a, only_ref = (right["a"] & ~right["ref"]).sum(), (~right["a"] & right["ref"]).sum()
+    got = row["metrics"]["sensitivity"]
+    assert got["delta"] == pytest.approx(right["a"].mean() - right["ref"].mean())
+    assert got["p"] == pytest.approx(stats.binomtest(only_a, only_a + only_ref).pvalue)
+    assert got["test"] == "exact McNemar"
+    without = check(evaluate_predictions(cases, "ref"))["comparisons"][0]["metrics"]["sensitivity"]
+    assert (without["delta"], "no operating point" in without["reason"]) == (None, True)
+
+
+def test_clustered_and_brier_differences_are_those_of_patient_means() -> None:
+    frame = table({"ref": 0.6, "a": 1.4}, n=60, exams=3)
+    (row,) = check(evaluate_predictions(frame, "ref", unit="exam", threshold=0.5))["comparisons"]
+    wide = frame.pivot(index=["patient_id", "exam_id", "label"], columns="method", values="score").reset_index()
+    error = (wide["a"] - wide["label"]) ** 2 - (wide["ref"] - wide["label"]) ** 2
+    each = error.groupby(wide["patient_id"]).mean()  # equal numbers of exams: the mean over patients
+    expected = stats.ttest_1samp(each, 0)
+    got = row["metrics"]["brier"]
+    assert (got["delta"], got["p"]) == (pytest.approx(error.mean()), pytest.approx(expected.pvalue))
+    positive = wide[wide["label"] == 1]
+    gain = ((positive["a"] >= 0.5).astype(float) - (positive["ref"] >= 0.5)).groupby(positive["patient_id"]).mean()
+    got = row["metrics"]["sensitivity"]
+    assert (got["delta"], got["p"]) == (pytest.approx(gain.mean()), pytest.approx(stats.ttest_1samp(gain, 0).pvalue))
+    assert got["test"] == "patient-clustered t"
+
+
+def test_differences_of_pr_auc_and_partial_auc_are_bootstrapped() -> None:
+    frame = table({"ref": 0.4, "a": 1.8}, n=100)
+    evidence = check(evaluate_predictions(frame, "ref", bootstrap=400))
+    metrics, rows = evidence["comparisons"][0]["metrics"], by_method(evidence)
+    for name in ("pr_auc", "partial_auc_fpr_0.1"):
+        assert metrics[name]["delta"] == pytest.approx(
+            rows["a"]["metrics"][name]["value"] - rows["ref"]["metrics"][name]["value"]
+        )
+        assert metrics[name]["ci_low"] < metrics[name]["delta"] < metrics[name]["ci_high"]
+    off = evaluate_predictions(frame, "ref")["comparisons"][0]["metrics"]["pr_auc"]
+    assert (off["ci_low"], off["reason"]) == (None, "no interval: the bootstrap is off")
+
+
+def test_clopper_pearson_and_another_prevalence_on_request() -> None:
+    frame = validated()
+    rows = by_method(check(evaluate_predictions(frame, "ref", proportions="clopper-pearson", prevalence=0.05)))
+    metrics = rows["a"]["metrics"]
+    sensitivity, specificity = metrics["sensitivity"], metrics["specificity"]
+    assert sensitivity["ci_method"] == "clopper-pearson"
+    k = round(sensitivity["value"] * 48)
+    exact = stats.binomtest(k, 48).proportion_ci(method="exact")
+    assert (sensitivity["ci_low"], sensitivity["ci_high"]) == pytest.approx((exact.low, exact.high))
+    right = sensitivity["value"] * 0.05
+    wrong = (1 - specificity["value"]) * 0.95
+    assert metrics["ppv_at_prevalence_0.05"]["value"] == pytest.approx(right / (right + wrong))
+
+
+def test_sensitivity_of_one_with_several_exams_a_patient_is_bounded_by_patients() -> None:
+    frame = table({"ref": 0.6, "a": 1.0}, n=40, exams=3).assign(score=lambda f: 0.2 + 0.6 * f.label)
+    row = by_method(check(evaluate_predictions(frame, "ref", unit="exam", threshold=0.5, bootstrap=20)))["a"]
+    found = row["metrics"]["sensitivity"]
+    assert (found["value"], found["ci_low"], found["ci_high"]) == (1.0, pytest.approx(0.05 ** (1 / 16)), 1.0)
+
+
+def test_difference_within_subgroups_and_their_interaction() -> None:
+    """Two halves of the patients: chi-square of independent differences, by hand."""
+    frame = table({"ref": 0.5, "a": 1.5}, n=160)
+    number = frame.exam_id.str[1:].astype(int)
+    frame["sex"] = np.where(number % 2 == 0, "f", "m")
+    evidence = check(evaluate_predictions(frame, "ref", subgroups=["sex"]))
+    (found,) = evidence["subgroup_comparisons"]
+    deltas, variances = [], []
+    for sex, row in zip("fm", found["subgroups"], strict=True):
+        part = frame[frame.sex == sex]
+        joint = delong(part[part.method == "a"].label, np.stack([part[part.method == m].score for m in ("a", "ref")]))
+        c = joint.covariance
+        deltas.append(joint.auc[0] - joint.auc[1])
+        variances.append(c[0, 0] + c[1, 1] - 2 * c[0, 1])
+        assert (row["subgroup"], row["delta"]) == (sex, pytest.approx(deltas[-1]))
+    chi2 = (deltas[0] - deltas[1]) ** 2 / sum(variances)
+    assert found["interaction"]["chi2"] == pytest.approx(chi2)
+    assert found["interaction"]["p"] == pytest.approx(stats.chi2.sf(chi2, 1))
+
+
+def test_patients_in_two_subgroups_are_not_counted_as_independent() -> None:
+    """The same exams as AP and as PA: both differences are one, and so is the interaction's p."""
+    frame = table({"ref": 0.5, "a": 1.5}, n=80)
+    both = pd.concat([frame.assign(view="AP"), frame.assign(view="PA", exam_id="x" + frame.exam_id)])
+    (found,) = evaluate_predictions(both, "ref", unit="exam", subgroups=["view"])["subgroup_comparisons"]
+    assert found["interaction"]["p"] == pytest.approx(1.0)
+
+
+def test_decision_curve_has_a_band_that_is_the_mean_of_cases() -> None:
+    frame = table({"ref": 0.8})
+    point = check(evaluate_predictions(frame, "ref"))["methods"][0]["decision_curve"][19]
+    t = point["threshold"]
+    called = frame.score >= t
+    gain = np.where(frame.label == 1, called, -t / (1 - t) * called)
+    half = 1.959963984540054 * gain.std(ddof=1) / np.sqrt(120)
+    assert (point["net_benefit"], point["ci_low"]) == (pytest.approx(gain.mean()), pytest.approx(gain.mean() - half))
+
+
+def test_test_over_folds_that_pays_for_training_stands_beside() -> None:
+    frame = table({"ref": 0.5, "a": 1.5})
+    frame["fold"] = frame.exam_id.str[1:].astype(int) % 5
+    (row,) = check(evaluate_predictions(frame, "ref"))["comparisons"]
+    d = []
+    for _, part in frame.groupby("fold"):
+        aucs = [float(delong(p.label, p.score).auc[0]) for p in (part[part.method == m] for m in ("a", "ref"))]
+        d.append(aucs[0] - aucs[1])
+    t = np.mean(d) / np.sqrt((1 / 5 + 1 / 4) * np.var(d, ddof=1))
+    assert row["corrected"]["t"] == pytest.approx(t)
+    assert row["corrected"]["p"] == pytest.approx(2 * stats.t.sf(abs(t), 4))
+    assert check(evaluate_predictions(frame.drop(columns="fold"), "ref"))["comparisons"][0]["corrected"] is None
 
 
 def test_one_method_alone_has_an_interval_and_no_comparison() -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from embedprior.evidence import EvidenceError, evaluate_predictions
+from embedprior.evidence import evaluate_predictions
 from embedprior.evidence.curves import mean_pr, mean_roc, sweep, sweeps_of
-from embedprior.evidence.predictions import blocks_of, from_wide, held_out_blocks, read_family, read_predictions
+from embedprior.evidence.predictions import blocks_of, held_out_blocks
 from embedprior.evidence.tables import latex, markdown
 from embedprior.report.figures import draw_curves
 
@@ -89,46 +87,3 @@ def test_figures_are_drawn_unless_undefined() -> None:
     assert set(figures(logits)) == {"roc.png", "precision_recall.png"}
     one_class = table.assign(label=1)
     assert "roc.png" not in figures(one_class)
-
-
-def test_wide_tables_become_long() -> None:
-    wide = pd.DataFrame(
-        {"patient_id": ["p1", "p2"], "label": [0, 1], "sex": ["f", "m"], "x": [0.1, 0.2], "y": [0.3, 0.4]}
-    )
-    long = from_wide(wide)
-    assert sorted(zip(long.exam_id, long.method, long.score, strict=True)) == [
-        ("p1", "x", 0.1),
-        ("p1", "y", 0.3),
-        ("p2", "x", 0.2),
-        ("p2", "y", 0.4),
-    ]
-    with pytest.raises(EvidenceError, match="listed twice"):
-        from_wide(wide.assign(patient_id="p1"))
-    with pytest.raises(EvidenceError, match="no method column"):
-        from_wide(wide[["patient_id", "label"]])
-    with pytest.raises(EvidenceError, match="Did you mean 'labels'"):
-        from_wide(wide.rename(columns={"label": "labels"}))
-
-
-def test_csv_ids_stay_text_and_lines_are_numbered_from_the_header(tmp_path: Path) -> None:
-    path = tmp_path / "p.csv"
-    path.write_text("exam_id,patient_id,label,method,score\n007,01,1,m,0.5\n008,02,0,m,0.25\n", encoding="utf-8")
-    table = read_predictions(path)
-    assert table["exam_id"].tolist() == ["007", "008"]
-    assert table.index.tolist() == [2, 3]
-    with pytest.raises(EvidenceError, match="does not exist"):
-        read_predictions(tmp_path / "none.csv")
-    (tmp_path / "empty.csv").write_text("", encoding="utf-8")
-    with pytest.raises(EvidenceError, match="not a CSV"):
-        read_predictions(tmp_path / "empty.csv")
-
-
-def test_families_are_read_from_csv_and_json(tmp_path: Path) -> None:
-    (tmp_path / "f.csv").write_text("a,b\nx,y\n", encoding="utf-8")
-    (tmp_path / "f.json").write_text('[["x", "y"]]', encoding="utf-8")
-    (tmp_path / "bad.json").write_text('["x"]', encoding="utf-8")
-    (tmp_path / "bad.csv").write_text("a,c\nx,y\n", encoding="utf-8")
-    assert read_family(tmp_path / "f.csv") == read_family(tmp_path / "f.json") == [("x", "y")]
-    for name, words in (("bad.json", "list of pairs"), ("bad.csv", "columns a,b"), ("none.csv", "does not exist")):
-        with pytest.raises(EvidenceError, match=words):
-            read_family(tmp_path / name)

@@ -53,6 +53,17 @@ def test_the_smaller_class_decides_which_test_counts() -> None:
     assert not math.isnan(enough.p_permutation)
 
 
+def test_coarse_ratings_take_the_larger_p() -> None:
+    labels, scores = scored(1, (0.8, 1.6), 12, 30)
+    ratings = np.clip(np.round(scores * 1.5), -2, 2)
+    found = delong_test(labels, *ratings)
+    c = delong(labels, ratings).covariance
+    z = found.delta / math.sqrt(c[0, 0] + c[1, 1] - 2 * c[0, 1])
+    assert found.p == pytest.approx(max(found.p_permutation, 2 * stats.norm.sf(abs(z))))
+    assert "the larger p" in found.method
+    assert "the larger p" not in delong_test(labels, *scores).method
+
+
 def _split(drawn: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return drawn[0], drawn[1][0], drawn[1][1]
 
