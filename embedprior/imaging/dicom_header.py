@@ -163,7 +163,7 @@ def read_headers(files: DicomFiles, name: str) -> list[Header]:
             header = replace(parse_header(_Converted(data, files.values), name), pixels_at=handle.tell())
             files.headers[name] = [header] if header.frames == 1 else frame_headers(data, header)
             return files.headers[name]
-    except (UnreadableExam, OSError, zipfile.BadZipFile):
+    except UnreadableExam:
         raise
     # pydicom raises whatever a damaged value leads to (ValueError, TypeError, NotImplementedError, struct.error …)
     # with the value in its text, which may be a name

@@ -202,14 +202,15 @@ def stored_values(files: DicomFiles, header: Header) -> np.ndarray[Any, Any]:
     Unused high bits, where old scanners kept overlays, are cleared; the sign is kept.
 
     Raises:
-        UnreadableExam: fewer bytes than the header says, or bits of another layout.
+        UnreadableExam: fewer or more bytes than the header says, or bits of another layout.
     """
     if header.bits_allocated not in (8, 16) or not 1 <= header.bits_stored <= header.bits_allocated:
         raise UnreadableExam(f"{_file(header)}: {header.bits_stored} of {header.bits_allocated} bits stored")
     raw = pixel_bytes(files, header)
     kind = np.dtype(f"{NATIVE[header.transfer_syntax]}{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
     count = header.rows * header.columns
-    if len(raw) < count * kind.itemsize:
+    # one byte more makes an odd length even (DICOM PS3.5 8.1.1)
+    if not count * kind.itemsize <= len(raw) <= count * kind.itemsize + 1:
         raise UnreadableExam(f"{_file(header)}: {len(raw)} bytes of pixels, expected {count * kind.itemsize}")
     values = np.frombuffer(raw, kind, count).reshape(header.rows, header.columns)
     above = header.bits_allocated - 1 - header.high_bit

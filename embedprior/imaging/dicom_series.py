@@ -61,6 +61,10 @@ def audit_frames(headers: Sequence[Header]) -> list[Finding]:
                 f"{lost} of {len(headers)} slices lack ImagePositionPatient, ImageOrientationPatient or PixelSpacing",
             )
         )
+    flat = sum(h.orientation is not None and not _spans_plane(h.orientation) for h in headers)
+    if flat:
+        message = f"ImageOrientationPatient of {flat} of {len(headers)} slices spans no plane"
+        findings.append(Finding("skewed-axes", message))
     patients = len({h.patient_id for h in headers})
     if patients > 1:
         message = f"{patients} different PatientID in one series. Next: sort the files by patient, and export again"
@@ -78,6 +82,12 @@ def audit_frames(headers: Sequence[Header]) -> list[Finding]:
             parts = ", ".join(f"{number} x {_text(value)}" for value, number in counts.most_common(4))
             findings.append(Finding("mixed-frames", f"{len(counts)} different {what} in one series: {parts}"))
     return findings
+
+
+def _spans_plane(orientation: tuple[float, ...]) -> bool:
+    """Whether the two directions are neither 0 nor one line (more is checked of the grid they make)."""
+    rows, columns = np.array(orientation, dtype=np.float64).reshape(2, 3)
+    return bool(np.linalg.norm(np.cross(rows, columns)) > 0.1)
 
 
 def order(headers: Sequence[Header]) -> tuple[list[Header], Float[np.ndarray, "n 3"], Float[np.ndarray, "3 3"]]:
@@ -341,7 +351,7 @@ def _describe(members: Sequence[Header]) -> str:
     parts = [f"{len(members)} slices {first.columns} x {first.rows}"]
     if first.spacing_yx:
         parts.append(f"{first.spacing_yx[1]:.3g} mm pixels")
-    placed = [h for h in members if h.position and h.orientation and not h.localizer]
+    placed = [h for h in members if h.position and h.orientation and _spans_plane(h.orientation) and not h.localizer]
     if len(placed) > 1:
         _, positions, direction = order(placed)
         gaps = np.diff(positions @ direction[:, 2])

@@ -129,7 +129,7 @@ def dicom_mark(head: bytes) -> Literal["preamble", "bare"] | None:
 
 
 def files_below(folder: Path, nested: bool = True) -> list[Path]:
-    """Return the files of a folder in order of their paths, hidden ones and directories of DICOM media left out.
+    """Return the files of a folder in order of their paths, hidden ones left out.
 
     Links to folders are followed, each folder once: one that links back, or to a folder that is listed anyway, is not
     entered again.
@@ -158,8 +158,8 @@ def files_below(folder: Path, nested: bool = True) -> list[Path]:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is no exam by its name: dot files, a disc's directory, previews of Windows."""
-    return name.startswith(".") or name.upper() in ("DICOMDIR", "THUMBS.DB", "__MACOSX")
+    """Return whether a file or folder is no exam by its name: dot files, and what Windows and macOS leave behind."""
+    return name.startswith(".") or name.upper() in ("THUMBS.DB", "__MACOSX")
 
 
 def printable(name: str) -> str:

@@ -154,6 +154,8 @@ class _Peek:
     @property
     def what(self) -> str:
         """The modality, where it is a code of the standard."""
+        if self.file.name.upper() == "DICOMDIR":
+            return "a disc's directory"
         return self.modality if self.modality in MODALITIES else "unknown modality"
 
 
@@ -286,13 +288,13 @@ def _peek(file: Path) -> _Peek:
     try:
         with file.open("rb") as handle, quiet_pydicom():
             data = read_dataset(handle, pixels=False, tags=PEEKED)
-        return _Peek(
-            file, str(data.get("Modality", "")).upper(), str(data.get("SOPClassUID", "")),
-            str(data.get("SeriesInstanceUID", "")), str(data.get("PatientID", "") or ""),
-            str(data.get("StudyInstanceUID", "")) or str(file.parent.parent),
-            "LOCALIZER" in str(data.get("ImageType", "")).upper(), int(data.get("NumberOfFrames", 1) or 1),
-            bool(data.get("Rows")) and bool(data.get("Columns")),
-        )  # fmt: skip
+            return _Peek(
+                file, str(data.get("Modality", "")).upper(), str(data.get("SOPClassUID", "")),
+                str(data.get("SeriesInstanceUID", "")), str(data.get("PatientID", "") or ""),
+                str(data.get("StudyInstanceUID", "")) or str(file.parent.parent),
+                "LOCALIZER" in str(data.get("ImageType", "")).upper(), int(data.get("NumberOfFrames", 1) or 1),
+                bool(data.get("Rows")) and bool(data.get("Columns")),
+            )  # fmt: skip
     # as in dicom_header.read_headers: whatever a damaged value leads to
     except Exception:
         return _Peek(file, "", "", "", "", str(file), False, 1, True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,3 +160,145 @@ def test_header_that_claims_more_voxels_than_the_file_can_hold(tmp_path: Path) -
     path.write_bytes(raw)
     with pytest.raises(UnreadableExam, match="more than the file can hold"):
         read_volume(path)
+
+
+SOUND = chest()[12:24]
+"""What every container below holds: 12 slices of 64 x 64."""
+
+
+def container(folder: Path, kind: str) -> tuple[Path, Path]:
+    """Write the sound volume; return what is read, and the file to damage."""
+    if kind.startswith("dicom"):
+        for index, plane in enumerate(SOUND):
+            data = slice_dataset((plane.astype(np.int32) + 1024).astype(np.int16), index, "1.2.3")
+            pydicom.dcmwrite(folder / f"{index:02d}.dcm", data, enforce_file_format=True)
+        if kind == "dicom":
+            return folder, folder / "05.dcm"
+        with zipfile.ZipFile(folder / "v.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+            for file in sorted(folder.glob("*.dcm")):
+                packed.write(file, file.name)
+                file.unlink()
+        return folder / "v.zip", folder / "v.zip"
+    if kind.startswith("npz"):
+        save = np.savez_compressed if kind == "npz-packed" else np.savez
+        save(folder / "v.npz", hu=SOUND, spacing_mm=[5.0, 5.0, 6.0])
+        return folder / "v.npz", folder / "v.npz"
+    image = sitk.GetImageFromArray(SOUND)
+    image.SetSpacing((5.0, 5.0, 6.0))
+    ending, _, packing = kind.partition("-")
+    path = folder / f"v.{ending}"
+    sitk.WriteImage(image, str(path), packing == "packed")
+    victim = next((f for f in folder.iterdir() if f != path), path)
+    return path, victim
+
+
+def is_sound_or_said(path: Path, usual: set[str]) -> bool:
+    """Whether what comes back is refused, or named by a finding, or the sound volume voxel by voxel."""
+    try:
+        volume, findings = read_volume(path)
+    except (UnreadableExam, BadInput):
+        return True
+    return np.array_equal(volume.hu, SOUND) or bool({f.code for f in findings} - usual)
+
+
+CONTAINERS = ["nii", "nii.gz", "mha", "mha-packed", "mhd", "nrrd", "nrrd-packed", "nhdr", "npz", "npz-packed", "dicom",
+              "dicom-zip"]  # fmt: skip
+CHECKED = ["nii.gz", "nrrd-packed", "mha-packed", "npz", "npz-packed", "dicom-zip"]
+"""Containers with a checksum over their voxels. In the others no reader can tell a flipped bit from a sound one."""
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_what_is_cut_short_is_never_a_wrong_volume(tmp_path: Path, kind: str) -> None:
+    path, victim = container(tmp_path, kind)
+    volume, findings = read_volume(path)
+    np.testing.assert_array_equal(volume.hu, SOUND)
+    whole, usual = victim.read_bytes(), {f.code for f in findings}
+    rng = np.random.default_rng(len(kind))
+    for size in {0, 1, len(whole) // 2, len(whole) - 1, *rng.integers(0, len(whole), 12).tolist()}:
+        victim.write_bytes(whole[:size])
+        assert is_sound_or_said(path, usual), f"{size} of {len(whole)} bytes"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", CHECKED)
+def test_a_flipped_bit_is_never_a_wrong_volume_where_a_checksum_lies(tmp_path: Path, kind: str) -> None:
+    path, victim = container(tmp_path, kind)
+    whole, usual = victim.read_bytes(), {f.code for f in read_volume(path)[1]}
+    rng = np.random.default_rng(len(kind))
+    for _ in range(40):
+        raw = bytearray(whole)
+        for place in rng.integers(600 if len(raw) > 4000 else 0, len(raw), int(rng.integers(1, 4))):
+            raw[place] ^= 1 << int(rng.integers(0, 8))
+        victim.write_bytes(raw)
+        assert is_sound_or_said(path, usual)
+
+
+NIFTI_EDITS = [(40, "<h", v) for v in (2, 4, 7)] + [
+    (at, "<h", v) for at in (42, 44, 46) for v in (1, 11, 63, 65, 128)
+] + [(70, "<h", v) for v in (2, 8, 16, 64, 256, 512, 768)] + [(72, "<h", v) for v in (8, 32)] + [
+    (108, "<f", v) for v in (0.0, 348.0, 351.0, 353.0, 356.0)
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["nii", "nii.gz"])
+@pytest.mark.parametrize("place, layout, value", NIFTI_EDITS)
+def test_an_edited_nifti_header_is_never_a_wrong_volume(
+    tmp_path: Path, kind: str, place: int, layout: str, value: float
+) -> None:
+    path, _ = container(tmp_path, kind)
+    usual = {f.code for f in read_volume(path)[1]}
+    content = path.read_bytes()
+    raw = bytearray(gzip.decompress(content) if kind == "nii.gz" else content)
+    struct.pack_into(layout, raw, place, value)
+    path.write_bytes(gzip.compress(bytes(raw)) if kind == "nii.gz" else bytes(raw))
+    assert is_sound_or_said(path, usual)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["mha", "mha-packed", "mhd", "nrrd", "nrrd-packed", "nhdr"])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        (b"64 64 12", b"64 64 11"), (b"64 64 12", b"64 64 13"), (b"64 64 12", b"63 64 12"), (b"64 64 12", b"64 12"),
+        (b"64 64 12", b"64 -4 12"), (b"MET_SHORT", b"MET_CHAR"), (b"MET_SHORT", b"MET_INT"),
+        (b"MET_SHORT", b"MET_FLOAT"), (b"type: short", b"type: int8"), (b"type: short", b"type: float"),
+        (b"type: short", b"type: none"), (b"NDims = 3", b"NDims = 2"), (b"dimension: 3", b"dimension: 2"),
+        (b"encoding: raw", b"encoding: gzip"), (b"encoding: gzip", b"encoding: raw"),
+        (b"CompressedData = True", b"CompressedData = False"), (b"CompressedData = False", b"CompressedData = True"),
+    ],
+)  # fmt: skip
+def test_an_edited_text_header_is_never_a_wrong_volume(tmp_path: Path, kind: str, old: bytes, new: bytes) -> None:
+    path, _ = container(tmp_path, kind)
+    usual = {f.code for f in read_volume(path)[1]}
+    content = path.read_bytes()
+    if old in content[:1000]:
+        path.write_bytes(content.replace(old, new, 1))
+        assert is_sound_or_said(path, usual)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize(
+    "tag, value",
+    [
+        ("Rows", 32), ("Rows", 65), ("Columns", 63), ("Columns", 128), ("BitsAllocated", 8), ("BitsAllocated", 32),
+        ("BitsStored", 0), ("BitsStored", 17), ("SamplesPerPixel", 3), ("NumberOfFrames", 2), ("PixelSpacing", [0, 0]),
+        ("ImagePositionPatient", [0, 0]), ("ImageOrientationPatient", [1, 0, 0, 1, 0, 0]), ("RescaleSlope", "100"),
+        ("RescaleIntercept", "30000"), ("Modality", "MR"), ("PatientID", "other"), ("SeriesInstanceUID", "1.2.4"),
+    ],
+)  # fmt: skip
+def test_an_edited_dicom_header_is_never_a_wrong_volume(tmp_path: Path, tag: str, value: Any, every: bool) -> None:
+    path, victim = container(tmp_path, "dicom")
+    usual = {f.code for f in read_volume(path)[1]}
+    for file in sorted(path.iterdir()) if every else [victim]:
+        data = pydicom.dcmread(file)
+        pixels = data.PixelData
+        setattr(data, tag, value)
+        data.PixelData = pixels
+        pydicom.dcmwrite(file, data)
+    if every and tag in ("PatientID", "SeriesInstanceUID"):
+        assert np.array_equal(read_volume(path)[0].hu, SOUND)
+    else:
+        assert is_sound_or_said(path, usual)
