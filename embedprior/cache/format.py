@@ -22,6 +22,7 @@ import numpy as np
 from embedprior.encoders.base import EncoderSpec, differing_field, encoder_key, key8
 from embedprior.errors import BadInput, choose
 from embedprior.runs import hash_file, make_folder, read_json, write_file, write_json
+from embedprior.runs.integrity import CHECKSUM, has_own_checksum, with_checksum
 
 MANIFEST = "manifest.json"
 CURRENT = "current"
@@ -78,17 +79,20 @@ def prepare(location: CacheLocation, spec: EncoderSpec) -> None:
         BadInput: a cache of another key lies in this folder (the field is named), or it can't be written to.
     """
     make_folder(location.folder)
-    manifest = location.folder / MANIFEST
     try:
-        have = key_of(location.folder)
+        have = read_manifest(location.folder)
     except BadInput:
-        write_json(manifest, {"key": location.key, "spec": spec})
+        have = {}
     else:
-        refuse_other_key(location.folder.name, have, location.key)
+        refuse_other_key(location.folder.name, have["key"], location.key)
+    if CHECKSUM not in have:
+        write_json(location.folder / MANIFEST, with_checksum({"key": location.key, "spec": spec}))
 
 
-def key_of(folder: Path) -> dict[str, Any]:
-    """Return the key in a cache folder's manifest.
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return a cache folder's manifest: ``key``, ``spec`` (with ``patients_seen``) and the checksum of the two.
+
+    One without checksum, of an earlier version, is read as it is; ``cache verify`` names it.
 
     Raises:
         BadInput: no manifest, or a damaged one.
@@ -96,7 +100,22 @@ def key_of(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("key"), dict):
         raise BadInput(f"{folder / MANIFEST} holds no key. Next: run the command that filled the cache again.")
-    key: dict[str, Any] = manifest["key"]
+    own = has_own_checksum(manifest) if CHECKSUM in manifest else set(manifest) <= {"key", "spec"}
+    if not own:
+        raise BadInput(
+            f"{folder / MANIFEST} no longer has the contents it was written with: its key, or what it says of the "
+            "encoder (patients_seen). Next: run the command that filled the cache again."
+        )
+    return manifest
+
+
+def key_of(folder: Path) -> dict[str, Any]:
+    """Return the key in a cache folder's manifest.
+
+    Raises:
+        BadInput: see ``read_manifest``.
+    """
+    key: dict[str, Any] = read_manifest(folder)["key"]
     return key
 
 

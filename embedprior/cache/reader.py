@@ -27,6 +27,7 @@ from embedprior.cache.format import (
     key_of,
     map_rows,
     read_header,
+    read_manifest,
     read_pointer,
     read_view,
     refuse_other_key,
@@ -37,7 +38,7 @@ from embedprior.cache.format import (
 from embedprior.encoders.base import key8
 from embedprior.errors import BadInput, nearest
 from embedprior.imaging.files import source_hash
-from embedprior.runs import read_json, record_dependency
+from embedprior.runs import hash_array, hash_of, record_dependency
 from embedprior.tables import PAIR_REQUIRED, require_columns
 
 COPY_AFTER = 1 / 16
@@ -75,7 +76,7 @@ class EmbeddingCache:
     @cached_property
     def patients_seen(self) -> frozenset[str] | None:
         """Patients whose exams trained the encoder or chose it; None = trained elsewhere."""
-        seen = read_json(self.path / MANIFEST).get("spec", {}).get("patients_seen")
+        seen = read_manifest(self.path).get("spec", {}).get("patients_seen")
         return None if seen is None else frozenset(seen)
 
     @cached_property
@@ -140,6 +141,19 @@ class EmbeddingCache:
         shard, place = self.where[int(self.rows([exam])[0]) if isinstance(exam, str) else exam].tolist()
         offsets = self.shards[shard][1].offsets
         return from_stored(self._maps[shard][offsets[place] : offsets[place + 1]], self._dtype)
+
+    def digest(self, exam_ids: Sequence[str]) -> str:
+        """Return a sha256 of the embeddings of these exams, without reading them: from the checksums of their shards.
+
+        It changes with any number, source file or place of these exams, and not when others are added.
+
+        Raises:
+            BadInput: an exam is not here.
+        """
+        places = self.where[self.rows(exam_ids)]
+        used, numbers = np.unique(places[:, 0], return_inverse=True)
+        shards = [(self.shards[n][0].name, self.shards[n][1].checksum) for n in used.tolist()]
+        return hash_of([shards, hash_array(np.stack([numbers, places[:, 1]], axis=1).astype("<i8"))])
 
     def counts(self) -> Int[np.ndarray, " exams"]:
         """Return the number of rows of each exam (ones, unless it holds tokens)."""

@@ -23,17 +23,18 @@ from embedprior.cache.format import (
     Array,
     CacheLocation,
     index_rows,
-    key_of,
     read_header,
+    read_manifest,
     read_view,
     shard_corruption,
     shard_files,
 )
 from embedprior.cache.loading import PresentExams, in_pieces
-from embedprior.cache.reader import EmbeddingCache
+from embedprior.cache.reader import EmbeddingCache, open_cache
 from embedprior.encoders.base import differing_field, key8
 from embedprior.errors import BadInput
 from embedprior.runs import Lock
+from embedprior.runs.integrity import CHECKSUM, remember, remembered, stamp_of
 
 Kind = Literal["damaged", "missing", "foreign", "manifest"]
 BUILDER, WRITER, LOCK = ".builder-", ".writer", ".lock"
@@ -68,7 +69,10 @@ def find_corruption(folder: Path, key: dict[str, Any] | None = None) -> list[Cor
         raise BadInput(f"no cache folder {folder}. Next: embedprior cache ls {folder.parent}")
     found: list[Corruption] = []
     try:
-        have = key_of(folder)
+        manifest = read_manifest(folder)
+        have = manifest["key"]
+        if CHECKSUM not in manifest:
+            found.append(Corruption(MANIFEST, "manifest", "it holds no checksum (of an earlier version)"))
         if not folder.name.endswith(f"@{key8(have)}"):
             found.append(Corruption(MANIFEST, "manifest", f"its key has the hash {key8(have)}, the folder another"))
     except BadInput as error:
@@ -83,6 +87,43 @@ def find_corruption(folder: Path, key: dict[str, Any] | None = None) -> list[Cor
         Corruption(path.relative_to(folder).as_posix(), "foreign", "no file of a cache") for path in _strange(folder)
     ]
     return found
+
+
+def refuse_corruption(cache: EmbeddingCache) -> None:
+    """Check the manifest and every shard that a cache reads.
+
+    Shards that were found whole before, and have the stamp they had then, are not read again.
+
+    Raises:
+        BadInput: one is damaged; it is named.
+    """
+    read_manifest(cache.path)
+    known = remembered(cache.path)
+    stamps = dict(known)
+    for path, _ in cache.shards:
+        stamp = stamp_of(path)
+        if known.get(path.name) == stamp:
+            continue
+        reason = shard_corruption(path, key8(cache.key))
+        if reason:
+            raise BadInput(
+                f"cache {cache.path.name}: {path.name}: {reason}. Next: embedprior cache verify {cache.path} names all "
+                "that is wrong; the command that filled the cache, run again, computes what is damaged."
+            )
+        stamps[path.name] = stamp
+    if stamps != known:
+        remember(cache.path, stamps)
+
+
+def open_verified(path: Path | str, expect: dict[str, Any] | None = None) -> EmbeddingCache:
+    """Open a cache to work with its numbers: see ``open_cache`` and ``refuse_corruption``.
+
+    Raises:
+        BadInput: as both of them.
+    """
+    cache = open_cache(path, expect)
+    refuse_corruption(cache)
+    return cache
 
 
 def repair(location: CacheLocation, found: list[Corruption]) -> None:

@@ -111,12 +111,12 @@ def export(cache: Path, out: Path) -> int:
         BadInput: no cache there, an unknown ending, or pyarrow is missing.
     """
     from embedprior.cache.exchange import export_npy, export_parquet
-    from embedprior.cache.reader import open_cache
+    from embedprior.cache.verify import open_verified
     from embedprior.runs import make_folder
 
     if out.suffix not in (".npy", ".parquet"):
         raise BadInput(f"--out {out}. Allowed endings: .npy, .parquet.")
-    opened = open_cache(cache)
+    opened = open_verified(cache)
     make_folder(out.parent)
     if out.suffix == ".npy":
         table = export_npy(opened, out)

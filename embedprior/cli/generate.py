@@ -38,7 +38,7 @@ def generate(config: GenerateConfig, **common: Any) -> int:
     """
     if (common["reference"] is None) != (common["pairs"] is None):
         raise BadInput("the quality report needs both --reference and --pairs.")
-    from embedprior.cache import open_cache
+    from embedprior.cache.verify import open_verified
     from embedprior.prior.generate import exams_to_draw, fit_threads, plan_text
     from embedprior.prior.generate import generate as draw
     from embedprior.prior.model import Prior
@@ -54,7 +54,7 @@ def generate(config: GenerateConfig, **common: Any) -> int:
     from embedprior.tables import write_table
 
     prior = Prior.load(common["prior"], common["device"])
-    cache = open_cache(common["cache"])
+    cache = open_verified(common["cache"])
     ids = exams_to_draw(cache, common["exams"], config.source)[: common["limit"]]
     inputs = {"prior": hash_file(common["prior"] / WEIGHTS), "cache": hash_of(cache.key)}
     head, head_hash = None, ""
@@ -65,7 +65,7 @@ def generate(config: GenerateConfig, **common: Any) -> int:
         inputs["head"] = head_hash
     pairs, reference = None, None
     if common["pairs"] is not None:
-        reference = open_cache(common["reference"])
+        reference = open_verified(common["reference"])
         pairs = pairs_to_measure(common["pairs"], common["splits"], common["part"], set(ids), set(reference.ids))
         refuse_reference(prior, reference)
         if common["splits"] is not None and common["head"] is not None:

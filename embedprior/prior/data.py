@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from embedprior.cache import EmbeddingCache, open_cache
+from embedprior.cache import EmbeddingCache
+from embedprior.cache.verify import open_verified
 from embedprior.encoders.base import key8
 from embedprior.errors import BadInput, nearest
 from embedprior.prior.config import Source, TrainPriorConfig
@@ -152,7 +153,7 @@ def read_pairs(config: TrainPriorConfig) -> tuple[PairArrays, PairArrays, dict[s
         pairs = _of_source(pairs, exams, config)
     splits = check_splits(read_table(Path(config.splits), SPLIT_REQUIRED), config.splits)
     parts = fold_parts(splits, config.design, config.resample, config.fold, config.splits)
-    condition, target = open_cache(config.condition_cache), open_cache(config.target_cache)
+    condition, target = open_verified(config.condition_cache), open_verified(config.target_cache)
     part_of = pairs["patient_id"].map(parts)
     rows = {part: pairs[part_of == part] for part in ("train", "val")}
     for part, chosen in rows.items():

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, UInt8
 
-from embedprior.cache import EmbeddingCache, open_cache
+from embedprior.cache import EmbeddingCache
+from embedprior.cache.verify import open_verified
 from embedprior.errors import BadInput, nearest
 from embedprior.runs import hash_file, hash_of, seed_for
 from embedprior.students.base import Cases, FitData, Fitted, Head, Stage
@@ -74,7 +75,7 @@ def load(config: TrainStudentConfig, needs_teacher: bool) -> Loaded:
     if column not in exams.columns:
         allowed = ", ".join(names) or "(no label column)"
         raise BadInput(f"{config.exams}: label '{config.label}'. Allowed: {allowed}.{nearest(config.label, names)}")
-    caches = {n: open_cache(p) for n, p in named.items() if n in ("cxr_cache", "ct_cache", "pixels", "tokens")}
+    caches = {n: open_verified(p) for n, p in named.items() if n in ("cxr_cache", "ct_cache", "pixels", "tokens")}
     rows = _radiographs(config, exams)
     splits = check_splits(read_table(Path(config.splits), SPLIT_REQUIRED), config.splits)
     rows["part"] = rows["patient_id"].map(

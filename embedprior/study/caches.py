@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, UInt8
 
-from embedprior.cache import EmbeddingCache, open_cache
+from embedprior.cache import EmbeddingCache
+from embedprior.cache.format import read_manifest
+from embedprior.cache.verify import open_verified
 from embedprior.cohort.base import Cohort, flow_step
 from embedprior.cohort.splits import Fold, held_out_cohort
 from embedprior.errors import BadInput
+from embedprior.runs import hash_of
 from embedprior.students.tables import pixels_of, tokens_of
 from embedprior.study.config import CacheChoice, Design, StudyConfig, method_infos
 from embedprior.study.designs import targets_of
@@ -39,6 +42,16 @@ class Caches:
         """Return the caches there are."""
         every = {"cxr": self.cxr, "ct": self.ct, "pixels": self.pixels, "tokens": self.tokens}
         return {name: cache for name, cache in every.items() if cache is not None}
+
+    def hashes(self, exams: pd.DataFrame) -> dict[str, str]:
+        """Return, by cache, hashes of the embeddings of the exams it holds, and of what is known of their encoder."""
+        found = {}
+        for name, cache in self.named().items():
+            held = set(cache.ids)
+            found[f"{name} cache"] = cache.path.name
+            found[f"{name} embeddings"] = cache.digest([i for i in exams["exam_id"] if i in held])
+            found[f"{name} encoder"] = hash_of(read_manifest(cache.path).get("spec", {}))
+        return found
 
     def without_data(self) -> Caches:
         """Return the same caches with nothing of them in memory: small enough to send to another process."""
@@ -76,7 +89,7 @@ def open_caches(choice: CacheChoice, data: Path, like: Caches | None = None) -> 
     """
     places = {"cxr": choice.cxr, "ct": choice.ct, "pixels": choice.pixels, "tokens": choice.tokens}
     keys = {name: cache.key for name, cache in like.named().items()} if like else {}
-    return Caches(**{n: open_cache(data / path, keys.get(n)) for n, path in places.items() if path is not None})
+    return Caches(**{n: open_verified(data / path, keys.get(n)) for n, path in places.items() if path is not None})
 
 
 def cohort_of_caches(data: Path, caches: Caches) -> Cohort:

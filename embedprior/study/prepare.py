@@ -20,6 +20,8 @@ from embedprior.config import parse_config
 from embedprior.encoders.base import Encoder
 from embedprior.encoders.registry import create_encoder
 from embedprior.errors import BadInput, nearest
+from embedprior.imaging.files import UnreadableExam, source_hash
+from embedprior.runs import hash_of
 from embedprior.study.caches import (
     Caches,
     External,
@@ -185,12 +187,27 @@ class StudyData:
         found = {name: _hash(table) for name, table in tables.items()}
         if self.encoder is not None:
             found["encoder weights"] = self.encoder.spec.weights_sha256
+            found["pictures"] = _hash_pictures(self.cohort)
         if self.caches is not None:
-            found |= {f"{name} cache": cache.path.name for name, cache in self.caches.named().items()}
+            found |= self.caches.hashes(self.cohort.exams)
         for external in self.externals.values():
             for name, table in (("exams", external.cohort.exams), ("pairs", external.cohort.pairs)):
                 found[f"{external.name}: {name}"] = _hash(table)
+            hashes = external.caches.hashes(external.cohort.exams)
+            found |= {f"{external.name}: {name}": value for name, value in hashes.items()}
         return found
+
+
+def _hash_pictures(cohort: Cohort) -> str:
+    """Return a hash of the contents of every picture; what can't be read counts as such."""
+    pictures = cohort.exams[cohort.exams["modality"].isin(("CXR", "CT", "DRR"))]
+    found = []
+    for exam_id, path in zip(pictures["exam_id"], pictures["path"], strict=True):
+        try:
+            found.append((exam_id, source_hash(cohort.root, str(path))))
+        except (OSError, ValueError, IndexError, UnreadableExam):
+            found.append((exam_id, "unreadable"))
+    return hash_of(found)
 
 
 def _hash(table: pd.DataFrame) -> str:

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from embedprior.cache import CacheWriter, EmbeddingCache, open_cache
+from embedprior.cache import CacheWriter, EmbeddingCache
+from embedprior.cache.verify import open_verified
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput, nearest
 from embedprior.nn.losses import case_weights
@@ -81,7 +82,7 @@ def read_cases(config: TrainTeacherConfig) -> tuple[dict[str, CtCases], Embeddin
         )
     splits = check_splits(read_table(Path(config.splits), SPLIT_REQUIRED), config.splits)
     parts = fold_parts(splits, config.design, config.resample, config.fold, config.splits)
-    cache = open_cache(config.cache)
+    cache = open_verified(config.cache)
     if config.teacher.kind == "sequence" and not cache.has_tokens:
         raise BadInput(
             f"{cache.path.name} holds one embedding an exam, no tokens. Allowed for kind 'sequence': a token cache "
