@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from embedprior.cache.format import VIEWS, key_of, read_view, shard_files, view_
 from embedprior.cache.reader import open_cache
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam, source_hash
-from embedprior.runs import read_json
+from embedprior.runs import artifacts_root, read_json
 from embedprior.runs.artifacts import MANIFEST
 from embedprior.runs.artifacts import MANIFEST as ARTIFACT_MANIFEST
 from embedprior.runs.provenance import RECORD, registered_runs, runs_under
+
+LEFTOVER = "leftover"
 
 
 def trace(run: Path) -> list[str]:
@@ -35,8 +37,18 @@ def trace(run: Path) -> list[str]:
     lines += [f"  input {name}: {digest[:16]}" for name, digest in sorted(record.get("inputs", {}).items())]
     shown: set[tuple[str, str]] = set()
     for use in record["uses"]:
-        lines += _follow(use, run, 1, shown)
+        lines += _follow(use, run, run, 1, shown)
     return lines
+
+
+def _place_of(use: dict[str, Any], where: Path, run: Path) -> Path:
+    """Return where something that was used lies: where it was, else, by its key, among the artifacts of the run."""
+    path: Path = (where / use["path"]).resolve()
+    if path.is_dir():
+        return path
+    kind = "caches" if use["kind"] == "cache" else use["kind"]
+    roots = [run / "artifacts", artifacts_root(run), *run.resolve().parents[:1]]
+    return next((found for root in roots if (found := root / kind / use["key"]).is_dir()), path)
 
 
 def caches_of(run: Path) -> Iterator[tuple[Path, str]]:
@@ -45,7 +57,7 @@ def caches_of(run: Path) -> Iterator[tuple[Path, str]]:
     seen: set[tuple[Path, str]] = set()
     while waiting:
         use, where = waiting.pop(0)
-        path = (where / use["path"]).resolve()
+        path = _place_of(use, where, run)
         if (path, use["view"]) in seen:
             continue
         seen.add((path, use["view"]))
@@ -82,8 +94,8 @@ def changed_sources(run: Path, exams: pd.DataFrame, root: Path) -> tuple[int, li
     return same, other
 
 
-def _follow(use: dict[str, Any], where: Path, depth: int, shown: set[tuple[str, str]]) -> Iterator[str]:
-    path, indent = (where / use["path"]).resolve(), "  " * depth
+def _follow(use: dict[str, Any], where: Path, run: Path, depth: int, shown: set[tuple[str, str]]) -> Iterator[str]:
+    path, indent = _place_of(use, where, run), "  " * depth
     name = use["key"] if use["kind"] == "cache" else f"{use['kind']} {use['key']}"
     again = (use["key"], use["view"]) in shown
     shown.add((use["key"], use["view"]))
@@ -102,7 +114,7 @@ def _follow(use: dict[str, Any], where: Path, depth: int, shown: set[tuple[str, 
         yield f"{indent}{name}: code {made['code_tag']}"
         yield from (f"{indent}  input {n}: {str(d)[:16]}" for n, d in sorted(made.get("inputs", {}).items()))
         for inner in made.get("uses", []):
-            yield from _follow(inner, path, depth + 1, shown)
+            yield from _follow(inner, path, run, depth + 1, shown)
 
 
 def _rows(folder: Path, view: str) -> Iterator[tuple[str, str]]:
@@ -135,8 +147,9 @@ class Item:
 def listing(root: Path) -> list[Item]:
     """Return everything under a folder, with the runs that need it.
 
-    Runs are found under the folder itself, and by the notes that runs elsewhere left in an artifacts folder. A run
-    counts as long as its ``run.json`` is there.
+    Runs are found under the folder itself, and by the notes that runs elsewhere left in an artifacts folder. What a
+    run used is found where it was, or by its key. Whatever can't be resolved counts as needed: a run that is no longer
+    where its note says (it may have been moved), a record that can't be read, a run that was not finished.
 
     Raises:
         BadInput: no such folder.
@@ -144,16 +157,39 @@ def listing(root: Path) -> list[Item]:
     if not root.is_dir():
         raise BadInput(f"no folder {root}. Next: embedprior cache ls DIR")
     items = {item.path.resolve(): item for item in _found(root)}
-    for run in sorted({*runs_under(root), *registered_runs(root)}):
-        for path in _needed(run):
-            if path in items and run not in items[path].users:
+    runs = runs_under(root)
+    ids = {identity for run in runs if (identity := _id_of(run))}
+    needs = {run: _needed(run, items) for run in runs}
+    for registered in registered_runs(root):
+        if registered.there:
+            needs.setdefault(registered.run, _needed(registered.run, items))
+        elif registered.id not in ids or not registered.id:
+            uses = [{"path": "", **use} for use in registered.uses]
+            needs[registered.run] = _reached(uses, registered.run, items) if uses else set(items)
+    for run in sorted(needs):
+        for path in needs[run]:
+            if run not in items[path].users:
                 items[path].users.append(run)
     return sorted(items.values(), key=lambda item: (item.kind, str(item.path)))
+
+
+def missing_runs(root: Path) -> list[str]:
+    """Return one line for every run that left a note under a folder and is no longer where it was."""
+    ids = {_id_of(run) for run in runs_under(root)}
+    return [
+        f"run {os.path.relpath(one.run, root)} is no longer there. What it used counts as used, for it may have been "
+        f"moved. If it was deleted, delete {one.note.relative_to(root)} too"
+        for one in registered_runs(root)
+        if not one.there and not (one.id and one.id in ids)
+    ]
 
 
 def _found(root: Path) -> Iterator[Item]:
     for folder, names, files in os.walk(root):
         here = Path(folder)
+        for name in [n for n in names if n.startswith(".damaged-")]:
+            names.remove(name)
+            yield Item(LEFTOVER, here / name, _size(here / name), [], "put aside because it was damaged")
         if ARTIFACT_MANIFEST in files:
             yield Item(here.parent.name, here, _size(here), [], here.name)
             names[:] = []
@@ -170,29 +206,52 @@ def _found(root: Path) -> Iterator[Item]:
 
 
 def _leftover(path: Path) -> Item:
-    return Item("leftover", path, _size(path), [], "of a run that was stopped, or is still at work")
+    return Item(LEFTOVER, path, _size(path), [], "of a run that was stopped, or is still at work")
 
 
-def _needed(run: Path) -> Iterator[Path]:
-    """Yield the folders a run used, and what those were made from, as far as they are there."""
-    waiting = [Path(use["path"]) for use in _uses(run / "run.json", run)]
+def _id_of(run: Path) -> str:
+    try:
+        return str(read_json(run / RECORD).get("id", ""))
+    except (BadInput, AttributeError):
+        return ""
+
+
+def _needed(run: Path, items: Mapping[Path, Item]) -> set[Path]:
+    """Return the items a run needs."""
+    try:
+        record = read_json(run / RECORD)
+        uses: list[dict[str, Any]] = list(record.get("uses", []))
+        kept = [{"kind": "cache", "key": name, "path": name} for name in record.get("keeps", [])]
+        finished = "uses" in record
+    except (BadInput, AttributeError, TypeError):
+        return set(items)
+    found = _reached([*uses, *kept], run, items)
+    if not finished:
+        found |= {path for path, item in items.items() if path.is_relative_to(run) and item.kind != LEFTOVER}
+    return found
+
+
+def _reached(uses: list[dict[str, Any]], where: Path, items: Mapping[Path, Item]) -> set[Path]:
+    """Return the items that uses name, by place or by key, and those these were made from."""
+    by_key: dict[str, list[Path]] = {}
+    for path in items:
+        by_key.setdefault(path.name, []).append(path)
+    waiting = [(use, where) for use in uses]
     seen: set[Path] = set()
     while waiting:
-        path = waiting.pop().resolve()
-        if path in seen or not path.exists():
-            continue
-        seen.add(path)
-        yield path
-        waiting += [path / use["path"] for use in _uses(path / ARTIFACT_MANIFEST, path)]
-
-
-def _uses(record: Path, where: Path) -> list[dict[str, Any]]:
-    try:
-        found = read_json(record)
-    except BadInput:
-        return []
-    uses: list[dict[str, Any]] = found.get("uses", []) + [{"path": name} for name in found.get("keeps", [])]
-    return [use | {"path": str(where / use["path"])} for use in uses]
+        use, base = waiting.pop()
+        place = (base / use["path"]).resolve() if use["path"] else None
+        at = [place] if place is not None and place.is_dir() else by_key.get(str(use.get("key", "")), [])
+        for path in at:
+            if path in seen:
+                continue
+            seen.add(path)
+            if (path / ARTIFACT_MANIFEST).is_file():
+                try:
+                    waiting += [(inner, path) for inner in read_json(path / ARTIFACT_MANIFEST).get("uses", [])]
+                except (BadInput, AttributeError):
+                    return set(items)  # what it was made from is not known
+    return {path for path in seen if path in items}
 
 
 def _size(path: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -29,7 +30,7 @@ def ls(folder: Path | None, unused: bool) -> int:
     Raises:
         BadInput: no such folder.
     """
-    from embedprior.cache.provenance import listing
+    from embedprior.cache.provenance import listing, missing_runs
     from embedprior.report.formatting import aligned
 
     root = folder or _artifacts()
@@ -40,6 +41,8 @@ def ls(folder: Path | None, unused: bool) -> int:
         rows.append((item.kind, users, f"{item.size / 1e6:.1f}", item.detail, item.path.relative_to(root).as_posix()))
     if items:
         print(aligned(rows))
+    for line in missing_runs(root):
+        print(line, file=sys.stderr)
     total = sum(item.size for item in items) / 1e6
     print(f"{len(items)} items, {total:.1f} MB" + (" that no run under this folder uses" if unused else ""))
     return DONE

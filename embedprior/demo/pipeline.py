@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,7 +100,8 @@ def run_demo(config: DemoConfig, seed: int, out: Path, workers: int) -> int:
     ]
     report = build_demo_report(config, seed, assets, evidence, predictions, held_out, generated, failures, out)
     write_report(out, report)
-    outputs = {"phantoms": assets.population.root, "ct": assets.ct.path, "cxr": assets.cxr.path}
+    places = {"phantoms": assets.population.root, "ct": assets.ct.path, "cxr": assets.cxr.path}
+    outputs = {name: os.path.relpath(path, out) for name, path in places.items()}
     run.finish(summary_markdown(report), failures, outputs=outputs)
     print(f"\n{summary_markdown(report)}\nreport: {out / 'report.html'}  ({run.seconds:.0f} s)", file=sys.stdout)
     return NEEDS_ATTENTION if failures else DONE

@@ -13,7 +13,7 @@ from typing import Any
 from embedprior.runs.files import canonical, explain_full_disk, fsync, hash_of, write_json
 from embedprior.runs.integrity import damage_of, sealed_manifest, set_aside
 from embedprior.runs.locks import Lock
-from embedprior.runs.provenance import record_dependency, recording
+from embedprior.runs.provenance import record_dependency, recording, relative_uses
 
 MANIFEST = "artifact.json"
 
@@ -99,7 +99,7 @@ def _build(described: dict[str, Any], build: Callable[[Path], None], final: Path
     try:
         with recording() as ledger, explain_full_disk(final):
             build(work)
-            record = described | {"uses": _portable(ledger.records(), final)}
+            record = described | {"uses": relative_uses(ledger.records(), final)}
             write_json(work / MANIFEST, sealed_manifest(work, record))
             for file in sorted(work.rglob("*")):
                 fsync(file)
@@ -112,8 +112,3 @@ def _build(described: dict[str, Any], build: Callable[[Path], None], final: Path
         fsync(final.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _portable(uses: list[dict[str, Any]], final: Path) -> list[dict[str, Any]]:
-    """Give paths relative to the artifact, so that a root that was moved can still be followed."""
-    return [use | {"path": Path(os.path.relpath(use["path"], final.resolve())).as_posix()} for use in uses]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -82,21 +83,59 @@ def recording() -> Iterator[ProvenanceLog]:
         close_log(ledger)
 
 
-def register_run(out: Path, uses: list[dict[str, Any]]) -> None:
+def relative_uses(uses: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Give the paths of uses relative to a folder, so that it can be moved with what it used, and names no machine."""
+    here = folder.resolve()
+    return [use | {"path": Path(os.path.relpath(use["path"], here)).as_posix()} for use in uses]
+
+
+@dataclass(frozen=True)
+class RegisteredRun:
+    """The note that a run left in an artifacts folder elsewhere.
+
+    Attributes:
+        note: the file.
+        id: of the run, as its ``run.json`` has it.
+        run: where its folder was.
+        uses: what it used (``kind``, ``key``, ``view``), so that this is known even where the folder is no longer
+            there: it may have been moved.
+    """
+
+    note: Path
+    id: str
+    run: Path
+    uses: list[dict[str, Any]]
+
+    @property
+    def there(self) -> bool:
+        """Whether the run is where it was."""
+        return (self.run / RECORD).is_file()
+
+
+def register_run(out: Path, run_id: str, uses: list[dict[str, Any]]) -> None:
     """Leave a note of the run in every artifacts folder outside ``out`` that it used, so that nothing it needs is
     taken for unused."""
     for root in {r for dependency in uses if (r := _artifacts_folder(Path(dependency["path"]))) is not None}:
         if not root.is_relative_to(out.resolve()):
             note = root / RUNS / f"{hash_of(str(out.resolve()))[:16]}.json"
             note.parent.mkdir(exist_ok=True)
-            write_json(note, {"run": str(out.resolve())})
+            named = [{k: use[k] for k in ("kind", "key", "view")} for use in uses]
+            write_json(note, {"id": run_id, "run": os.path.relpath(out.resolve(), root), "uses": named})
 
 
-def registered_runs(root: Path) -> list[Path]:
-    """Return the runs that left a note under a folder and still have their ``run.json``."""
-    notes = [note for folder in root.rglob(RUNS) for note in sorted(folder.glob("*.json"))]
-    runs = [Path(read_json(note)["run"]) for note in notes]
-    return [run for run in runs if (run / RECORD).is_file()]
+def registered_runs(root: Path) -> list[RegisteredRun]:
+    """Return the runs that left a note under a folder.
+
+    Raises:
+        BadInput: a note can't be read.
+    """
+    found = []
+    for folder in sorted(root.rglob(RUNS)):
+        for note in sorted(folder.glob("*.json")):
+            record = read_json(note)
+            run = (folder.parent / record["run"]).resolve()
+            found.append(RegisteredRun(note, record.get("id", ""), run, record.get("uses", [])))
+    return found
 
 
 def kept_caches(out: Path) -> list[str]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedprior.runs.files import canonical, make_folder, write_json, write_text
-from embedprior.runs.provenance import RECORD, close_log, kept_caches, open_log, register_run
+from embedprior.runs.provenance import RECORD, close_log, kept_caches, open_log, register_run, relative_uses
 from embedprior.version import __version__
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Run:
     """The folder of one command: ``run.json``, ``metrics.jsonl``, ``summary.md``, ``failures.csv``.
 
     Create it only when the input has been found good: on bad input nothing is written. Artifacts and caches used
-    until ``finish`` are listed in ``run.json`` under ``uses``.
+    until ``finish`` are listed in ``run.json`` under ``uses``, by key and by a path relative to this folder.
 
     Raises:
         BadInput: the folder can't be made or written to.
@@ -119,6 +120,7 @@ class Run:
         self._ledger = open_log()
         self._kept_before = kept_caches(out)
         self._record = {
+            "id": secrets.token_hex(8),
             "command": command,
             "config": canonical(config),
             "seed": seed,
@@ -156,9 +158,9 @@ class Run:
         if failures:
             pd.DataFrame(failures).to_csv(self.out / "failures.csv", index=False)
         self._record |= {"status": "done", "seconds": round(self.seconds, 1), "failures": len(failures), **extra}
-        self._record["uses"] = self._ledger.records()
+        self._record["uses"] = relative_uses(self._ledger.records(), self.out)
         write_json(self.out / RECORD, self._record)
-        register_run(self.out, self._ledger.records())
+        register_run(self.out, self._record["id"], self._ledger.records())
 
 
 def versions() -> dict[str, str]:
