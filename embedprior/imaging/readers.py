@@ -64,8 +64,8 @@ def read_volume(path: Path | str, series: str = "only") -> tuple[Volume, list[Fi
         >>> volume, findings = embedprior.read_volume("scan.npz")
         >>> volume.shape, volume.spacing_mm, volume.orientation
         ((40, 64, 64), (5.0, 5.0, 7.0), 'LPS')
-        >>> [finding.code for finding in findings]
-        ['no-lungs']
+        >>> "no-lungs" in [finding.code for finding in findings]
+        True
     """
     path = Path(path)
     name = path.name.lower()
