@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +35,7 @@ from embedprior.imaging.lungs import MIN_ML, find_lungs
 from embedprior.imaging.readers import VOLUMES, ExamSource, discover, read_volume
 from embedprior.imaging.volume import Volume, canonical
 from embedprior.runs import artifact, hash_array, hash_of, one_thread, progress, read_json, seed_for, write_json
+from embedprior.runs.workers import worker_pool
 from embedprior.tables import EXAM_REQUIRED, LABEL_PREFIX, check_exams, read_table
 
 if TYPE_CHECKING:
@@ -466,7 +465,7 @@ def render_all(
     if workers <= 1 or len(items) <= 1:
         return list(progress(map(work, items), desc, total=len(items)))
     # a forked child inherits the locks of torch's threads, and hangs on them
-    with ProcessPoolExecutor(min(workers, len(items)), mp_context=multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(min(workers, len(items))) as pool:
         return list(progress(pool.map(work, items), desc, total=len(items)))
 
 
