@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def read_tensors(file: Path, after: str) -> dict[str, torch.Tensor]:
+def read_tensors(file: Path | str, after: str) -> dict[str, torch.Tensor]:
     """Return the tensors of a ``.safetensors`` file, or of one that ``torch.save`` wrote, by name, on the CPU.
 
     Args:
@@ -22,6 +22,7 @@ def read_tensors(file: Path, after: str) -> dict[str, torch.Tensor]:
     Raises:
         BadInput: damaged, no weight file, more than tensors in it, or a pickle that would run code.
     """
+    file = Path(file)
     import torch
     from safetensors.torch import load_file
 

@@ -28,12 +28,13 @@ def check_geometry(geometry: str) -> None:
         raise BadInput(f"unknown geometry '{geometry}'. Allowed: {', '.join(allowed)}.{nearest(geometry, allowed)}")
 
 
-def read_picture(root: Path, path: str) -> Float[np.ndarray, "height width"]:
+def read_picture(root: Path | str, path: str) -> Float[np.ndarray, "height width"]:
     """Return one 2D picture as grey values in [0, 1].
 
     Raises:
         UnreadableExam: not an image, damaged, not 2D, or of one uniform grey.
     """
+    root = Path(root)
     grey = read_image(root, path)
     name = Path(path).name
     if grey.ndim != 2:
@@ -81,7 +82,7 @@ class Pixels128:
             pooling="none",
         )
 
-    def read(self, root: Path, path: str) -> UInt8[np.ndarray, "128 128"]:
+    def read(self, root: Path | str, path: str) -> UInt8[np.ndarray, "128 128"]:
         """Return the picture at 128 × 128.
 
         Raises:

@@ -82,7 +82,7 @@ class EfficientNetLite0:
             token_dim=DIM,
         )
 
-    def read(self, root: Path, path: str) -> Float[np.ndarray, "224 224"]:
+    def read(self, root: Path | str, path: str) -> Float[np.ndarray, "224 224"]:
         """Return one picture as the network sees it, grey values (v − 0.5) / 0.5.
 
         Raises:

@@ -90,7 +90,7 @@ class VitB16:
             token_dim=DIM,
         )
 
-    def read(self, root: Path, path: str) -> Float[np.ndarray, "224 224"]:
+    def read(self, root: Path | str, path: str) -> Float[np.ndarray, "224 224"]:
         """Return one picture at 224 × 224, grey in [0, 1].
 
         Raises:
