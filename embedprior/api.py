@@ -43,7 +43,7 @@ class StudyRun:
 
     @property
     def report(self) -> Path:
-        """Path of the HTML report."""
+        """The HTML report."""
         return self.out / "report.html"
 
     def summary(self) -> str:

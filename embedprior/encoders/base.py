@@ -35,6 +35,7 @@ class EncoderSpec(Config):
         precision: of the arithmetic, ``"fp32"`` or ``"bf16"``.
         token_dim: length of one token; None when the encoder gives no tokens.
         patients_seen: every patient whose exams trained the weights or chose them; None = trained elsewhere.
+        pretraining: public data sets that trained the weights, where it is known: do not test on them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class EncoderSpec(Config):
     precision: str = "fp32"
     token_dim: int | None = None
     patients_seen: tuple[str, ...] | None = None
+    pretraining: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Encoder(Protocol):
     def spec(self) -> EncoderSpec:
         """Its provenance."""
 
-    def read(self, root: Path | str, path: str) -> np.ndarray[Any, Any]:
+    def read(self, root: Path, path: str) -> np.ndarray[Any, Any]:
         """Decode and preprocess one exam. Runs in worker processes: it must not touch the network's weights.
 
         Raises:

@@ -1,48 +1,17 @@
-"""What encoders of radiographs share, and the pixels themselves, so that pixel methods read a cache as well."""
+"""The pixels of a radiograph as an encoder, so that pixel methods read a cache like everyone else."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from embedprior.encoders.base import EncoderCard, EncoderSpec
-from embedprior.errors import BadInput, nearest
-from embedprior.imaging.files import UnreadableExam
-from embedprior.imaging.radiographs import Geometry, read_image, to_square
-
-GREY = "ITU-R 601 luminance, repeated over three channels"
-
-
-def check_geometry(geometry: str) -> None:
-    """Check the name of a geometry.
-
-    Raises:
-        BadInput: it is not one.
-    """
-    allowed = get_args(Geometry)
-    if geometry not in allowed:
-        raise BadInput(f"unknown geometry '{geometry}'. Allowed: {', '.join(allowed)}.{nearest(geometry, allowed)}")
-
-
-def read_picture(root: Path | str, path: str) -> Float[np.ndarray, "height width"]:
-    """Return one 2D picture as grey values in [0, 1].
-
-    Raises:
-        UnreadableExam: not an image, damaged, not 2D, or of one uniform grey.
-    """
-    root = Path(root)
-    grey = read_image(root, path)
-    name = Path(path).name
-    if grey.ndim != 2:
-        raise UnreadableExam(f"{name}: expected one 2D picture, got shape {grey.shape}")
-    if grey.min() == grey.max():
-        raise UnreadableExam(f"{name}: every pixel has the same value")
-    return grey
-
+from embedprior.encoders.readers import check_geometry, read_picture
+from embedprior.imaging.radiographs import Geometry, to_square
 
 SIDE = 128
 TRANSFORM_VERSION = 1
@@ -82,7 +51,7 @@ class Pixels128:
             pooling="none",
         )
 
-    def read(self, root: Path | str, path: str) -> UInt8[np.ndarray, "128 128"]:
+    def read(self, root: Path, path: str) -> UInt8[np.ndarray, "128 128"]:
         """Return the picture at 128 × 128.
 
         Raises:

@@ -7,16 +7,38 @@ import inspect
 from typing import Any, cast
 
 from embedprior.encoders.base import Encoder, EncoderCard
-from embedprior.errors import BadInput, nearest
-from embedprior.registry import Registry
+from embedprior.errors import BadInput, choose, nearest
+from embedprior.registry import Registry, resolve
 
+_HERE = "embedprior.encoders"
 ENCODERS = {
-    "efficientnet-lite0": "embedprior.encoders.timm_lite:EfficientNetLite0",
-    "pixels-128": "embedprior.encoders.pixels:Pixels128",
-    "radiograph-cnn": "embedprior.encoders.small_cnn:RadiographEncoder",
-    "slice-cnn": "embedprior.encoders.small_cnn:SliceEncoder",
-    "vit-b16": "embedprior.encoders.vit:VitB16",
+    "biomedclip": f"{_HERE}.pictures:BiomedClip",
+    "chest-ct-resnet152": f"{_HERE}.volumes:ChestResNet152",
+    "dinov2-vitb14": f"{_HERE}.dinov2:DinoV2Base",
+    "dinov2-vitb14-reg": f"{_HERE}.dinov2:DinoV2BaseReg",
+    "dinov2-vitg14": f"{_HERE}.dinov2:DinoV2Giant",
+    "dinov2-vitg14-reg": f"{_HERE}.dinov2:DinoV2GiantReg",
+    "dinov2-vitl14": f"{_HERE}.dinov2:DinoV2Large",
+    "dinov2-vitl14-reg": f"{_HERE}.dinov2:DinoV2LargeReg",
+    "dinov2-vits14": f"{_HERE}.dinov2:DinoV2Small",
+    "dinov2-vits14-reg": f"{_HERE}.dinov2:DinoV2SmallReg",
+    "efficientnet-lite0": f"{_HERE}.pictures:EfficientNetLite0",
+    "merlin": f"{_HERE}.volumes:Merlin",
+    "penet": f"{_HERE}.volumes:PenetEncoder",
+    "pixels-128": f"{_HERE}.pixels:Pixels128",
+    "radimagenet-resnet50": f"{_HERE}.pictures:RadImageNet",
+    "radiograph-cnn": f"{_HERE}.small_cnn:RadiographEncoder",
+    "slice-cnn": f"{_HERE}.small_cnn:SliceEncoder",
+    "vit-b16": f"{_HERE}.pictures:VitB16",
 }
+LOADERS = {
+    "hf": f"{_HERE}.loaders:HuggingFaceEncoder",
+    "open_clip": f"{_HERE}.loaders:OpenClipEncoder",
+    "timm": f"{_HERE}.loaders:TimmEncoder",
+    "torchhub": f"{_HERE}.loaders:TorchHubEncoder",
+    "txrv": f"{_HERE}.loaders:TorchXrayEncoder",
+}
+"""``LOADER:NAME``: any network of another library, by its name there."""
 REGISTRY = Registry("encoder", "embedprior.encoders", ENCODERS)
 
 
@@ -47,7 +69,8 @@ def create_encoder(name: str, **options: Any) -> Encoder:
     """Return a frozen encoder with its preprocessing: ``read`` decodes an exam, ``embed`` embeds a batch of them.
 
     Args:
-        name: one of ``list_encoders()``.
+        name: one of ``list_encoders()``, or ``LOADER:NAME`` for any network of timm, open_clip, torchxrayvision, a
+            ``torch.hub`` repository or a folder of the Hugging Face hub (``"timm:vit_small_patch16_224"``).
         options: what the encoder takes, such as ``weights`` (a local path), ``geometry`` or ``device``.
 
     Raises:
@@ -62,7 +85,9 @@ def create_encoder(name: str, **options: Any) -> Encoder:
         >>> encoder.embed(np.zeros((2, 128, 128), np.uint8)).shape
         (2, 16384)
     """
-    made = REGISTRY.load(name)
+    made = _implementation(name)
+    if ":" in name:
+        options["model"] = name.partition(":")[2]
     takes = inspect.signature(made).parameters
     for option in options:
         if option not in takes:
@@ -80,5 +105,10 @@ def encoder_card(name: str) -> EncoderCard | None:
     Raises:
         BadInput: unknown name.
     """
-    card = getattr(REGISTRY.load(name), "card", None)
+    card = getattr(_implementation(name), "card", None)
     return card if isinstance(card, EncoderCard) else None
+
+
+def _implementation(name: str) -> Any:
+    loader, colon, _ = name.partition(":")
+    return resolve(choose("loader", loader, LOADERS)) if colon else REGISTRY.load(name)

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from embedprior.encoders.base import Encoder, EncoderSpec
-from embedprior.encoders.timm_lite import EfficientNetLite0, transform
+from embedprior.encoders.pictures import EfficientNetLite0, transform
 from embedprior.imaging.files import UnreadableExam, read_array, split_path
 from embedprior.imaging.lungs import find_lungs, lung_box
 from embedprior.imaging.preprocess import WINDOWS

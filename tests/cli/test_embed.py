@@ -122,10 +122,9 @@ def test_what_can_be_refused_is_refused_before_anything_is_written(
 
 def test_reduced_precision_reports_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cohort: Path) -> None:
     pytest.importorskip("timm")
-    from embedprior.encoders import vit
+    from embedprior.encoders.pictures import VitB16
 
-    monkeypatch.setattr(vit, "ARCHITECTURE", "vit_tiny_patch16_224")
-    monkeypatch.setattr(vit, "DIM", 192)
+    monkeypatch.setattr(VitB16, "architecture", "vit_tiny_patch16_224")
     words = ["embed", "--cohort", str(cohort), "--encoder", "vit-b16", "--out", str(tmp_path / "out"), "--limit", "3"]
     assert main([*words, "--random-init", "--precision", "bf16", "--dtype", "float16"]) == 0
     error = json.loads((tmp_path / "out" / "run.json").read_text())["quantization_error"]

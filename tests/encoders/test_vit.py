@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from embedprior.cache.verify import quantization_error
-from embedprior.encoders import vit
 from embedprior.encoders.base import encoder_key, key8
-from embedprior.encoders.vit import MEAN, STD, VitB16
+from embedprior.encoders.pictures import IMAGENET, VitB16
 from embedprior.errors import BadInput
 
 from .golden import picture
@@ -21,8 +20,7 @@ timm = pytest.importorskip("timm")
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same code on ViT-Ti/16, a fifteenth of the weights; the golden test has ViT-B/16 itself."""
-    monkeypatch.setattr(vit, "ARCHITECTURE", "vit_tiny_patch16_224")
-    monkeypatch.setattr(vit, "DIM", 192)
+    monkeypatch.setattr(VitB16, "architecture", "vit_tiny_patch16_224")
 
 
 @pytest.fixture
@@ -37,9 +35,9 @@ def batch() -> np.ndarray:
 
 
 def test_embedding_is_the_class_token_and_tokens_are_the_patches(encoder: VitB16, batch: np.ndarray) -> None:
-    model = encoder._model
+    model, (mean, std) = encoder._network.module["trunk"], IMAGENET
     pixels = torch.from_numpy(batch.copy())[:, None].expand(-1, 3, -1, -1)
-    pixels = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    pixels = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     with torch.inference_mode():
         expected = model(pixels).numpy()
         features = model.forward_features(pixels).numpy()
@@ -50,7 +48,7 @@ def test_embedding_is_the_class_token_and_tokens_are_the_patches(encoder: VitB16
 
 
 def test_weights_decide_and_are_stamped(encoder: VitB16, batch: np.ndarray, tmp_path: Path) -> None:
-    state = {k: v.clone() for k, v in encoder._model.state_dict().items()}
+    state = {k: v.clone() for k, v in encoder._network.module["trunk"].state_dict().items()}
     state["head.weight"] = torch.zeros(10, 192)
     state["cls_token"] += 0.5
     save_file(state, tmp_path / "own.safetensors")

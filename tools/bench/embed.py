@@ -21,7 +21,7 @@ from PIL import Image
 
 from embedprior.cache.build import fill_cache
 from embedprior.cache.verify import quantization_error
-from embedprior.encoders.vit import VitB16
+from embedprior.encoders.pictures import VitB16
 
 # multiply-adds of ViT-B/16 at 224 px times two: patch embedding, 12 × (qkv, attention, projection, MLP)
 TOKENS, WIDTH, DEPTH = 197, 768, 12

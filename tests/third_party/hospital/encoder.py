@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from embedprior.encoders.base import EncoderCard, EncoderSpec
-from embedprior.encoders.pixels import read_picture
+from embedprior.encoders.readers import read_picture
 from embedprior.imaging.radiographs import to_square
 
 

@@ -1,0 +1,269 @@
+"""Networks named by where they come from: timm, torch.hub, open_clip, the Hugging Face hub, torchxrayvision.
+
+Every one reads radiographs, or slices of a CT volume after a profile (``reader=slices``). The preprocessing numbers are
+those of the model's own configuration. Nothing is downloaded unless the user says so: weights are local files.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from embedprior.encoders.frozen import Network, Precision, seeded_build
+from embedprior.encoders.pictures import IMAGENET, SLICES, PictureEncoder, random_weights
+from embedprior.encoders.readers import ReaderName
+from embedprior.errors import BadInput, require_extra
+from embedprior.imaging.radiographs import Geometry
+from embedprior.runs import hash_file, hash_of, read_json
+from embedprior.weights import find_weights, load_strictly, read_tensors, without_prefix
+
+PREFIXES = ("module.", "model.", "encoder.", "backbone.")
+HEADS = ("head.", "fc.", "classifier.")
+
+
+class NamedEncoder(PictureEncoder):
+    """Base of the loaders: ``model`` is what follows the colon; other options as ``PictureEncoder``."""
+
+    loader = ""
+
+    def __init__(
+        self, model: str, weights: Path | str | None = None, random_init: bool = False,
+        geometry: Geometry = "letterbox", reader: ReaderName = "radiograph", profile: str = SLICES, every: int = 1,
+        precision: Precision = "fp32", device: str = "cpu", licence: str = "that of the weights",
+    ) -> None:  # fmt: skip
+        self.model, self._licence = model, licence
+        self.name = f"{self.loader}:{model}"  # type: ignore[misc]
+        self._found = self._load(weights, random_init)
+        self._start(reader, profile, every, geometry, weights, random_init, precision, device)
+
+    def network(self, weights: Path | str | None, random_init: bool) -> Network:
+        """Return the network that was loaded."""
+        return self._found
+
+    def _load(self, weights: Path | str | None, random_init: bool) -> Network:
+        raise NotImplementedError
+
+    def _weights(
+        self, module: torch.nn.Module, weights: Path | str | None, random_init: bool, what: str
+    ) -> tuple[str, str]:
+        """Load a file strictly, its head left out where the network has none; return hash and source."""
+        if random_init:
+            return random_weights()
+        file = find_weights(self.name, weights, f"--weights FILE is a state_dict of {what}")
+        tensors = without_prefix(read_tensors(file, f"Next: --weights FILE, a state_dict of {what}"), PREFIXES)
+        own = module.state_dict()
+        kept = {n: v for n, v in tensors.items() if n in own or not n.startswith(HEADS)}
+        load_strictly(module, kept, file.name, what)
+        return hash_file(file), f"local:{file.name}"
+
+
+class TimmEncoder(NamedEncoder):
+    """Any model of timm with a local checkpoint: DINOv3, EVA-X and others."""
+
+    loader = "timm"
+
+    def _load(self, weights: Path | str | None, random_init: bool) -> Network:
+        timm = require_extra("timm", "timm")
+        if self.model not in timm.list_models() and self.model.partition(".")[0] not in timm.list_models():
+            from embedprior.errors import nearest
+
+            raise BadInput(f"timm has no model '{self.model}'.{nearest(self.model, timm.list_models())}")
+        model: Any = seeded_build(lambda: timm.create_model(self.model, pretrained=False, num_classes=0))
+        config = timm.data.resolve_data_config({}, model=model)
+        self.side = int(config["input_size"][-1])  # type: ignore[misc]
+        digest, source = self._weights(model, weights, random_init, f"timm's {self.model}")
+        prefix = int(getattr(model, "num_prefix_tokens", 0))
+        tokens = None
+        if hasattr(model, "num_prefix_tokens"):
+
+            def tokens(images: Tensor) -> Tensor:
+                found: Tensor = model.forward_features(images)[:, prefix:]
+                return found
+
+        return Network(
+            model, model, int(model.num_features), tuple(config["mean"]), tuple(config["std"]), source, digest,
+            self._licence, f"timm's {getattr(model, 'global_pool', 'pool') or 'token'}", "", tokens,
+        )  # fmt: skip
+
+
+class TorchHubEncoder(NamedEncoder):
+    """A model of a ``torch.hub`` repository: ``torchhub:OWNER/REPO@COMMIT/NAME``, or ``torchhub:FOLDER/NAME`` (local).
+
+    A repository is code that runs: a remote one must be pinned to a commit of 40 digits, a local one is yours.
+    """
+
+    loader = "torchhub"
+
+    def _load(self, weights: Path | str | None, random_init: bool) -> Network:
+        where, _, entry = self.model.rpartition("/")
+        if not where:
+            raise BadInput(f"torchhub:{self.model}. Allowed: torchhub:FOLDER/NAME, or torchhub:OWNER/REPO@COMMIT/NAME")
+        code = where
+        if Path(where).is_dir():
+            options: dict[str, Any] = {"source": "local"}
+            code = Path(where).resolve().name
+            self.name = f"{self.loader}:{code}/{entry}"  # type: ignore[misc]
+        else:
+            repository, _, commit = where.partition("@")
+            if len(commit) != 40 or repository.count("/") != 1:
+                raise BadInput(
+                    f"torchhub:{self.model}: '{where}' is no folder, and no OWNER/REPO@COMMIT with all 40 digits of "
+                    "the commit. Next: git clone it and give the folder, or pin the commit"
+                )
+            where, options = f"{repository}:{commit}", {"trust_repo": True}
+        model: Any = seeded_build(lambda: torch.hub.load(where, entry, pretrained=False, **options))
+        digest, source = self._weights(model, weights, random_init, f"{entry} of {code}")
+
+        def features(images: Tensor) -> Tensor:
+            found: Tensor = model(images)
+            return found
+
+        tokens = None
+        if hasattr(model, "forward_features"):
+
+            def tokens(images: Tensor) -> Tensor:
+                found: Tensor = model.forward_features(images)["x_norm_patchtokens"]
+                return found
+
+        dim = int(getattr(model, "embed_dim", 0)) or int(features(torch.zeros(1, 3, self.side, self.side)).shape[-1])
+        return Network(
+            model, features, dim, *IMAGENET, f"{source}, code {code}", digest, self._licence, "the model's output",
+            "", tokens,
+        )  # fmt: skip
+
+
+class OpenClipEncoder(NamedEncoder):
+    """The image tower of an open_clip model: ``open_clip:NAME`` with ``--weights``, or ``open_clip:local-dir:FOLDER``.
+
+    A local folder holds ``open_clip_config.json`` (the architecture, mean, deviation and size) and its weights.
+    """
+
+    loader = "open_clip"
+
+    def _load(self, weights: Path | str | None, random_init: bool) -> Network:
+        clip = require_extra("open_clip", "clip")
+        if self.model.startswith("local-dir:"):
+            folder = Path(self.model.removeprefix("local-dir:"))
+            config = read_json(folder / "open_clip_config.json")
+            model: Any = seeded_build(lambda: clip.create_model(self.model, load_weights=False))
+            weights = weights or next((f for f in sorted(folder.glob("open_clip_*")) if f.suffix != ".json"), None)
+            numbers, name = config.get("preprocess_cfg", {}), folder.name
+        else:
+            if self.model not in clip.list_models():
+                from embedprior.errors import nearest
+
+                raise BadInput(f"open_clip has no model '{self.model}'.{nearest(self.model, clip.list_models())}")
+            model = seeded_build(lambda: clip.create_model(self.model))
+            numbers, name = {}, self.model
+        self.name = f"{self.loader}:{name}"  # type: ignore[misc]
+        size = numbers.get("size", model.visual.image_size)
+        self.side = int(size[0] if isinstance(size, (tuple, list)) else size)  # type: ignore[misc]
+        digest, source = self._weights(model, weights, random_init, f"open_clip's {name}")
+        mean, std = (tuple(numbers.get(k, getattr(model.visual, f"image_{k}"))) for k in ("mean", "std"))
+
+        def features(images: Tensor) -> Tensor:
+            found: Tensor = model.encode_image(images)
+            return found
+
+        dim = int(features(torch.zeros(1, 3, self.side, self.side)).shape[-1])
+        return Network(model, features, dim, mean, std, source, digest, self._licence, "image projection")
+
+
+class HuggingFaceEncoder(NamedEncoder):
+    """A folder of the Hugging Face hub, copied here: RAD-DINO, MedSigLIP and other vision models of transformers.
+
+    ``config.json`` and ``preprocessor_config.json`` are read; the folder runs no code of its own.
+    """
+
+    loader = "hf"
+
+    def _load(self, weights: Path | str | None, random_init: bool) -> Network:
+        transformers = require_extra("transformers", "hf")
+        folder = Path(self.model)
+        if not (folder / "config.json").is_file():
+            raise BadInput(
+                f"hf:{self.model}: no config.json there. Next: huggingface-cli download NAME --local-dir FOLDER"
+            )
+        numbers = read_json(folder / "preprocessor_config.json")
+        for key in ("image_mean", "image_std"):
+            if key not in numbers:
+                raise BadInput(f"{folder / 'preprocessor_config.json'} has no '{key}'.")
+        size = numbers.get("crop_size") or numbers.get("size") or {}
+        self.side = int(size.get("height") or size.get("shortest_edge") or 224)  # type: ignore[misc]
+        self.name = f"{self.loader}:{folder.name}"  # type: ignore[misc]
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if random_init:
+            whole: Any = seeded_build(lambda: transformers.AutoModel.from_config(config))
+            digest, source = random_weights()
+        else:
+            whole, digest, source = self._pretrained(transformers, folder)
+        model: Any = getattr(whole, "vision_model", whole)
+        config = getattr(config, "vision_config", config)
+
+        def tokens(images: Tensor) -> Tensor:
+            found: Tensor = model(pixel_values=images).last_hidden_state[:, 1:]
+            return found
+
+        def features(images: Tensor) -> Tensor:
+            out = model(pixel_values=images)
+            pooled: Tensor | None = getattr(out, "pooler_output", None)
+            return out.last_hidden_state[:, 0] if pooled is None else pooled
+
+        return Network(
+            model, features, int(config.hidden_size), tuple(numbers["image_mean"]), tuple(numbers["image_std"]),
+            f"{source}, config {hash_of(json.loads((folder / 'config.json').read_text()))[:12]}", digest, self._licence,
+            "the model's pooled output", "", tokens,
+        )  # fmt: skip
+
+    def _pretrained(self, transformers: Any, folder: Path) -> tuple[Any, str, str]:
+        """Return the folder's model, every tensor of it from the file; names are transformers' own affair."""
+        files = (folder / "model.safetensors", folder / "pytorch_model.bin")
+        file = next((f for f in files if f.is_file()), None)
+        if file is None:
+            raise BadInput(f"hf:{folder.name}: no model.safetensors there. Next: huggingface-cli download it too")
+        model, info = transformers.AutoModel.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+        for kind in ("missing_keys", "mismatched_keys"):
+            wrong = sorted(str(key) for key in info[kind])
+            if wrong:
+                raise BadInput(f"{file.name} does not fit {folder.name}: {kind.replace('_', ' ')}, first '{wrong[0]}'.")
+        return model, hash_file(file), f"local:{folder.name}"
+
+
+class TorchXrayEncoder(NamedEncoder):
+    """A DenseNet-121 of torchxrayvision: ``txrv:densenet121-res224-all`` and the like, one channel in [-1024, 1024].
+
+    The published files are pickled modules, which are never executed: convert one once, where you trust it, with
+    ``torch.save(model.state_dict(), FILE)``.
+    """
+
+    loader = "txrv"
+
+    def _load(self, weights: Path | str | None, random_init: bool) -> Network:
+        xray = require_extra("torchxrayvision", "txrv")
+        if not self.model.startswith("densenet121"):
+            raise BadInput(f"txrv:{self.model}. Allowed: densenet121-res224-NAME.")
+        model: Any = seeded_build(lambda: xray.models.DenseNet(weights=None, num_classes=18))
+        if random_init:
+            digest, source = random_weights()
+        else:
+            file = find_weights(self.name, weights, "torch.save(xrv.models.DenseNet(weights=NAME).state_dict(), FILE)")
+            tensors = without_prefix(read_tensors(file, "Next: a state_dict, not the pickled module"), ("module.",))
+            kept = {n: v for n, v in tensors.items() if n in model.state_dict() or n != "op_threshs"}
+            load_strictly(model, kept, file.name, "torchxrayvision's DenseNet-121")
+            digest, source = hash_file(file), f"local:{file.name}"
+
+        def cells(images: Tensor) -> Tensor:
+            return rearrange(torch.relu(model.features(images)), "n dim rows columns -> n (rows columns) dim")
+
+        # [0, 1] to [-1024, 1024]: (v − 0.5) / (1 / 2048)
+        return Network(
+            model, lambda images: cells(images).mean(1), 1024, (0.5,), (1 / 2048,), source, digest, "Apache-2.0",
+            "global average after ReLU", self.model.rpartition("-")[2], cells, channels=1,
+        )  # fmt: skip

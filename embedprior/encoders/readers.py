@@ -1,0 +1,185 @@
+"""What an exam becomes before a network sees it: a radiograph; slices or windows of a CT volume; the whole volume.
+
+A reader and a network are chosen apart (``frozen.FrozenEncoder``): any 2D network reads radiographs, and slices of a
+volume after a preprocessing profile. Both stand in the cache key.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from embedprior.errors import BadInput, nearest
+from embedprior.imaging.files import UnreadableExam, is_dicom, split_path
+from embedprior.imaging.image_files import IMAGE_SUFFIXES
+from embedprior.imaging.preprocess import load_profile, prepare, profile_record
+from embedprior.imaging.radiographs import Geometry, read_image, to_square
+from embedprior.imaging.readers import read_volume
+
+ReaderName = Literal["radiograph", "slices", "triples", "windows", "volume"]
+VOLUMES = (*IMAGE_SUFFIXES, ".npz", ".zip")
+GREY = "ITU-R 601 luminance, repeated over three channels"
+TRANSFORM_VERSION = 1
+
+
+class Reader(Protocol):
+    """Decodes and preprocesses one exam."""
+
+    @property
+    def parts(self) -> bool:
+        """Whether the first axis of what ``read`` returns counts parts of the exam (slices, windows)."""
+
+    def read(self, root: Path, path: str) -> np.ndarray[Any, Any]:
+        """Return one exam as an array.
+
+        Raises:
+            UnreadableExam: damaged, or an exam of another kind.
+        """
+
+    def record(self) -> dict[str, Any]:
+        """Return every number of the preprocessing, for the cache key."""
+
+
+def check_geometry(geometry: str) -> None:
+    """Check the name of a geometry.
+
+    Raises:
+        BadInput: it is not one.
+    """
+    allowed = get_args(Geometry)
+    if geometry not in allowed:
+        raise BadInput(f"unknown geometry '{geometry}'. Allowed: {', '.join(allowed)}.{nearest(geometry, allowed)}")
+
+
+def read_picture(root: Path, path: str) -> Float[np.ndarray, "height width"]:
+    """Return one 2D picture as grey values in [0, 1].
+
+    Raises:
+        UnreadableExam: a CT volume, not an image, damaged, not 2D, or of one uniform grey.
+    """
+    name = Path(path).name
+    is_volume = name.lower().endswith(VOLUMES) or (root / path).is_dir()
+    if is_volume and split_path(path)[1] is None:
+        raise UnreadableExam(
+            f"{name}: a CT volume, and this encoder reads pictures. Next: --option reader=slices, where it has one"
+        )
+    grey = read_image(root, path)
+    if grey.ndim != 2:
+        raise UnreadableExam(f"{name}: expected one 2D picture, got shape {grey.shape}")
+    if grey.min() == grey.max():
+        raise UnreadableExam(f"{name}: every pixel has the same value")
+    return grey
+
+
+class RadiographReader:
+    """Radiograph, DRR or key slice → (side, side), grey in [0, 1].
+
+    Args:
+        side: rows and columns.
+        geometry: ``letterbox`` keeps the whole picture and pads with black; ``crop`` keeps the middle.
+        resampling: filter of the resize.
+
+    Example:
+        >>> RadiographReader(224).record()["side"]
+        224
+    """
+
+    parts = False
+
+    def __init__(
+        self, side: int, geometry: Geometry = "letterbox",
+        resampling: Image.Resampling = Image.Resampling.BICUBIC,
+    ) -> None:  # fmt: skip
+        check_geometry(geometry)
+        self._side, self._geometry, self._resampling = side, geometry, resampling
+
+    def read(self, root: Path, path: str) -> Float[np.ndarray, "side side"]:
+        """Return one picture.
+
+        Raises:
+            UnreadableExam: see ``read_picture``.
+        """
+        return to_square(read_picture(root, path), self._side, self._geometry, self._resampling)
+
+    def record(self) -> dict[str, Any]:
+        """Return the numbers of the key."""
+        return {
+            "transform_version": TRANSFORM_VERSION, "geometry": self._geometry, "side": self._side,
+            "interpolation": f"{self._resampling.name.lower()}, antialiased", "pad": 0.0, "grey": GREY,
+        }  # fmt: skip
+
+
+class VolumeReader:
+    """CT volume (NIfTI, NRRD, MetaImage, .npz, DICOM folder or zip) → an array after a preprocessing profile.
+
+    Args:
+        profile: name in ``configs/profile``, or a YAML file.
+        mode: ``slices``: (slices, windows, rows, columns), one slice after the other; ``triples``: each slice with its
+            neighbours as three channels (2.5-D); ``windows``: (windows, HU windows, length, rows, columns) of
+            consecutive slices; ``volume``: (HU windows, slices, rows, columns).
+        every: take every n-th slice, or start a window every n slices.
+        length: slices of a window.
+
+    Raises:
+        BadInput: no such profile, a bad number, or ``triples`` of a profile with several HU windows.
+    """
+
+    def __init__(self, profile: str, mode: ReaderName = "slices", every: int = 1, length: int = 24) -> None:
+        if mode not in get_args(ReaderName)[1:]:
+            raise BadInput(f"reader '{mode}'. Allowed: {', '.join(get_args(ReaderName))}.")
+        if every < 1 or length < 1:
+            raise BadInput(f"every {every}, length {length}. Allowed: 1 or more.")
+        self.profile, self._name = load_profile(profile), profile
+        if mode == "triples" and len(self.profile.windows) != 1:
+            raise BadInput(
+                f"reader 'triples' takes a profile of one HU window; '{profile}' has {', '.join(self.profile.windows)}."
+            )
+        self._mode, self._every, self._length = mode, every, length
+        self.parts = mode != "volume"
+
+    def read(self, root: Path, path: str) -> np.ndarray[Any, Any]:
+        """Return one volume.
+
+        Raises:
+            UnreadableExam: a picture, damaged, or no lungs to crop to.
+            UnusableExam: read, but with a finding of severity ``error``.
+        """
+        volume, _ = read_volume(volume_path(root, path))
+        ready = prepare(volume, self.profile)
+        if self._mode == "volume":
+            return np.ascontiguousarray(ready)
+        if self._mode == "slices":
+            return np.ascontiguousarray(ready.swapaxes(0, 1)[:: self._every])
+        if self._mode == "triples":
+            edged = np.concatenate([ready[0][:1], ready[0], ready[0][-1:]])
+            return np.stack([edged[:-2], edged[1:-1], edged[2:]], axis=1)[:: self._every]
+        count = ready.shape[1]
+        if count < self._length:
+            raise UnreadableExam(f"{Path(path).name}: {count} slices are fewer than one window of {self._length}")
+        starts = range(0, count - self._length + 1, self._every)
+        return np.stack([ready[:, start : start + self._length] for start in starts])
+
+    def record(self) -> dict[str, Any]:
+        """Return the numbers of the key."""
+        own: dict[str, Any] = {"transform_version": TRANSFORM_VERSION, "reader": self._mode}
+        own |= {"every": self._every} if self.parts else {}
+        own |= {"length": self._length} if self._mode == "windows" else {}
+        return own | {"profile": profile_record(self.profile)}
+
+
+def volume_path(root: Path, path: str) -> Path:
+    """Return the file or folder of a CT volume.
+
+    Raises:
+        UnreadableExam: it is a picture.
+    """
+    file = root / path
+    if file.is_file() and not file.name.lower().endswith(VOLUMES) and not is_dicom(file):
+        raise UnreadableExam(
+            f"{file.name}: no CT volume, and this encoder reads volumes. Next: an encoder of radiographs"
+        )
+    return file
