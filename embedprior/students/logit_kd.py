@@ -43,12 +43,16 @@ def hinton(logits: Logits, teacher: Logits, temperature: float, squared: bool = 
         >>> hinton(torch.tensor([0.0]), torch.tensor([2.0]), 1.0)  # KL of (.881, .119) from (.5, .5)
         tensor(0.3278)
     """
+    return (temperature**2 if squared else 1.0) * softened_divergence(logits, teacher, temperature).mean()
+
+
+def softened_divergence(logits: Logits, teacher: Logits, temperature: float) -> Float[Tensor, " cases"]:
+    """Return each case's KL(teacher ‖ student) at temperature T."""
     target, prediction = teacher / temperature, logits / temperature
     p = target.sigmoid()
     positive = F.logsigmoid(target) - F.logsigmoid(prediction)
     negative = F.logsigmoid(-target) - F.logsigmoid(-prediction)
-    divergence = p * positive + (1 - p) * negative
-    return (temperature**2 if squared else 1.0) * divergence.mean()
+    return p * positive + (1 - p) * negative
 
 
 def decoupled(

@@ -120,8 +120,20 @@ METHODS: dict[str, MethodRow] = _table(
         f"{_HERE}.feature_kd:FitNets",
     ),
     MethodRow(
-        "rkd", "distances between patients as in CT", "Park 2019, arXiv 1904.05068",
+        "rkd", "distances and angles between patients as in CT", "Park 2019, arXiv 1904.05068",
         f"{_HERE}.relational_kd:Rkd",
+    ),
+    MethodRow(
+        "crd", "contrast of the batch's CTs in a learned space, and softened logits", "Tian 2020, arXiv 1910.10699",
+        f"{_HERE}.relational_kd:CrdKd",
+    ),
+    MethodRow(
+        "confidence-gate", "softened logits where the CT teacher is sure and right", f"GAP-KD; {_PILOT}",
+        f"{_HERE}.gated_kd:ConfidenceGate",
+    ),
+    MethodRow(
+        "pseudo-label", "the CT teacher's prediction as a label where it is sure", _PILOT,
+        f"{_HERE}.gated_kd:PseudoLabel",
     ),
     MethodRow(
         "clip-alignment", "InfoNCE to frozen CT embeddings, then a linear probe", "X2CT-CLIP, arXiv 2503.02162",

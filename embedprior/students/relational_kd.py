@@ -7,15 +7,17 @@ from typing import ClassVar, cast
 
 import numpy as np
 import torch
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from embedprior.nn.losses import label_loss
 from embedprior.students.base import Cases, FitData, Fitted
-from embedprior.students.config import Positive, Weight
+from embedprior.students.config import Count, Positive, Share, Weight
 from embedprior.students.controls import probe
 from embedprior.students.feature_kd import StandardisedCt
+from embedprior.students.logit_kd import hinton
 from embedprior.students.network import ProbeReadout, StudentNetwork, student_inputs
 from embedprior.students.student import LogitStudent, Sizes, StudentMethod, labelled
 from embedprior.students.training import Batch, LabelsAnd, Objective, same_patient
@@ -42,17 +44,98 @@ def relative_distances(features: Float[Tensor, "cases dim"]) -> Float[Tensor, "c
     return distance / (distance.sum() / (square > 0).sum().clamp(min=1)).clamp(min=tiny)
 
 
+def angle_relations(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return smooth L1 between the cosines of the angles that every three cases form (RKD-A, arXiv 1904.05068).
+
+    Example:
+        >>> points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+        >>> turned = 3 * points.flip(1)
+        >>> angle_relations(turned, points)  # turned and enlarged: the same angles
+        tensor(0.)
+    """
+    return F.smooth_l1_loss(angle_cosines(student), angle_cosines(teacher))
+
+
+def angle_cosines(features: Float[Tensor, "cases dim"]) -> Float[Tensor, "apex case other"]:
+    """Return the cosine of the angle at each apex between each two cases; 0 where a case is the apex itself."""
+    unit = features.detach().abs().amax().clamp(min=torch.finfo(features.dtype).tiny)
+    gap = (rearrange(features, "case dim -> 1 case dim") - rearrange(features, "apex dim -> apex 1 dim")) / unit
+    direction = F.normalize(gap, dim=2, eps=1e-6)
+    return einsum(direction, direction, "apex case dim, apex other dim -> apex case other")
+
+
 @dataclass(frozen=True)
 class Rkd(StudentMethod):
-    """Labels and the distance term of relational distillation (Park 2019), weight 25 as in mdistiller."""
+    """Labels, and the distance and angle terms of relational distillation (Park 2019, weights 25 and 50 as there).
+
+    Attributes:
+        weight: of the distance term.
+        angle_weight: of the angle term.
+    """
 
     weight: Weight = 25.0
+    angle_weight: Weight = 50.0
     name: str = "rkd"
+    version: ClassVar[int] = 3
     needs_teacher: ClassVar[bool] = False
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> LabelsAnd:
-        """Return both terms."""
-        return LabelsAnd(lambda pairs: {"rkd": distance_relations(pairs.features, pairs.ct)}, {"rkd": self.weight})
+        """Return the terms; one without weight is left out."""
+
+        def terms(pairs: Batch) -> dict[str, Tensor]:
+            found = {"distance": distance_relations(pairs.features, pairs.ct)}
+            if self.angle_weight:
+                found["angle"] = angle_relations(pairs.features, pairs.ct)
+            return found
+
+        return LabelsAnd(terms, {"distance": self.weight, "angle": self.angle_weight})
+
+
+class InBatchContrast(Objective):
+    """(1 − share) · labels + share · softened logits, and InfoNCE between projections of the student and of the CT."""
+
+    def __init__(self, data: FitData, network: StudentNetwork, method: CrdKd) -> None:
+        super().__init__({"label": 1 - method.kd_share, "kd": method.kd_share, "crd": method.weight})
+        self.method = method
+        self.ct = StandardisedCt(data)
+        self.student_projection = nn.Linear(network.config.hidden, method.width)
+        self.ct_projection = nn.Linear(self.ct.dim, method.width)
+
+    def losses(self, labelled: Batch, pairs: Batch) -> dict[str, Tensor]:
+        """Return ``label``, ``kd`` and ``crd``."""
+        student, ct = self.student_projection(pairs.features), self.ct_projection(self.ct(pairs.ct))
+        return {
+            "label": label_loss(labelled.logits, labelled.label, labelled.weight),
+            "kd": hinton(pairs.logits, pairs.teacher, self.method.temperature),
+            "crd": info_nce(student, ct, pairs.patient, 1 / self.method.contrast_temperature),
+        }
+
+
+@dataclass(frozen=True)
+class CrdKd(StudentMethod):
+    """Contrastive representation distillation (Tian 2020, arXiv 1910.10699) with the batch for a memory bank.
+
+    As the pilot study's code has it: in-batch InfoNCE at temperature .07, weight .5, beside .7 labels and .3 softened
+    logits. Here it is symmetric, and other cases of one patient are no negatives (cases of one class are).
+
+    Attributes:
+        weight: of the contrast.
+        contrast_temperature: of the cosines.
+        kd_share: of the softened logits; the labels weigh the rest.
+        temperature: of the softened logits.
+        width: of both projections.
+    """
+
+    weight: Weight = 0.5
+    contrast_temperature: Positive = 0.07
+    kd_share: Share = 0.3
+    temperature: Positive = 4.0
+    width: Count = 128
+    name: str = "crd"
+
+    def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
+        """Return the terms."""
+        return InBatchContrast(data, network, self)
 
 
 def info_nce(

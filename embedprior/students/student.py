@@ -216,13 +216,13 @@ class _Course:
         self.history: list[dict[str, float]] = []
         self.weight: StageWeight | None = None
         self.steps = 0
-        self.notes: tuple[str, ...] = ()
+        self.notes = self._fresh[1].notes
 
     def run(self) -> Parts:
         """Train, and return the network that is kept, with its objective."""
         train, val = self._target
         if len(val) and not can_validate(self._fresh[1], val):
-            self.notes = (f"none of the {len(val)} validation cases has a label: the last step is kept",)
+            self.notes += (f"none of the {len(val)} validation cases has a label: the last step is kept",)
         if not self._earlier:
             return self._train(self._fresh, train, val, stage=0)[0]
         pretrained = copy.deepcopy(self._fresh)

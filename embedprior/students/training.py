@@ -56,6 +56,7 @@ class Objective(nn.Module):
         reads_labels: needs labelled rows in every batch.
         reads_pairs: needs rows of CT–radiograph pairs, labelled or not.
         trained_before: modules that the method trained first, and froze; they count as trained.
+        notes: what a reader of the result must know of these terms on these cases.
     """
 
     reads_labels = True
@@ -65,6 +66,7 @@ class Objective(nn.Module):
         super().__init__()
         self.weights = dict(weights or {})
         self.trained_before: tuple[nn.Module, ...] = ()
+        self.notes: tuple[str, ...] = ()
 
     def losses(self, labelled: Batch, pairs: Batch) -> dict[str, Tensor]:
         """Return the losses by name, before weighting.

@@ -327,7 +327,7 @@ def test_swept_decision_rules_are_those_of_each_setting(run):
     for unit in ("exam", "patient"):
         assert evidence(out, f"kfold@inference.unit={unit}")["unit"] == unit
     code = json.loads((out / "plan.json").read_text())["code"]
-    assert code["methods"] == {"constant": 1, "ridge-head": 1}
+    assert code["methods"] == {name: registry.describe(name).version for name in ("constant", "ridge-head")}
 
 
 BALANCED_ROWS = [
