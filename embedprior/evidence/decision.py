@@ -14,7 +14,6 @@ SUPPORTED, EXCLUDED, INCONCLUSIVE = "supported", "excluded", "inconclusive"
 SUPPORTED_SMALL = "supported, below the relevant difference"
 NOT_TESTABLE, EXPLORATORY = "not testable at this size", "exploratory"
 TENTATIVE = "tentative on fixed split only"
-VERDICTS = (SUPPORTED, SUPPORTED_SMALL, EXCLUDED, INCONCLUSIVE, NOT_TESTABLE, EXPLORATORY)
 Kind = Literal["superior", "non-inferior", "equivalent"]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from embedprior.evidence import Claim, EvidenceError, evaluate_predictions, parse_claim
+from embedprior.evidence import Claim, EvidenceError, delong_test, evaluate_predictions, parse_claim
 from embedprior.evidence.decision import Rules, status, verdict
 
 RULES = Rules(relevant_delta=0.05)
@@ -128,7 +128,7 @@ def test_a_plans_detectable_difference_is_the_one_that_counts() -> None:
 def test_a_lucky_small_study_is_judged_by_its_size_like_an_unlucky_one() -> None:
     """15 + 25 patients: p just under and just over .05 get one verdict."""
     seen = {}
-    for seed in range(200):
+    for seed in range(90):
         (row,) = evaluate_predictions(frame(15, 25, {"ref": 0.6, "a": 1.2}, noise=1.0, seed=seed), "ref")["comparisons"]
         seen.setdefault((row["p"] <= 0.05), []).append((abs(row["p"] - 0.05), row["verdict"]))
     assert min(seen[True])[1] == min(seen[False])[1] == "not testable at this size"
@@ -146,7 +146,7 @@ def test_one_of_nine_claims_that_misses_holms_level_is_inconclusive() -> None:
     """Its interval holds the relevant difference: "not supported" was said for it."""
     gains = {"ref": 1.1, **{f"m{k}": 1.1 for k in range(8)}, "prior": 1.2}
     found = []
-    for seed in range(12):
+    for seed in range(4):
         table = frame(900, 2200, gains, noise=0.9, seed=seed)
         rows = evaluate_predictions(table, "ref", relevant_delta=0.03)["comparisons"]
         row = next(r for r in rows if r["a"] == "prior")
@@ -155,6 +155,19 @@ def test_one_of_nine_claims_that_misses_holms_level_is_inconclusive() -> None:
             found.append(row["verdict"])
     assert set(found) <= {"inconclusive", "not testable at this size"}
     assert found
+
+
+def test_the_verdict_reads_the_interval_at_holms_level() -> None:
+    """Three claims: each has the interval of its own level, as wide as delong_test gives it there."""
+    table = frame(20, 30, {"ref": 0.6, "x": 0.7, "y": 0.8, "z": 1.9}, noise=0.8)
+    scores = {m: part["score"].to_numpy() for m, part in table.groupby("method")}
+    labels = np.repeat([1, 0], [20, 30])
+    rows = evaluate_predictions(table, "ref")["comparisons"]
+    assert min(r["holm_level"] for r in rows) == pytest.approx(0.05 / 3)
+    for row in rows:
+        expected = delong_test(labels, scores[row["a"]], scores["ref"], alpha=row["holm_level"])
+        assert (row["ci_low_holm"], row["ci_high_holm"]) == pytest.approx(expected.ci)
+        assert row["ci_high_holm"] > row["ci_high"]
 
 
 def test_non_inferiority_is_a_claim_with_p_and_verdict_and_delta_zero_passes() -> None:
