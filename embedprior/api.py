@@ -43,7 +43,7 @@ class StudyRun:
 
     @property
     def report(self) -> Path:
-        """The HTML report."""
+        """Path of the HTML report."""
         return self.out / "report.html"
 
     def summary(self) -> str:

@@ -27,12 +27,13 @@ _MAX_RUNS = 24
 _TEXT = {"exam_id", "patient_id", "group_id", "pair_id", "cxr_exam_id", "ct_exam_id", "path", "modality"}
 
 
-def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
+def read_table(path: Path | str, required: Sequence[str]) -> pd.DataFrame:
     """Read a CSV with identifiers kept as text.
 
     Raises:
         BadInput: the file is missing or unreadable, or lacks a required column.
     """
+    path = Path(path)
     (frame,) = read_pieces(path, required, None)
     return frame
 
@@ -204,8 +205,9 @@ def fold_parts(splits: pd.DataFrame, design: str | None, resample: int, fold: in
     return rows.set_index("patient_id")["part"]
 
 
-def write_table(frame: pd.DataFrame, path: Path) -> None:
+def write_table(frame: pd.DataFrame, path: Path | str) -> None:
     """Write a table as CSV, atomically, with floats in full precision."""
+    path = Path(path)
     write_text(path, frame.to_csv(index=False, float_format="%.10g"))
 
 

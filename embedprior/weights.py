@@ -46,7 +46,7 @@ def find_weights(name: str, given: Path | str | None, command: str) -> Path:
     )
 
 
-def read_tensors(file: Path, after: str) -> dict[str, torch.Tensor]:
+def read_tensors(file: Path | str, after: str) -> dict[str, torch.Tensor]:
     """Return the tensors of a ``.safetensors`` file, or of one that ``torch.save`` wrote, by name, on the CPU.
 
     A file that keeps them beside other things under one of ``WRAPPERS`` gives those.
@@ -58,6 +58,7 @@ def read_tensors(file: Path, after: str) -> dict[str, torch.Tensor]:
     Raises:
         BadInput: damaged, no weight file, or a pickle that would run code.
     """
+    file = Path(file)
     import torch
     from safetensors.torch import load_file
 

@@ -66,8 +66,8 @@ class FillResult:
 
 
 def build_cache(
-    exams: pd.DataFrame, root: Path, encoder: Encoder, out: Path, batch_size: int = 64, desc: str | None = None,
-    *, tokens: bool = False, dtype: Dtype | None = None, workers: int = 0,
+    exams: pd.DataFrame, root: Path | str, encoder: Encoder, out: Path | str, batch_size: int = 64,
+    desc: str | None = None, *, tokens: bool = False, dtype: Dtype | None = None, workers: int = 0,
 ) -> tuple[EmbeddingCache, list[dict[str, str]]]:  # fmt: skip
     """Embed every exam that the cache lacks, or whose source file changed, and open the cache for these exams.
 
@@ -83,9 +83,9 @@ def build_cache(
 
 
 def fill_cache(
-    exams: pd.DataFrame | Iterable[pd.DataFrame], root: Path, encoder: Encoder, out: Path, batch_size: int = 64,
-    desc: str | None = None, *, tokens: bool = False, dtype: Dtype | None = None, workers: int = 0,
-    shard_exams: int | None = None, processes: ProcessGroup | None = None,
+    exams: pd.DataFrame | Iterable[pd.DataFrame], root: Path | str, encoder: Encoder, out: Path | str,
+    batch_size: int = 64, desc: str | None = None, *, tokens: bool = False, dtype: Dtype | None = None,
+    workers: int = 0, shard_exams: int | None = None, processes: ProcessGroup | None = None,
 ) -> FillResult:  # fmt: skip
     """Embed every exam that the cache lacks, or whose source file changed.
 
@@ -108,6 +108,7 @@ def fill_cache(
             encoder that can't give them, or an exam is in the table twice (found on the way when it comes in pieces).
         DiskFull: no room for a shard; those before it are intact.
     """
+    root, out = Path(root), Path(out)
     processes = processes or ProcessGroup()
     if isinstance(exams, pd.DataFrame):
         refuse_repeated_exams(exams, "the exam table", SeenIds())

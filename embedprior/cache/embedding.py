@@ -14,6 +14,7 @@ from jaxtyping import Num
 from numpy.typing import NDArray
 
 from embedprior.cache.build import build_cache
+from embedprior.cache.plan import READABLE, refuse_dtype
 from embedprior.cache.reader import EmbeddingCache
 from embedprior.encoders.base import Dtype, Encoder, TokenEncoder
 from embedprior.encoders.registry import create_encoder
@@ -21,8 +22,6 @@ from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.runs import progress
 from embedprior.tables import EXAM_REQUIRED, check_exams, read_table, write_table
 
-READS = {"CXR": ("CXR", "DRR"), "CT": ("CT",), "image": ("CXR", "DRR", "CT")}
-"""Modalities of the exam table that an encoder of each kind reads."""
 FAILURES = "failures.csv"
 Rows = NDArray[Any]
 Exams = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | pd.DataFrame
@@ -100,6 +99,7 @@ def embed(
         raise BadInput(f"batch_size is {batch_size}. Allowed: 1 or more.")
     if out is None and (workers or dtype is not None):
         raise BadInput("workers and dtype belong to a cache. Next: give its folder: embed(..., out=FOLDER)")
+    refuse_dtype(encoder, dtype)
     table, folder = _table(exams, encoder, root, unique=out is not None)
     if out is None:
         return _in_memory([str(p) for p in table["path"]], folder, encoder, tokens, batch_size)
@@ -156,7 +156,7 @@ def _stem(path: Path) -> str:
 
 
 def _readable(table: pd.DataFrame, encoder: Encoder, where: str) -> pd.DataFrame:
-    kinds = READS.get(encoder.spec.modality, (encoder.spec.modality,))
+    kinds = READABLE.get(encoder.spec.modality, (encoder.spec.modality,))
     chosen = table[table["modality"].isin(kinds)]
     if chosen.empty:
         have = ", ".join(sorted(set(table["modality"]))) or "no row"

@@ -23,13 +23,14 @@ from embedprior.runs.files import fsync, temporary_beside
 _PIECE = 1024
 
 
-def export_npy(cache: EmbeddingCache, path: Path) -> Path:
+def export_npy(cache: EmbeddingCache, path: Path | str) -> Path:
     """Write the rows as one ``.npy`` and, beside it, a CSV that says whose they are.
 
     Returns:
         The CSV: ``exam_id, row, rows, sha256``, ``row`` being the first row of the exam and ``rows`` their number
         (1, unless the cache holds tokens).
     """
+    path = Path(path)
     counts = cache.counts()
     starts = np.concatenate([[0], np.cumsum(counts)])
     rows = cache.tokens(0)[:0] if cache.ids else np.empty((0, int(cache.key["dim"])), np.float32)
@@ -51,12 +52,13 @@ def export_npy(cache: EmbeddingCache, path: Path) -> Path:
     return table
 
 
-def export_parquet(cache: EmbeddingCache, path: Path) -> None:
+def export_parquet(cache: EmbeddingCache, path: Path | str) -> None:
     """Write one row an exam: ``exam_id, sha256, embedding`` (a list; a list of lists for tokens).
 
     Raises:
         BadInput: pyarrow is not installed.
     """
+    path = Path(path)
     arrow = require_extra("pyarrow", "parquet")
     parquet = require_extra("pyarrow.parquet", "parquet")
     number = arrow.uint8() if cache.key["dtype"] == "uint8" else arrow.float32()
@@ -85,7 +87,7 @@ def export_parquet(cache: EmbeddingCache, path: Path) -> None:
 
 
 def import_npy(
-    folder: Path, table: pd.DataFrame, spec: EncoderSpec, out: Path, tokens: bool = False
+    folder: Path | str, table: pd.DataFrame, spec: EncoderSpec, out: Path | str, tokens: bool = False
 ) -> tuple[EmbeddingCache, list[dict[str, str]]]:
     """Fill a cache from one ``.npy`` a study.
 
@@ -99,6 +101,7 @@ def import_npy(
     Returns:
         The cache, and one record (``exam_id``, ``stage``, ``reason``) for every file that could not be taken.
     """
+    folder, out = Path(folder), Path(out)
     failures: list[dict[str, str]] = []
     with CacheWriter(out, spec, tokens) as writer:
         for piece in in_pieces(_files(folder, table), _PIECE):

@@ -23,12 +23,13 @@ from embedprior.runs.provenance import RECORD, registered_runs, runs_under
 LEFTOVER = "leftover"
 
 
-def trace(run: Path) -> list[str]:
+def trace(run: Path | str) -> list[str]:
     """Return what a run was made from, one line a thing, indented by depth.
 
     Raises:
         BadInput: no ``run.json`` there, or it was written before uses were recorded.
     """
+    run = Path(run)
     record = read_json(run / RECORD)
     if "uses" not in record:
         raise BadInput(f"{run / RECORD} does not say what was used. Next: finish that run, or run it again.")
@@ -144,7 +145,7 @@ class Item:
     detail: str
 
 
-def listing(root: Path) -> list[Item]:
+def listing(root: Path | str) -> list[Item]:
     """Return everything under a folder, with the runs that need it.
 
     Runs are found under the folder itself, and by the notes that runs elsewhere left in an artifacts folder. What a
@@ -154,6 +155,7 @@ def listing(root: Path) -> list[Item]:
     Raises:
         BadInput: no such folder.
     """
+    root = Path(root)
     if not root.is_dir():
         raise BadInput(f"no folder {root}. Next: embedprior cache ls DIR")
     items = {item.path.resolve(): item for item in _found(root)}

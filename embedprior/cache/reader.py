@@ -92,7 +92,10 @@ class EmbeddingCache:
         return self._gather(np.arange(len(self.ids)))
 
     def take(self, exam_ids: Sequence[str]) -> Num[np.ndarray, "exams dim"]:
-        """Return the rows of these exams, in this order; see ``read``.
+        """Return the embeddings of some exams, (exams, dim), in the order asked for; see ``read``.
+
+        Args:
+            exam_ids: of ``ids``.
 
         Raises:
             BadInput: an exam has no embedding, or the cache holds tokens.
@@ -100,10 +103,13 @@ class EmbeddingCache:
         return self.read(self.rows(exam_ids))
 
     def read(self, rows: Sequence[int] | Int[np.ndarray, " some"]) -> Num[np.ndarray, "some dim"]:
-        """Return rows by number (``rows`` gives the numbers of exam ids), in this order.
+        """Return embeddings by row number, (some, dim), in the order asked for.
 
         The first few are read by memory map; once a sixteenth of the rows was asked for, the matrix is copied to
         memory, if a quarter of what is free holds it: a training reads many epochs, each then three times faster.
+
+        Args:
+            rows: numbers from 0, as the method ``rows`` gives them for exam ids.
 
         Raises:
             BadInput: the cache holds tokens.
@@ -115,9 +121,12 @@ class EmbeddingCache:
         return self.matrix.take(rows, axis=0)
 
     def rows(self, exam_ids: Sequence[str]) -> Int[np.ndarray, " exams"]:
-        """Return the rows of these exams, to be given to ``read``.
+        """Return the row numbers of some exams, to be given to ``read``.
 
         A look-up costs about as much as the reading: a loop over batches does it once, for all its exams.
+
+        Args:
+            exam_ids: of ``ids``.
 
         Raises:
             BadInput: an exam is not here.
@@ -133,7 +142,10 @@ class EmbeddingCache:
             ) from None
 
     def tokens(self, exam: int | str) -> Num[np.ndarray, "tokens dim"]:
-        """Return the tokens of one exam, by row or exam id: float32 (a view of the file when stored as float32).
+        """Return the tokens of one exam, (tokens, dim) float32 (a view of the file when stored as float32).
+
+        Args:
+            exam: its id, or its row number.
 
         Raises:
             BadInput: there is no such exam.

@@ -49,12 +49,13 @@ class CacheWriter:
     Use it as a context manager, or call ``close``. One writer at a time: a second one waits.
     """
 
-    def __init__(self, out: Path, spec: EncoderSpec, tokens: bool = False) -> None:
+    def __init__(self, out: Path | str, spec: EncoderSpec, tokens: bool = False) -> None:
         """Open or make ``out/<spec.name>@<key8>``; what is damaged in it is taken away.
 
         Raises:
             BadInput: another cache lies there (the field that differs is named).
         """
+        out = Path(out)
         self._out, self._location = out, cache_location(out, spec, tokens)
         prepare(self._location, spec)
         self._lock = Lock(self._location.folder / f"{WRITER}{LOCK}")
@@ -137,7 +138,7 @@ class CacheWriter:
 
 
 def write_cache(
-    out: Path, spec: EncoderSpec, exam_ids: Sequence[str], sources: Sequence[str], rows: Array | Sequence[Array],
+    out: Path | str, spec: EncoderSpec, exam_ids: Sequence[str], sources: Sequence[str], rows: Array | Sequence[Array],
     tokens: bool = False,
 ) -> EmbeddingCache:  # fmt: skip
     """Write a whole cache at once and open it; see ``CacheWriter.append`` for the arguments.
@@ -145,6 +146,7 @@ def write_cache(
     Raises:
         BadInput, DiskFull: see ``CacheWriter``.
     """
+    out = Path(out)
     writer = CacheWriter(out, spec, tokens)
     try:
         writer.append(exam_ids, sources, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -161,6 +162,7 @@ def _refuse(message: str, exit_code: int) -> int:
 
 def entry() -> None:
     """Console-script entry point. A reader that closes the pipe early (``| head``) ends it without a word."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         if COMPLETE in os.environ:
             Commands().main(prog_name="embedprior", complete_var=COMPLETE)
@@ -169,7 +171,23 @@ def entry() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + 13
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nstopped. What was finished is kept. Next: run the same command again.", file=sys.stderr)
-        code = 128 + 2
+        code = 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+        _mark_stopped()
     sys.exit(code)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers send it: answered like an interrupt from the keyboard."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
+
+
+def _mark_stopped() -> None:
+    if "embedprior.runs.run" in sys.modules:  # else no run was begun
+        from embedprior.runs.run import stop_unfinished_runs
+
+        stop_unfinished_runs()

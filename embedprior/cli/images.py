@@ -130,7 +130,7 @@ def drr(config: DrrConfig, dry_run: bool, include_incomplete: bool, processes: i
     from embedprior.cohort.drr import plan_text, render_cohort
     from embedprior.imaging.dicom_series import series_rule
     from embedprior.imaging.drr.config import get_renderer
-    from embedprior.imaging.drr.render import cts_of_table, find_cts
+    from embedprior.imaging.readers import cts_of_table, find_cts
     from embedprior.runs.distributed import process_group
 
     if (common["ct"] is None) == (common["cohort"] is None):

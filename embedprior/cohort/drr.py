@@ -12,10 +12,10 @@ from embedprior.cohort.duplicates import fingerprint, join_groups, same_scans, u
 from embedprior.imaging.drr.config import DrrConfig
 from embedprior.imaging.drr.dataset import IMAGES, drr_sheet, publish, write_tables
 from embedprior.imaging.drr.render import (
-    CtExam,
     Rendered,
     Scanned,
     image_name,
+    memory_estimate,
     render_all,
     scan,
     seconds_estimate,
@@ -24,6 +24,7 @@ from embedprior.imaging.drr.render import (
 from embedprior.imaging.drr.tone_fit import fit_tone_to_folder
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.radiographs import read_image
+from embedprior.imaging.readers import CtExam
 from embedprior.runs import Run, artifacts_root, progress
 from embedprior.runs.distributed import ProcessGroup
 
@@ -126,7 +127,7 @@ def group_same_scans(exams: Sequence[CtExam], rendered: Sequence[Rendered]) -> t
 
 
 def plan_text(exams: Sequence[CtExam], config: DrrConfig, workers: int) -> str:
-    """Return what rendering would make: CTs, images, megabytes and, where they are known, minutes."""
+    """Return what rendering would make and need: CTs, images, megabytes, memory and, where they are known, minutes."""
     images = len(exams) * config.poses
     minutes = max(1, round(seconds_estimate(len(exams), config, workers) / 60))
     time = f" and {minutes} minute{'s'[: minutes > 1]} with {workers} worker{'s'[: workers > 1]}."
@@ -134,6 +135,7 @@ def plan_text(exams: Sequence[CtExam], config: DrrConfig, workers: int) -> str:
         f"{len(exams)} CTs, {images} {config.view} images of {config.size} x {config.size} pixels with "
         f"{config.renderer}; about {images * config.size**2 * MEGABYTES_PER_PIXEL:.0f} MB"
         + (time if config.renderer == "planesweep" else ".")
+        + f" Memory: about {memory_estimate(exams) / 1e9:.1f} GB for each of {workers} worker{'s'[: workers > 1]}."
         + " Nothing was written."
     )
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Hashable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from embedprior.encoders.small_cnn import (
 from embedprior.phantom import VirtualPatient
 from embedprior.phantom.findings import PhantomConfig
 from embedprior.runs import QUIET, Artifact, MetricsLog, Run, artifact, artifacts_root, progress, seed_for
+from embedprior.runs.workers import worker_pool
 from embedprior.tables import check_exams, check_pairs, check_splits
 
 PHANTOM_TAG, ENCODER_TAG = "phantoms-3", "small-cnn-4"
@@ -88,8 +88,7 @@ def generate(config: DemoConfig, seed: int, workers: int, out: Path) -> None:
     chunks = [range(i, min(i + CHUNK, len(styles))) for i in range(0, len(styles), CHUNK)]
     stream = seed_for(seed, "phantoms") % 2**32
     rows: list[dict[str, Any]] = []
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread_here) as pool:
+    with worker_pool(workers, one_thread_here) as pool:
         jobs = [
             pool.submit(_generate_chunk, config.phantom, stream, [(i, styles[i]) for i in chunk], size, out)
             for chunk in chunks
@@ -245,8 +244,7 @@ def _train_encoders(
     config: DemoConfig, seed: int, population: Population, phantoms: str, root: Path, workers: int
 ) -> dict[str, Artifact]:
     """Return both encoders, each trained in a process with one thread: the same on every number of cores."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, 2), mp_context=context, initializer=_quiet_worker) as pool:
+    with worker_pool(min(workers, 2), _quiet_worker) as pool:
         jobs = {pool.submit(_encoder, kind, config, seed, population, phantoms, root): kind for kind in ("ct", "cxr")}
         return {jobs[job]: job.result() for job in progress(as_completed(jobs), "frozen encoders", total=len(jobs))}
 

@@ -79,7 +79,7 @@ class Encoder(Protocol):
     def spec(self) -> EncoderSpec:
         """Its provenance."""
 
-    def read(self, root: Path, path: str) -> np.ndarray[Any, Any]:
+    def read(self, root: Path | str, path: str) -> np.ndarray[Any, Any]:
         """Decode and preprocess one exam. Runs in worker processes: it must not touch the network's weights.
 
         Raises:

@@ -51,7 +51,7 @@ class Pixels128:
             pooling="none",
         )
 
-    def read(self, root: Path, path: str) -> UInt8[np.ndarray, "128 128"]:
+    def read(self, root: Path | str, path: str) -> UInt8[np.ndarray, "128 128"]:
         """Return the picture at 128 × 128.
 
         Raises:

@@ -55,13 +55,13 @@ def check_geometry(geometry: str) -> None:
         raise BadInput(f"unknown geometry '{geometry}'. Allowed: {', '.join(allowed)}.{nearest(geometry, allowed)}")
 
 
-def read_picture(root: Path, path: str) -> Float[np.ndarray, "height width"]:
+def read_picture(root: Path | str, path: str) -> Float[np.ndarray, "height width"]:
     """Return one 2D picture as grey values in [0, 1].
 
     Raises:
         UnreadableExam: a CT volume, not an image, damaged, not 2D, or of one uniform grey.
     """
-    name = Path(path).name
+    root, name = Path(root), Path(path).name
     is_volume = name.lower().endswith(VOLUMES) or (root / path).is_dir()
     if is_volume and split_path(path)[1] is None:
         raise UnreadableExam(

@@ -120,7 +120,7 @@ def _shuffled_batches(count: int, size: int) -> Iterator[Tensor]:
 
 
 def save_small_cnn(
-    network: SmallCnn, config: CnnConfig, profile: dict[str, Any], folder: Path,
+    network: SmallCnn, config: CnnConfig, profile: dict[str, Any], folder: Path | str,
     patients_seen: Sequence[str] | None = None,
 ) -> None:  # fmt: skip
     """Write weights (safetensors), settings, preprocessing profile and the patients it was trained on (JSON).
@@ -132,6 +132,7 @@ def save_small_cnn(
         folder: is there.
         patients_seen: whose exams trained the network or chose it; None = not recorded.
     """
+    folder = Path(folder)
     save_file(contiguous(network.state_dict()), folder / WEIGHTS)
     seen = None if patients_seen is None else sorted(set(patients_seen))
     write_json(folder / SETTINGS, {"config": config, "profile": profile, "patients_seen": seen})
@@ -176,7 +177,7 @@ class SliceEncoder(_SmallCnnEncoder):
     name = "slice-cnn"
     card = EncoderCard("CT", "by its weights", "slabs", "a folder of your own training", "Apache-2.0")
 
-    def read(self, root: Path, path: str) -> UInt8[np.ndarray, "slices height width"]:
+    def read(self, root: Path | str, path: str) -> UInt8[np.ndarray, "slices height width"]:
         """Return the windowed slabs of a volume in HU.
 
         Raises:
@@ -202,7 +203,7 @@ class RadiographEncoder(_SmallCnnEncoder):
     name = "radiograph-cnn"
     card = EncoderCard("CXR", "by its weights", "", "a folder of your own training", "Apache-2.0")
 
-    def read(self, root: Path, path: str) -> UInt8[np.ndarray, "one height width"]:
+    def read(self, root: Path | str, path: str) -> UInt8[np.ndarray, "one height width"]:
         """Return the picture as a stack of one, standardised to its own 1st and 99th percentile.
 
         Raises:

@@ -12,7 +12,7 @@ import pandas as pd
 from embedprior.evidence.decision import Claim, Rules
 from embedprior.evidence.delong import Delong, Floats, delong, influence, n_distinct, renumber
 from embedprior.evidence.errors import EvidenceError
-from embedprior.evidence.panel import Settings, point_metrics
+from embedprior.evidence.method_metrics import Settings, point_metrics
 from embedprior.evidence.predictions import Block, select_split
 from embedprior.evidence.schema import Comparison, Joint, comparison, joint_aucs, method_row, patient_folds, value
 from embedprior.evidence.tests import Test, nadeau_bengio, rank_stability, undefined
@@ -134,17 +134,17 @@ def mean_rows(
     """
     found = []
     for m in methods:
-        mine = [r for r in rows if r["method"] == m]
-        aucs = _column(mine, "auc")
-        test = _corrected(aucs, mine, train_size, few, zero_is_equal=False)
+        own = [r for r in rows if r["method"] == m]
+        aucs = _column(own, "auc")
+        test = _corrected(aucs, own, train_size, few, zero_is_equal=False)
         low, high = test.limits(rules.alpha) if test.limits is not None else (np.nan, np.nan)
         lost = f"AUC undefined in {np.isnan(aucs).sum()} of {aucs.size} resamples" if np.isnan(aucs).any() else None
         reasons = [r for r in (lost, test.reason) if r]
         found.append(
             {
                 "method": m,
-                "label_name": mine[0]["label_name"],
-                "oracle": mine[0]["oracle"],
+                "label_name": own[0]["label_name"],
+                "oracle": own[0]["oracle"],
                 "auc": value(test.delta),
                 "se": value(test.se),
                 "ci_low": None if np.isnan(low) else max(0.0, low),
@@ -152,17 +152,17 @@ def mean_rows(
                 "ci_method": "Nadeau-Bengio t over resamples" if not np.isnan(low) else None,
                 "ci_note": None,
                 "df": value(test.df),
-                **{k: float(np.mean([r[k] for r in mine])) for k in ("n_pos", "n_neg", "n_cases", "n_patients")},
-                "n_folds": mine[0]["n_folds"],
-                "n_seeds": mine[0]["n_seeds"],
-                "n_resamples": len(mine),
+                **{k: float(np.mean([r[k] for r in own])) for k in ("n_pos", "n_neg", "n_cases", "n_patients")},
+                "n_folds": own[0]["n_folds"],
+                "n_seeds": own[0]["n_seeds"],
+                "n_resamples": len(own),
                 "n_resamples_defined": int((~np.isnan(aucs)).sum()),
                 "auc_per_seed": None,
                 "auc_per_resample": [value(a) for a in aucs],
                 "sd_over_resamples": value(float(np.nanstd(aucs, ddof=1))) if (~np.isnan(aucs)).sum() > 1 else None,
                 "against_half": {"z": None, "p": None, "test": "none", "reason": "see the interval over resamples"},
                 "reason": "; ".join(reasons) or None,
-                "metrics": {name: _spread(_column([r["metrics"] for r in mine], name)) for name in mine[0]["metrics"]},
+                "metrics": {name: _spread(_column([r["metrics"] for r in own], name)) for name in own[0]["metrics"]},
                 "operating_point": None,
                 "reliability": None,
                 "decision_curve": None,
@@ -315,7 +315,7 @@ def _scaled_influence(block: Block, result: Delong, patients: np.ndarray) -> Flo
     at = np.searchsorted(patients, block.patients)
     per_patient = np.stack([np.bincount(at, weights=row, minlength=patients.size) for row in psi])
     raw = (per_patient**2).sum(axis=1)
-    wanted = np.clip(np.diag(result.covariance), 0, None)
-    scale = np.sqrt(np.divide(wanted, raw, out=np.zeros_like(raw), where=raw > 0))
+    target = np.clip(np.diag(result.covariance), 0, None)
+    scale = np.sqrt(np.divide(target, raw, out=np.zeros_like(raw), where=raw > 0))
     scaled: Floats = per_patient * scale[:, None]
     return scaled

@@ -27,8 +27,8 @@ from embedprior.evidence.decision import Claim, Rules, as_claim, checked_family
 from embedprior.evidence.delong import n_distinct
 from embedprior.evidence.errors import EvidenceError
 from embedprior.evidence.intervals import CiMethod
+from embedprior.evidence.method_metrics import ProportionCi, Settings, method_metrics, validation_scores
 from embedprior.evidence.paired_metrics import metric_differences
-from embedprior.evidence.panel import ProportionCi, Settings, metric_panels, validation_scores
 from embedprior.evidence.predictions import (
     ENSEMBLE,
     Block,
@@ -41,7 +41,7 @@ from embedprior.evidence.predictions import (
     with_seed_ensembles,
 )
 from embedprior.evidence.schema import (
-    NO_PANEL,
+    NO_METRICS,
     Comparison,
     Joint,
     comparison_row,
@@ -296,9 +296,9 @@ def _one_split(plan: _Plan, blocks: list[Block]) -> _Found:
     rows: list[dict[str, Any]] = []
     comparisons: list[Comparison] = []
     for i, (block, joint) in enumerate(sections):
-        panels = metric_panels(block, plan.methods, plan.settings) if i < len(blocks) else None
+        found_metrics = method_metrics(block, plan.methods, plan.settings) if i < len(blocks) else None
         for m in plan.methods:
-            extra = panels[m] if panels else dict(NO_PANEL)
+            extra = found_metrics[m] if found_metrics else dict(NO_METRICS)
             rows.append({**method_row(block, joint, m, m in plan.oracles, plan.rules), **extra})
         comparisons += _comparisons(plan, block, joint)
     return _Found(rows, comparisons, [omnibus_row(b, j, plan.ranked) for b, j in sections], None)
@@ -329,7 +329,7 @@ def _over_repeats(plan: _Plan, blocks: list[Block]) -> _Found:
         block, joint = join_repeats(repeats, plan.by_exam and repeats[0].repeats_patients)
         rows += [
             {
-                **method_row(block, joint, m, m in plan.oracles, plan.rules), **NO_PANEL,
+                **method_row(block, joint, m, m in plan.oracles, plan.rules), **NO_METRICS,
                 "n_repeats": len(repeats), "n_seeds": len(block.seeds[m]),
             }
             for m in plan.methods
@@ -352,17 +352,17 @@ def _over_resamples(plan: _Plan, blocks: list[Block], train_size: float | None) 
     means, stability = [], []
     comparisons: list[Comparison] = []
     for label in labels:
-        mine = _of_label(blocks, label)
-        few = too_few_patients(mine)
-        joints = [joint_aucs(b, clustered=plan.by_exam and b.repeats_patients) for b in mine]
-        table = resample_rows(mine, joints, plan.methods, plan.oracles, plan.rules, plan.settings)
+        own = _of_label(blocks, label)
+        few = too_few_patients(own)
+        joints = [joint_aucs(b, clustered=plan.by_exam and b.repeats_patients) for b in own]
+        table = resample_rows(own, joints, plan.methods, plan.oracles, plan.rules, plan.settings)
         rows += table
         means += mean_rows(table, plan.methods, train_size, plan.rules, few)
         stability.append(ranks(table, plan.ranked))
         for claim in plan.all_claims:
             lacking = plan.lacking(claim)
             if lacking is None:
-                row = resampled_comparison(table, mine, claim, train_size, plan.rules, few)
+                row = resampled_comparison(table, own, claim, train_size, plan.rules, few)
             else:
                 row = undefined_comparison(claim, label, lacking, plan.rules)
             comparisons.append(plan.placed(row))

@@ -257,7 +257,7 @@ def predictive_values(cases: Cases, thresholds: Floats, prevalence: float) -> li
     ]
 
 
-#: Weights held at a time, in numbers (32 MiB).
+#: Weights computed at a time, in numbers (32 MiB).
 CHUNK = 4_000_000
 #: Share of replicates that may be undefined (no case called positive, say) before the interval is withheld.
 MAX_UNDEFINED = 0.05

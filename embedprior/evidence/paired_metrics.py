@@ -14,6 +14,7 @@ from scipy import stats
 from embedprior.evidence import calibration
 from embedprior.evidence.delong import Bools, Floats, n_distinct, renumber
 from embedprior.evidence.intervals import paired_proportions, quantile
+from embedprior.evidence.method_metrics import YOUDEN, Settings, thresholds_of
 from embedprior.evidence.metrics import (
     Cases,
     average_precision,
@@ -24,7 +25,6 @@ from embedprior.evidence.metrics import (
     stream,
     weights,
 )
-from embedprior.evidence.panel import YOUDEN, Settings, cut
 from embedprior.evidence.predictions import Block
 from embedprior.evidence.schema import value
 from embedprior.evidence.tests import two_sided_p
@@ -49,7 +49,7 @@ def metric_differences(block: Block, a: str, b: str, settings: Settings) -> dict
 
 
 def _at_thresholds(block: Block, a: str, b: str, settings: Settings) -> dict[str, dict[str, Any]]:
-    cuts = [cut(block, m, YOUDEN, settings.validation, settings.threshold) for m in (a, b)]
+    cuts = [thresholds_of(block, m, YOUDEN, settings.validation, settings.threshold) for m in (a, b)]
     reasons = [reason for _, reason in cuts if reason is not None]
     if reasons:
         return {name: _row(reason=reasons[0]) for name in ("sensitivity", "specificity")}

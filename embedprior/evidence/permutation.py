@@ -79,8 +79,8 @@ def swap_weights(labels: Bools, a: Floats, b: Floats, clusters: Ints | None = No
         for row_a, row_b in zip(*np.broadcast_arrays(a, b), strict=True):
             ranks = np.concatenate([stats.rankdata(row_a[inside]), stats.rankdata(row_b[inside])])
             other_below = other_class_below(ranks, np.tile(positive, 2))
-            own, theirs = np.split(other_below, 2)
-            weights[inside] += np.where(positive, 1, -1) * 2 * (own - theirs)
+            by_a, by_b = np.split(other_below, 2)
+            weights[inside] += np.where(positive, 1, -1) * 2 * (by_a - by_b)
     whole = np.rint(weights).astype(np.int64)
     if clusters is None:
         return whole

@@ -1,4 +1,4 @@
-"""From a predictions table to case-aligned arrays, refusing whatever would bend a comparison.
+"""From a predictions table to case-aligned arrays, refusing whatever would distort a comparison.
 
 A *row* is one score; a *case* is what the AUC counts (an exam or a patient); a *cell* is one method trained
 with one seed. A *block* is one label in one resample: the same cases for every cell.
@@ -295,10 +295,10 @@ def _by_patient(block: Block, patient_label: PatientLabel | None) -> Block:
 
 
 def _agree(frame: pd.DataFrame, rows: Ints, values: NDArray[Any], first: Ints, column: str) -> None:
-    mine, theirs = values[rows], values[first]
-    differs = mine != theirs
+    here, earlier = values[rows], values[first]
+    differs = here != earlier
     if values.dtype.kind == "f":
-        differs &= ~(np.isnan(mine) & np.isnan(theirs))
+        differs &= ~(np.isnan(here) & np.isnan(earlier))
     if differs.any():
         raise EvidenceError(
             f"one exam has two values of {column!r}: {_rows(frame.iloc[rows[differs]], column)} "

@@ -31,7 +31,7 @@ MAX_LOGIT = 40.0
 
 
 def read_predictions(
-    path: Path, *, wide: bool = False, not_methods: Sequence[str] = (), methods: Sequence[str] = (),
+    path: Path | str, *, wide: bool = False, not_methods: Sequence[str] = (), methods: Sequence[str] = (),
     positive: str | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Return a predictions table in long form, indexed by ``line`` (the header is line 1).
@@ -47,6 +47,7 @@ def read_predictions(
         EvidenceError: no such file, no table in it, a column twice, labels that don't fit ``positive``, or (wide) no
             method, columns that may not be methods, or a patient listed twice without exams.
     """
+    path = Path(path)
     if not path.is_file():
         raise EvidenceError(f"{path} does not exist; give a CSV of predictions.")
     frame = _parquet(path) if path.suffix == ".parquet" else _csv(path)
@@ -200,7 +201,7 @@ def _not_a_score(column: pd.Series, name: str) -> str | None:
     return f"runs from {low:g} to {high:g}: neither probabilities nor logits"
 
 
-def read_family(path: Path) -> list[Claim]:
+def read_family(path: Path | str) -> list[Claim]:
     """Return the declared claims of a CSV or a JSON list.
 
     A CSV has columns ``a, b`` (and, where they apply, ``kind, margin``), or one column ``claim``; a JSON list holds
@@ -209,6 +210,7 @@ def read_family(path: Path) -> list[Claim]:
     Raises:
         EvidenceError: the file is missing or holds no claims.
     """
+    path = Path(path)
     if not path.is_file():
         raise EvidenceError(f"{path} does not exist; a family is a CSV with columns a,b or a JSON list of pairs.")
     if path.suffix == ".json":

@@ -77,7 +77,8 @@ class AucComparison:
         lines.append(
             f"difference a - b: {_number(self.delta)} ({level} {_number(self.ci[0])} to {_number(self.ci[1])})"
         )
-        lines.append(f"{self.method}: p = {_number(self.p)}" + (f" ({self.reason})" if self.reason else ""))
+        p = "p < 0.001" if self.p < 0.001 else f"p = {_number(self.p)}"
+        lines.append(f"{self.method}: {p}" + (f" ({self.reason})" if self.reason else ""))
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from embedprior.evidence.tests import (
 )
 
 #: What a row holds where no other metric is computed.
-NO_PANEL: dict[str, Any] = {"metrics": {}, "operating_point": None, "reliability": None, "decision_curve": None}
+NO_METRICS: dict[str, Any] = {"metrics": {}, "operating_point": None, "reliability": None, "decision_curve": None}
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,13 @@ def undefined_method(method: str, oracle: bool, reason: str) -> dict[str, Any]:
         "method": method, "label_name": None, "oracle": oracle, "auc": None, "se": None, "ci_low": None,
         "ci_high": None, "ci_method": None, "ci_note": None, "df": None, **counts, "n_folds": 1, "n_seeds": 1,
         "auc_per_seed": None, "against_half": {"z": None, "p": None, "test": "none", "reason": reason},
-        "reason": reason, **NO_PANEL,
+        "reason": reason, **NO_METRICS,
     }  # fmt: skip
 
 
 @dataclass
 class Comparison:
-    """The row of one claim, and what its verdict is made of once the whole family is there."""
+    """The row of one claim, and what decides its verdict once the whole family is known."""
 
     claim: Claim
     row: dict[str, Any]
@@ -318,7 +318,7 @@ def _correlation(joint: Joint, a: str, b: str) -> float:
 
 __all__ = [
     "NOT_TESTABLE",
-    "NO_PANEL",
+    "NO_METRICS",
     "Comparison",
     "Joint",
     "comparison",

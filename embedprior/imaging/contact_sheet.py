@@ -120,7 +120,7 @@ def check_exam(
     return findings, Tile(found.name, "no picture: see the findings", (), tuple(findings)) if draw else None, view
 
 
-def contact_sheet(tiles: Sequence[Tile], path: Path, columns: int = 2) -> None:
+def contact_sheet(tiles: Sequence[Tile], path: Path | str, columns: int = 2) -> None:
     """Write the tiles as one PNG, row by row.
 
     Args:
@@ -128,6 +128,7 @@ def contact_sheet(tiles: Sequence[Tile], path: Path, columns: int = 2) -> None:
         path: of the PNG.
         columns: tiles side by side.
     """
+    path = Path(path)
     across = max(1, *(len(tile.pictures) for tile in tiles))
     tile_width, tile_height = across * (WIDTH + GAP) + GAP, HEIGHT + CAPTION + 2 * GAP
     rows = -(-len(tiles) // columns)

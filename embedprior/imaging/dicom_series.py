@@ -208,7 +208,7 @@ INSIDE = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip", ".npz")
 UNPACK = "Next: decompress the enhanced CT (gdcmconv --raw), or convert it with dcm2niix"
 
 
-def read_series(path: Path, rule: str) -> tuple[Volume, list[Finding]]:
+def read_series(path: Path | str, rule: str) -> tuple[Volume, list[Finding]]:
     """Return the volume of one series as it is stored, and findings about files, series, geometry and padding.
 
     Args:
@@ -222,6 +222,7 @@ def read_series(path: Path, rule: str) -> tuple[Volume, list[Finding]]:
         UnusableExam: a finding of severity ``error``.
         BadInput: no such rule or series.
     """
+    path = Path(path)
     name = printable(path.name)
     with series_files(path) as files:
         headers, findings = _headers(files, name)

@@ -47,11 +47,12 @@ def exam_file(root: Path, path: str) -> Path:
     return root / split_path(path)[0]
 
 
-def source_hash(root: Path, path: str) -> str:
+def source_hash(root: Path | str, path: str) -> str:
     """Return the sha256 of an exam's source: the file's bytes, one row's bytes of an array file, or a folder's files.
 
     A folder's hash is that of the sorted hashes of its files, so that renaming or moving them changes nothing.
     """
+    root = Path(root)
     file, row = split_path(path)
     if row is None and (root / file).is_dir():
         return hash_of(sorted(hash_file(member) for member in (root / file).rglob("*") if member.is_file()))
@@ -82,12 +83,13 @@ def source_stamp(root: Path, path: str) -> list[tuple[str, int, int]]:
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
-def read_array(root: Path, path: str) -> np.ndarray[Any, Any]:
+def read_array(root: Path | str, path: str) -> np.ndarray[Any, Any]:
     """Return one row of a ``.npy`` array file (``"volumes.npy#12"``).
 
     Raises:
         UnreadableExam: the file is not an array or has no such row.
     """
+    root = Path(root)
     file, row = split_path(path)
     try:
         array = _array(root / file)

@@ -35,13 +35,14 @@ TURN_DEG, SCALE_SHARE = 1.0, 0.01
 """Two orientations of a file count as one up to this: headers store 32-bit numbers, and one is made from the other."""
 
 
-def read_image_file(path: Path) -> tuple[Volume, list[Finding]]:
+def read_image_file(path: Path | str) -> tuple[Volume, list[Finding]]:
     """Return the volume of a NIfTI, NRRD, MetaImage or ``.npz`` file as it is stored, and what was noted.
 
     Raises:
         UnreadableExam: damaged, or not one 3D volume.
         UnusableExam: no orientation in the file, or two that disagree.
     """
+    path = Path(path)
     return _read_npz(path) if path.name.lower().endswith(".npz") else _read_image(path)
 
 
@@ -149,8 +150,9 @@ def _three(values: np.ndarray[Any, Any]) -> Triple:
     return x, y, z
 
 
-def write_npz(volume: Volume, path: Path) -> None:
+def write_npz(volume: Volume, path: Path | str) -> None:
     """Write a volume as ``.npz`` that ``read_volume`` reads back exactly; ids stay out of it."""
+    path = Path(path)
     arrays: dict[str, Int16[np.ndarray, "z y x"] | np.ndarray[Any, Any]] = {
         "hu": volume.hu,
         "spacing_mm": np.array(volume.spacing_mm),

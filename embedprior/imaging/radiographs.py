@@ -116,7 +116,7 @@ def read_radiograph(path: Path | str, view: str = "") -> tuple[Radiograph, list[
     return Radiograph(radiograph.grey, chosen, radiograph.patient_id), findings
 
 
-def read_image(root: Path, path: str) -> Float[np.ndarray, "height width"]:
+def read_image(root: Path | str, path: str) -> Float[np.ndarray, "height width"]:
     """Return a radiograph, or one row of an image array, as grey values in [0, 1]: what encoders are given.
 
     A file is read and audited as by ``read_radiograph``: an exam with an error is refused, and what else was found goes
@@ -126,6 +126,7 @@ def read_image(root: Path, path: str) -> Float[np.ndarray, "height width"]:
         UnreadableExam: not an image, or damaged.
         UnusableExam: read, but with a finding of severity ``error``.
     """
+    root = Path(root)
     file, row = split_path(path)
     if row is not None or file.endswith(".npy"):
         pixels = read_array(root, path)

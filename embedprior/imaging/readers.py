@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from embedprior.errors import BadInput
 from embedprior.imaging.audit import audit_geometry, audit_hu
@@ -18,7 +18,7 @@ from embedprior.imaging.image_files import IMAGE_SUFFIXES, read_image_file
 from embedprior.imaging.lungs import audit_lungs
 from embedprior.imaging.radiographs import PICTURES, RADIOGRAPHY, normal_view
 from embedprior.imaging.volume import Volume
-from embedprior.tables import EXAM_REQUIRED, check_exams, read_table
+from embedprior.tables import EXAM_REQUIRED, LABEL_PREFIX, check_exams, read_table
 
 VOLUMES = (*IMAGE_SUFFIXES, ".npz", ".zip")
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -34,6 +34,8 @@ PEEKED = (
     "Rows", "Columns",
 )  # fmt: skip
 Kind = Literal["volume", "radiograph"]
+COPIED = ("group_id", "site", "sex", "age", "source", "offset_days", "acquired_at")
+"""Columns of the exam table that a DRR shares with its CT, beside the labels."""
 
 
 def read_volume(path: Path | str, series: str = "only") -> tuple[Volume, list[Finding]]:
@@ -64,8 +66,8 @@ def read_volume(path: Path | str, series: str = "only") -> tuple[Volume, list[Fi
         >>> volume, findings = embedprior.read_volume("scan.npz")
         >>> volume.shape, volume.spacing_mm, volume.orientation
         ((40, 64, 64), (5.0, 5.0, 7.0), 'LPS')
-        >>> [finding.code for finding in findings]
-        ['no-lungs']
+        >>> "no-lungs" in [finding.code for finding in findings]
+        True
     """
     path = Path(path)
     name = path.name.lower()
@@ -206,6 +208,69 @@ def exams_of_table(table: Path) -> list[ExamSource]:
     ]
 
 
+@dataclass(frozen=True)
+class CtExam:
+    """One CT to render.
+
+    Attributes:
+        exam_id: of the table, or the path without its ending.
+        patient_id: of the table, or the exam id: a header's id is never taken over.
+        path: file or folder.
+        columns: of the exam table, as far as its DRRs share them.
+        of_table: whether a table names it, and so its patient.
+    """
+
+    exam_id: str
+    patient_id: str
+    path: Path
+    columns: dict[str, Any] = field(default_factory=dict)
+    of_table: bool = False
+
+
+def find_cts(path: Path) -> tuple[list[CtExam], list[str]]:
+    """Find the CTs at a path: a volume file or zip, a folder of DICOM files, or a folder that holds such things.
+
+    Returns:
+        The CTs, by name; and a line for each thing there that is none (``Discovery.notes``).
+
+    Raises:
+        BadInput: nothing there, no volume among it, or two files that would share one exam id.
+    """
+    where = printable(str(path))
+    if not path.exists():
+        raise BadInput(f"no CT at {where}. Allowed: a volume file, a DICOM folder or zip, or a folder of them.")
+    found = discover(path)
+    exams = [_exam(source) for source in found.exams if source.kind == "volume"]
+    others = len(found.exams) - len(exams)
+    if not exams:
+        raise BadInput(f"no volume under {where}. Allowed: {', '.join(VOLUMES)}, or DICOM files of a CT.")
+    _refuse_repeated(exams, where)
+    return exams, [*found.notes(), *([f"{others} radiographs were left out"] if others else [])]
+
+
+def cts_of_table(table: Path) -> list[CtExam]:
+    """Return the CT rows of an exam table, paths resolved against its folder.
+
+    Raises:
+        BadInput: a broken table, or one without CT.
+    """
+    exams = check_exams(read_table(table, EXAM_REQUIRED), str(table))
+    rows = exams[exams["modality"] == "CT"]
+    if rows.empty:
+        raise BadInput(f"{table} has no exam of modality CT.")
+    kept = [c for c in rows.columns if c in COPIED or c.startswith(LABEL_PREFIX)]
+    return [
+        CtExam(
+            str(r["exam_id"]),
+            str(r["patient_id"]),
+            table.parent / str(r["path"]),
+            {c: r[c] for c in kept},
+            of_table=True,
+        )
+        for r in rows.to_dict("records")
+    ]
+
+
 def _sorted_out(files: Sequence[Path]) -> tuple[list[tuple[Path, Kind]], list[Path], list[str]]:
     """Files that their names tell, DICOM files, and the endings of the rest."""
     named: list[tuple[Path, Kind]] = []
@@ -303,3 +368,23 @@ def _peek(file: Path) -> _Peek:
 def _name(path: Path, root: Path) -> str:
     name = path.relative_to(root).as_posix()
     return printable(path.resolve().name if name == "." else name)
+
+
+def _exam(source: ExamSource) -> CtExam:
+    lower = source.name.lower()
+    endings = sorted((*VOLUMES, *DICOM_SUFFIXES), key=len, reverse=True)
+    ending = next((s for s in endings if lower.endswith(s)), "") if source.path.is_file() else ""
+    name = source.name[: len(source.name) - len(ending)].replace("/", "_")
+    return CtExam(name, name, source.path)
+
+
+def _refuse_repeated(exams: Sequence[CtExam], where: str) -> None:
+    seen: dict[str, Path] = {}
+    for exam in exams:
+        if exam.exam_id in seen:
+            names = " and ".join(printable(path.name) for path in (seen[exam.exam_id], exam.path))
+            raise BadInput(
+                f"{where}: {names} would both be exam '{exam.exam_id}'. Next: rename one, or give an exam table with "
+                "--cohort."
+            )
+        seen[exam.exam_id] = exam.path

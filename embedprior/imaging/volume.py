@@ -99,13 +99,23 @@ class Volume:
         return orientation_code(self.direction)
 
     def with_hu(self, hu: Int16[np.ndarray, "z y x"]) -> Volume:
-        """Return the same grid with other values."""
+        """Return the same grid with other values.
+
+        Args:
+            hu: int16 Hounsfield units of the same shape (z, y, x).
+
+        Raises:
+            BadInput: another shape.
+        """
         if hu.shape != self.hu.shape:
             raise BadInput(f"with_hu() was given shape {hu.shape}; the grid has {self.hu.shape}.")
         return replace(self, hu=hu)
 
     def crop(self, box: tuple[slice, slice, slice]) -> Volume:
-        """Return the voxels of slices (z, y, x) as a view, with the origin moved along.
+        """Return the voxels of a box as a view, with the origin moved along.
+
+        Args:
+            box: slices along z, y and x, in voxels.
 
         Raises:
             BadInput: a slice has a step, or the box is empty.

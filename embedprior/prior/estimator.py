@@ -31,9 +31,7 @@ SETTINGS = "estimator.json"
 DEFAULT = PriorConfig(
     network=NetworkConfig(preset="tiny"),
     process=ProcessConfig(condition_noise=1.0, regression="ridge"),
-    training=TrainingConfig(
-        steps=1500, lr=1e-3, weight_decay=3.0, ema=0.999, validate_every=100, patience=6, variance_nodes=17
-    ),
+    training=TrainingConfig(steps=1500, lr=1e-3, ema=0.999, validate_every=100, patience=6, variance_nodes=17),
 )
 """For a few hundred to a few thousand pairs on a CPU; ``docs/prior.md`` says why each number."""
 
@@ -235,6 +233,9 @@ class DiffusionPrior(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def save(self, folder: Path | str) -> None:
         """Write the fitted prior (``prior.safetensors``, ``prior.json``) and these settings; nothing is pickled.
 
+        Args:
+            folder: made when it is not there.
+
         Raises:
             BadInput: not fitted.
 
@@ -254,7 +255,10 @@ class DiffusionPrior(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
-        """Return a fitted prior from the folder of ``save`` or of ``train_prior.py``; executes nothing in it.
+        """Return a fitted prior; executes nothing in its folder.
+
+        Args:
+            folder: of ``save``, or of ``train_prior.py``.
 
         Raises:
             BadInput: no prior there, or a damaged one.

@@ -59,11 +59,11 @@ class Generated:
 
 def generate(
     prior: Prior,
-    folder: Path,
+    folder: Path | str,
     cache: EmbeddingCache,
     exam_ids: Sequence[str],
     config: GenerateConfig,
-    out: Path,
+    out: Path | str,
     head: TeacherHead | None = None,
     head_hash: str = "",
     desc: str = "CT-like embeddings",
@@ -86,6 +86,7 @@ def generate(
         BadInput: embeddings of another encoder than the prior was trained on, of another size or not finite, a head
             for another size, or a sampler that the prior can't run.
     """
+    folder, out = Path(folder), Path(out)
     prior.check_encoders(condition=encoder_name(cache))
     width, dim = None if head is None else head.network.mean.numel(), prior.target_scaler.dim
     if width not in (None, dim):

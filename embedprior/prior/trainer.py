@@ -151,8 +151,8 @@ def train_prior(
     train: PairArrays,
     val: PairArrays,
     config: PriorConfig,
-    out: Path,
-    init_from: Path | None = None,
+    out: Path | str,
+    init_from: Path | str | None = None,
     teacher: Head | None = None,
     stop_after: int | None = None,
     show_progress: bool = True,
@@ -196,6 +196,8 @@ def train_prior(
         >>> prior.sample(pairs(20, "v").condition, samples=4, steps=2).shape
         (20, 4, 8)
     """
+    out = Path(out)
+    init_from = None if init_from is None else Path(init_from)
     start = None if init_from is None else Prior.load(init_from)
     check_pairs(train, val, config, start)
     for name in trackers:

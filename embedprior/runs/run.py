@@ -130,6 +130,7 @@ class Run:
             "status": "running",
         }
         write_json(out / RECORD, self._record)
+        _unfinished.append(self)
 
     def keep(self, cache: Path) -> None:
         """Note a cache in this folder that the run fills, from now on: not unused, even should the run be stopped.
@@ -161,6 +162,21 @@ class Run:
         self._record["uses"] = relative_uses(self._ledger.records(), self.out)
         write_json(self.out / RECORD, self._record)
         register_run(self.out, self._record["id"], self._ledger.records())
+        _unfinished.remove(self)
+
+    def stop(self) -> None:
+        """Say in ``run.json`` that the run was stopped before it was finished; what it had finished is kept."""
+        self._record |= {"status": "stopped", "seconds": round(self.seconds, 1)}
+        write_json(self.out / RECORD, self._record)
+
+
+_unfinished: list[Run] = []
+
+
+def stop_unfinished_runs() -> None:
+    """Mark the runs of this process that were not finished as stopped."""
+    while _unfinished:
+        _unfinished.pop().stop()
 
 
 def versions() -> dict[str, str]:

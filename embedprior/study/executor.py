@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from embedprior.runs import QUIET, one_thread, progress_bar
+from embedprior.runs.workers import worker_pool
 from embedprior.study.runner import FitJob, FoldId, FoldRunner
 
 MAX_CRASHES = 2
@@ -159,8 +159,7 @@ def _one_pool(jobs: Sequence[FitJob], make: RunnerFactory, workers: int, running
         waiting[job.fold_id, job.seed].append(job)
     folds = iter(list(waiting))
     futures: dict[Future[Outcome | None], FitJob | tuple[FoldId, int]] = {}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(make,)) as pool:
+    with worker_pool(workers, _start, (make,)) as pool:
         while True:
             while len(futures) < 2 * workers and (key := next(folds, None)) is not None:
                 futures[pool.submit(_train_head, *key)] = key

@@ -110,7 +110,7 @@ NOT_IN_THE_HASH = ("caveats", "title", "metrics", "seconds_per_fit")
 """Settings that change no number: they may be edited without another plan."""
 
 
-def make_plan(config: StudyConfig, study: Study, out: Path) -> dict[str, Any]:
+def make_plan(config: StudyConfig, study: Study, out: Path | str) -> dict[str, Any]:
     """Return the plan as plain JSON values.
 
     ``hash`` covers the configuration (but for ``NOT_IN_THE_HASH``), the cohort's tables, splits and embeddings, every
@@ -121,6 +121,7 @@ def make_plan(config: StudyConfig, study: Study, out: Path) -> dict[str, Any]:
         study: see ``run.read_study``.
         out: folder of the run: finished fits under it (or ``$EMBEDPRIOR_HOME``) give measured costs.
     """
+    out = Path(out)
     jobs = fit_jobs(study)
     fits = [
         {
@@ -175,12 +176,13 @@ def cost(fits: Mapping[str, int], config: StudyConfig, out: Path) -> dict[str, A
     return {"minutes": round(total, 2), "unknown": unknown, "methods": rows}
 
 
-def freeze(plan: Mapping[str, Any], study: Study, out: Path) -> None:
+def freeze(plan: Mapping[str, Any], study: Study, out: Path | str) -> None:
     """Write ``plan.json`` and ``cohort/splits.csv``, or check that the ones that are there are the same.
 
     Raises:
         BadInput: the folder holds results of another plan (what differs is named), or its split table was changed.
     """
+    out = Path(out)
     refuse_other_plan(plan, out)
     refuse_changed_splits(study, out)
     (out / "cohort").mkdir(parents=True, exist_ok=True)

@@ -85,12 +85,14 @@ class StudyResult:
     outcomes: list[Outcome]
 
 
-def read_study(config: StudyConfig, data: Path, splits_file: Path | None = None) -> Study:
+def read_study(config: StudyConfig, data: Path | str, splits_file: Path | str | None = None) -> Study:
     """Read what every combination of the sweep starts from; a cohort is read once.
 
     Raises:
         BadInput: see ``prepare.read_study_data`` and ``prepare.variants``.
     """
+    data = Path(data)
+    splits_file = None if splits_file is None else Path(splits_file)
     chosen = variants(config)
     kept = _encoder_training_patients([v.config for v in chosen], data)
     known: dict[str, StudyData] = {}
@@ -141,7 +143,7 @@ def refuse_bad_methods(config: StudyConfig) -> None:
             raise BadInput(f"method '{name}' reads {inputs}. Next: name the cache: 'caches: {{{inputs}: FOLDER}}'.")
 
 
-def run_study(study: Study, out: Path, stage: Callable[..., None], workers: int = 1) -> StudyResult:
+def run_study(study: Study, out: Path | str, stage: Callable[..., None], workers: int = 1) -> StudyResult:
     """Embed what is not in the cache yet, run every fit that is not done, and collect the predictions.
 
     Args:
@@ -153,6 +155,7 @@ def run_study(study: Study, out: Path, stage: Callable[..., None], workers: int 
     Raises:
         EmbedpriorError: no image could be read, or no fit succeeded.
     """
+    out = Path(out)
     inputs, failures = study_inputs(study, out, stage)
     return run_fits(study, inputs, stage, workers, failures)
 

@@ -52,14 +52,16 @@ class TeacherHead:
         out: Tensor = self.network(embeddings)[:, 0]
         return out
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write weights (safetensors) and settings (JSON)."""
+        folder = Path(folder)
         save_file(contiguous(self.network.state_dict()), folder / WEIGHTS)
         write_json(folder / SETTINGS, {"dim": self.network.mean.numel(), "config": self.config})
 
     @classmethod
-    def load(cls, folder: Path) -> TeacherHead:
+    def load(cls, folder: Path | str) -> TeacherHead:
         """Read a head back; runs no code from the file."""
+        folder = Path(folder)
         settings = read_json(folder / SETTINGS)
         config = parse_config(FitConfig, settings["config"], str(folder / SETTINGS))
         network = Mlp(int(settings["dim"]), 1, config)
@@ -174,8 +176,9 @@ class Teacher:
                 "Next: train it on the training part of this split (embedprior train teacher)"
             )
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write weights (safetensors), settings (JSON), then ``teacher.json``, which marks completion."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.head.save(folder)
         if self.sequence is not None:

@@ -229,7 +229,7 @@ def spec_of(teacher: Teacher, folder: Path, tokens: EmbeddingCache) -> EncoderSp
     )
 
 
-def write_embeddings(teacher: Teacher, folder: Path, tokens: EmbeddingCache, out: Path) -> EmbeddingCache:
+def write_embeddings(teacher: Teacher, folder: Path | str, tokens: EmbeddingCache, out: Path | str) -> EmbeddingCache:
     """Embed every exam of a token cache; what ``out`` holds already is kept.
 
     Args:
@@ -241,6 +241,7 @@ def write_embeddings(teacher: Teacher, folder: Path, tokens: EmbeddingCache, out
     Raises:
         BadInput: a head alone, a cache without tokens, or tokens of another cache than the teacher was trained on.
     """
+    folder, out = Path(folder), Path(out)
     if not tokens.has_tokens:
         raise BadInput(f"{tokens.path.name} holds one embedding an exam, no tokens. Next: embed with --tokens")
     if teacher.cache != hash_of(tokens.key):

@@ -25,20 +25,11 @@ from embedprior.encoders.registry import create_encoder
 from embedprior.errors import NEEDS_ATTENTION, EmbedpriorError
 from embedprior.imaging.drr.config import DrrConfig
 from embedprior.imaging.drr.physics import to_display_image
-from embedprior.imaging.drr.render import (
-    Scanned,
-    draw_poses,
-    find_cts,
-    isocentre,
-    project,
-    reason_of,
-    scan,
-    write_png16,
-)
+from embedprior.imaging.drr.render import Scanned, draw_poses, isocentre, project, reason_of, scan, write_png16
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import lungs_complete
 from embedprior.imaging.radiographs import read_image
-from embedprior.imaging.readers import read_volume
+from embedprior.imaging.readers import find_cts, read_volume
 from embedprior.phantom.implant import ImplantConfig, implant
 from embedprior.runs import artifact, artifacts_root, one_thread, progress, read_json, seed_for, write_json
 from embedprior.tables import check_exams, check_pairs, write_table

@@ -156,7 +156,9 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 def test_dry_run_counts_and_writes_nothing(chests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["drr", "--ct", str(chests), "--out", str(tmp_path / "o"), "--poses", "8", "--dry-run"]) == 0
-    assert "5 CTs, 40 PA images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "5 CTs, 40 PA images" in printed
+    assert "Memory: about 0.9 GB for each of 1 worker." in printed
     assert not (tmp_path / "o").exists()
 
 

@@ -10,6 +10,7 @@ from sklearn import metrics as sk
 from embedprior.evidence import calibration
 from embedprior.evidence.delong import delong
 from embedprior.evidence.intervals import wilson
+from embedprior.evidence.method_metrics import ThresholdRule, choose_threshold
 from embedprior.evidence.metrics import (
     Cases,
     average_precision,
@@ -21,7 +22,6 @@ from embedprior.evidence.metrics import (
     threshold_metrics,
     weights,
 )
-from embedprior.evidence.panel import Rule, choose
 
 
 def make(seed: int = 0, n: int = 160, seeds: int = 1, decimals: int = 2) -> Cases:
@@ -201,8 +201,8 @@ def test_thresholds_by_enumeration() -> None:
     sensitivity = np.array([(s[y] >= t).mean() for t in candidates])
     specificity = np.array([(s[~y] < t).mean() for t in candidates])
     gain = sensitivity + specificity
-    assert choose(y, s, Rule("youden")) == candidates[np.flatnonzero(gain >= gain.max() - 1e-12)[0]]
-    assert choose(y, s, Rule("specificity", 0.9)) == candidates[specificity >= 0.9].min()
-    assert choose(y, s, Rule("sensitivity", 0.95)) == candidates[sensitivity >= 0.95].max()
-    assert choose(y[y], s[y], Rule("youden")) is None
-    assert choose(np.array([True, False]), np.array([0.1, 0.9]), Rule("specificity", 0.5)) == np.inf
+    assert choose_threshold(y, s, ThresholdRule("youden")) == candidates[np.flatnonzero(gain >= gain.max() - 1e-12)[0]]
+    assert choose_threshold(y, s, ThresholdRule("specificity", 0.9)) == candidates[specificity >= 0.9].min()
+    assert choose_threshold(y, s, ThresholdRule("sensitivity", 0.95)) == candidates[sensitivity >= 0.95].max()
+    assert choose_threshold(y[y], s[y], ThresholdRule("youden")) is None
+    assert choose_threshold(np.array([True, False]), np.array([0.1, 0.9]), ThresholdRule("specificity", 0.5)) == np.inf

@@ -17,10 +17,9 @@ from PIL import Image
 from embedprior.cli import main
 from embedprior.errors import BadInput
 from embedprior.imaging.dicom_series import series_rule
-from embedprior.imaging.drr.render import find_cts
 from embedprior.imaging.files import UnreadableExam, files_below
 from embedprior.imaging.findings import UnusableExam
-from embedprior.imaging.readers import discover, read_volume
+from embedprior.imaging.readers import discover, find_cts, read_volume
 
 from .conftest import chest, slice_dataset
 from .test_radiographs import frontal, write

@@ -12,10 +12,10 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import RLELossless
 
-from embedprior.imaging.drr.render import find_cts, identities
+from embedprior.imaging.drr.render import identities
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import UnusableExam
-from embedprior.imaging.readers import discover, read_volume
+from embedprior.imaging.readers import discover, find_cts, read_volume
 
 from .conftest import ORIGIN, SECRET, SPACING, STEP, chest, slice_dataset
 

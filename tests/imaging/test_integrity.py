@@ -52,6 +52,14 @@ def test_file_cut_short_is_unreadable(tmp_path: Path, name: str, packed: bool, s
         read_volume(path)
 
 
+@pytest.mark.parametrize("name", ["v.mha", "v.nrrd", "v.nii.gz"])
+def test_compressed_voxels_without_the_checksum_after_them_are_refused(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, packed=True)
+    path.write_bytes(path.read_bytes()[:-3])  # every voxel is there; that they are sound is not known
+    with pytest.raises(UnreadableExam, match=r"without a checksum|unpacked to its end"):
+        read_volume(path)
+
+
 @pytest.mark.parametrize("name", ["v.mhd", "v.nhdr"])
 @pytest.mark.parametrize("damage", ["short", "long", "gone"])
 def test_raw_file_beside_its_header_must_hold_every_voxel(tmp_path: Path, name: str, damage: str) -> None:

@@ -16,8 +16,10 @@ from sklearn.metrics import roc_auc_score
 from embedprior.students import registry
 from embedprior.students.base import Cases, FitData, Fitted
 from embedprior.students.registry import MethodRow
+from embedprior.study.config import Hypothesis
+from embedprior.study.evidence import hypothesis_table
 
-from .conftest import change, refusal, write_cohort
+from .conftest import BASE, change, refusal, write_cohort
 
 
 def evidence(out, design="kfold"):
@@ -370,3 +372,47 @@ def test_exam_without_an_embedding_is_dropped_and_counted(run, cohort):
     assert code == 0
     flow = pd.read_csv(out / "cohort" / "flow.csv").set_index("step")
     assert flow.loc["embedding exists", "dropped"] == 1
+
+
+def test_claims_of_all_designs_are_one_family_and_read_the_plans_detectable_difference(run):
+    """Three claims in two designs, one of non-inferiority: Holm counts three, and plan and evidence say one size."""
+    first, second = BASE["designs"][0], {**BASE["designs"][0], "name": "again", "folds": 4}
+    claims = [
+        *BASE["hypotheses"],
+        {"name": "H2", "claim": "c", "design": "again", "a": "ridge-head", "b": "cxr-only"},
+        {"name": "H3", "claim": "no worse", "design": "again", "a": "ridge-head", "b": "cxr-only",
+         "kind": "non-inferior", "margin": 0.3},
+    ]  # fmt: skip
+    code, out = run(designs=[first, second], hypotheses=claims)
+    assert code == 0
+    found = json.loads((out / "evidence.json").read_text())
+    rows = [c for d in ("kfold", "again") for c in found["designs"][d]["comparisons"] if c["in_family"]]
+    assert [r["claim"] for r in rows] == [
+        "ridge-head > cxr-only", "ridge-head > cxr-only", "ridge-head >= cxr-only - 0.3",
+    ]  # fmt: skip
+    smallest = min(rows, key=lambda r: r["p"])
+    assert smallest["p_holm"] == pytest.approx(min(1, 3 * smallest["p"]))
+    assert smallest["holm_level"] == pytest.approx(0.05 / 3)
+    plan = json.loads((out / "plan.json").read_text())["hypotheses"]
+    for row, planned in zip(rows, plan, strict=True):
+        assert planned["family"] == 3
+        assert (row["min_detectable_delta"], row["min_detectable_delta_holm"]) == (
+            planned["min_detectable_delta"], planned["min_detectable_delta_holm"],
+        )  # fmt: skip
+    statuses = {h["hypothesis"]: h["status"] for h in found["hypotheses"]}
+    assert statuses["H3"] == rows[2]["verdict"]
+    assert "not worse than cxr-only within −0.3" in (out / "summary.md").read_text()
+
+
+def test_support_on_the_fixed_split_alone_is_tentative():
+    row = {"a": "kd", "b": "cxr-only", "claim": "kd > cxr-only", "p": 0.01, "p_holm": 0.01, "delta": 0.1,
+           "ci_low": 0.05, "ci_high": 0.2, "min_detectable_delta_holm": 0.04, "reason": None}  # fmt: skip
+    evidence = {
+        name: {"comparisons": [row | {"verdict": verdict}], "methods": []}
+        for name, verdict in (("fixed", "supported"), ("pilot", "inconclusive"))
+    }
+    claims = [
+        Hypothesis(name=f"H-{design}", claim="c", design=design, a="kd", b="cxr-only") for design in ("fixed", "pilot")
+    ]
+    table = hypothesis_table(claims, evidence, fixed=["fixed"])
+    assert table["status"].tolist() == ["tentative on fixed split only", "inconclusive"]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from common.measuring import Table, cpu_seconds, extra_mib, ratio
 
-from embedprior.imaging.drr import Poses, chest_geometry, hu_to_mu, random_poses
+from embedprior.imaging.drr import Poses, chest_geometry, hu_to_mu, random_poses, renderers
 from embedprior.imaging.drr.planesweep import render
 from embedprior.phantom import PhantomConfig, virtual_patient
 
@@ -59,15 +59,15 @@ def measure(table: Table, side: int, size: int, peers: dict[str, float | None], 
     turned = ratio(lambda: render(mu, patient.affine, geometry, poses), lambda: [one() for _ in single], 1)
     hold("  poses turned up to 10 degrees over straight ones", turned, "x", most=2.0)
     setups: dict[str, Callable[[], Callable[[], torch.Tensor]]] = {
-        "DiffDRR Siddon": lambda: peers.prepare_diffdrr("siddon", mu, patient.affine, geometry),
-        "DiffDRR Siddon, patch_size=32": lambda: peers.prepare_diffdrr(
+        "DiffDRR Siddon": lambda: renderers.prepare_diffdrr("siddon", mu, patient.affine, geometry),
+        "DiffDRR Siddon, patch_size=32": lambda: renderers.prepare_diffdrr(
             "siddon", mu, patient.affine, geometry, patch_size=32
         ),
-        "DiffDRR trilinear, 500 samples": lambda: peers.prepare_diffdrr(
+        "DiffDRR trilinear, 500 samples": lambda: renderers.prepare_diffdrr(
             "trilinear", mu, patient.affine, geometry, n_points=500
         ),
-        "nanodrr, 500 samples": lambda: peers.prepare_nanodrr(mu, patient.affine, geometry),
-        "nanodrr, 250 samples, 4096 rays at once": lambda: peers.prepare_nanodrr(
+        "nanodrr, 500 samples": lambda: renderers.prepare_nanodrr(mu, patient.affine, geometry),
+        "nanodrr, 250 samples, 4096 rays at once": lambda: renderers.prepare_nanodrr(
             mu, patient.affine, geometry, samples=250, rays_at_once=4096
         ),
     }

@@ -21,7 +21,7 @@ SOURCES = {
 REGISTRY = Registry("cohort source", "embedprior.sources", SOURCES)
 
 
-def read_cohort(source: str, root: Path, missing_images: MissingImages = "error") -> Cohort:
+def read_cohort(source: str, root: Path | str, missing_images: MissingImages = "error") -> Cohort:
     """Return a cohort in the layout named by ``source``, its tables checked.
 
     Args:
@@ -32,6 +32,7 @@ def read_cohort(source: str, root: Path, missing_images: MissingImages = "error"
     Raises:
         BadInput: unknown layout, no such folder, tables that break a rule, or what the adapter refuses.
     """
+    root = Path(root)
     read = REGISTRY.load(source)
     if not root.is_dir():
         raise BadInput(f"no folder {root}. Next: give the cohort's folder with --data.")

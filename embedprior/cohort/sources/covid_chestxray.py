@@ -23,7 +23,7 @@ SOURCE_COLUMNS = ("doi", "url", "location")
 SOURCES = ("Eurorad", "Radiopaedia", "Hannover")
 
 
-def read_covid_chestxray(root: Path, missing_images: MissingImages = "error") -> Cohort:
+def read_covid_chestxray(root: Path | str, missing_images: MissingImages = "error") -> Cohort:
     """Return the collection as a cohort with ``label:covid19``.
 
     Kept: X-ray and CT rows with a finding (not empty, not ``todo``), the first row of each file name, and the
@@ -33,6 +33,7 @@ def read_covid_chestxray(root: Path, missing_images: MissingImages = "error") ->
     Raises:
         BadInput: no ``metadata.csv``, a missing column, or (unless they are dropped) missing images.
     """
+    root = Path(root)
     source = root / "metadata.csv"
     if not source.is_file():
         raise BadInput(f"{source} does not exist. Next: give the folder that holds metadata.csv with --data.")

@@ -10,12 +10,13 @@ from embedprior.cohort.base import Cohort, MissingImages, flow_step, without_mis
 from embedprior.tables import EXAM_REQUIRED, PAIR_REQUIRED, SPLIT_REQUIRED, check_splits, read_table
 
 
-def read_tables(root: Path, missing_images: MissingImages = "error") -> Cohort:
+def read_tables(root: Path | str, missing_images: MissingImages = "error") -> Cohort:
     """Return the cohort of ``root/exams.csv`` and, where there is one, ``root/pairs.csv``.
 
     Raises:
         BadInput: a table is missing, unreadable or breaks a rule of its format, or an image does not exist.
     """
+    root = Path(root)
     source = root / "exams.csv"
     exams = read_table(source, EXAM_REQUIRED)
     pairs_file = root / "pairs.csv"
@@ -30,11 +31,12 @@ def read_tables(root: Path, missing_images: MissingImages = "error") -> Cohort:
     return whole.checked(str(source))
 
 
-def read_splits(path: Path, patients: list[str] | None = None) -> pd.DataFrame:
+def read_splits(path: Path | str, patients: list[str] | None = None) -> pd.DataFrame:
     """Return a user's split table, checked.
 
     Raises:
         BadInput: see ``tables.check_splits``.
     """
+    path = Path(path)
     splits = read_table(path, SPLIT_REQUIRED)
     return check_splits(splits, str(path), patients)

@@ -15,8 +15,9 @@ from PIL import Image
 from embedprior.errors import BadInput
 from embedprior.imaging.contact_sheet import Tile, contact_sheet, picture_tile
 from embedprior.imaging.drr.config import DrrConfig
-from embedprior.imaging.drr.render import CtExam, Rendered, image_name
+from embedprior.imaging.drr.render import Rendered, image_name
 from embedprior.imaging.files import printable
+from embedprior.imaging.readers import CtExam
 from embedprior.runs.files import temporary_beside
 from embedprior.tables import LABEL_PREFIX, PAIR_REQUIRED, check_exams, check_pairs, write_table
 

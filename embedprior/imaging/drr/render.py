@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-import multiprocessing
+import math
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,44 +31,24 @@ from embedprior.imaging.drr.config import (
     volume_centre,
 )
 from embedprior.imaging.drr.physics import attenuation, attenuation_per_mm, extend_volume, to_display_image
-from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, printable
+from embedprior.imaging.files import UnreadableExam, files_below, printable
 from embedprior.imaging.findings import Finding, lungs_complete
 from embedprior.imaging.image_files import IMAGE_SUFFIXES
+from embedprior.imaging.image_integrity import read_nifti_header
 from embedprior.imaging.lungs import MIN_ML, find_lungs
-from embedprior.imaging.readers import VOLUMES, ExamSource, discover, read_volume
+from embedprior.imaging.readers import CtExam, read_volume
 from embedprior.imaging.volume import Volume, canonical
 from embedprior.runs import artifact, hash_array, hash_of, one_thread, progress, read_json, seed_for, write_json
-from embedprior.tables import EXAM_REQUIRED, LABEL_PREFIX, check_exams, read_table
+from embedprior.runs.workers import worker_pool
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-COPIED = ("group_id", "site", "sex", "age", "source", "offset_days", "acquired_at")
-"""Columns of the exam table that a DRR shares with its CT, beside the labels."""
 CODE_TAG = "drr-1"
 """Raise the number whenever the same CT and settings give other pixels; a golden test notices."""
 FACTS = "ct.json"
 POSES_AT_ONCE = 4
 Picture = Float[np.ndarray, "height width"]
-
-
-@dataclass(frozen=True)
-class CtExam:
-    """One CT to render.
-
-    Attributes:
-        exam_id: of the table, or the path without its ending.
-        patient_id: of the table, or the exam id: a header's id is never taken over.
-        path: file or folder.
-        columns: of the exam table, as far as its DRRs share them.
-        of_table: whether a table names it, and so its patient.
-    """
-
-    exam_id: str
-    patient_id: str
-    path: Path
-    columns: dict[str, Any] = field(default_factory=dict)
-    of_table: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,50 +92,6 @@ class Rendered:
 def image_name(pose: int) -> str:
     """Return the file name of one pose's image, without its ending."""
     return f"pose-{pose:03d}"
-
-
-def find_cts(path: Path) -> tuple[list[CtExam], list[str]]:
-    """Find the CTs at a path: a volume file or zip, a folder of DICOM files, or a folder that holds such things.
-
-    Returns:
-        The CTs, by name; and a line for each thing there that is none (``readers.Discovery.notes``).
-
-    Raises:
-        BadInput: nothing there, no volume among it, or two files that would share one exam id.
-    """
-    where = printable(str(path))
-    if not path.exists():
-        raise BadInput(f"no CT at {where}. Allowed: a volume file, a DICOM folder or zip, or a folder of them.")
-    found = discover(path)
-    exams = [_exam(source) for source in found.exams if source.kind == "volume"]
-    others = len(found.exams) - len(exams)
-    if not exams:
-        raise BadInput(f"no volume under {where}. Allowed: {', '.join(VOLUMES)}, or DICOM files of a CT.")
-    _refuse_repeated(exams, where)
-    return exams, [*found.notes(), *([f"{others} radiographs were left out"] if others else [])]
-
-
-def cts_of_table(table: Path) -> list[CtExam]:
-    """Return the CT rows of an exam table, paths resolved against its folder.
-
-    Raises:
-        BadInput: a broken table, or one without CT.
-    """
-    exams = check_exams(read_table(table, EXAM_REQUIRED), str(table))
-    rows = exams[exams["modality"] == "CT"]
-    if rows.empty:
-        raise BadInput(f"{table} has no exam of modality CT.")
-    kept = [c for c in rows.columns if c in COPIED or c.startswith(LABEL_PREFIX)]
-    return [
-        CtExam(
-            str(r["exam_id"]),
-            str(r["patient_id"]),
-            table.parent / str(r["path"]),
-            {c: r[c] for c in kept},
-            of_table=True,
-        )
-        for r in rows.to_dict("records")
-    ]
 
 
 def scan(exams: Iterable[CtExam]) -> tuple[list[Scanned], list[dict[str, str]]]:
@@ -240,26 +177,6 @@ def reason_of(error: Exception, exam: CtExam) -> str:
     """Return why a CT could not be used, without the folder it lies in."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
     return printable(text.replace(str(exam.path.parent) + "/", ""))
-
-
-def _exam(source: ExamSource) -> CtExam:
-    lower = source.name.lower()
-    endings = sorted((*VOLUMES, *DICOM_SUFFIXES), key=len, reverse=True)
-    ending = next((s for s in endings if lower.endswith(s)), "") if source.path.is_file() else ""
-    name = source.name[: len(source.name) - len(ending)].replace("/", "_")
-    return CtExam(name, name, source.path)
-
-
-def _refuse_repeated(exams: Sequence[CtExam], where: str) -> None:
-    seen: dict[str, Path] = {}
-    for exam in exams:
-        if exam.exam_id in seen:
-            names = " and ".join(printable(path.name) for path in (seen[exam.exam_id], exam.path))
-            raise BadInput(
-                f"{where}: {names} would both be exam '{exam.exam_id}'. Next: rename one, or give an exam table with "
-                "--cohort."
-            )
-        seen[exam.exam_id] = exam.path
 
 
 def render_exam(item: Scanned, config: DrrConfig, root: Path) -> Rendered:
@@ -446,6 +363,9 @@ def ct_record(volume: Volume, findings: list[Finding]) -> dict[str, Any]:
 SECONDS_PER_SAMPLE = 6e-9
 """Of the plane sweep on one core, measured with tools/bench/drr.py: a ray's reading of one plane."""
 READ_SECONDS = 1.5
+PROCESS_BYTES, BYTES_PER_BYTE = 900_000_000, 3.3
+"""Of a worker: Python with torch, and volume (1), attenuation (2) and a slice for each byte of int16 HU; measured with
+300 slices of 512 x 512."""
 
 
 def render_all(
@@ -466,8 +386,31 @@ def render_all(
     if workers <= 1 or len(items) <= 1:
         return list(progress(map(work, items), desc, total=len(items)))
     # a forked child inherits the locks of torch's threads, and hangs on them
-    with ProcessPoolExecutor(min(workers, len(items)), mp_context=multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(min(workers, len(items))) as pool:
         return list(progress(pool.map(work, items), desc, total=len(items)))
+
+
+def memory_estimate(exams: Sequence[CtExam]) -> int:
+    """Return the bytes that one worker needs for the largest of the CTs: the process, the volume and its attenuation.
+
+    Args:
+        exams: the CTs; their headers or sizes are looked at, no voxel is read.
+    """
+    return PROCESS_BYTES + round(BYTES_PER_BYTE * max((_int16_bytes(exam.path) for exam in exams), default=0))
+
+
+def _int16_bytes(path: Path) -> int:
+    """About the bytes of a CT as int16: by the header of a NIfTI, else by what lies on the disk."""
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        try:
+            with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as handle:
+                header = read_nifti_header(handle.read(540))
+        except (OSError, EOFError, zlib.error):
+            header = None
+        return 0 if header is None else 2 * math.prod(header.shape)
+    if path.is_dir():
+        return sum(file.stat().st_size for file in files_below(path))
+    return path.stat().st_size if path.is_file() else 0
 
 
 def seconds_estimate(items: int, config: DrrConfig, workers: int) -> float:

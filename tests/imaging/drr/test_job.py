@@ -18,18 +18,9 @@ from embedprior.errors import BadInput
 from embedprior.imaging.drr import Poses, chest_geometry, get_renderer, hu_to_mu, planesweep, renderer_version
 from embedprior.imaging.drr.config import RENDERERS, DrrConfig
 from embedprior.imaging.drr.physics import extend_volume
-from embedprior.imaging.drr.render import (
-    CODE_TAG,
-    CtExam,
-    Scanned,
-    draw_poses,
-    isocentre,
-    project,
-    render_exam,
-    scan,
-)
+from embedprior.imaging.drr.render import CODE_TAG, Scanned, draw_poses, isocentre, project, render_exam, scan
 from embedprior.imaging.image_files import write_npz
-from embedprior.imaging.readers import read_volume
+from embedprior.imaging.readers import CtExam, read_volume
 from embedprior.imaging.volume import Volume, from_sitk, to_sitk
 from embedprior.phantom import PhantomConfig, virtual_patient
 from embedprior.runs import read_json

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from embedprior.imaging.drr import Poses, chest_geometry, get_renderer, hu_to_mu
-from embedprior.imaging.drr.render import find_cts, scan
-from embedprior.imaging.readers import read_volume
+from embedprior.imaging.drr.render import scan
+from embedprior.imaging.readers import find_cts, read_volume
 from embedprior.imaging.resampling import resample
 from embedprior.imaging.volume import Volume, canonical
 

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from embedprior.errors import BadInput
-from embedprior.imaging.drr.render import CtExam, cts_of_table, find_cts, scan, shared_series
+from embedprior.imaging.drr.render import scan, shared_series
 from embedprior.imaging.image_files import write_npz
+from embedprior.imaging.readers import CtExam, cts_of_table, find_cts
 from embedprior.imaging.volume import Volume
 
 

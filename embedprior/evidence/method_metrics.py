@@ -39,18 +39,18 @@ ProportionCi = Literal["wilson", "clopper-pearson"]
 
 
 @dataclass(frozen=True)
-class Rule:
+class ThresholdRule:
     """How a threshold is chosen on validation: ``youden``, ``specificity`` or ``sensitivity`` at least ``target``."""
 
     kind: str
     target: float | None = None
 
 
-YOUDEN = Rule("youden")
+YOUDEN = ThresholdRule("youden")
 
 
 @dataclass(frozen=True)
-class Cut:
+class Thresholds:
     """Thresholds of one method: (R, N) per seed and case, the distinct values, where they come from."""
 
     per_case: Floats
@@ -78,7 +78,7 @@ def validation_scores(
     return found
 
 
-def choose(labels: Bools, scores: Floats, rule: Rule) -> float | None:
+def choose_threshold(labels: Bools, scores: Floats, rule: ThresholdRule) -> float | None:
     """Return the threshold t ("positive" = score >= t) that the rule picks, or None when a class is missing.
 
     ``youden`` maximises sensitivity + specificity (the lowest such score); ``specificity`` is the lowest score
@@ -104,13 +104,13 @@ def choose(labels: Bools, scores: Floats, rule: Rule) -> float | None:
     return float(values[reached[-1]])
 
 
-def cut(
-    block: Block, method: str, rule: Rule, validation: dict[Key, tuple[Bools, Floats]], declared: float | None
-) -> tuple[Cut | None, str | None]:
+def thresholds_of(
+    block: Block, method: str, rule: ThresholdRule, validation: dict[Key, tuple[Bools, Floats]], declared: float | None
+) -> tuple[Thresholds | None, str | None]:
     """Return the thresholds of a method on the block's cases, or None and the reason."""
     shape = block.scores[method].shape
     if declared is not None and rule == YOUDEN:
-        return Cut(np.full(shape, declared), (declared,), "declared"), None
+        return Thresholds(np.full(shape, declared), (declared,), "declared"), None
     per_case = np.empty(shape)
     values: list[float] = []
     for r, seed in enumerate(block.seeds[method]):
@@ -119,14 +119,14 @@ def cut(
             place = "" if block.folds is None else f" of fold {fold}"
             if rows is None:
                 return None, f"no validation rows{place} and no declared threshold: no operating point"
-            chosen = choose(*rows, rule)
+            chosen = choose_threshold(*rows, rule)
             if chosen is None:
                 return None, f"the validation rows{place} hold one class: no operating point"
             values.append(chosen)
             here = slice(None) if block.folds is None else block.folds == f
             per_case[r, here] = chosen
     name = rule.kind if rule.target is None else f"{rule.kind} >= {rule.target:g}"
-    return Cut(per_case, tuple(dict.fromkeys(values)), f"{name} on validation"), None
+    return Thresholds(per_case, tuple(dict.fromkeys(values)), f"{name} on validation"), None
 
 
 THRESHOLD_NAMES = (
@@ -172,7 +172,7 @@ class _Entry:
     wald_se: Floats | None = None
 
 
-def metric_panels(block: Block, methods: Sequence[str], settings: Settings) -> dict[str, dict[str, Any]]:
+def method_metrics(block: Block, methods: Sequence[str], settings: Settings) -> dict[str, dict[str, Any]]:
     """Return per method its ``metrics``, ``operating_point``, ``reliability`` and ``decision_curve``.
 
     Wilson for proportions and a closed form for Brier score, slope and intercept where one seed was trained (the
@@ -196,25 +196,25 @@ def metric_panels(block: Block, methods: Sequence[str], settings: Settings) -> d
         chunks = weights(strata, settings.bootstrap, generator)
         metrics = [e.metric for i in need if (e := flat[i][1]).metric is not None]
         drawn = dict(zip(need, replicate_values(metrics, chunks), strict=True))
-    panels: dict[str, dict[str, Any]] = {}
+    found_metrics: dict[str, dict[str, Any]] = {}
     for m in methods:
-        chosen, reason = cut(block, m, YOUDEN, settings.validation, settings.threshold)
-        panels[m] = {"metrics": {e.name: _missing(e) for e in entries[m]}}
-        panels[m]["operating_point"] = {
+        chosen, reason = thresholds_of(block, m, YOUDEN, settings.validation, settings.threshold)
+        found_metrics[m] = {"metrics": {e.name: _missing(e) for e in entries[m]}}
+        found_metrics[m]["operating_point"] = {
             "source": chosen.source if chosen else None,
             "thresholds": [value(t) for t in chosen.values] if chosen else None,
             "reason": reason,
         }
         refused = calibration.refusal(cases[m].scores) or not block.labels.size
-        panels[m]["reliability"] = None if refused else calibration.reliability(cases[m])
-        panels[m]["decision_curve"] = None if refused else calibration.decision_curve(cases[m], settings.alpha)
+        found_metrics[m]["reliability"] = None if refused else calibration.reliability(cases[m])
+        found_metrics[m]["decision_curve"] = None if refused else calibration.decision_curve(cases[m], settings.alpha)
     for i, (m, e) in enumerate(flat):
         found = _interval(e, cases[m], estimates[i], drawn.get(i), settings)
-        panels[m]["metrics"][e.name] = {
+        found_metrics[m]["metrics"][e.name] = {
             "value": value(found.estimate), "se": value(found.se), "ci_low": value(found.low),
             "ci_high": value(found.high), "ci_method": found.method, "reason": found.reason, **e.extra,
         }  # fmt: skip
-    return panels
+    return found_metrics
 
 
 def point_metrics(block: Block, method: str, settings: Settings) -> dict[str, float | None]:
@@ -257,7 +257,7 @@ def _entries(block: Block, method: str, cases: Cases, settings: Settings) -> lis
 
 
 def _operating_point(block: Block, method: str, cases: Cases, settings: Settings) -> list[_Entry]:
-    chosen, reason = cut(block, method, YOUDEN, settings.validation, settings.threshold)
+    chosen, reason = thresholds_of(block, method, YOUDEN, settings.validation, settings.threshold)
     if chosen is None:
         return [_Entry(name, None, reason) for name in THRESHOLD_NAMES]
     metrics = threshold_metrics(cases, chosen.per_case)
@@ -266,18 +266,18 @@ def _operating_point(block: Block, method: str, cases: Cases, settings: Settings
     return [_Entry(metric.name, metric) for metric in metrics]
 
 
-def _fixed(block: Block, method: str, cases: Cases, settings: Settings, held: str, target: float) -> list[_Entry]:
-    """Sensitivity where validation specificity reaches ``target``, or the reverse, and what the held one came to."""
-    other = "sensitivity" if held == "specificity" else "specificity"
-    name = f"{other}_at_{held}_{target:g}"
-    chosen, reason = cut(block, method, Rule(held, target), settings.validation, None)
+def _fixed(block: Block, method: str, cases: Cases, settings: Settings, fixed: str, target: float) -> list[_Entry]:
+    """Sensitivity where validation specificity reaches ``target``, or the reverse, and the fixed one on these cases."""
+    other = "sensitivity" if fixed == "specificity" else "specificity"
+    name = f"{other}_at_{fixed}_{target:g}"
+    chosen, reason = thresholds_of(block, method, ThresholdRule(fixed, target), settings.validation, None)
     if chosen is None:
         return [_Entry(name, None, reason)]
     by_name = {metric.name: metric for metric in threshold_metrics(cases, chosen.per_case)}
-    achieved = float(by_name[held].estimate(cases.n_patients).mean())
+    achieved = float(by_name[fixed].estimate(cases.n_patients).mean())
     extra = {
         "threshold": [value(t) for t in chosen.values], "threshold_source": chosen.source,
-        f"{held}_on_these_cases": value(achieved),
+        f"{fixed}_on_these_cases": value(achieved),
     }  # fmt: skip
     return [_Entry(name, by_name[other], extra=extra)]
 

@@ -1,0 +1,101 @@
+"""Worker processes end with their parent, however it dies, and at once when the work is interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from embedprior.runs import Run, read_json
+from embedprior.runs.run import stop_unfinished_runs
+from embedprior.runs.workers import worker_pool
+
+PARENT = """
+import os, sys, time
+from embedprior.runs.workers import worker_pool
+if __name__ == "__main__":
+    with worker_pool(2) as pool:
+        print(*sorted({job.result() for job in [pool.submit(os.getpid) for _ in range(20)]}), flush=True)
+        for job in [pool.submit(time.sleep, 600) for _ in range(4)]:
+            job.result()
+"""
+
+
+def gone(pids: list[int], patience: float = 60.0) -> bool:
+    """Wait until none of these processes lives any more."""
+    end = time.monotonic() + patience
+    while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids):
+        if time.monotonic() > end:
+            for pid in pids:
+                if psutil.pid_exists(pid):
+                    os.kill(pid, signal.SIGKILL)  # they would sleep on
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_parent_however_it_dies(tmp_path: Path, number: int) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pids = [int(word) for word in parent.stdout.readline().split()]
+    assert pids
+    parent.send_signal(number)
+    parent.wait()
+    assert gone(pids)
+
+
+def test_an_interrupt_inside_waits_for_no_task() -> None:
+    pids = []
+    with pytest.raises(KeyboardInterrupt), worker_pool(1) as pool:  # noqa: PT012
+        pids.append(pool.submit(os.getpid).result())
+        pool.submit(time.sleep, 600)
+        raise KeyboardInterrupt
+    assert gone(pids)
+
+
+def test_a_run_that_is_stopped_says_so(tmp_path: Path) -> None:
+    finished, stopped = Run(tmp_path / "a", "demo", {}, 0, {}), Run(tmp_path / "b", "demo", {}, 0, {})
+    finished.finish("# done", [])
+    stop_unfinished_runs()
+    assert read_json(tmp_path / "a" / "run.json")["status"] == "done"
+    assert read_json(tmp_path / "b" / "run.json")["status"] == "stopped"
+    assert stopped.out == tmp_path / "b"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_study_that_is_stopped_says_so_keeps_its_fits_and_leaves_no_process(tmp_path: Path, number: int) -> None:
+    import yaml
+
+    from ..study.conftest import BASE, write_cohort
+
+    cohort, config, out = write_cohort(tmp_path / "cohort"), tmp_path / "study.yaml", tmp_path / "out"
+    config.write_text(yaml.safe_dump(BASE | {"seeds": list(range(1, 200)), "as_published": ""}))
+    words = [sys.executable, "-m", "embedprior", "study", "run", "--config", str(config), "--data", str(cohort)]
+    study = subprocess.Popen(
+        [*words, "--out", str(out), "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    fits = out / "artifacts" / "fit"
+    while len(list(fits.glob("[!.]*/artifact.json"))) < 3:
+        assert study.poll() is None
+        time.sleep(0.05)
+    pids = [child.pid for child in psutil.Process(study.pid).children(recursive=True)]
+    study.send_signal(number)
+    _, error = study.communicate(timeout=120)
+    assert study.returncode == 128 + number
+    assert "stopped. What was finished is kept." in error
+    assert "Traceback" not in error
+    assert json.loads((out / "run.json").read_text())["status"] == "stopped"
+    assert len(list(fits.glob("[!.]*/artifact.json"))) >= 3
+    assert gone(pids)
