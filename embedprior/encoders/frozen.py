@@ -111,7 +111,7 @@ class FrozenEncoder:
             pretraining=network.pretraining,
         )
 
-    def read(self, root: Path, path: str) -> np.ndarray[Any, Any]:
+    def read(self, root: Path | str, path: str) -> np.ndarray[Any, Any]:
         """Return one exam as the reader gives it.
 
         Raises:

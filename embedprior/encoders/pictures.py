@@ -92,7 +92,7 @@ def random_weights() -> tuple[str, str]:
 class _HalfReader(RadiographReader):
     """As ``RadiographReader``, normalised while it is read: (v − 0.5) / 0.5."""
 
-    def read(self, root: Path, path: str) -> Float[np.ndarray, "side side"]:
+    def read(self, root: Path | str, path: str) -> Float[np.ndarray, "side side"]:
         from embedprior.encoders.readers import read_picture
 
         return transform(read_picture(root, path), self._geometry)

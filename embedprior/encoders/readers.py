@@ -33,7 +33,7 @@ class Reader(Protocol):
     def parts(self) -> bool:
         """Whether the first axis of what ``read`` returns counts parts of the exam (slices, windows)."""
 
-    def read(self, root: Path, path: str) -> np.ndarray[Any, Any]:
+    def read(self, root: Path | str, path: str) -> np.ndarray[Any, Any]:
         """Return one exam as an array.
 
         Raises:
@@ -97,7 +97,7 @@ class RadiographReader:
         check_geometry(geometry)
         self._side, self._geometry, self._resampling = side, geometry, resampling
 
-    def read(self, root: Path, path: str) -> Float[np.ndarray, "side side"]:
+    def read(self, root: Path | str, path: str) -> Float[np.ndarray, "side side"]:
         """Return one picture.
 
         Raises:
@@ -141,7 +141,7 @@ class VolumeReader:
         self._mode, self._every, self._length = mode, every, length
         self.parts = mode != "volume"
 
-    def read(self, root: Path, path: str) -> np.ndarray[Any, Any]:
+    def read(self, root: Path | str, path: str) -> np.ndarray[Any, Any]:
         """Return one volume.
 
         Raises:
@@ -171,13 +171,13 @@ class VolumeReader:
         return own | {"profile": profile_record(self.profile)}
 
 
-def volume_path(root: Path, path: str) -> Path:
+def volume_path(root: Path | str, path: str) -> Path:
     """Return the file or folder of a CT volume.
 
     Raises:
         UnreadableExam: it is a picture.
     """
-    file = root / path
+    file = Path(root) / path
     if file.is_file() and not file.name.lower().endswith(VOLUMES) and not is_dicom(file):
         raise UnreadableExam(
             f"{file.name}: no CT volume, and this encoder reads volumes. Next: an encoder of radiographs"

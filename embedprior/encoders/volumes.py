@@ -199,7 +199,7 @@ class ChestReader:
     def __init__(self, size: tuple[int, int, int] = (160, 224, 224)) -> None:
         self.size = size
 
-    def read(self, root: Path, path: str) -> Float[np.ndarray, "one slices rows columns"]:
+    def read(self, root: Path | str, path: str) -> Float[np.ndarray, "one slices rows columns"]:
         """Return one volume.
 
         Raises:
