@@ -28,12 +28,12 @@ class Progress:
 
     Attributes:
         step: steps done.
-        best_step, best_loss: the validation that chose the checkpoint; None before the first.
+        best_step, best_score: the validation that chose the checkpoint; None before the first.
     """
 
     step: int = 0
     best_step: int = 0
-    best_loss: float | None = None
+    best_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class State:
 
 def save_state(
     folder: Path,
-    fingerprint: str,
+    fingerprint: Mapping[str, str],
     progress: Progress,
     weights: Mapping[str, Mapping[str, Tensor]],
     optimiser: Mapping[str, Any],
@@ -62,7 +62,7 @@ def save_state(
 
     Args:
         folder: of the training.
-        fingerprint: hash of data and settings, compared on resume.
+        fingerprint: data and settings by name, compared on resume.
         progress: step and best validation.
         weights: named state dicts: network, ema, best.
         optimiser: ``optimizer.state_dict()``.
@@ -82,10 +82,10 @@ def save_state(
     save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
     temporary.replace(file)
     record = {
-        "fingerprint": fingerprint,
+        "fingerprint": dict(fingerprint),
         "step": progress.step,
         "best_step": progress.best_step,
-        "best_loss": progress.best_loss,
+        "best_score": progress.best_score,
         "file": file.name,
         "groups": optimiser["param_groups"],
         "scalars": scalars,
@@ -96,19 +96,33 @@ def save_state(
             old.unlink()
 
 
-def load_state(folder: Path, fingerprint: str) -> State | None:
+def load_state(folder: Path, fingerprint: Mapping[str, str], steps: int) -> State | None:
     """Return the state of the training in ``folder``, or None when no training was begun in ``folder``.
 
+    Args:
+        folder: of the training.
+        fingerprint: data and settings by name.
+        steps: that are to be done in all.
+
     Raises:
-        BadInput: the training there had other data or settings, or its state can't be read.
+        BadInput: the training there had other data or settings (named), is further already, or can't be read.
     """
     if not (folder / STATE).is_file():
         return None
     record = read_json(folder / STATE)
-    if record["fingerprint"] != fingerprint:
+    begun = record["fingerprint"]
+    differing = [name for name in fingerprint if begun.get(name) != fingerprint[name]]
+    if differing:
+        name = differing[0]
+        values = f": {begun.get(name)} there, {fingerprint[name]} here" if "." in name else ""
+        others = f" (and {', '.join(differing[1:])})" if len(differing) > 1 else ""
         raise BadInput(
-            f"{folder} holds a training of other data or settings (at step {record['step']}). "
+            f"{folder} holds a training (at step {record['step']}) of another {name}{values}{others}. "
             "Next: choose another --out, or delete the folder"
+        )
+    if steps < record["step"]:
+        raise BadInput(
+            f"{folder}: {record['step']} steps are done, training.steps is {steps}. Allowed: as many or more."
         )
     try:
         tensors = load_file(folder / record["file"])
@@ -123,7 +137,7 @@ def load_state(folder: Path, fingerprint: str) -> State | None:
             state.setdefault(int(index), {})[key] = value
         else:
             weights.setdefault(group, {})[rest] = value
-    progress = Progress(record["step"], record["best_step"], record["best_loss"])
+    progress = Progress(record["step"], record["best_step"], record["best_score"])
     return State(progress, weights, {"state": state, "param_groups": record["groups"]})
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from embedprior.config import Config
 
-Prediction = Literal["x0", "epsilon", "v"]
+Prediction = Literal["edm", "x0", "epsilon", "v"]
 Source = Literal["drr", "cxr"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -77,13 +77,20 @@ class ProcessConfig(Config):
     Attributes:
         schedule: of the noise.
         timesteps: of the forward process.
-        prediction: what the network is trained to put out.
+        prediction: what the network puts out. ``edm``: x0hat = c_skip · x_n + c_out · output (Karras et al. 2022), so
+            that x0hat is exact where there is no noise. ``x0``: the embedding itself, as released; samples are then
+            too narrow, because the network has to copy x_n. ``v`` (Salimans and Ho 2022), ``epsilon``: the noise.
+        sigma_data: of ``edm``: the spread that c_skip takes the data to have. Standardised data have 1, and c_skip is
+            then the best linear denoiser; a smaller one leaves it to the network, which learns two modes sooner.
         condition_dropout: share of training rows that see no condition; guidance needs some.
         condition_noise: while training, standard deviation of Gaussian noise on the standardised condition
             (conditioning augmentation, Ho et al. 2022, JMLR 23(47)). With a few hundred pairs it keeps the network
             from learning them by heart.
         regression: ``ridge``: a linear map of the condition is fitted in closed form, and what is noised and learned
             is what it leaves over. Guidance's branch without condition learns the embedding itself.
+        whitening: what is noised is multiplied by the inverse square root of its covariance (that of what the
+            regression leaves over, out of sample, shrunk as by Ledoit and Wolf 2004), so that noise reaches all
+            directions alike and a Gaussian remainder is sampled exactly.
         null_branch: what guidance compares with. ``keeps_target``: the branch without condition still sees the noised
             target (twice the cost); ``drops_both``: it sees neither, as released.
         guidance: weight w; 1 samples the model itself, anything else voids the variance table and calibration.
@@ -95,10 +102,12 @@ class ProcessConfig(Config):
 
     schedule: Literal["cosine", "linear"] = "cosine"
     timesteps: int = Field(default=1000, ge=2)
-    prediction: Prediction = "x0"
+    prediction: Prediction = "edm"
+    sigma_data: float = Field(default=0.5, gt=0.0, le=1.0)
     condition_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     condition_noise: float = Field(default=0.0, ge=0.0)
     regression: Literal["none", "ridge"] = "none"
+    whitening: bool = False
     null_branch: Literal["keeps_target", "drops_both"] = "keeps_target"
     guidance: float = 1.0
 
@@ -167,6 +176,8 @@ class TrainingConfig(Config):
     Attributes:
         steps: of the optimiser.
         batch: pairs a step, over all processes.
+        accumulate: parts in which each process computes its share of a batch, one after the other; their gradients
+            add up to that of the whole, with less memory.
         lr: AdamW learning rate.
         weight_decay: AdamW weight decay.
         betas: of AdamW.
@@ -185,6 +196,7 @@ class TrainingConfig(Config):
 
     steps: int = Field(default=12_000, gt=0)
     batch: int = Field(default=64, gt=0)
+    accumulate: int = Field(default=1, gt=0)
     lr: float = Field(default=1.1e-4, gt=0.0)
     weight_decay: float = Field(default=6.02e-2, ge=0.0)
     betas: tuple[float, float] = (0.9, 0.99)
@@ -201,13 +213,47 @@ class TrainingConfig(Config):
     seed: int = Field(default=0, ge=0)
 
 
-class PriorConfig(Config):
-    """Everything that decides what a prior becomes, given its pairs."""
+AUTO_KEEPS = frozenset({"steps", "batch", "accumulate", "precision", "seed"})
+"""Of ``training``: what ``settings: auto`` leaves as it is given."""
 
+
+class PriorConfig(Config):
+    """Everything that decides what a prior becomes, given its pairs.
+
+    Attributes:
+        settings: ``auto``: a few candidates for network, process and training are compared on the validation pairs; the
+            objective, and the training's steps, batch, precision and seed, are as given here. ``given``: everything is.
+            Left out, it is ``auto`` where neither network, process nor training is set.
+
+    Example:
+        >>> PriorConfig().settings, PriorConfig(network=NetworkConfig(preset="tiny")).settings
+        ('auto', 'given')
+    """
+
+    settings: Literal["auto", "given"] = "given"
     network: NetworkConfig = NetworkConfig()
     process: ProcessConfig = ProcessConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_where_nothing_is_set(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or {"settings", "network", "process", "training"} & set(data):
+            return data
+        return {**data, "settings": "auto"}
+
+    @model_validator(mode="after")
+    def _auto_leaves_nothing_unread(self) -> Self:
+        if self.settings == "given":
+            return self
+        for group in ("network", "process", "training"):
+            section = getattr(self, group)
+            kept = AUTO_KEEPS if group == "training" else frozenset[str]()
+            for name in type(section).model_fields:
+                if name not in kept and getattr(section, name) != getattr(type(section)(), name):
+                    raise ValueError(f"settings 'auto' chooses {group}.{name} itself: leave it out, or say 'given'")
+        return self
 
     @model_validator(mode="after")
     def _nodes_fit_the_timesteps(self) -> Self:
@@ -220,8 +266,8 @@ class PriorConfig(Config):
         if self.objective.auxiliary_weights and self.process.prediction == "epsilon":
             term = next(iter(self.objective.auxiliary_weights))
             raise ValueError(
-                f"objective.{term} needs prediction 'x0' or 'v': an x0hat made from the noise divides by up to 20,000 "
-                "at the last timesteps"
+                f"objective.{term} needs prediction 'edm', 'x0' or 'v': an x0hat made from the noise is unknown at the "
+                "last timesteps, where it would be divided by next to nothing"
             )
         return self
 

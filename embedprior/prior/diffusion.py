@@ -1,4 +1,4 @@
-"""The diffusion process: schedule, parametrisations, and the noise of every example and step."""
+"""The diffusion process: schedule, parametrisations, and the noise of every step and case."""
 
 from __future__ import annotations
 
@@ -80,52 +80,95 @@ def add_noise(schedule: Schedule, x0: Tensor, noise: Tensor, n: Tensor) -> Tenso
     return signal * x0 + spread * noise
 
 
-def training_target(schedule: Schedule, prediction: Prediction, x0: Tensor, noise: Tensor, n: Tensor) -> Tensor:
-    """Return what the network should put out, (B, D): x0, the noise, or v = sqrt(abar) eps - sqrt(bbar) x0.
-
-    v is Salimans and Ho 2022, appendix D.
-    """
-    if prediction == "x0":
-        return x0
-    if prediction == "epsilon":
-        return noise
-    signal, spread = schedule.signal_and_noise(n, x0)
-    return signal * noise - spread * x0
+MIN_SIGNAL = 0.1
+"""Signal sqrt(alpha_bar) below which an x0hat is not made from predicted noise: its error is that of the noise, divided
+by the signal. x_n then says next to nothing of x_0 (a signal-to-noise ratio of .01)."""
 
 
-def to_x0(schedule: Schedule, prediction: Prediction, output: Tensor, x: Tensor, n: Tensor) -> Tensor:
-    """Return the clean embedding (B, D) that a network output at ``x`` = x_n implies.
+@dataclass(frozen=True)
+class Parametrisation:
+    """How a network output and x_n make x0hat = skip · x_n + out · output, and what the output should be.
+
+    edm: skip = sqrt(abar) s² / (abar s² + bbar) with s = ``sigma_data``, out the root mean square of x_0 - skip · x_n
+    for data of variance 1 (Karras et al. 2022, section 5, in variance-preserving form). With s = 1 this is v with its
+    sign turned. v: skip = sqrt(abar), out = -sqrt(bbar) (Salimans and Ho 2022, appendix D).
+
+    Attributes:
+        schedule: the process.
+        prediction, sigma_data: see ``ProcessConfig``.
 
     Example:
-        >>> schedule, n = make_schedule(ProcessConfig(timesteps=4)), torch.tensor([2])
-        >>> x0, noise = torch.tensor([[0.5]]), torch.tensor([[-1.0]])
-        >>> v = training_target(schedule, "v", x0, noise, n)
-        >>> to_x0(schedule, "v", v, add_noise(schedule, x0, noise, n), n)
+        >>> of = Parametrisation(make_schedule(ProcessConfig(timesteps=4)), "v")
+        >>> x0, noise, n = torch.tensor([[0.5]]), torch.tensor([[-1.0]]), torch.tensor([2])
+        >>> x = add_noise(of.schedule, x0, noise, n)
+        >>> of.x0hat(of.target(x0, x, n), x, n)
         tensor([[0.5000]])
     """
-    if prediction == "x0":
-        return output
-    signal, spread = schedule.signal_and_noise(n, x)
-    if prediction == "epsilon":
-        return (x - spread * output) / signal
-    return signal * x - spread * output
 
+    schedule: Schedule
+    prediction: Prediction
+    sigma_data: float = 1.0
 
-def loss_weight(schedule: Schedule, prediction: Prediction, gamma: float | None, n: Tensor) -> Tensor:
-    """Return the (B,) weight of the squared error: 1, or min-SNR.
+    @classmethod
+    def of(cls, config: ProcessConfig, schedule: Schedule) -> Parametrisation:
+        """Return that of a configured process."""
+        return cls(schedule, config.prediction, config.sigma_data)
 
-    min(SNR, gamma) on the error of x0, divided by SNR for eps and by SNR + 1 for v, so that the three
-    predictions are weighed alike (Hang et al. 2023, section 3.4).
-    """
-    if gamma is None:
-        return torch.ones(len(n), device=n.device)
-    snr = torch.from_numpy(schedule.snr)[n.cpu()]
-    weight = snr.clamp(max=gamma)
-    if prediction == "epsilon":
-        weight = weight / snr
-    elif prediction == "v":
-        weight = weight / (snr + 1.0)
-    return weight.float().to(n.device)
+    def coefficients(self, n: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return skip and out as (B, 1) columns of ``like``'s type."""
+        share = torch.from_numpy(self.schedule.alpha_bar)[n.cpu()]
+        signal, noise = share.sqrt(), (1.0 - share).sqrt()
+        if self.prediction == "x0":
+            skip, out = torch.zeros_like(signal), torch.ones_like(signal)
+        elif self.prediction == "v":
+            skip, out = signal, -noise
+        elif self.prediction == "edm":
+            variance = self.sigma_data**2
+            skip = signal * variance / (signal**2 * variance + noise**2)
+            out = ((1.0 - skip * signal) ** 2 + (skip * noise) ** 2).sqrt()
+        else:
+            # Without signal the best guess of the embedding is sqrt(abar) x_n, whatever the output.
+            readable = signal >= MIN_SIGNAL
+            skip = torch.where(readable, 1.0 / signal, signal)
+            out = torch.where(readable, -noise / signal, torch.zeros_like(signal))
+        pair = torch.stack([skip, out]).to(like.device, like.dtype)
+        return pair[0, :, None], pair[1, :, None]
+
+    def x0hat(self, output: Tensor, x: Tensor, n: Tensor) -> Tensor:
+        """Return the clean embedding (B, D) that a network output at ``x`` = x_n implies."""
+        if self.prediction == "x0":
+            return output
+        skip, out = self.coefficients(n, x)
+        return skip * x + out * output
+
+    def target(self, x0: Tensor, x: Tensor, n: Tensor) -> Tensor:
+        """Return what the network should put out, (B, D), for ``x0`` noised to ``x``; timesteps from 1."""
+        if self.prediction == "x0":
+            return x0
+        if self.prediction == "epsilon":
+            signal, noise = self.schedule.signal_and_noise(n, x0)
+            return (x - signal * x0) / noise
+        skip, out = self.coefficients(n, x)
+        return (x0 - skip * x) / out
+
+    def loss_weight(self, gamma: float | None, n: Tensor) -> Tensor:
+        """Return the (B,) weight of the squared error of the output: 1, for ``edm`` its c_out, or min-SNR.
+
+        c_out on the output is 1 / c_out on x0hat: between the squared error of x0hat, which does not see low noise, and
+        EDM's 1 / c_out², most of which is noise that can't be predicted. min-SNR: min(SNR, gamma) on the error of
+        x0hat, whatever is predicted (Hang et al. 2023, section 3.4).
+        """
+        like = torch.ones(1, device=n.device)
+        if gamma is None:
+            if self.prediction != "edm":
+                return torch.ones(len(n), device=n.device)
+            return self.coefficients(n, like)[1][:, 0]
+        snr = torch.from_numpy(self.schedule.snr)[n.cpu()]
+        weight = snr.clamp(max=gamma)
+        if self.prediction == "epsilon":
+            return (weight / snr).float().to(n.device)
+        out = self.coefficients(n, like.double())[1][:, 0]
+        return (weight.to(n.device) * out.square()).float()
 
 
 # Streams never share a key: the same seed, step and example give unrelated numbers in each.
@@ -133,7 +176,7 @@ TRAINING, VALIDATION, VARIANCE, SAMPLING, ORDER, ONE_STEP, TEACHER = range(7)
 
 
 class KeyedNoise:
-    """A Philox generator that is moved to the start of stream (seed, purpose, step, example) on demand."""
+    """A Philox generator that is moved to the start of stream (seed, purpose, step, case) on demand."""
 
     def __init__(self, seed: int, purpose: int) -> None:
         self._bits = np.random.Philox(key=np.array([seed, purpose], dtype=np.uint64))
@@ -152,7 +195,7 @@ class KeyedNoise:
 
 @dataclass(frozen=True)
 class StepDraws:
-    """What one training step needs beside its data.
+    """What the whole batch of one training step needs beside its data, over all processes.
 
     Attributes:
         timestep: (B,) uniform on 1..N.
@@ -166,28 +209,36 @@ class StepDraws:
     noise: NDArray[np.float32]
     condition: NDArray[np.float32] | None = None
 
+    def rows(self, part: slice) -> StepDraws:
+        """Return the draws of some rows of the batch."""
+        condition = None if self.condition is None else self.condition[part]
+        return StepDraws(self.timestep[part], self.drop[part], self.noise[part], condition)
+
 
 def training_draws(
     source: KeyedNoise,
     step: int,
-    examples: NDArray[np.int64],
+    batch: int,
     dim: int,
     timesteps: int,
     condition_shape: tuple[int, ...] | None = None,
 ) -> StepDraws:
-    """Return the draws of these examples at this step; each depends on (seed, step, example) alone."""
-    timestep = np.empty(len(examples), dtype=np.int64)
-    drop = np.empty((len(examples), 2))
-    noise = np.empty((len(examples), dim), dtype=np.float32)
-    condition = None if condition_shape is None else np.empty((len(examples), *condition_shape), dtype=np.float32)
-    for row, example in enumerate(examples):
-        generator = source.at(step, int(example))
-        uniform = generator.random(3)
-        timestep[row] = 1 + int(uniform[0] * timesteps)
-        drop[row] = uniform[1:]
-        generator.standard_normal(dtype=np.float32, out=noise[row])
-        if condition is not None:
-            generator.standard_normal(dtype=np.float32, out=condition[row])
+    """Return the draws of a step's whole batch from one generator keyed by (seed, step).
+
+    Every process draws all and takes its rows, so the numbers are the same on any number of processes.
+
+    Example:
+        >>> draws = training_draws(KeyedNoise(0, TRAINING), step=3, batch=4, dim=2, timesteps=10)
+        >>> draws.noise.shape, draws.rows(slice(2, 4)).timestep.shape
+        ((4, 2), (2,))
+    """
+    generator = source.at(step, 0)
+    timestep = generator.integers(1, timesteps + 1, batch)
+    drop = generator.random((batch, 2))
+    noise = generator.standard_normal((batch, dim), dtype=np.float32)
+    condition = None
+    if condition_shape is not None:
+        condition = generator.standard_normal((batch, *condition_shape), dtype=np.float32)
     return StepDraws(timestep, drop, noise, condition)
 
 

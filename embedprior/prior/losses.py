@@ -9,13 +9,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embedprior.errors import BadInput
 from embedprior.nn.losses import class_prototypes, class_weights, cross_entropy_of_known, prototype_cosines
-from embedprior.nn.standardise import Standardiser
 from embedprior.prior.config import ObjectiveConfig, ProcessConfig
-from embedprior.prior.diffusion import Schedule, loss_weight, to_x0, training_target
+from embedprior.prior.diffusion import Parametrisation, Schedule
+from embedprior.prior.regression import TargetSpace
 
 
 def attention_blocks(embedding: Tensor, groups: int) -> Tensor:
@@ -96,7 +97,7 @@ class Negatives:
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """One noised batch, standardised units.
+    """One noised batch, in the units that are noised (see ``TargetSpace``).
 
     Attributes:
         x0, noise, x: (B, D) clean target, the noise, and x_n.
@@ -124,9 +125,9 @@ class Objective:
     Args:
         config, process: loss weights, and what the network predicts.
         schedule: the process.
-        scaler: of the target, so that the head reads embeddings in their own scale.
+        space: the units of the target, so that the head reads embeddings in their own scale.
         teacher: frozen CT classifier; needed by the BCE term alone.
-        target, labels: standardised training targets (N, D) and their labels (N,) 1 / 0 / NaN.
+        target, labels: training targets (N, D) in these units and their labels (N,) 1 / 0 / NaN.
 
     Raises:
         BadInput: a term without what it needs (a teacher that reads this embedding, labels), or more blocks than
@@ -138,21 +139,35 @@ class Objective:
         config: ObjectiveConfig,
         process: ProcessConfig,
         schedule: Schedule,
-        scaler: Standardiser,
+        space: TargetSpace,
         teacher: Head | None,
         target: Tensor,
         labels: Tensor,
     ) -> None:
         device = target.device
-        self._config, self._process, self._schedule = config, process, schedule
-        self._mean = torch.from_numpy(scaler.mean).float().to(device)
-        self._scale = torch.from_numpy(scaler.scale).float().to(device)
+        self._config, self._parametrisation = config, Parametrisation.of(process, schedule)
+        self._mean = torch.from_numpy(space.scaler.mean).float().to(device)
+        self._scale = torch.from_numpy(space.scaler.scale).float().to(device)
+        matrix = space.unwhitening
+        self._unwhitening = None if matrix is None else torch.from_numpy(matrix).float().to(device)
         self._teacher = None if teacher is None else frozen(teacher, device)
         self._known = float(labels.isfinite().double().mean())
         weights = class_weights(labels.cpu().numpy()) if config.bce_balanced else np.ones(2)
         self._class_weight = torch.from_numpy(weights).float().to(device)
-        self._prototypes = class_prototypes(target, labels)
+        self._prototypes = class_prototypes(self.standardised(target), labels)
         self._check(target)
+
+    @property
+    def l2_weight(self) -> float:
+        """Weight of the squared error."""
+        return self._config.l2
+
+    def measurable(self, labels: NDArray[np.floating] | None) -> bool:
+        """Return whether anything that is learned can be measured on cases with these labels."""
+        others = {k: v for k, v in self._config.auxiliary_weights.items() if k != "bce"}
+        soft = self._config.bce > 0 and self._config.bce_target == "teacher"
+        labelled = labels is not None and bool(np.isfinite(labels).any())
+        return self._config.l2 > 0 or bool(others) or soft or labelled
 
     @property
     def has_teacher(self) -> bool:
@@ -161,43 +176,51 @@ class Objective:
 
     def losses(self, output: Tensor, batch: NoisyBatch) -> dict[str, Tensor]:
         """Return the weighted losses by name: ``l2``, and each further term whose weight is above 0."""
-        config, prediction = self._config, self._process.prediction
-        target = training_target(self._schedule, prediction, batch.x0, batch.noise, batch.n)
-        weight = loss_weight(self._schedule, prediction, config.min_snr_gamma, batch.n)
+        config = self._config
+        target = self._parametrisation.target(batch.x0, batch.x, batch.n)
+        weight = self._parametrisation.loss_weight(config.min_snr_gamma, batch.n)
         named = {"l2": config.l2 * (weight * (output - target).square().mean(dim=1)).mean()}
         if not config.auxiliary_weights:
             return named
-        predicted = self.x0hat(output, batch)
-        if batch.ridge_prediction is not None:
-            batch = replace(batch, x0=batch.x0 + batch.ridge_prediction)
+        return named | self.auxiliary_losses(self.x0hat(output, batch), batch)
+
+    def auxiliary_losses(self, predicted: Tensor, batch: NoisyBatch) -> dict[str, Tensor]:
+        """Return the weighted losses of x0hat (B, D), in the units that are noised, by name."""
+        config, named = self._config, {}
+        whole = batch.x0 if batch.ridge_prediction is None else batch.x0 + batch.ridge_prediction
         if config.bce > 0:
-            named["bce"] = config.bce * self._bce(predicted, batch)
+            named["bce"] = config.bce * self._bce(predicted, replace(batch, x0=whole))
+        predicted, whole = self.standardised(predicted), self.standardised(whole)
         if config.aft > 0:
-            named["aft"] = config.aft * aft(predicted, batch.x0, config.aft_groups).mean()
+            named["aft"] = config.aft * aft(predicted, whole, config.aft_groups).mean()
         if config.proto > 0:
-            named["proto"] = config.proto * proto(predicted, batch.x0, self._prototypes.to(predicted.dtype)).mean()
+            named["proto"] = config.proto * proto(predicted, whole, self._prototypes.to(predicted.dtype)).mean()
         if config.contrastive > 0:
             assert batch.negatives is not None
             assert batch.patient is not None
             apart = batch.patient[:, None] != batch.negatives.patient
-            each = contrast(predicted, batch.x0, batch.negatives.target, apart, config.contrastive_margin)
+            negatives = self.standardised(batch.negatives.target)
+            each = contrast(predicted, whole, negatives, apart, config.contrastive_margin)
             named["contrastive"] = config.contrastive * each.mean()
         return named
 
-    def squared_error(self, output: Tensor, batch: NoisyBatch) -> Tensor:
-        """Return (B, D) squared error of x0, standardised units, whatever the network predicts."""
-        ridge = 0.0 if batch.ridge_prediction is None else batch.ridge_prediction
-        return (self.x0hat(output, batch) - (batch.x0 + ridge)).square()
+    def error(self, output: Tensor, batch: NoisyBatch) -> Tensor:
+        """Return (B, D) x0hat less x0, in the units that are noised, whatever the network predicts."""
+        return self._parametrisation.x0hat(output, batch.x, batch.n) - batch.x0
+
+    def standardised(self, embedding: Tensor) -> Tensor:
+        """Return embeddings (B, D), or differences of such, standardised per dimension and not whitened."""
+        return embedding if self._unwhitening is None else embedding @ self._unwhitening
 
     def x0hat(self, output: Tensor, batch: NoisyBatch) -> Tensor:
-        """Return the clean embedding (B, D), standardised, that a network output implies."""
-        x0hat = to_x0(self._schedule, self._process.prediction, output, batch.x, batch.n)
+        """Return the clean embedding (B, D), in the units that are noised, that a network output implies."""
+        x0hat = self._parametrisation.x0hat(output, batch.x, batch.n)
         return x0hat if batch.ridge_prediction is None else x0hat + batch.ridge_prediction
 
     def teacher_logits(self, embedding: Tensor) -> Tensor:
-        """Return the teacher's (B,) logits of standardised CT embeddings (B, D), read in their own scale."""
+        """Return the teacher's (B,) logits of CT embeddings (B, D) in the units that are noised, read in their own."""
         assert self._teacher is not None
-        return self._teacher(embedding * self._scale + self._mean).reshape(len(embedding))
+        return self._teacher(self.standardised(embedding) * self._scale + self._mean).reshape(len(embedding))
 
     def _bce(self, predicted: Tensor, batch: NoisyBatch) -> Tensor:
         """Mean cross-entropy of the head on x0hat; PE paper, eq. for L_total, with the gradient its code lacks."""

@@ -20,10 +20,17 @@ from embedprior.evidence.calibration import brier, logistic_recalibration
 from embedprior.evidence.delong import delong
 from embedprior.evidence.metrics import Cases
 from embedprior.prior.config import TrainingConfig, named_sampler
-from embedprior.prior.diffusion import TEACHER, VALIDATION, VARIANCE, KeyedNoise, Schedule, add_noise, keyed_normal
+from embedprior.prior.diffusion import TEACHER, VALIDATION, VARIANCE, KeyedNoise, Schedule, add_noise
 from embedprior.prior.losses import Negatives, NoisyBatch, Objective
 from embedprior.prior.model import Prior
-from embedprior.prior.samplers import VarianceTable, even_trajectory, log_snr_trajectory, plan
+from embedprior.prior.samplers import (
+    VarianceTable,
+    even_trajectory,
+    linear_bound,
+    linear_x0hat,
+    log_snr_trajectory,
+    plan,
+)
 from embedprior.prior.setup import PairTensors
 
 Floats = NDArray[np.float64]
@@ -289,10 +296,11 @@ class Validator:
         self._objective = objective
         bins, count = settings.validation_bins, schedule.timesteps
         self._timesteps = [max(1, round((k + 0.5) / bins * count)) for k in range(bins)]
-        keyed, shape = KeyedNoise(settings.seed, VALIDATION), (data.target.shape[1],)
+        keyed = KeyedNoise(settings.seed, VALIDATION)
         self._batches = []
         for n in self._timesteps:
-            noise = torch.from_numpy(keyed_normal(keyed, n, range(len(data)), shape)).to(data.target.device)
+            drawn = keyed.at(n, 0).standard_normal(tuple(data.target.shape), dtype=np.float32)
+            noise = torch.from_numpy(drawn).to(data.target.device)
             clock = torch.full((len(data),), n, device=data.target.device)
             ridge = data.conditions.ridge_prediction
             x0 = data.target if ridge is None else data.target - ridge
@@ -300,6 +308,8 @@ class Validator:
             negatives = Negatives(data.target, data.patient)
             self._batches.append(NoisyBatch(x0, noise, x, clock, data.labels, data.patient, negatives, ridge))
         self._seed, self._schedule = settings.seed, schedule
+        # What is noised has variance 1 where it is whitened; measured, for where it is not.
+        self._spread = np.array([max(float(self._batches[0].x0.double().square().mean()), 1e-12)])
         known = data.labels[data.labels.isfinite()]
         self.reason: str | None = None
         if not objective.has_teacher:
@@ -311,23 +321,38 @@ class Validator:
     def figures(self, prior: Prior) -> dict[str, float]:
         """Return the figures by name.
 
-        ``val/loss``: the training objective, averaged over timestep bins; it chooses the checkpoint.
+        ``val/score``: the squared error of x0hat at each timestep bin over that of the best linear denoiser without a
+        condition, so that low noise counts as much as high noise, plus the auxiliary losses; averaged over the bins. It
+        chooses the checkpoint. ``val/relative_error``: without the auxiliary losses; ``val/loss``: the training
+        objective.
         ``val/mse@n``: squared error of x0hat at timestep n, standardised units (1 = as bad as the training mean).
         ``val/cosine``, ``val/recall@1``, ``val/recall@5``: of x0hat at the noisiest bin against the true CT
         embeddings, standardised; recall ranks all validation targets by cosine (chance: k / N).
         ``val/teacher_auc``, ``val/teacher_brier``, ``val/teacher_slope``: of the mean over samples of the teacher's
         probability, against the labels (see ``reason``); a slope that is not defined is left out.
         """
-        network, data = prior.network, self.data
+        network, data, objective = prior.network, self.data, self._objective
         prefix = network.encode(data.conditions.tokens, data.conditions.mask)
-        figures, totals, predicted = {}, [], data.target
+        figures, losses, scores, relative, predicted = {}, [], [], [], data.target
         for n, batch in zip(self._timesteps, self._batches, strict=True):
             output = network.step(prefix, batch.x, batch.n).float()
-            totals.append(sum(float(loss) for loss in self._objective.losses(output, batch).values()))
-            figures[f"val/mse@{n}"] = float(self._objective.squared_error(output, batch).mean())
-            predicted = self._objective.x0hat(output, batch)
-        figures = {"val/loss": float(np.mean(totals)), **figures, **_likeness(predicted, data.target)}
+            named = objective.losses(output, batch)
+            auxiliary = sum(float(loss) for name, loss in named.items() if name != "l2")
+            losses.append(auxiliary + float(named["l2"]))
+            error = objective.error(output, batch)
+            relative.append(float(error.square().mean()) / self._linear_error(n))
+            scores.append(auxiliary + objective.l2_weight * relative[-1])
+            figures[f"val/mse@{n}"] = float(objective.standardised(error).square().mean())
+            predicted = objective.x0hat(output, batch)
+        totals = {"val/score": scores, "val/loss": losses, "val/relative_error": relative}
+        means = {name: float(np.mean(values)) for name, values in totals.items()}
+        likeness = _likeness(objective.standardised(predicted), objective.standardised(data.target))
+        figures = {**means, **figures, **likeness}
         return figures if self.reason else figures | self._teacher_figures(prior)
+
+    def _linear_error(self, n: int) -> float:
+        """Squared error of the best linear denoiser that knows no condition, for what is noised at timestep n."""
+        return float(linear_bound(self._schedule, self._spread[None], np.array([n]))[0, 0])
 
     def _teacher_figures(self, prior: Prior) -> dict[str, float]:
         """Mean of the head over a few quick samples: DPM-Solver++ needs no variance table, which comes at the end."""
@@ -382,11 +407,26 @@ def measure_variance(prior: Prior, train_target: Tensor, held_out: PairTensors) 
     keyed = KeyedNoise(settings.seed, VARIANCE)
     x0 = repeat(held_out.target, "cases d -> (cases draws) d", draws=draws)
     denoise = prior.denoiser(held_out.conditions, draws, GUIDANCE)
-    error = np.empty((len(nodes), dim))
+    error, share = np.empty((len(nodes), dim)), np.ones(len(nodes))
+    ridge = held_out.conditions.ridge_prediction
+    ridge = torch.zeros_like(x0) if ridge is None else repeat(ridge, "cases d -> (cases draws) d", draws=draws)
     for row, n in enumerate(nodes):
-        drawn = keyed_normal(keyed, n, range(count), (draws, dim))
-        noise = torch.from_numpy(rearrange(drawn, "cases draws d -> (cases draws) d")).to(x0.device)
+        noise = torch.from_numpy(keyed.at(n, 0).standard_normal((count * draws, dim), dtype=np.float32)).to(x0.device)
         x = add_noise(schedule, x0, noise, torch.full((len(x0),), n, device=x0.device))
-        error[row] = (denoise(x, n) - x0).double().square().mean(dim=0).cpu().numpy()
+        found = denoise(x, n)
+        if prior.config.process.whitening:
+            signal = float(np.sqrt(schedule.alpha_bar[n]))
+            linear = ridge + linear_x0hat(schedule, x - signal * ridge, n)
+            share[row] = _share(found - linear, x0 - linear)
+            found = linear + share[row] * (found - linear)
+        error[row] = (found - x0).double().square().mean(dim=0).cpu().numpy()
     spread = train_target.double().var(dim=0, correction=0).cpu().numpy()
-    return VarianceTable(np.array(nodes, dtype=np.int64), error, spread, GUIDANCE)
+    kept = share if prior.config.process.whitening else None
+    return VarianceTable(np.array(nodes, dtype=np.int64), error, spread, GUIDANCE, kept)
+
+
+def _share(step: Tensor, target: Tensor) -> float:
+    """Return the a in [0, 1] with the least squared error of a · step for target."""
+    step, target = step.double(), target.double()
+    size = float(step.square().sum())
+    return min(max(float((step * target).sum()) / size, 0.0), 1.0) if size > 0 else 1.0

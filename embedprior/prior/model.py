@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from embedprior.config import parse_config
 from embedprior.errors import BadInput, choose
+from embedprior.nn.stages import StageWeight
 from embedprior.nn.standardise import Standardiser
 from embedprior.prior.config import PriorConfig, SamplerConfig, SamplerName, Source, named_sampler
 from embedprior.prior.data import Array
 from embedprior.prior.diffusion import ONE_STEP, SAMPLING, KeyedNoise, Schedule, keyed_normal, make_schedule
 from embedprior.prior.network import PriorNetwork
-from embedprior.prior.regression import Regression, coefficients
+from embedprior.prior.regression import Regression, TargetSpace, coefficients
 from embedprior.prior.samplers import (
     Conditions,
     Denoise,
@@ -49,6 +50,8 @@ class Prior:
         variance: the Analytic-DPM table; None when there is none yet.
         encoders: encoder keys of condition and target; empty when unknown.
         regressions: by source, the ridge regression of the target on its embeddings; empty when the process has none.
+        spaces: by source, the whitened units in which the target is noised; empty when the process does not whiten.
+        record: what its training found out, JSON types: how it was chosen, how it does on the validation pairs.
 
     Example:
         >>> from embedprior.prior.config import NetworkConfig, ProcessConfig
@@ -69,6 +72,8 @@ class Prior:
     variance: VarianceTable | None
     encoders: tuple[str, str] = ("", "")
     regressions: Mapping[str, Regression] = field(default_factory=dict)
+    spaces: Mapping[str, TargetSpace] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def schedule(self) -> Schedule:
@@ -115,7 +120,7 @@ class Prior:
         conditions = self._checked_conditions(condition, source, condition_mask)
         keys = range(len(conditions)) if cases is None else cases
         noise = KeyedNoise(seed, SAMPLING)
-        return self.target_scaler.inverse(self.draw(conditions, reverse, samples, noise, weight, keys))
+        return self.target_space(source).inverse(self.draw(conditions, reverse, samples, noise, weight, keys))
 
     def path(
         self,
@@ -138,7 +143,7 @@ class Prior:
         keys = range(len(conditions)) if cases is None else cases
         noise = draw_noise(KeyedNoise(seed, SAMPLING), reverse, keys, 1, self.target_scaler.dim, self.device)
         path = list(states(reverse, self.denoiser(conditions, 1, weight), lambda k: noise[:, k]))
-        return [self.target_scaler.inverse(path[round(share * len(reverse))].cpu().numpy()) for share in at]
+        return [self.target_space(source).inverse(path[round(share * len(reverse))].cpu().numpy()) for share in at]
 
     def draw(
         self,
@@ -182,16 +187,21 @@ class Prior:
         noise = keyed_normal(KeyedNoise(seed, ONE_STEP), 0, keys, (self.target_scaler.dim,))
         denoise = self.denoiser(conditions, 1, self.config.process.guidance)
         predicted = denoise(torch.from_numpy(noise).to(self.device), self.schedule.timesteps)
-        return self.target_scaler.inverse(predicted.cpu().numpy())
+        return self.target_space(source).inverse(predicted.cpu().numpy())
 
     def denoiser(self, conditions: Conditions, samples: int, guidance: float) -> Denoise:
         """Return (x (cases · samples, D), n) ↦ x0hat; see ``samplers.denoiser``."""
-        return denoiser(self.network, self.config.process, self.schedule, conditions, samples, guidance)
+        table = self.variance
+        share = None if table is None or table.share is None else table.network_share
+        return denoiser(self.network, self.config.process, self.schedule, conditions, samples, guidance, share)
 
     def standardise_conditions(self, tokens: Array, mask: NDArray[np.bool_] | None, source: str) -> Conditions:
         """Return conditions (N, C, Dc), in their own scale, standardised (on the CPU)."""
         scaled = self.condition_scaler(source).forward(tokens)
-        ridge = torch.from_numpy(self.regressions[source](scaled, mask)) if self.regressions else None
+        ridge = None
+        if self.regressions:
+            predicted = self.regressions[source](scaled, mask)
+            ridge = torch.from_numpy(self.target_space(source).from_standardised(predicted))
         return Conditions(torch.from_numpy(scaled), None if mask is None else torch.from_numpy(mask), ridge)
 
     @property
@@ -215,7 +225,9 @@ class Prior:
                 f"trained with {terms}: x0hat is no longer the posterior mean; read Brier score and calibration slope "
                 "beside the AUC"
             )
-        return caveats
+        if "checkpoint" in self.record:
+            caveats.append(self.record["checkpoint"])
+        return caveats + list(self.record.get("validation", {}).get("warnings", []))
 
     def check_encoders(self, condition: str = "", target: str = "") -> None:
         """Refuse embeddings of another encoder than the prior was trained on; an unknown one ("") is not compared.
@@ -238,6 +250,10 @@ class Prior:
         """
         return choose("condition source", source, self.condition_scalers)
 
+    def target_space(self, source: str) -> TargetSpace:
+        """Return the units in which the targets of one source are noised."""
+        return self.spaces.get(source, TargetSpace(self.target_scaler))
+
     def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Prior:
         """Return a copy on a device, its weights in ``dtype`` (bfloat16 pays where matrix units have it)."""
         # Module.to changes the module itself: the prior at hand would lose its digits.
@@ -252,21 +268,32 @@ class Prior:
             tensors |= {f"scaler.{name}.mean": scaler.mean, f"scaler.{name}.scale": scaler.scale}
         for name, fitted in self.regressions.items():
             tensors |= {f"regression.{name}.weights": fitted.weights, f"regression.{name}.offset": fitted.offset}
+        for name, space in self.spaces.items():
+            assert space.whitening is not None
+            assert space.unwhitening is not None
+            tensors |= {f"space.{name}.whitening": space.whitening, f"space.{name}.unwhitening": space.unwhitening}
         description = {
             "config": self.config,
             "condition_dim": self.network.condition_dim,
             "condition_tokens": len(self.network.slots),
             "target_dim": self.network.target_dim,
             "sources": sorted(self.condition_scalers),
-            "regressions": sorted(self.regressions),
+            "regressions": {
+                name: None if fitted.first_stage is None else vars(fitted.first_stage)
+                for name, fitted in sorted(self.regressions.items())
+            },
+            "spaces": sorted(self.spaces),
             "encoders": list(self.encoders),
             "parameters": self.network.parameter_count(),
             "caveats": self.caveats(),
+            "record": dict(self.record),
             "variance": None,
         }
         if self.variance is not None:
             table = self.variance
             tensors |= {"variance.nodes": table.nodes, "variance.error": table.error, "variance.spread": table.spread}
+            if table.share is not None:
+                tensors |= {"variance.share": table.share}
             description["variance"] = {
                 "guidance": table.guidance,
                 "weights": "ema",
@@ -292,6 +319,7 @@ class Prior:
         names = [f"network.{name}" for name in network.state_dict()]
         names += [f"scaler.{name}.{part}" for name in ("target", *sources) for part in ("mean", "scale")]
         names += [f"regression.{name}.{part}" for name in regressions for part in ("weights", "offset")]
+        names += [f"space.{name}.{part}" for name in description["spaces"] for part in ("whitening", "unwhitening")]
         names += [f"variance.{part}" for part in ("nodes", "error", "spread")] if description["variance"] else []
         require(tensors, names, folder)
         prefix = "network."
@@ -304,18 +332,32 @@ class Prior:
         def parts(kind: str, name: str, *fields: str) -> list[NDArray[Any]]:
             return [tensors[f"{kind}.{name}.{part}"] for part in fields]
 
+        def regression(name: str, taken_over: Mapping[str, Any] | None) -> Regression:
+            weights, offset = parts("regression", name, "weights", "offset")
+            if taken_over is None:
+                return Regression(weights, offset)
+            losses = {float(weight): loss for weight, loss in taken_over["losses"].items()}
+            return Regression(weights, offset, StageWeight(taken_over["weight"], losses, taken_over["measured_on"]))
+
         variance = None
         if description["variance"]:
             table: list[NDArray[Any]] = [tensors[f"variance.{part}"] for part in ("nodes", "error", "spread")]
-            variance = VarianceTable(table[0], table[1], table[2], description["variance"]["guidance"])
+            share: NDArray[Any] | None = tensors.get("variance.share")
+            variance = VarianceTable(table[0], table[1], table[2], description["variance"]["guidance"], share)
+        units = Standardiser(*parts("scaler", "target", "mean", "scale"))
         return cls(
             config=config,
             network=network.eval().to(device),
-            target_scaler=Standardiser(*parts("scaler", "target", "mean", "scale")),
+            target_scaler=units,
             condition_scalers={name: Standardiser(*parts("scaler", name, "mean", "scale")) for name in sources},
             variance=variance,
             encoders=(description["encoders"][0], description["encoders"][1]),
-            regressions={name: Regression(*parts("regression", name, "weights", "offset")) for name in regressions},
+            regressions={name: regression(name, taken_over) for name, taken_over in regressions.items()},
+            record=description["record"],
+            spaces={
+                name: TargetSpace(units, *parts("space", name, "whitening", "unwhitening"))
+                for name in description["spaces"]
+            },
         )
 
     def _plan(
@@ -324,6 +366,11 @@ class Prior:
         """Return the guidance weight and the reverse steps."""
         settings = sampler if isinstance(sampler, SamplerConfig) else named_sampler(sampler, steps)
         weight = self.config.process.guidance if guidance is None else guidance
+        if weight != 1.0 and self.config.process.condition_dropout == 0.0:
+            raise BadInput(
+                f"guidance {weight:g}: this prior was trained without a null branch (condition_dropout 0). Allowed: 1. "
+                "Next: train it with process.condition_dropout 0.1"
+            )
         table = self._table_for(settings, weight)
         schedule = self.schedule
         if settings.trajectory == "optimal":

@@ -1,14 +1,21 @@
-"""Ridge regression of the CT embedding on the radiograph's, in closed form: which a prior may start from."""
+"""What is known before diffusion: a ridge regression of the CT embedding, and the covariance of what it leaves over."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.covariance import ledoit_wolf
+from threadpoolctl import threadpool_limits
 
-from embedprior.nn.ridge import fit_ridge
+from embedprior.nn.ridge import Ridge, fit_ridge
+from embedprior.nn.stages import StageWeight, choose_weight
+from embedprior.nn.standardise import Standardiser
 from embedprior.prior.data import Array
+
+LEAST_VARIANCE = 1e-4
+"""A direction's variance is taken to be at least this share of the mean over directions."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +25,12 @@ class Regression:
     Attributes:
         weights: (Dc, D) float64.
         offset: (D,) float64.
+        first_stage: how much of an earlier stage's map it started from; None when there was no earlier stage.
     """
 
     weights: NDArray[np.float64]
     offset: NDArray[np.float64]
+    first_stage: StageWeight | None = None
 
     def __call__(self, tokens: Array, real: NDArray[np.bool_] | None) -> Array:
         """Return (N, D) for standardised tokens (N, C, Dc), of which ``real`` (N, C) are no padding (None: all)."""
@@ -42,24 +51,105 @@ def fit_regression(
     val_inputs: NDArray[np.float64],
     val_target: Array,
     before: Regression | None = None,
-) -> Regression:
-    """Return the ridge regression whose penalty has the least squared error on the validation pairs.
+) -> tuple[Regression, NDArray[np.float64]]:
+    """Return the ridge regression with the least squared error on the validation pairs, and its left-out residuals.
 
     Args:
         inputs, target: (N, Dc) and (N, D), what is fitted.
-        val_inputs, val_target: likewise, for the choice of the penalty.
-        before: of an earlier stage; the penalty then holds the weights near these and not near 0, so that few pairs
-            correct what was learned from many.
+        val_inputs, val_target: likewise, for the choice of the penalty and of the weight below.
+        before: of an earlier stage; the penalty then holds the weights near a multiple of these, so that few pairs
+            correct what was learned from many. The multiple may be 0: a map learned on DRRs need not hold for
+            radiographs.
+
+    Returns:
+        The regression, and (N, D) what is left of each training target by the fit without it (Allen 1974): the residual
+        divided by 1 - leverage.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(200, 3))
         >>> z = (x @ np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]) + 1.0).astype(np.float32)
-        >>> fitted = fit_regression(x[:150], z[:150], x[150:], z[150:])
+        >>> fitted, residuals = fit_regression(x[:150], z[:150], x[150:], z[150:])
         >>> np.allclose(fitted.weights, [[1, 0], [0, 2], [0, 0]], atol=0.01), np.allclose(fitted.offset, 1, atol=0.01)
         (True, True)
     """
-    found = fit_ridge(inputs, target, val_inputs, val_target, None if before is None else before.weights)
-    return Regression(found.weights, found.offset)
+
+    def fit(weight: float) -> Ridge:
+        start = None if before is None else weight * before.weights
+        return fit_ridge(inputs, target, val_inputs, val_target, start)
+
+    taken_over = None
+    if before is not None:
+        taken_over = choose_weight(lambda weight: float(np.square(fit(weight)(val_inputs) - val_target).mean()))
+    ridge = fit(0.0 if taken_over is None else taken_over.weight)
+    residuals = (target - ridge(inputs)) / (1.0 - leverage(inputs, ridge.penalty))[:, None]
+    return Regression(ridge.weights, ridge.offset, taken_over), residuals
+
+
+def leverage(inputs: NDArray[np.float64], penalty: float) -> NDArray[np.float64]:
+    """Return (N,) the share of its own target in each row's ridge prediction, below 1.
+
+    Example:
+        >>> leverage(np.array([[-1.0], [0.0], [1.0]]), penalty=2.0).round(3)  # 1/3 + x² / (Σx² + 2)
+        array([0.583, 0.333, 0.583])
+    """
+    with threadpool_limits(1):
+        u, values, _ = np.linalg.svd(inputs - inputs.mean(axis=0), full_matrices=False)
+    shares = 1.0 / len(inputs) + np.square(u) @ (values**2 / (values**2 + penalty))
+    return np.asarray(np.minimum(shares, 0.99))
+
+
+@dataclass(frozen=True)
+class TargetSpace:
+    """CT embeddings in the units in which they are noised: standardised, then whitened where a prior does so.
+
+    Attributes:
+        scaler: per dimension.
+        whitening: (D, D) symmetric, applied to standardised rows from the right; None for the identity.
+        unwhitening: its inverse.
+
+    Example:
+        >>> units = Standardiser(np.array([1.0, 1.0]), np.array([2.0, 2.0]))
+        >>> space = TargetSpace(units).whitened(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0], [0.0, -3.0]]))
+        >>> z = np.array([[3.0, 5.0]], np.float32)
+        >>> bool(np.allclose(space.inverse(space.forward(z)), z))
+        True
+    """
+
+    scaler: Standardiser
+    whitening: NDArray[np.float64] | None = None
+    unwhitening: NDArray[np.float64] | None = None
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.scaler.dim
+
+    def forward(self, embeddings: Array) -> Array:
+        """Return (..., D) in these units, float32."""
+        return self.from_standardised(self.scaler.forward(embeddings))
+
+    def from_standardised(self, standardised: Array) -> Array:
+        """Return standardised embeddings (..., D) in these units, float32."""
+        return standardised if self.whitening is None else (standardised @ self.whitening).astype(np.float32)
+
+    def inverse(self, embeddings: Array) -> Array:
+        """Return (..., D) in the embedding's own scale, float32."""
+        if self.unwhitening is not None:
+            embeddings = (embeddings @ self.unwhitening).astype(np.float32)
+        return self.scaler.inverse(embeddings)
+
+    def whitened(self, residuals: NDArray[np.floating]) -> TargetSpace:
+        """Return this space with the whitening of (N, D) residuals, shrunk as by Ledoit and Wolf (2004).
+
+        Symmetric, so that dimensions keep their meaning and a network of an earlier stage can go on.
+        """
+        rows = np.asarray(residuals, dtype=np.float64)
+        with threadpool_limits(1):
+            covariance, _ = ledoit_wolf(rows, assume_centered=True)
+            variance, axes = np.linalg.eigh(covariance)
+            mean = float(variance.mean())
+            spread = np.sqrt(np.maximum(variance, LEAST_VARIANCE * mean)) if mean > 0 else np.ones(len(variance))
+            return replace(self, whitening=(axes / spread) @ axes.T, unwhitening=(axes * spread) @ axes.T)
 
 
 def coefficients(kind: str, condition_dim: int, target_dim: int) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from embedprior.errors import BadInput
 from embedprior.prior.config import ProcessConfig, SamplerConfig
-from embedprior.prior.diffusion import KeyedNoise, Schedule, keyed_normal, to_x0
+from embedprior.prior.diffusion import KeyedNoise, Parametrisation, Schedule, keyed_normal
 from embedprior.prior.network import Prefix, PriorNetwork
 
 
@@ -32,12 +32,15 @@ class VarianceTable:
         error: (G, D) measured mean squared error.
         spread: (D,) variance of the standardised training targets.
         guidance: the guidance weight it was measured with; the table holds for that weight alone.
+        share: (G,) how much of x0hat is the network's, between 0 and 1, where what is noised is whitened; the rest is
+            the linear denoiser's (see ``linear_x0hat``). A network that has learned nothing has none. None: all of it.
     """
 
     nodes: NDArray[np.int64]
     error: NDArray[np.float64]
     spread: NDArray[np.float64]
     guidance: float
+    share: NDArray[np.float64] | None = None
 
     def at(self, schedule: Schedule, n: int) -> NDArray[np.float64]:
         """Return (D,) v_n within [0, bound].
@@ -53,6 +56,10 @@ class VarianceTable:
         mixed = ratio[low] + (place - low) * (ratio[high] - ratio[low])
         return np.asarray(mixed * linear_bound(schedule, self.spread, np.array([n]))[0])
 
+    def network_share(self, n: int) -> float:
+        """Return the network's share of x0hat at timestep n, interpolated between nodes."""
+        return 1.0 if self.share is None else float(np.interp(n, self.nodes, self.share))
+
     def scalar(self, schedule: Schedule) -> NDArray[np.float64]:
         """Return (N+1,) the mean over dimensions at every timestep; index 0 is 0."""
         return np.array([0.0, *(self.at(schedule, n).mean() for n in range(1, schedule.timesteps + 1))])
@@ -65,6 +72,11 @@ def linear_bound(schedule: Schedule, spread: NDArray[np.float64], nodes: NDArray
     """
     abar, bbar = schedule.alpha_bar[nodes, None], schedule.beta_bar[nodes, None]
     return np.asarray(bbar * spread / (abar * spread + bbar))
+
+
+def linear_x0hat(schedule: Schedule, x: Tensor, n: int) -> Tensor:
+    """Return sqrt(abar) x_n: the best linear guess of x_0 where its covariance is that of the noise (whitened)."""
+    return x * float(np.sqrt(schedule.alpha_bar[n]))
 
 
 Vector = NDArray[np.float64]
@@ -274,12 +286,13 @@ MAX_NOISE_NUMBERS = 2**25
 
 @dataclass(frozen=True)
 class Conditions:
-    """What is known of each case, standardised and on the device.
+    """What is known of each case, on the device.
 
     Attributes:
-        tokens: (cases, C, Dc) condition tokens.
+        tokens: (cases, C, Dc) standardised condition tokens.
         mask: (cases, C), True where a token is real; None when all are.
-        ridge_prediction: (cases, D) what the ridge regression makes of them; None when the prior has none.
+        ridge_prediction: (cases, D) what the ridge regression makes of them, in the units that are noised; None
+            when the prior has none.
     """
 
     tokens: Tensor
@@ -307,6 +320,7 @@ def denoiser(
     conditions: Conditions,
     samples: int,
     guidance: float,
+    network_share: Callable[[int], float] | None = None,
 ) -> Denoise:
     """Return (x (cases · samples, D), n) ↦ x0hat, float32, with the conditions encoded once.
 
@@ -319,8 +333,9 @@ def denoiser(
         samples: rows per case, next to each other.
         guidance: w in null + w · (conditional - null); any w but 1 costs a second pass when the null branch keeps
             the noised target, and one extra row when it does not.
+        network_share: timestep ↦ how much of the conditional x0hat is the network's; see ``VarianceTable``.
     """
-    drops_both = process.null_branch == "drops_both"
+    drops_both, parametrisation = process.null_branch == "drops_both", Parametrisation.of(process, schedule)
     with torch.inference_mode():
         prefix = network.encode(conditions.tokens, conditions.mask)
         null_prefix = None
@@ -345,7 +360,10 @@ def denoiser(
         signal = schedule.signal_and_noise(timestep, x)[0]
         remainder = x if ridge is None else x - signal * ridge
         output = predict(prefix, remainder, n, samples, None)
-        x0hat = to_x0(schedule, process.prediction, output, remainder, timestep)
+        x0hat = parametrisation.x0hat(output, remainder, timestep)
+        if network_share is not None:
+            linear = linear_x0hat(schedule, remainder, n)
+            x0hat = linear + network_share(n) * (x0hat - linear)
         x0hat = x0hat if ridge is None else x0hat + ridge
         if null_prefix is None:
             return x0hat
@@ -353,7 +371,7 @@ def denoiser(
             output = predict(null_prefix, x[:1], n, 1, torch.ones(1, dtype=torch.bool, device=x.device))
         else:
             output = predict(null_prefix, x, n, samples, None)
-        null_x0hat = to_x0(schedule, process.prediction, output, x, timestep)
+        null_x0hat = parametrisation.x0hat(output, x, timestep)
         return null_x0hat + guidance * (x0hat - null_x0hat)
 
     return denoise
@@ -375,7 +393,7 @@ def draw(
         reverse: the plan.
         cases: a number per case that keys its noise.
         samples, dim: sizes.
-        noise: sample m of case i reads stream (m, i), so that neither batch mates nor M change it.
+        noise: sample m of case i reads the m-th part of stream i, so that neither batch mates nor M change it.
         device: of the network.
     """
     at_once = max(1, MAX_NOISE_NUMBERS // (_draws(reverse) * dim * samples))
@@ -398,8 +416,10 @@ def draw_noise(
 ) -> Tensor:
     """Return the noise of whole trajectories, (cases · samples, draws, D): the start, then one per step that adds."""
     shape = (_draws(reverse), dim)
-    drawn = [keyed_normal(noise, m, cases, shape) for m in range(samples)]
-    return torch.from_numpy(rearrange(drawn, "samples cases draws d -> (cases samples) draws d")).to(device)
+    keys, position = np.unique(np.array(cases, dtype=np.uint64), return_inverse=True)
+    # A case's samples follow each other in its stream, so that the first ones do not depend on how many there are.
+    drawn = keyed_normal(noise, 0, keys.tolist(), (samples, *shape))[position]
+    return torch.from_numpy(rearrange(drawn, "cases samples draws d -> (cases samples) draws d")).to(device)
 
 
 def _draws(reverse: Sequence[ReverseStep]) -> int:

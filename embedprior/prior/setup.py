@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,27 +11,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.nn.standardise import Standardiser
-from embedprior.prior.config import PriorConfig, Tracker
+from embedprior.prior.config import PriorConfig, Tracker, TrainingConfig
 from embedprior.prior.data import PairArrays
 from embedprior.prior.losses import Head, module_of
 from embedprior.prior.model import Prior, new_network
-from embedprior.prior.regression import fit_regression, pooled
+from embedprior.prior.regression import TargetSpace, fit_regression, pooled
 from embedprior.prior.samplers import Conditions
 from embedprior.prior.storage import DESCRIPTION, WEIGHTS
-from embedprior.runs import hash_array, hash_file, hash_of, seed_for
+from embedprior.runs import canonical, hash_array, hash_file, hash_of, seed_for
 
 
 @dataclass(frozen=True)
 class PairTensors:
-    """Standardised pairs on the device.
+    """Pairs on the device, scaled.
 
     Attributes:
         conditions: (N, C, Dc) tokens, their mask, and what the ridge regression predicts from them.
-        target: (N, D).
+        target: (N, D), in the units that are noised.
         labels: (N,) 1 / 0 / NaN.
         patient: (N,) patient numbers.
     """
@@ -51,7 +53,7 @@ def to_tensors(pairs: PairArrays, prior: Prior, device: torch.device) -> PairTen
         conditions=prior.standardise_conditions(pairs.tokens, pairs.condition_mask, pairs.source).to(
             device, torch.float32
         ),
-        target=torch.from_numpy(prior.target_scaler.forward(pairs.target)).to(device),
+        target=torch.from_numpy(prior.target_space(pairs.source).forward(pairs.target)).to(device),
         labels=torch.from_numpy(np.asarray(labels, dtype=np.float32)).to(device),
         patient=torch.from_numpy(pairs.patient_numbers()).to(device),
     )
@@ -81,7 +83,7 @@ def check_pairs(train: PairArrays, val: PairArrays, config: PriorConfig, start: 
     if start is None:
         return
     facts = ["condition dimension", "target dimension", "condition encoder", "target encoder", "network size"]
-    facts += ["schedule", "timesteps", "prediction", "regression", "null_branch"]
+    facts += ["schedule", "timesteps", "prediction", "sigma_data", "regression", "whitening", "null_branch"]
     process, earlier = config.process, start.config.process
     ours_all: list[Any] = [train.condition.shape[-1], train.target.shape[-1], *train.encoders, config.network.size]
     theirs_all: list[Any] = [start.network.condition_dim, start.network.target_dim, *start.encoders]
@@ -106,15 +108,23 @@ def initial_prior(train: PairArrays, val: PairArrays, config: PriorConfig, start
     A regression is fitted on ``train``, its penalty chosen on ``val``; from ``start`` it goes on from that of the same
     source, or else of the other one.
     """
-    initial = _scaled(train, config, start)
-    if config.process.regression == "none":
-        return initial
+    initial, process = _scaled(train, config, start), config.process
+    if process.regression == "none":
+        if not process.whitening:
+            return initial
+        space = TargetSpace(initial.target_scaler)
+        return _whitened(initial, train.source, space.forward(train.target))
     scaler, earlier = initial.condition_scaler(train.source), initial.regressions
     inputs, val_inputs = (pooled(scaler.forward(pairs.tokens), pairs.condition_mask) for pairs in (train, val))
     target, val_target = (initial.target_scaler.forward(pairs.target) for pairs in (train, val))
     before = earlier.get(train.source, next(iter(earlier.values()), None))
-    fitted = fit_regression(inputs, target, val_inputs, val_target, before)
-    return replace(initial, regressions={**earlier, train.source: fitted})
+    fitted, residuals = fit_regression(inputs, target, val_inputs, val_target, before)
+    initial = replace(initial, regressions={**earlier, train.source: fitted})
+    return _whitened(initial, train.source, residuals) if process.whitening else initial
+
+
+def _whitened(prior: Prior, source: str, residuals: NDArray[np.floating]) -> Prior:
+    return replace(prior, spaces={**prior.spaces, source: TargetSpace(prior.target_scaler).whitened(residuals)})
 
 
 def _scaled(train: PairArrays, config: PriorConfig, start: Prior | None) -> Prior:
@@ -130,6 +140,7 @@ def _scaled(train: PairArrays, config: PriorConfig, start: Prior | None) -> Prio
             None,
             (train.encoders[0] or start.encoders[0], train.encoders[1] or start.encoders[1]),
             start.regressions,
+            start.spaces,
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(config.training.seed, "prior-weights"))
@@ -137,19 +148,57 @@ def _scaled(train: PairArrays, config: PriorConfig, start: Prior | None) -> Prio
     return Prior(config, network, Standardiser.fit(train.target), scalers, None, train.encoders)
 
 
+EXTENDABLE = frozenset({"training.steps", "training.patience", "training.checkpoint_every"})
+"""Settings that a stopped or finished training may go on with changed: no number of the steps done depends on them."""
+
+
 def fingerprint(
     train: PairArrays, val: PairArrays, config: PriorConfig, init_from: Path | None, teacher: Head | None
-) -> str:
-    """Return the hash of everything that decides the training's numbers, so that a resume can't mix two."""
-    parts: dict[str, Any] = {"config": config, "teacher": _teacher_hash(teacher)}
-    for name, pairs in (("train", train), ("val", val)):
-        arrays = [pairs.condition, pairs.target, pairs.condition_mask, pairs.labels]
-        hashes = ["" if a is None else hash_array(a) for a in arrays]
+) -> dict[str, str]:
+    """Return everything that decides the training's numbers, by name, so that a resume can't mix two."""
+    groups = {group: values for group, values in canonical(config).items() if group != "settings"}
+    parts = {f"{group}.{name}": str(value) for group, values in groups.items() for name, value in values.items()}
+    parts = {name: value for name, value in parts.items() if name not in EXTENDABLE}
+    parts["settings"] = config.settings
+    parts["teacher"] = hash_of(_teacher_hash(teacher))
+    for part, pairs in (("training", train), ("validation", val)):
+        arrays: dict[str, NDArray[Any] | None] = {"condition": pairs.condition, "target": pairs.target}
+        arrays |= {"mask": pairs.condition_mask, "labels": pairs.labels}
+        for name, array in arrays.items():
+            parts[f"{part} pairs: {name}"] = "" if array is None else hash_array(array)
         patients = None if pairs.patients is None else list(pairs.patients)
-        parts[name] = [*hashes, list(pairs.ids), patients, pairs.source, *pairs.encoders]
+        parts[f"{part} pairs: ids"] = hash_of([list(pairs.ids), patients])
+        parts[f"{part} pairs: source"] = hash_of([pairs.source, *pairs.encoders])
+    parts["init_from"] = ""
     if init_from is not None:
-        parts["init_from"] = [hash_file(init_from / WEIGHTS), hash_file(init_from / DESCRIPTION)]
-    return hash_of(parts)
+        parts["init_from"] = hash_of([hash_file(init_from / WEIGHTS), hash_file(init_from / DESCRIPTION)])
+    return parts
+
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16"}
+
+
+def check_launch(settings: TrainingConfig) -> None:
+    """Refuse what ``accelerate launch`` was asked for and the training would not do: its settings are the YAML file's.
+
+    Raises:
+        BadInput: another precision or accumulation than the configuration's, or a compiler.
+    """
+    asked = {name: os.environ.get(f"ACCELERATE_{name}", "no").lower() for name in ("MIXED_PRECISION", "DYNAMO_BACKEND")}
+    precision, accumulate = asked["MIXED_PRECISION"], os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if precision not in ("no", PRECISIONS[settings.precision]):
+        allowed = "bf16: --prior.training.precision bf16" if precision == "bf16" else "fp32 and bf16"
+        raise BadInput(
+            f"accelerate launch asks for mixed precision {precision}, training.precision is {settings.precision}. "
+            f"Allowed: {allowed}."
+        )
+    if accumulate not in ("1", str(settings.accumulate)):
+        raise BadInput(
+            f"accelerate launch asks for {accumulate} accumulation steps, training.accumulate is "
+            f"{settings.accumulate}. Next: --prior.training.accumulate {accumulate}"
+        )
+    if asked["DYNAMO_BACKEND"] != "no":
+        raise BadInput(f"accelerate launch asks for the compiler {asked['DYNAMO_BACKEND']}. Allowed: none.")
 
 
 def _teacher_hash(teacher: Head | None) -> dict[str, str] | str:

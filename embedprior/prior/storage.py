@@ -18,8 +18,8 @@ from embedprior.errors import BadInput
 from embedprior.runs import hash_file, read_json, write_json
 
 WEIGHTS, DESCRIPTION = "prior.safetensors", "prior.json"
-FORMAT = 2
-"""2: the weights' hash stands in the description; the null branch's names changed."""
+FORMAT = 3
+"""2: the weights' hash stands in the description; the null branch's names changed. 3: whitening, ``edm``."""
 
 Tensors = dict[str, NDArray[np.generic]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from embedprior.errors import BadInput
+from embedprior.prior.assessment import assess
 from embedprior.prior.checkpoint import Progress, State, clone, drop_later_metrics, load_state, save_state
 from embedprior.prior.config import PriorConfig, Tracker
 from embedprior.prior.data import PairArrays
@@ -23,8 +24,10 @@ from embedprior.prior.losses import Head, Negatives, NoisyBatch, Objective
 from embedprior.prior.metrics import Validator, measure_variance
 from embedprior.prior.model import Prior
 from embedprior.prior.network import PriorNetwork
+from embedprior.prior.search import Candidate, train_best
 from embedprior.prior.setup import (
     PairTensors,
+    check_launch,
     check_pairs,
     ema_update,
     fingerprint,
@@ -63,7 +66,7 @@ class Learner:
         self._accelerator, self._schedule = accelerator, prior.schedule
         self.data: PairTensors = to_tensors(train, prior, accelerator.device)
         self.objective = Objective(
-            prior.config.objective, self._process, self._schedule, prior.target_scaler, teacher,
+            prior.config.objective, self._process, self._schedule, prior.target_space(train.source), teacher,
             self.data.target, self.data.labels,
         )  # fmt: skip
         self.network = prior.network.to(accelerator.device).train()
@@ -92,9 +95,9 @@ class Learner:
         """Return the rows of the whole batch of a step, over all processes."""
         return batch_at(self._settings.seed, step, self._settings.batch, len(self.data))
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """Return this process's weighted losses of a step by name, with their graph."""
-        batch, condition, visible, drop = self._noised(step)
+    def losses(self, step: int, part: int = 0) -> dict[str, Tensor]:
+        """Return the weighted losses of one part of this process's share of a batch by name, with their graph."""
+        batch, condition, visible, drop = self._noised(step, part)
         device = self._accelerator.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
             output = self._model(batch.x, batch.n, condition, visible, drop[:, 0], drop[:, 1])
@@ -102,25 +105,34 @@ class Learner:
 
     def learn(self, step: int) -> dict[str, Tensor]:
         """Take one optimiser step; return this process's weighted losses by name, detached."""
-        named = self.losses(step)
         for group in self.optimiser.param_groups:
             group["lr"] = self._settings.lr * min(1.0, (step + 1) / max(self._settings.warmup, 1))
         self._wrapped_optimiser.zero_grad()
-        self._accelerator.backward(torch.stack(list(named.values())).sum())
+        parts, means = self._settings.accumulate, dict[str, Tensor]()
+        for part in range(parts):
+            # Processes add their gradients up once, at the last part.
+            alone = self._accelerator.no_sync(self._model) if part < parts - 1 else nullcontext()
+            with alone:
+                named = self.losses(step, part)
+                self._accelerator.backward(torch.stack(list(named.values())).sum() / parts)
+            for name, value in named.items():
+                means[name] = means.get(name, torch.zeros_like(value)) + value.detach() / parts
         self._accelerator.clip_grad_norm_(self.network.parameters(), self._settings.clip)
         self._wrapped_optimiser.step()
         self.average.update_parameters(self.network)
-        return {name: value.detach() for name, value in named.items()}
+        return means
 
-    def _noised(self, step: int) -> tuple[NoisyBatch, Tensor, Tensor | None, Tensor]:
-        """Return this process's share of the batch: noised targets, conditions, their mask, and what is dropped."""
+    def _noised(self, step: int, part: int) -> tuple[NoisyBatch, Tensor, Tensor | None, Tensor]:
+        """Return a part of this process's share of a batch: noised targets, conditions, their mask, what is dropped."""
         process, data, device = self._process, self.data, self._accelerator.device
         world, rank = self._accelerator.num_processes, self._accelerator.process_index
         everyone = self.batch(step)
-        share = len(everyone) // world
-        mine = everyone[rank * share : (rank + 1) * share]
+        size = len(everyone) // (world * self._settings.accumulate)
+        first = (rank * self._settings.accumulate + part) * size
+        mine = everyone[first : first + size]
         shape = tuple(data.conditions.tokens.shape[1:]) if process.condition_noise > 0 else None
-        draws = training_draws(self._noise, step, mine, data.target.shape[1], process.timesteps, shape)
+        draws = training_draws(self._noise, step, len(everyone), data.target.shape[1], process.timesteps, shape)
+        draws = draws.rows(slice(first, first + size))
         rows = torch.from_numpy(mine).to(device)
         noise, n = torch.from_numpy(draws.noise).to(device), torch.from_numpy(draws.timestep).to(device)
         drop = torch.from_numpy(draws.drop < process.condition_dropout).to(device)
@@ -142,6 +154,7 @@ class Learner:
 
 
 METRICS = "metrics.jsonl"
+LAST_STEP = "the last step was kept: no validation pair has a label, and nothing but labels is learned from"
 LOG_EVERY = 50
 ONE_THREAD_BELOW = 1_000_000
 """Parameters. In smaller networks a step is so short that handing it to several threads costs more than it saves."""
@@ -161,12 +174,13 @@ def train_prior(
     """Train a prior, or go on with the training that was stopped in ``out``; return the best one by validation loss.
 
     Writes ``prior.safetensors`` and ``prior.json`` (the prior), ``resume.*`` (the training's state) and
-    ``metrics.jsonl`` into ``out``. N steps equal k steps, a stop, and the rest, bit for bit on one device.
+    ``metrics.jsonl`` into ``out``. N steps equal k steps, a stop, and the rest, bit for bit on one device; a finished
+    training goes on when ``training.steps`` is raised.
 
     Args:
         train: pairs that are learned from; scalers are fitted on them.
         val: pairs of other patients: checkpoint choice, early stopping and the variance table.
-        config: every setting.
+        config: every setting, or ``settings: auto``, see ``search``.
         out: folder of the training.
         init_from: folder of a prior to start from (second stage): weights, target scaler and other sources' condition
             scalers are kept; the condition scaler of ``train.source`` is fitted anew.
@@ -199,19 +213,35 @@ def train_prior(
     out = Path(out)
     init_from = None if init_from is None else Path(init_from)
     start = None if init_from is None else Prior.load(init_from)
+    if config.settings == "auto":
+        made_of = fingerprint(train, val, config, init_from, teacher)
+
+        def candidate(tried: Candidate, folder: Path, stop: int | None) -> Prior:
+            first = init_from if tried.goes_on else None
+            # The bar is that of the chosen candidate's last part.
+            bar = show_progress and stop is None
+            return train_prior(train, val, tried.config, folder, first, teacher, stop, bar, trackers)
+
+        return train_best(config, val, out, start, teacher, made_of, candidate)
     check_pairs(train, val, config, start)
     for name in trackers:
         require_tracker(name)
+    check_launch(config.training)
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(), log_with=list(trackers) or None, project_dir=out if trackers else None
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no",
+        gradient_accumulation_steps=1,
+        log_with=list(trackers) or None,
+        project_dir=out if trackers else None,
     )
-    if config.training.batch % accelerator.num_processes:
+    parts = accelerator.num_processes * config.training.accumulate
+    if config.training.batch % parts:
         raise BadInput(
-            f"training.batch {config.training.batch} on {accelerator.num_processes} processes. "
-            "Allowed: a multiple of the number of processes."
+            f"training.batch {config.training.batch} on {accelerator.num_processes} processes, each in "
+            f"{config.training.accumulate} parts. Allowed: a multiple of {parts}."
         )
     made_of = fingerprint(train, val, config, init_from, teacher)
-    resumed = load_state(out, made_of)
+    resumed = load_state(out, made_of, config.training.steps)
     initial = initial_prior(train, val, config, start)
     training = _Training(train, val, initial, out, accelerator, teacher, made_of, resumed)
     if trackers:
@@ -235,13 +265,15 @@ class _Training:
         out: Path,
         accelerator: Accelerator,
         teacher: Head | None,
-        made_of: str,
+        made_of: Mapping[str, str],
         resumed: State | None,
     ) -> None:
         self._settings, self._out, self._ids = prior.config.training, out, train.ids
         self._accelerator, self._prior, self._made_of = accelerator, prior, made_of
         self._learner = Learner(prior, train, accelerator, teacher, resumed)
         held_out = to_tensors(val, prior, accelerator.device)
+        self._pairs, self._teacher = (train, val), teacher
+        self._left_out = {} if self._learner.objective.measurable(val.labels) else {"checkpoint": LAST_STEP}
         self._validator = Validator(held_out, prior.schedule, self._learner.objective, self._settings)
         self._progress = Progress() if resumed is None else resumed.progress
         self._best = clone(self._learner.network.state_dict()) if resumed is None else resumed.weights["best"]
@@ -256,6 +288,9 @@ class _Training:
         if main and self._progress.step == 0:
             parameters = self._prior.network.parameter_count()
             self._log.write(event="start", step=0, parameters=parameters, no_teacher_figures=self._validator.reason)
+        if self._progress.step == 0:
+            # Untrained, the network adds nothing to regression and linear denoiser: that may be the best there is.
+            self._validate(0)
         last = self._settings.steps if stop_after is None else min(stop_after, self._settings.steps)
         steps: Iterable[int] = range(self._progress.step, last)
         if main and show_progress:
@@ -274,7 +309,7 @@ class _Training:
                 self._save()
         self._flush()
         self._save()
-        return self._finish()
+        return self._finish(assessed=stop_after is None)
 
     def _flush(self) -> None:
         """Log the mean losses since the last call; reading them only now keeps an accelerator busy."""
@@ -292,10 +327,12 @@ class _Training:
         averaged = self._learner.averaged
         figures = self._validator.figures(replace(self._prior, network=averaged.eval()))
         # One decision for all processes, whatever their rounding.
-        loss = float(broadcast(torch.tensor([figures["val/loss"]], device=self._accelerator.device))[0])
-        best = self._progress.best_loss is None or loss < self._progress.best_loss
+        score = float(broadcast(torch.tensor([figures["val/score"]], device=self._accelerator.device))[0])
+        best = self._progress.best_score is None or score < self._progress.best_score
+        # Where nothing that is learned can be measured on these pairs, the last step is as good a choice as any.
+        best = best or bool(self._left_out)
         if best:
-            self._progress.best_loss, self._progress.best_step = loss, step
+            self._progress.best_score, self._progress.best_step = score, step
             self._best = clone(averaged.state_dict())
         self._write("validation", step, best=best, **figures)
 
@@ -308,7 +345,7 @@ class _Training:
 
     def _exhausted(self) -> bool:
         patience, progress = self._settings.patience, self._progress
-        if patience is None or progress.best_loss is None:
+        if patience is None or progress.best_score is None:
             return False
         return progress.step - progress.best_step >= patience * self._settings.validate_every
 
@@ -325,12 +362,15 @@ class _Training:
     def _pairs_of(self, step: int) -> list[str]:
         return [str(self._ids[int(i)]) for i in self._learner.batch(step)]
 
-    def _finish(self) -> Prior:
+    def _finish(self, assessed: bool) -> Prior:
         network = self._learner.averaged
-        if self._progress.best_loss is not None:
+        if self._progress.best_score is not None:
             network.load_state_dict(self._best)
         prior = replace(self._prior, network=network.eval())
         prior = replace(prior, variance=measure_variance(prior, self._learner.data.target, self._validator.data))
+        if assessed:
+            record = {"validation": assess(prior, *self._pairs, self._teacher), **self._left_out}
+            prior = replace(prior, record=record)
         if self._accelerator.is_main_process:
             prior.save(self._out)
         self._accelerator.wait_for_everyone()
@@ -338,4 +378,5 @@ class _Training:
 
 
 def _flat(config: PriorConfig) -> dict[str, str]:
-    return {f"{group}.{k}": str(v) for group, values in config.model_dump().items() for k, v in values.items()}
+    groups = config.model_dump(exclude={"settings"})
+    return {f"{group}.{k}": str(v) for group, values in groups.items() for k, v in values.items()}

@@ -26,6 +26,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "network.inner": ({}, 20), "process.schedule": ({}, "linear"), "process.timesteps": ({}, 60),
     "process.prediction": ({}, "v"), "process.condition_dropout": ({}, 0.6), "process.condition_noise": ({}, 0.5),
     "process.null_branch": ({}, "drops_both"), "process.regression": ({}, "ridge"),
+    "process.sigma_data": ({}, 1.0), "process.whitening": ({}, True), "training.accumulate": ({}, 4),
     "process.guidance": ({}, 1.5), "objective.l2": ({}, 0.5), "objective.bce": ({}, 0.3),
     "objective.bce_target": ({"objective.bce": 0.3}, "labels"), "objective.min_snr_gamma": ({}, 1.0),
     "objective.bce_balanced": ({"objective.bce": 0.3, "objective.bce_target": "labels"}, True),
@@ -103,7 +104,8 @@ def equal(a: list[Any], b: list[Any]) -> bool:
 
 
 def test_every_field_has_a_case_here() -> None:
-    assert sorted(fields(PriorConfig)) == sorted(CHANGES)
+    # ``settings`` decides who chooses the others: tests/prior/test_search.py.
+    assert sorted(fields(PriorConfig)) == sorted([*CHANGES, "settings"])
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def prior_with(process: ProcessConfig) -> Prior:
 @pytest.mark.parametrize("null", ["keeps_target", "drops_both"])
 @pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
 def test_guidance_is_null_plus_weight_times_the_difference(null: str, weight: float) -> None:
-    prior = prior_with(ProcessConfig(timesteps=50, null_branch=null))  # type: ignore[arg-type]
+    prior = prior_with(ProcessConfig(timesteps=50, prediction="x0", null_branch=null))  # type: ignore[arg-type]
     tokens, x, n = torch.randn(3, 1, 5), torch.randn(6, 6), 20
     clock, yes = torch.full((6,), n), torch.ones(6, dtype=torch.bool)
     with torch.no_grad():
@@ -36,7 +36,7 @@ def test_guidance_is_null_plus_weight_times_the_difference(null: str, weight: fl
 
 
 def test_the_released_null_branch_depends_on_the_timestep_alone() -> None:
-    prior = prior_with(ProcessConfig(timesteps=50, null_branch="drops_both"))
+    prior = prior_with(ProcessConfig(timesteps=50, prediction="x0", null_branch="drops_both"))
     null = [prior.denoiser(Conditions(torch.randn(2, 1, 5)), 1, 0.0)(torch.randn(2, 6), 20) for _ in range(2)]
     torch.testing.assert_close(null[0], null[1])
     torch.testing.assert_close(null[0][0], null[0][1])

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from embedprior.errors import BadInput
 from embedprior.nn.standardise import Standardiser
 from embedprior.prior.config import ObjectiveConfig, PriorConfig, ProcessConfig
-from embedprior.prior.diffusion import add_noise, make_schedule, training_target
+from embedprior.prior.diffusion import Parametrisation, add_noise, make_schedule
 from embedprior.prior.losses import Negatives, NoisyBatch, Objective
+from embedprior.prior.regression import TargetSpace
 from embedprior.prior.trainer import train_prior
 
 from .conftest import make_pairs, small_config
@@ -47,7 +48,7 @@ def objective(
     config = ObjectiveConfig.model_validate(weights)
     if target is None:
         target = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(5))
-    return Objective(config, process, make_schedule(process), SCALER, head, target, torch.tensor(labels))
+    return Objective(config, process, make_schedule(process), TargetSpace(SCALER), head, target, torch.tensor(labels))
 
 
 def noised(labels: list[float], prediction: str = "x0") -> NoisyBatch:
@@ -108,7 +109,7 @@ def test_l2_is_the_plain_mean_of_squared_errors() -> None:
         output = torch.randn(5, 3, dtype=torch.float64)
         made = objective(None, prediction=prediction, l2=2.0)
         schedule = make_schedule(ProcessConfig(timesteps=50))
-        target = training_target(schedule, prediction, batch.x0, batch.noise, batch.n)  # type: ignore[arg-type]
+        target = Parametrisation(schedule, prediction).target(batch.x0, batch.x, batch.n)  # type: ignore[arg-type]
         named = made.losses(output, batch)
         assert list(named) == ["l2"]
         assert float(named["l2"]) == pytest.approx(2 * float(((output - target) ** 2).mean()))
@@ -165,7 +166,7 @@ def test_unlabelled_pairs_train_every_term_but_the_hard_label_one() -> None:
 
 
 def test_a_term_on_x0hat_is_refused_where_x0hat_is_ill_conditioned() -> None:
-    with pytest.raises(ValueError, match="needs prediction 'x0' or 'v'"):
+    with pytest.raises(ValueError, match="needs prediction 'edm', 'x0' or 'v'"):
         PriorConfig(process=ProcessConfig(prediction="epsilon"), objective=ObjectiveConfig(contrastive=0.1))
 
 
@@ -183,7 +184,7 @@ def test_teacher_figures_stand_beside_the_loss_where_labels_are_known(tmp_path: 
     prior = train_prior(*labelled, config, tmp_path / "out", teacher=Score(), show_progress=False)
     text = (tmp_path / "out" / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
-    (last,) = [line for line in lines if line["event"] == "validation"]
+    _, last = [line for line in lines if line["event"] == "validation"]
     drawn = prior.sample(parts[1].condition, 64, "dpm_solver", 10)
     score = (1 / (1 + np.exp(-(drawn[..., 0] - 3.0)))).mean(axis=1)
     positive = labelled[1].labels == 1
