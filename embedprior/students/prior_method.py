@@ -22,6 +22,7 @@ from embedprior.prior.config import NetworkConfig, ObjectiveConfig, PriorConfig,
 from embedprior.prior.data import PairArrays
 from embedprior.prior.model import Prior, new_network
 from embedprior.prior.regression import coefficients
+from embedprior.prior.search import RECORD, candidates
 from embedprior.prior.trainer import METRICS, train_prior
 from embedprior.runs import artifact, hash_array, hash_of, read_json, seed_for, write_json
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage, shuffled_stage
@@ -30,7 +31,7 @@ from embedprior.students.student import head_size, save_head
 from embedprior.students.training import FitSummary
 from embedprior.teachers.teacher import TeacherHead
 
-CODE_TAG = "prior-2"
+CODE_TAG = "prior-3"
 SET_ASIDE = 0.2
 """Share of the training patients that measure the variance and choose the step when no validation case is given."""
 
@@ -115,7 +116,7 @@ class PriorMethod:
     needs_ct: bool = False
     uses_ct: bool = True
     budget_part: ClassVar[str] = "prior"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def fit(self, data: FitData, seed: int) -> Fitted:
         """Train the prior; one that was trained on the same pairs with the same settings is reused.
@@ -148,6 +149,8 @@ class PriorMethod:
     def parameters(self, data: FitData) -> tuple[int, int]:
         """Return (trainable, total) for cases like these, without training."""
         cases, config = data.target.train, self._config(0)
+        if config.settings == "auto":
+            config = next(iter(candidates(config).values())).config
         trainable = _network_size(config.network, config.process, cases.cxr.shape[1], cases.paired_ct().shape[1])
         return trainable, trainable + head_size(data.teacher)
 
@@ -169,9 +172,11 @@ class PriorMethod:
             raise CannotFit(f"{self.name}: the labelled training pairs hold fewer than two classes")
         train, val = (_arrays(cases, labels) for cases in (stage.train, stage.val))
         inputs = {"train": _digest(train), "val": _digest(val), "init": before.name if before else "none"}
-        if reads.bce > 0:
-            inputs["head"] = hash_array(head.logits(train.target))
-        teacher = cast(Callable[[Tensor], Tensor], head) if reads.bce > 0 else None
+        teacher = None
+        if reads.bce > 0 or config.settings == "auto":
+            inputs["head"] = hash_array(head.logits(np.concatenate([train.target, val.target])))
+            # Only the cross-entropy needs a gradient; a head that is no network can judge candidates as well.
+            teacher = cast(Callable[[Tensor], Tensor], head) if callable(head) else _as_function(head)
 
         def build(work: Path) -> None:
             train_prior(train, val, config, work, init_from=before, teacher=teacher)
@@ -187,8 +192,15 @@ def _network_size(network: NetworkConfig, process: ProcessConfig, cxr_dim: int, 
     return sum(p.numel() for p in built.parameters()) + regression
 
 
+def _as_function(head: Head) -> Callable[[Tensor], Tensor]:
+    """Return tensors ↦ logits, without gradient."""
+    return lambda embeddings: torch.from_numpy(np.asarray(head.logits(embeddings.cpu().numpy()))).to(embeddings.device)
+
+
 def _steps_taken(folder: Path) -> int:
-    """Training may stop before its last step (``training.patience``)."""
+    """Of all candidates, where settings were searched; training may stop before its last step (``patience``)."""
+    if (folder / RECORD).is_file():
+        return int(read_json(folder / RECORD)["steps"])
     return max(int(json.loads(line)["step"]) for line in (folder / METRICS).read_text().splitlines())
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from embedprior.config import Config
 from embedprior.errors import BadInput, nearest
 from embedprior.nn.config import FitConfig
-from embedprior.prior.config import NetworkConfig, PriorConfig, SamplerName, TrainingConfig
+from embedprior.prior.config import PriorConfig, SamplerName
 from embedprior.students.registry import (
     Balance,
     MethodInfo,
@@ -65,14 +65,15 @@ class PriorChoice(Config):
     """How the prior methods are trained and sampled.
 
     Attributes:
-        training: on X-ray–CT pairs (and on DRR–CT pairs, unless ``pretrain`` is given).
+        training: on X-ray–CT pairs (and on DRR–CT pairs, unless ``pretrain`` is given). Left out, settings are chosen
+            on the validation pairs (``prior.search``).
         pretrain: on DRR–CT pairs, where the cohort has any.
         samples: CT embeddings drawn per case.
         sampler: see ``docs/prior.md``.
         steps: network calls per sample.
     """
 
-    training: PriorConfig = PriorConfig(network=NetworkConfig(preset="tiny"), training=TrainingConfig(steps=400))
+    training: PriorConfig = PriorConfig()
     pretrain: PriorConfig | None = None
     samples: int = Field(default=8, gt=0)
     sampler: SamplerName = "analytic"
