@@ -57,7 +57,7 @@ class Pixels128:
         Raises:
             UnreadableExam: not an image, damaged, not 2D, or of one uniform grey.
         """
-        square = to_square(read_picture(root, path), SIDE, self._geometry, Image.Resampling.BILINEAR)
+        square = to_square(read_picture(Path(root), path), SIDE, self._geometry, Image.Resampling.BILINEAR)
         return np.asarray((255 * square).round(), dtype=np.uint8)
 
     def embed(self, batch: np.ndarray[Any, Any]) -> UInt8[np.ndarray, "batch 16384"]:
