@@ -54,11 +54,13 @@ def test_workers_end_with_their_parent_however_it_dies(tmp_path: Path, number: i
     assert gone(pids)
 
 
-def test_an_interrupt_inside_waits_for_no_task() -> None:
-    pids = []
+def test_an_interrupt_inside_waits_for_no_task(tmp_path: Path) -> None:
+    pids, begun = [], tmp_path / "begun"
     with pytest.raises(KeyboardInterrupt), worker_pool(1) as pool:  # noqa: PT012
         pids.append(pool.submit(os.getpid).result())
-        pool.submit(time.sleep, 600)
+        pool.submit(exec, f"import pathlib, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(600)")
+        while not begun.is_file():
+            time.sleep(0.02)
         raise KeyboardInterrupt
     assert gone(pids)
 
