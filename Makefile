@@ -45,6 +45,7 @@ test-isa: $(READY)
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python tools/faults.py
 	$(MAKE) mutants
 
 mutants: $(READY)

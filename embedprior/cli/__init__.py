@@ -28,6 +28,10 @@ COMMANDS = {
     "cache diff": ("cache:diff", "how two caches differ: key, exams, numbers"),
     "cache export": ("cache:export", "write a cache as one .npy with a CSV of its exams, or as parquet"),
     "cache import": ("cache:import_", "make a cache from a folder with one .npy per study"),
+    "verify": (
+        "verify:verify",
+        "read every byte of the caches, artifacts and runs in a folder and name what changed",
+    ),
     "cache trace": ("cache:trace", "what a run was made from: artifacts, caches, and the sha256 of every source file"),
     "train teacher": ("train:teacher", "train a CT classifier on an embedding or token cache; its head is then frozen"),
     "train prior": ("train:prior", "train the diffusion prior from radiograph embeddings to CT embeddings"),

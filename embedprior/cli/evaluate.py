@@ -69,12 +69,15 @@ def evaluate(**given: Any) -> int:
     from embedprior.evidence.evaluate import evaluate_predictions
     from embedprior.evidence.predictions import held_out_blocks
     from embedprior.evidence.reading import read_family, read_predictions
+    from embedprior.runs.integrity import refuse_changed_result
+    from embedprior.runs.provenance import RECORD
 
     out, unit, patient_label = given["out"], given["unit"], given["patient_label"]
     if out.exists() and not out.is_dir():
         raise BadInput(f"--out {out} is a file; give a folder.")
     # Hashing, and importing the drawing library, run beside the sorting: neither needs the other.
     pool = ThreadPoolExecutor(2)
+    refuse_changed_result(given["predictions"], RECORD)
     digest = pool.submit(_digest, given["predictions"])
     frame = read_predictions(
         given["predictions"], wide=given["method_columns"] or bool(given["methods"]), not_methods=given["subgroups"],

@@ -223,6 +223,7 @@ def write_results(out: Path, result: StudyResult, content: StudyReport, run: Run
     summary = summary_markdown(report)
     (out / "summary.md").write_text(summary, encoding="utf-8")
     write_report(out, report)
+    run.seal()
     return summary
 
 

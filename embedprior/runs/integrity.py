@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,12 @@ def has_own_checksum(record: Mapping[str, Any]) -> bool:
     return record == with_checksum(record)
 
 
-def file_records(folder: Path, leave_out: frozenset[str] = frozenset()) -> dict[str, dict[str, Any]]:
-    """Return size and sha256 of every file under a folder, by its path in it."""
+def file_records(folder: Path, files: Iterable[Path] | None = None) -> dict[str, dict[str, Any]]:
+    """Return size and sha256 of the files under a folder (or of some of them), by their path in it."""
+    chosen = [path for _, path in _files(folder)] if files is None else sorted(files)
     return {
-        name: {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-        for name, path in _files(folder)
-        if name not in leave_out
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+        for path in chosen
     }
 
 
@@ -130,6 +130,24 @@ def damage_of(folder: Path, manifest: str, expected: Mapping[str, Any]) -> str:
 def sealed_manifest(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a folder's record with the checksums of all its files, and of the record itself."""
     return with_checksum({**record, "files": file_records(folder)})
+
+
+def refuse_changed_result(path: Path, record: str) -> None:
+    """Check a file that a run left against the checksum in the run's record beside it, where there is one.
+
+    Raises:
+        BadInput: it is not what the run wrote.
+    """
+    try:
+        files = read_json(path.parent / record).get("files", {})
+        problem = next(changed_files(path.parent, {path.name: files[path.name]}), "")
+    except (BadInput, AttributeError, KeyError, TypeError):
+        return
+    if problem:
+        raise BadInput(
+            f"{path}: {problem} by the run in this folder. Next: run that command again; or, if the table was changed "
+            "on purpose, copy it to another folder."
+        )
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:

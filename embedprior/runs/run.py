@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedprior.runs.files import canonical, make_folder, write_json, write_text
+from embedprior.runs.integrity import file_records, with_checksum
 from embedprior.runs.provenance import RECORD, close_log, kept_caches, open_log, register_run, relative_uses
 from embedprior.version import __version__
 
@@ -160,9 +161,16 @@ class Run:
             pd.DataFrame(failures).to_csv(self.out / "failures.csv", index=False)
         self._record |= {"status": "done", "seconds": round(self.seconds, 1), "failures": len(failures), **extra}
         self._record["uses"] = relative_uses(self._ledger.records(), self.out)
-        write_json(self.out / RECORD, self._record)
+        self.seal()
         register_run(self.out, self._record["id"], self._ledger.records())
         _unfinished.remove(self)
+
+    def seal(self) -> None:
+        """Write ``run.json`` with the sha256 of every result that lies in the folder now, and of itself."""
+        results = [path for path in self.out.iterdir() if path.is_file() and path.name not in (RECORD, "metrics.jsonl")]
+        results += [path for path in (self.out / "cohort").rglob("*") if path.is_file()]
+        self._record["files"] = file_records(self.out, results)
+        write_json(self.out / RECORD, with_checksum(self._record))
 
     def stop(self) -> None:
         """Say in ``run.json`` that the run was stopped before it was finished; what it had finished is kept."""

@@ -106,6 +106,7 @@ def family_size(config: StudyConfig, study: Study) -> int:
 
 PLAN, SPLITS = "plan.json", "splits.csv"
 SCHEMA_VERSION = 1
+FROZEN = ("config", "inputs", "fits", "code")
 NOT_IN_THE_HASH = ("caveats", "title", "metrics", "seconds_per_fit")
 """Settings that change no number: they may be edited without another plan."""
 
@@ -200,7 +201,12 @@ def refuse_other_plan(plan: Mapping[str, Any], out: Path) -> None:
     if not (out / PLAN).is_file():
         return
     before = read_json(out / PLAN)
-    if before.get("hash") == plan["hash"]:
+    if not isinstance(before, dict) or hash_of({k: before.get(k) for k in FROZEN}) != before.get("hash"):
+        raise BadInput(
+            f"{out / PLAN} no longer has the contents that it was frozen with. Next: give another --out, or delete "
+            "this folder's plan.json if you know that its results are those of the present plan."
+        )
+    if before["hash"] == plan["hash"]:
         return
     raise BadInput(
         f"{out} holds results of another plan ({str(before.get('hash'))[:12]}, not {plan['hash'][:12]}): "
@@ -343,7 +349,7 @@ def _hypotheses(config: StudyConfig, study: Study) -> list[dict[str, Any]]:
 def _difference(before: Any, after: Any, where: str = "") -> str:
     """Name the first place where two plans differ."""
     if isinstance(before, dict) and isinstance(after, dict):
-        for key in ("config", "inputs", "fits", "code") if not where else sorted({*before, *after}):
+        for key in FROZEN if not where else sorted({*before, *after}):
             if before.get(key) != after.get(key):
                 return _difference(before.get(key), after.get(key), f"{where}.{key}" if where else key)
     if isinstance(before, list) and isinstance(after, list):

@@ -114,3 +114,40 @@ def test_a_changed_table_is_still_refused(run, cohort, capsys, column):
     frame = pd.read_csv(cohort / "exams.csv")
     change(cohort, **{column: frame[column].to_numpy()[::-1]})
     assert "inputs.exams was" in refusal(capsys, run(command="plan")[0])
+
+
+def test_verify_reads_everything_and_names_what_changed(run, cohort, capsys):
+    _, out = run()
+    assert main(["verify", str(cohort.parent)]) == 0
+    for path in (
+        next((out / "artifacts" / "fit").glob("*/predictions.csv")), out / "evidence.json", out / "run.json",
+        next((cohort / "caches" / "ct").rglob("shard-*")),
+    ):  # fmt: skip
+        whole = path.read_bytes()
+        flip(path, len(whole) // 2)
+        capsys.readouterr()
+        assert main(["verify", str(cohort.parent)]) == 3
+        assert path.name in capsys.readouterr().out
+        path.write_bytes(whole)
+    assert main(["verify", str(out)]) == 0
+    assert "holds no cache, artifact or run" in refusal(capsys, main(["verify", str(out / "cohort")]))
+
+
+def test_evaluate_refuses_predictions_that_are_not_those_of_the_run_beside_them(run, tmp_path, capsys):
+    _, out = run()
+    words = ["--reference", "cxr-only", "--no-bootstrap", "--no-figures", "--out", str(tmp_path / "evaluated")]
+    assert main(["evaluate", str(out / "predictions.csv"), *words]) == 0
+    table = pd.read_csv(out / "predictions.csv")
+    table.assign(score=table["score"] / 2).to_csv(out / "predictions.csv", index=False)
+    assert "predictions.csv has" in refusal(capsys, main(["evaluate", str(out / "predictions.csv"), *words]))
+    shutil.copy(out / "predictions.csv", tmp_path / "changed.csv")
+    assert main(["evaluate", str(tmp_path / "changed.csv"), *words]) == 0
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", None])
+def test_a_changed_plan_is_refused(run, capsys, content):
+    _, out = run(command="plan")
+    plan = json.loads((out / "plan.json").read_text())
+    plan["config"]["seed"] += 1
+    (out / "plan.json").write_text(json.dumps(plan) if content is None else content)
+    assert "no longer has the contents that it was frozen with" in refusal(capsys, run()[0])

@@ -1,0 +1,92 @@
+"""Check whatever lies under a folder against the checksums it was written with: caches, artifacts and runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedprior.cache.format import MANIFEST as CACHE_MANIFEST
+from embedprior.cache.format import read_pointer
+from embedprior.cache.verify import find_corruption
+from embedprior.errors import BadInput
+from embedprior.runs import hash_of, read_json
+from embedprior.runs.artifacts import MANIFEST as ARTIFACT_MANIFEST
+from embedprior.runs.integrity import CHECKSUM, changed_files, damage_of, has_own_checksum
+from embedprior.runs.provenance import RECORD
+
+DESCRIBED = ("kind", "inputs", "config", "code_tag")
+"""What an artifact's folder is named by."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One cache, artifact or run that was read whole.
+
+    Attributes:
+        kind: ``"cache"``, ``"run"``, or the artifact's kind.
+        path: its folder.
+        problems: what is wrong, one line each.
+    """
+
+    kind: str
+    path: Path
+    problems: tuple[str, ...]
+
+
+def verify_folder(root: Path) -> Iterator[Verified]:
+    """Yield every cache, artifact and run at or under a folder, every byte of it read.
+
+    Raises:
+        BadInput: no such folder, or nothing there that carries checksums.
+    """
+    pointed = read_pointer(root) if root.is_dir() else None
+    if pointed is not None and pointed[0].is_dir():
+        root = pointed[0]
+    if not root.is_dir():
+        raise BadInput(f"no folder {root}. Next: embedprior cache ls DIR")
+    count = 0
+    for folder, names, files in os.walk(root):
+        here = Path(folder)
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        if ARTIFACT_MANIFEST in files:
+            count += 1
+            names.clear()
+            yield Verified(here.parent.name, here, tuple(_artifact_problems(here)))
+        elif CACHE_MANIFEST in files and "@" in here.resolve().name:
+            count += 1
+            names.clear()
+            yield Verified("cache", here, tuple(f"{one.file}: {one.reason}" for one in find_corruption(here)))
+        elif RECORD in files:
+            count += 1
+            yield Verified("run", here, tuple(_run_problems(here)))
+    if not count:
+        raise BadInput(f"{root} holds no cache, artifact or run. Next: embedprior cache ls {root}")
+
+
+def _artifact_problems(folder: Path) -> Iterator[str]:
+    problem = damage_of(folder, ARTIFACT_MANIFEST, {})
+    if problem:
+        yield problem
+        return
+    record = read_json(folder / ARTIFACT_MANIFEST)
+    yield from changed_files(folder, record["files"])  # however large: what is remembered is read again here
+    if hash_of({name: record.get(name) for name in DESCRIBED})[:16] != folder.name:
+        yield f"{ARTIFACT_MANIFEST} describes another artifact"
+
+
+def _run_problems(folder: Path) -> Iterator[str]:
+    try:
+        record = read_json(folder / RECORD)
+    except BadInput as error:
+        yield str(error).replace(f"{folder / RECORD}", RECORD)
+        return
+    if not isinstance(record, dict):
+        yield f"{RECORD} is damaged"
+    elif CHECKSUM in record and not has_own_checksum(record):
+        yield f"{RECORD} no longer has the contents it was written with"
+    elif isinstance(record.get("files"), dict):
+        yield from changed_files(folder, record["files"])
+    elif record.get("status") == "done":
+        yield f"{RECORD} lists no checksums (it is damaged, or of an earlier version)"
