@@ -159,6 +159,9 @@ class EmbeddingCache:
 
         It changes with any number, source file or place of these exams, and not when others are added.
 
+        Args:
+            exam_ids: of these exams; in another order it is another digest.
+
         Raises:
             BadInput: an exam is not here.
         """
