@@ -168,8 +168,8 @@ def fixed_models(evidence: Mapping[str, Any]) -> list[str]:
     return [
         "Models count as fixed: intervals and p values speak of these trained models on new patients, not of training "
         "them again on others. In simulations, two training recipes that are equal on average were called different in "
-        "16 to 19 % of 5-fold studies by the test at .05; the test over folds that pays for the choice of training "
-        "cases, given beside, called them so in 4 to 6 %."
+        "about 16 % of 5-fold studies by the test at .05; the test over folds that pays for the choice of training "
+        "cases, given beside, called them so in about 5 %."
     ]
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from embedprior.errors import BadInput
 from embedprior.evidence import evaluate_predictions
-from embedprior.report import EmbeddingView, EvidenceSection, Report, report_html, write_report
+from embedprior.report import EmbeddingView, EvidenceSection, Report, report_html, summary_markdown, write_report
+from embedprior.report.formatting import p_value
 
 
 def test_one_file_is_written_and_nothing_else(report: Report, tmp_path: Path) -> None:
@@ -131,6 +132,22 @@ def test_what_the_evaluation_returns_can_be_shown(predictions: pd.DataFrame, rea
     auc = next(m["auc"] for m in found["methods"] if m["method"] == "prior")
     assert f"prior {auc:.3f} (" in page.text
     assert "60 patients, 30 pos / 30 neg" in page.text
+
+
+def test_models_of_folds_count_as_fixed_and_the_page_and_the_summary_say_so(
+    predictions: pd.DataFrame, read_page
+) -> None:
+    number = pd.factorize(predictions["exam_id"])[0]
+    folded = predictions.assign(fold=number % 5)
+    found = evaluate_predictions(folded, "cxr_only", oracles=["ct_only"])
+    report = Report("t", "q", ["a"], [EvidenceSection("h", found, folded)])
+    (row,) = [c for c in found["comparisons"] if c["a"] == "prior"]
+    for text in (read_page(report_html(report)).text, summary_markdown(report)):
+        plain = text.replace("\u00a0", " ")
+        assert "Models count as fixed" in plain
+        assert f"paying for the choice of training cases {p_value(row['corrected']['p'])} (Nadeau-Bengio over" in plain
+    whole = evaluate_predictions(predictions.drop(columns="fold", errors="ignore"), "cxr_only")
+    assert "count as fixed" not in summary_markdown(Report("t", "q", [], [EvidenceSection("h", whole, predictions)]))
 
 
 def test_labels_are_told_apart_when_there_are_several(predictions: pd.DataFrame, read_page) -> None:

@@ -243,9 +243,8 @@ def clusters_and_folds(ledger: Ledger, rng: np.random.Generator, replicates: int
 
         cell = {"pos": positive, "neg": patients - positive, "exams": exams, "auc": auc, "icc": icc}
         _by_product(ledger, "clusters", cell, replicates, labels, auc, effect, (positive, patients), groups=patient)
-    for m, n, k, auc in ((8, 32, 5, 0.8), (8, 92, 5, 0.8), (8, 92, 5, 0.9), (5, 45, 5, 0.8), (23, 63, 5, 0.8))[
-        1 : 2 if ledger.quick else None
-    ]:
+    folded = ((8, 92, 5, 0.8), (8, 32, 5, 0.8), (8, 92, 5, 0.9), (5, 45, 5, 0.8), (23, 63, 5, 0.8))
+    for m, n, k, auc in folded[:1] if ledger.quick else folded:
         labels, fold = np.repeat([1, 0], [m, n]), np.r_[np.arange(m) % k, np.arange(n) % k]
         cell = {"pos": m, "neg": n, "folds": k, "auc": auc}
         _by_product(
