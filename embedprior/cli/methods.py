@@ -24,14 +24,20 @@ One method in full: embedprior methods NAME
 """
 
 
-@command(epilog="Installed packages add encoders by the entry point 'embedprior.encoders'.")
-def encoders() -> int:
-    """Print the registry; return the exit code."""
+@command(epilog="Installed packages add encoders by the entry point 'embedprior.encoders'. LOADER:NAME is any network "
+         "of timm, open_clip, torchhub, hf or txrv: docs/encoders.md")  # fmt: skip
+@argument("pattern", required=False, default="*", metavar="[PATTERN]", help="only names like this: 'dinov2*'")
+def encoders(pattern: str) -> int:
+    """Print the registry; return the exit code.
+
+    Raises:
+        BadInput: no encoder has such a name.
+    """
     from embedprior.encoders.registry import encoder_card, list_encoders
     from embedprior.report.formatting import aligned
 
     rows = [("name", "reads", "dim", "tokens", "weights", "licence")]
-    for name in list_encoders():
+    for name in list_encoders(pattern):
         card = encoder_card(name)
         if card is None:
             rows.append((name, "?", "?", "?", "?", "?"))

@@ -19,12 +19,13 @@ from embedprior.nn.network import Standardised
 from embedprior.nn.standardise import Standardiser
 from embedprior.nn.training import seeded
 from embedprior.teachers.config import SequenceConfig
+from embedprior.teachers.transformer import SliceTransformer
 
 Tokens = Float[np.ndarray, "tokens inputs"]
 
 
 class SequenceModel(Standardised):
-    """Standardise → dropout → bidirectional recurrent layers → pool over the real tokens → dropout → linear.
+    """Standardise → dropout → recurrent layers or a transformer → pool over the real tokens → dropout → linear.
 
     Mean and spread of the tokens are those of the training exams, and are part of the weights.
     """
@@ -32,9 +33,13 @@ class SequenceModel(Standardised):
     def __init__(self, inputs: int, config: SequenceConfig) -> None:
         super().__init__(inputs)
         self.pool, self.max_tokens = config.pool, config.max_tokens
-        cell = {"gru": nn.GRU, "lstm": nn.LSTM}[config.cell]
-        self.recurrent = cell(inputs, config.hidden, config.layers, batch_first=True, bidirectional=True)
         width = 2 * config.hidden
+        self.transformer = None
+        if config.cell == "transformer":
+            self.transformer = SliceTransformer(inputs, width, config.layers)
+        else:
+            cell = {"gru": nn.GRU, "lstm": nn.LSTM}[config.cell]
+            self.recurrent = cell(inputs, config.hidden, config.layers, batch_first=True, bidirectional=True)
         self.attention = nn.Linear(width, 1) if "attention" in config.pool else None
         self.dropout = nn.Dropout(config.dropout)
         self.out = nn.Linear(2 * width if config.pool == "attention and max" else width, config.dim)
@@ -50,8 +55,14 @@ class SequenceModel(Standardised):
     ) -> Float[Tensor, "exams dim"]:
         """Return the embeddings; what lies past an exam's length is never read."""
         scaled = self.dropout(self.standardise(tokens))
-        packed = pack_padded_sequence(scaled, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        outputs, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
+        if self.transformer is not None:
+            first, outputs = self.transformer(scaled, lengths).split([1, scaled.shape[1]], dim=1)
+            if self.pool == "class token":
+                one: Tensor = self.out(self.dropout(first[:, 0]))
+                return one
+        else:
+            packed = pack_padded_sequence(scaled, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            outputs, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
         position = torch.arange(outputs.shape[1], device=tokens.device)
         length = rearrange(lengths.to(tokens.device), "exams -> exams 1")
         real = rearrange(position < length, "exams longest -> exams longest 1")

@@ -6,6 +6,7 @@ import torch
 
 from embedprior.teachers.config import SequenceConfig
 from embedprior.teachers.sequence import centre_crop, embed, new_sequence, pad
+from embedprior.teachers.transformer import POSITIONS, SliceTransformer
 
 POOLS = ("attention and max", "attention", "max", "mean")
 WIDTH = 5
@@ -17,7 +18,7 @@ def exams(seed: int, count: int = 12, longest: int = 9) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "transformer"])
 def test_appended_padding_changes_nothing(pool: str, cell: str) -> None:
     config = SequenceConfig(cell=cell, pool=pool, hidden=8, dim=6, layers=2)  # type: ignore[arg-type]
     model = new_sequence(exams(0), config, 0).eval()
@@ -81,3 +82,33 @@ def test_the_scale_is_that_of_all_training_tokens() -> None:
     rows = np.concatenate(batch)
     np.testing.assert_allclose(model.mean.numpy(), rows.mean(0), rtol=1e-5)
     np.testing.assert_allclose(model.scale.numpy(), rows.std(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("longest", [1, 4, 200])
+def test_the_transformer_s_class_token_reads_scans_of_any_length(longest: int) -> None:
+    config = SequenceConfig(cell="transformer", pool="class token", hidden=16, dim=6, layers=2)
+    model = new_sequence(exams(0), config, 0)
+    batch = exams(5, longest=longest)
+    found = embed(model, batch)
+    assert np.isfinite(found).all()
+    alone = np.concatenate([embed(model, [exam]) for exam in batch])
+    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-6)
+    tokens, lengths = pad(batch, 250)
+    longer = torch.cat([tokens, torch.full((len(tokens), 9, WIDTH), torch.inf)], dim=1)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(longer, lengths), model(tokens, lengths), rtol=0, atol=1e-6)
+
+
+def test_the_transformer_s_positions_span_every_scan_from_end_to_end() -> None:
+    transformer = SliceTransformer(3, 8, 1)
+    with torch.no_grad():
+        transformer.positions.copy_(torch.linspace(0, 1, POSITIONS)[:, None].expand(-1, 8))
+        found = transformer._positions(torch.tensor([5, 3, 1]), 5)[..., 0]
+    np.testing.assert_allclose(found[0], [0, 0.25, 0.5, 0.75, 1], atol=1e-6)
+    np.testing.assert_allclose(found[1, :3], [0, 0.5, 1], atol=1e-6)
+    np.testing.assert_allclose(found[2, 0], 0.5, atol=1e-6)
+
+
+def test_a_class_token_is_refused_of_recurrent_layers() -> None:
+    with pytest.raises(ValueError, match="pool 'class token' is a transformer's; cell is 'gru'"):
+        SequenceConfig(pool="class token")

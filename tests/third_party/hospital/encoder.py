@@ -1,29 +1,26 @@
-"""An encoder: mean and deviation of the grey values in 8 × 8 cells of a radiograph."""
+"""A 2D encoder: a network of one's own on radiographs, or on the slices of a CT (``reader=slices``)."""
 
-import numpy as np
-from PIL import Image
+from torch import nn
 
-from embedprior.encoders.base import EncoderCard, EncoderSpec
-from embedprior.encoders.readers import read_picture
-from embedprior.imaging.radiographs import to_square
+from embedprior.encoders.base import EncoderCard
+from embedprior.encoders.frozen import Network, seeded_build
+from embedprior.encoders.pictures import HALF, PictureEncoder, random_weights
+from embedprior.runs import hash_file
+from embedprior.weights import find_weights, load_strictly, read_tensors
 
 
-class CellMeans:
-    """128 numbers of a radiograph, without any weights."""
+class EdgeCells(PictureEncoder):
+    """One convolution and an average over 4 × 4 cells: 128 numbers."""
 
-    card = EncoderCard("image", 128, "", "none needed", "none needed")
+    name, card = "edge-cells", EncoderCard("image", 128, "", "your own file (--weights)", "Apache-2.0")
 
-    def __init__(self):
-        self.spec = EncoderSpec(
-            name="cell-means", modality="image", dim=128, source="none", weights_sha256="none", licence="none needed",
-            profile={"transform_version": 1, "side": 64, "geometry": "letterbox"}, pooling="mean and deviation",
-        )  # fmt: skip
-
-    def read(self, root, path):
-        """Return one radiograph at 64 × 64, grey in [0, 1]."""
-        return to_square(read_picture(root, path), 64, "letterbox", Image.Resampling.BILINEAR)
-
-    def embed(self, batch):
-        """Return (radiographs, 128)."""
-        cells = batch.reshape(len(batch), 8, 8, 8, 8).swapaxes(2, 3).reshape(len(batch), 64, 64)
-        return np.concatenate([cells.mean(-1), cells.std(-1)], axis=1).astype(np.float32)
+    def network(self, weights, random_init):
+        model = seeded_build(
+            lambda: nn.Sequential(nn.Conv2d(3, 8, 7, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        )
+        digest, source = random_weights()
+        if not random_init:
+            file = find_weights(self.name, weights, "train it")
+            load_strictly(model, read_tensors(file, "Next: --weights FILE"), file.name, "EdgeCells")
+            digest, source = hash_file(file), f"local:{file.name}"
+        return Network(model, model, 128, *HALF, source, digest, "Apache-2.0", "4 x 4 cells")
