@@ -23,7 +23,6 @@ from embedprior.imaging.radiograph_audit import audit_radiograph
 from embedprior.imaging.voi import DARK, apply_voi, read_table, read_voi, usable_voi
 
 Geometry = Literal["letterbox", "crop"]
-TRANSFORM_VERSION = 1
 PICTURES = (".png", ".jpg", ".jpeg")
 EXIF_ORIENTATION = 0x0112
 SQUARE = 0.01
@@ -371,8 +370,3 @@ def _audit_colour(image: Image.Image) -> list[Finding]:
     small = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR), dtype=np.float32) / 255
     colour = float((small.max(axis=2) - small.min(axis=2)).mean())
     return [Finding("not-chest-like", f"a colour picture (mean saturation {colour:.2f})")] if colour > 0.1 else []
-
-
-def radiograph_record(profile: RadiographProfile) -> dict[str, object]:
-    """Return what goes into a cache key: every setting, and the version of the code that applies it."""
-    return {"transform_version": TRANSFORM_VERSION, **profile.model_dump(mode="json")}

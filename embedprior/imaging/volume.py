@@ -159,24 +159,6 @@ def to_sitk(volume: Volume) -> sitk.Image:
     return image
 
 
-def from_sitk(image: sitk.Image, patient_id: str = "", series_id: str = "") -> Volume:
-    """Return a 3D int16 SimpleITK image in Hounsfield units as a volume (copies the voxels).
-
-    Raises:
-        BadInput: not a 3D int16 image.
-    """
-    import SimpleITK as sitk
-
-    return Volume(
-        hu=sitk.GetArrayFromImage(image),
-        spacing_mm=_triple(image.GetSpacing()),
-        origin_mm=_triple(image.GetOrigin()),
-        direction=np.array(image.GetDirection(), dtype=np.float64).reshape(3, 3),
-        patient_id=patient_id,
-        series_id=series_id,
-    )
-
-
 def _triple(values: Any) -> Triple:
     x, y, z = (float(v) for v in values)
     return x, y, z

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from embedprior.imaging.volume import Volume
 
 SECRET = "DOE^JANE^SECRET"
 CT_CLASS = "1.2.840.10008.5.1.4.1.1.2"
@@ -85,3 +88,11 @@ def make_series(tmp_path: Path) -> SeriesMaker:
         return folder
 
     return make
+
+
+def from_sitk(image: sitk.Image) -> Volume:
+    """A SimpleITK image as a volume, by SimpleITK's own geometry."""
+    x, y, z = image.GetSpacing()
+    left, back, up = image.GetOrigin()
+    turn = np.array(image.GetDirection()).reshape(3, 3)
+    return Volume(sitk.GetArrayFromImage(image), (x, y, z), (left, back, up), turn)

@@ -174,3 +174,15 @@ def test_lungs_of_one_volume_are_found_once_and_of_another_anew() -> None:
     volume = made(chest())
     assert find_lungs(volume) is find_lungs(volume)
     assert find_lungs(volume.with_hu(chest() // 2)) is not find_lungs(volume)
+
+
+@pytest.mark.parametrize("gas", [-950, -965])
+def test_a_stomach_bubble_under_a_raised_diaphragm_is_no_lung(gas: int) -> None:
+    raised = chest()
+    raised[:22, :, 32:][raised[:22, :, 32:] < -500] = 40
+    raised[:22][chest()[:22] < -920] = -1000  # the air around the body stays
+    z, y, x = np.mgrid[:40, :64, :64].astype(float)
+    bubble = raised.copy()
+    bubble[((x - 45) / 9) ** 2 + ((y - 30) / 8) ** 2 + ((z - 15) / 4.5) ** 2 < 1] = gas
+    assert find_lungs(made(bubble)).ml == pytest.approx(find_lungs(made(raised)).ml, rel=0.01)
+    assert lung_box(made(bubble)) == lung_box(made(raised))

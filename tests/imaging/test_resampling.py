@@ -6,9 +6,9 @@ import SimpleITK as sitk
 
 from embedprior.errors import BadInput
 from embedprior.imaging.resampling import Grid, covering_grid, resample, resample_onto
-from embedprior.imaging.volume import Volume, from_sitk, to_sitk
+from embedprior.imaging.volume import Volume, to_sitk
 
-from .conftest import chest
+from .conftest import chest, from_sitk
 
 
 def by_simpleitk(volume: Volume, grid: Grid) -> np.ndarray:

@@ -11,9 +11,9 @@ from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import CODES, UnusableExam
 from embedprior.imaging.image_files import write_npz
 from embedprior.imaging.readers import read_volume
-from embedprior.imaging.volume import Volume, canonical, from_sitk, to_sitk
+from embedprior.imaging.volume import Volume, canonical, to_sitk
 
-from .conftest import chest
+from .conftest import chest, from_sitk
 
 TURN = np.array([[0, 0, -1.0], [-1, 0, 0], [0, 1, 0]])
 

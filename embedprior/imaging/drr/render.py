@@ -44,7 +44,7 @@ from embedprior.runs.workers import worker_pool
 if TYPE_CHECKING:
     from torch import Tensor
 
-CODE_TAG = "drr-1"
+CODE_TAG = "drr-2"
 """Raise the number whenever the same CT and settings give other pixels; a golden test notices."""
 FACTS = "ct.json"
 POSES_AT_ONCE = 4
