@@ -371,6 +371,7 @@ def _described(row: MethodRow | MethodInfo, built: type) -> tuple[MethodInfo, An
     facts = _facts(row.name, built)
     if isinstance(row, MethodInfo):
         _refuse_contradiction(row, built, facts)
+        facts["inputs"] = row.inputs  # a row may read less than its class can
     facts["reconstruction"] |= row.reconstruction
     role: Literal["row", "control", "oracle"] = "oracle" if facts["needs_ct"] else row.role
     return MethodInfo(row.name, row.summary, row.source, row.build, role=role, options=row.options, **facts), built
@@ -396,10 +397,12 @@ def _facts(name: str, built: Any) -> dict[str, Any]:
 
 def _refuse_contradiction(declared: MethodInfo, built: type, facts: Mapping[str, Any]) -> None:
     one, other = "its registry entry", f"its class {built.__name__}"
-    for fact, value in facts.items():
-        stated = getattr(declared, fact)
-        if stated != value and fact != "reconstruction":
+    for fact in ("needs_ct", "uses_ct", "needs_teacher"):
+        stated, value = getattr(declared, fact), facts[fact]
+        if stated != value:
             raise _contradiction(declared.name, one, fact, stated, other, value)
+    if not set(declared.inputs) <= set(facts["inputs"]):
+        raise _contradiction(declared.name, one, "inputs", declared.inputs, other, facts["inputs"])
     if declared.role == "oracle" and not facts["needs_ct"]:
         raise _contradiction(declared.name, one, "role", "oracle", other, "needs_ct = False")
 

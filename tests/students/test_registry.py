@@ -177,6 +177,8 @@ ROW = MethodRow("above-zero", "s", "s", HERE, options={"above": 0.0})
 DECLARED = MethodInfo("declared", "s", "s", "embedprior.students.controls:LateFusion", needs_teacher=False)
 ORACLE = MethodInfo("oracle", "s", "s", HERE, uses_ct=False, needs_teacher=False, role="oracle")
 TRUE = MethodInfo("true", "s", "s", HERE, uses_ct=False, needs_teacher=False)
+LESS = MethodInfo("less", "s", "s", "embedprior.students.logit_kd:HintonKd")
+MORE = MethodInfo("more", "s", "s", HERE, ("embedding", "tokens"), uses_ct=False, needs_teacher=False)
 """
 
 
@@ -222,13 +224,17 @@ def test_names_of_other_packages_are_listed_without_importing_them(foreign: Call
 def test_an_entry_that_contradicts_its_class_is_refused(foreign: Callable[[str], None]) -> None:
     foreign(
         "[embedprior.methods]\ndeclared = foreign_method:DECLARED\noracle = foreign_method:ORACLE\n"
-        "true = foreign_method:TRUE\nchanges = foreign_method:Changes\nsilent = foreign_method:Silent\n"
+        "true = foreign_method:TRUE\nless = foreign_method:LESS\n"
+        "more = foreign_method:MORE\nchanges = foreign_method:Changes\nsilent = foreign_method:Silent\n"
     )
     with pytest.raises(BadInput, match="needs_ct = False, its class LateFusion says True"):
         build_method("declared")
     with pytest.raises(BadInput, match="'oracle' contradicts itself"):
         methods()["oracle"]
     assert methods()["true"].uses_ct is False
+    assert methods()["less"].inputs == ("embedding",)  # its class reads tokens and pixels too
+    with pytest.raises(BadInput, match="'more' contradicts itself: its registry entry says inputs"):
+        methods()["more"]
     with pytest.raises(BadInput, match="class Changes states no needs_ct"):
         build_method("changes")
     with pytest.raises(BadInput, match=r"class Silent states no uses_ct\. Next: give the class"):
