@@ -347,7 +347,7 @@ def test_guidance_marks_table_and_calibration_as_void(pairs: Pairs, tmp_path: Pa
     assert prior.variance.guidance == 1.0
     assert ["void" in caveat for caveat in prior.caveats()].count(True) == 1
     assert json.loads((tmp_path / "prior.json").read_text())["caveats"] == prior.caveats()
-    assert prior.caveats(guidance=1.0) == []
+    assert not any("void" in caveat for caveat in prior.caveats(guidance=1.0))
     with pytest.raises(BadInput, match="voids the variance table"):
         prior.sample(pairs[1].condition, steps=4)
     assert np.isfinite(prior.sample(pairs[1].condition, steps=4, guidance=1.0)).all()
