@@ -135,4 +135,4 @@ def test_the_first_snippet_of_the_readme_runs_as_it_stands(tmp_path: Path) -> No
     best = (cxr @ mixing.T / 4 @ np.linalg.inv(np.eye(8) + mixing @ mixing.T / 4))[:, 0]
     assert len(aucs) == 2
     assert aucs[1] + 0.03 < aucs[0] < roc_auc_score(label[800:], best[800:]) + 0.005
-    assert re.search(r"difference a - b: 0\.\d+ .*\nDeLong: p < 0\.001", done.stdout)
+    assert re.search(r"difference a - b: 0\.\d+ .*\nDeLong, t: p < 0\.001", done.stdout)

@@ -50,7 +50,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "cxr-cache": MatrixCache("cxr-cache", [cxr[i] for i in order], data.condition[order]),
         "ct-cache": MatrixCache("ct-cache", ct[:50], data.target[:50]),
     }
-    monkeypatch.setattr(pairs_module, "open_cache", lambda path: caches[Path(path).name])
+    monkeypatch.setattr(pairs_module, "open_verified", lambda path: caches[Path(path).name])
     for name in caches:
         (tmp_path / name).mkdir()
     patients = [f"p{i}" for i in range(60)]
