@@ -12,6 +12,7 @@ from embedprior.version import __version__
 
 __all__ = [
     "AucComparison",
+    "Bundle",
     "DiffusionPrior",
     "EmbeddingCache",
     "Evaluation",
@@ -25,6 +26,7 @@ __all__ = [
     "embed",
     "evaluate",
     "list_encoders",
+    "load_bundle",
     "load_fitted",
     "open_cache",
     "read_radiograph",
@@ -35,6 +37,7 @@ __all__ = [
 
 _HOMES = {
     "AucComparison": "evidence.results",
+    "Bundle": "deploy.predict",
     "DiffusionPrior": "prior.estimator",
     "EmbeddingCache": "cache.reader",
     "Evaluation": "evidence.results",
@@ -47,6 +50,7 @@ _HOMES = {
     "embed": "cache.embedding",
     "evaluate": "evidence.results",
     "list_encoders": "encoders.registry",
+    "load_bundle": "deploy.predict",
     "load_fitted": "students.storage",
     "open_cache": "cache.reader",
     "read_radiograph": "imaging.radiographs",

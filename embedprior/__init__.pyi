@@ -5,6 +5,8 @@ from embedprior.api import run_study as run_study
 from embedprior.cache.embedding import embed as embed
 from embedprior.cache.reader import EmbeddingCache as EmbeddingCache
 from embedprior.cache.reader import open_cache as open_cache
+from embedprior.deploy.predict import Bundle as Bundle
+from embedprior.deploy.predict import load_bundle as load_bundle
 from embedprior.encoders.registry import create_encoder as create_encoder
 from embedprior.encoders.registry import list_encoders as list_encoders
 from embedprior.evidence.results import AucComparison as AucComparison

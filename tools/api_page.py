@@ -26,7 +26,7 @@ This page is made from the docstrings by `python tools/api_page.py`; their examp
 GROUPS = {
     "Images": ("read_volume", "Volume", "read_radiograph", "Radiograph", "render_drr"),
     "Encoders and embeddings": ("list_encoders", "create_encoder", "embed", "open_cache", "EmbeddingCache"),
-    "Models": ("DiffusionPrior", "load_fitted", "FittedMethod"),
+    "Models": ("DiffusionPrior", "load_fitted", "FittedMethod", "load_bundle", "Bundle"),
     "Evidence": ("delong_test", "AucComparison", "evaluate", "Evaluation"),
     "Studies": ("run_study", "StudyRun"),
 }

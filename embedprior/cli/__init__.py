@@ -40,6 +40,11 @@ COMMANDS = {
     "generate": ("generate:generate", "draw CT-like embeddings from a radiograph cache, and measure their quality"),
     "study plan": ("study:plan", "freeze a study: every fit, its cost, the difference each hypothesis could show"),
     "study run": ("study:run", "compare methods on the same held-out cases of a cohort"),
+    "bundle": (
+        "deploy:bundle",
+        "the X-ray-only model of a study as one folder, with its card",
+    ),
+    "predict": ("deploy:predict", "score new radiographs with a bundle: probability, decision, warnings"),
     "evaluate": ("evaluate:evaluate", "AUCs, paired DeLong tests and intervals of any predictions table"),
     "power": ("evaluate:power", "the AUC difference that a test of this size could detect"),
 }

