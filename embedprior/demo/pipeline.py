@@ -21,10 +21,9 @@ from embedprior.report import EmbeddingView, EvidenceSection, Report, summary_ma
 from embedprior.report.formatting import comparison_sentence, deciding_p, number
 from embedprior.runs import Run, artifacts_root, one_thread, read_json, seed_for, write_json
 from embedprior.students.base import Cases
-from embedprior.study.caches import Caches, patients_seen
 from embedprior.study.config import Design, Hypothesis, InferenceConfig, PriorChoice, StudyConfig
 from embedprior.study.evidence import all_evidence
-from embedprior.study.inputs import StudyInputs
+from embedprior.study.inputs import Caches, StudyInputs, patients_seen
 from embedprior.study.plan import PLAN, make_plan
 from embedprior.study.prepare import NO_DUPLICATES, Variant, split_cohort
 from embedprior.study.run import StudyResult, inputs_of, run_fits

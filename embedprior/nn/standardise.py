@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.covariance import ledoit_wolf
+from threadpoolctl import threadpool_limits
+
+Array = NDArray[np.float32]
+
+LEAST_VARIANCE = 1e-4
+"""A direction's variance is taken to be at least this share of the mean over directions."""
 
 CONSTANT = 1e-7
 """A dimension is constant where its largest and smallest value differ by no more than this share of the larger size:
@@ -66,6 +73,60 @@ class Standardiser:
     def inverse(self, standardised: NDArray[Any]) -> NDArray[np.float32]:
         """Return (..., D) in the embedding's own scale, float32."""
         return (standardised * self.scale + self.mean).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class TargetSpace:
+    """CT embeddings in the units in which they are noised: standardised, then whitened where a prior does so.
+
+    Attributes:
+        scaler: per dimension.
+        whitening: (D, D) symmetric, applied to standardised rows from the right; None for the identity.
+        unwhitening: its inverse.
+
+    Example:
+        >>> units = Standardiser(np.array([1.0, 1.0]), np.array([2.0, 2.0]))
+        >>> space = TargetSpace(units).whitened(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0], [0.0, -3.0]]))
+        >>> z = np.array([[3.0, 5.0]], np.float32)
+        >>> bool(np.allclose(space.inverse(space.forward(z)), z))
+        True
+    """
+
+    scaler: Standardiser
+    whitening: NDArray[np.float64] | None = None
+    unwhitening: NDArray[np.float64] | None = None
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.scaler.dim
+
+    def forward(self, embeddings: Array) -> Array:
+        """Return (..., D) in these units, float32."""
+        return self.from_standardised(self.scaler.forward(embeddings))
+
+    def from_standardised(self, standardised: Array) -> Array:
+        """Return standardised embeddings (..., D) in these units, float32."""
+        return standardised if self.whitening is None else (standardised @ self.whitening).astype(np.float32)
+
+    def inverse(self, embeddings: Array) -> Array:
+        """Return (..., D) in the embedding's own scale, float32."""
+        if self.unwhitening is not None:
+            embeddings = (embeddings @ self.unwhitening).astype(np.float32)
+        return self.scaler.inverse(embeddings)
+
+    def whitened(self, residuals: NDArray[np.floating]) -> TargetSpace:
+        """Return this space with the whitening of (N, D) residuals, shrunk as by Ledoit and Wolf (2004).
+
+        Symmetric, so that dimensions keep their meaning and a network of an earlier stage can go on.
+        """
+        rows = np.asarray(residuals, dtype=np.float64)
+        with threadpool_limits(1):
+            covariance, _ = ledoit_wolf(rows, assume_centered=True)
+            variance, axes = np.linalg.eigh(covariance)
+            mean = float(variance.mean())
+            spread = np.sqrt(np.maximum(variance, LEAST_VARIANCE * mean)) if mean > 0 else np.ones(len(variance))
+            return replace(self, whitening=(axes / spread) @ axes.T, unwhitening=(axes * spread) @ axes.T)
 
 
 def _total(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:

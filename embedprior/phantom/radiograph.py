@@ -14,7 +14,6 @@ from embedprior.imaging.drr import (
     Poses,
     chest_geometry,
     get_renderer,
-    hu_to_mu,
     identity_poses,
     random_poses,
 )
@@ -86,6 +85,8 @@ def radiograph(patient: VirtualPatient, style: str, size: int, seed: int) -> NDA
 def line_integrals(patient: VirtualPatient, size: int, style: Style, seed: int) -> torch.Tensor:
     """The attenuation behind the image, (1, size, size)."""
     import torch
+
+    from embedprior.imaging.drr.physics import hu_to_mu
 
     hu = torch.from_numpy(patient.volume.astype(np.float32))
     margin = int(np.ceil(EDGE_PADDING_MM / patient.spacing_mm[0]))

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from embedprior.errors import BadInput
 from embedprior.nn.losses import class_prototypes, class_weights, cross_entropy_of_known, prototype_cosines
+from embedprior.nn.standardise import TargetSpace
 from embedprior.prior.config import ObjectiveConfig, ProcessConfig
 from embedprior.prior.diffusion import Parametrisation, Schedule
-from embedprior.prior.regression import TargetSpace
 
 
 def attention_blocks(embedding: Tensor, groups: int) -> Tensor:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from embedprior.config import parse_config
 from embedprior.errors import BadInput, choose
 from embedprior.nn.stages import StageWeight
-from embedprior.nn.standardise import Standardiser
+from embedprior.nn.standardise import Standardiser, TargetSpace
 from embedprior.prior.config import PriorConfig, SamplerConfig, SamplerName, Source, named_sampler
 from embedprior.prior.data import Array
 from embedprior.prior.diffusion import ONE_STEP, SAMPLING, KeyedNoise, Schedule, keyed_normal, make_schedule
 from embedprior.prior.network import PriorNetwork
-from embedprior.prior.regression import Regression, TargetSpace, coefficients
+from embedprior.prior.regression import Regression, coefficients
 from embedprior.prior.samplers import (
     Conditions,
     Denoise,

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.covariance import ledoit_wolf
 from threadpoolctl import threadpool_limits
 
 from embedprior.nn.ridge import Ridge, fit_ridge
 from embedprior.nn.stages import StageWeight, choose_weight
-from embedprior.nn.standardise import Standardiser
 from embedprior.prior.data import Array
-
-LEAST_VARIANCE = 1e-4
-"""A direction's variance is taken to be at least this share of the mean over directions."""
 
 
 @dataclass(frozen=True)
@@ -96,60 +91,6 @@ def leverage(inputs: NDArray[np.float64], penalty: float) -> NDArray[np.float64]
         u, values, _ = np.linalg.svd(inputs - inputs.mean(axis=0), full_matrices=False)
     shares = 1.0 / len(inputs) + np.square(u) @ (values**2 / (values**2 + penalty))
     return np.asarray(np.minimum(shares, 0.99))
-
-
-@dataclass(frozen=True)
-class TargetSpace:
-    """CT embeddings in the units in which they are noised: standardised, then whitened where a prior does so.
-
-    Attributes:
-        scaler: per dimension.
-        whitening: (D, D) symmetric, applied to standardised rows from the right; None for the identity.
-        unwhitening: its inverse.
-
-    Example:
-        >>> units = Standardiser(np.array([1.0, 1.0]), np.array([2.0, 2.0]))
-        >>> space = TargetSpace(units).whitened(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0], [0.0, -3.0]]))
-        >>> z = np.array([[3.0, 5.0]], np.float32)
-        >>> bool(np.allclose(space.inverse(space.forward(z)), z))
-        True
-    """
-
-    scaler: Standardiser
-    whitening: NDArray[np.float64] | None = None
-    unwhitening: NDArray[np.float64] | None = None
-
-    @property
-    def dim(self) -> int:
-        """D."""
-        return self.scaler.dim
-
-    def forward(self, embeddings: Array) -> Array:
-        """Return (..., D) in these units, float32."""
-        return self.from_standardised(self.scaler.forward(embeddings))
-
-    def from_standardised(self, standardised: Array) -> Array:
-        """Return standardised embeddings (..., D) in these units, float32."""
-        return standardised if self.whitening is None else (standardised @ self.whitening).astype(np.float32)
-
-    def inverse(self, embeddings: Array) -> Array:
-        """Return (..., D) in the embedding's own scale, float32."""
-        if self.unwhitening is not None:
-            embeddings = (embeddings @ self.unwhitening).astype(np.float32)
-        return self.scaler.inverse(embeddings)
-
-    def whitened(self, residuals: NDArray[np.floating]) -> TargetSpace:
-        """Return this space with the whitening of (N, D) residuals, shrunk as by Ledoit and Wolf (2004).
-
-        Symmetric, so that dimensions keep their meaning and a network of an earlier stage can go on.
-        """
-        rows = np.asarray(residuals, dtype=np.float64)
-        with threadpool_limits(1):
-            covariance, _ = ledoit_wolf(rows, assume_centered=True)
-            variance, axes = np.linalg.eigh(covariance)
-            mean = float(variance.mean())
-            spread = np.sqrt(np.maximum(variance, LEAST_VARIANCE * mean)) if mean > 0 else np.ones(len(variance))
-            return replace(self, whitening=(axes / spread) @ axes.T, unwhitening=(axes * spread) @ axes.T)
 
 
 def coefficients(kind: str, condition_dim: int, target_dim: int) -> int:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embedprior.errors import BadInput, EmbedpriorError
-from embedprior.nn.standardise import Standardiser
+from embedprior.nn.standardise import Standardiser, TargetSpace
 from embedprior.prior.config import PriorConfig, Tracker, TrainingConfig
 from embedprior.prior.data import PairArrays
 from embedprior.prior.losses import Head, module_of
 from embedprior.prior.model import Prior, new_network
-from embedprior.prior.regression import TargetSpace, fit_regression, pooled
+from embedprior.prior.regression import fit_regression, pooled
 from embedprior.prior.samplers import Conditions
 from embedprior.prior.storage import DESCRIPTION, WEIGHTS
 from embedprior.runs import canonical, hash_array, hash_file, hash_of, seed_for

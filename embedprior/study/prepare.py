@@ -22,7 +22,9 @@ from embedprior.encoders.registry import create_encoder
 from embedprior.errors import BadInput, nearest
 from embedprior.imaging.files import UnreadableExam, source_hash
 from embedprior.runs import hash_of
-from embedprior.study.caches import (
+from embedprior.study.config import Design, StudyConfig
+from embedprior.study.designs import make_folds, targets_of, validated
+from embedprior.study.inputs import (
     Caches,
     External,
     cohort_of_caches,
@@ -31,8 +33,6 @@ from embedprior.study.caches import (
     open_external,
     patients_seen,
 )
-from embedprior.study.config import Design, StudyConfig
-from embedprior.study.designs import make_folds, targets_of, validated
 from embedprior.tables import check_splits
 
 MAX_VARIANTS = 500

@@ -16,7 +16,6 @@ from embedprior.cohort.splits import Fold
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.runs import artifacts_root, one_thread, read_json
 from embedprior.students.registry import Budget, build_method
-from embedprior.study.caches import Caches, open_caches, patients_seen
 from embedprior.study.config import (
     SOURCE_ONLY,
     Design,
@@ -26,7 +25,7 @@ from embedprior.study.config import (
     refuse_unsuitable_methods,
 )
 from embedprior.study.executor import Outcome, reason_of, run_jobs
-from embedprior.study.inputs import StudyInputs
+from embedprior.study.inputs import Caches, StudyInputs, open_caches, patients_seen
 from embedprior.study.keep import kept_models
 from embedprior.study.prepare import StudyData, Variant, read_study_data, variants
 from embedprior.study.runner import RECORD, FoldRunner, Study, fit_jobs, read_scores

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from embedprior.imaging.drr import chest_geometry, get_renderer, hu_to_mu
+from embedprior.imaging.drr import chest_geometry, get_renderer
+from embedprior.imaging.drr.physics import hu_to_mu
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.lungs import find_lungs
 from embedprior.imaging.volume import Volume

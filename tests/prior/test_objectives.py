@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from embedprior.errors import BadInput
-from embedprior.nn.standardise import Standardiser
+from embedprior.nn.standardise import Standardiser, TargetSpace
 from embedprior.prior.config import ObjectiveConfig, PriorConfig, ProcessConfig
 from embedprior.prior.diffusion import Parametrisation, add_noise, make_schedule
 from embedprior.prior.losses import Negatives, NoisyBatch, Objective
-from embedprior.prior.regression import TargetSpace
 from embedprior.prior.trainer import train_prior
 
 from .conftest import make_pairs, small_config

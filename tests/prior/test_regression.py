@@ -13,12 +13,12 @@ from sklearn.linear_model import Ridge
 
 from embedprior.errors import BadInput
 from embedprior.nn.ridge import PENALTIES
-from embedprior.nn.standardise import Standardiser
+from embedprior.nn.standardise import Standardiser, TargetSpace
 from embedprior.prior.config import ObjectiveConfig, Prediction, PriorConfig, ProcessConfig
 from embedprior.prior.data import PairArrays
 from embedprior.prior.losses import NoisyBatch, Objective
 from embedprior.prior.model import Prior
-from embedprior.prior.regression import Regression, TargetSpace, coefficients, fit_regression, pooled
+from embedprior.prior.regression import Regression, coefficients, fit_regression, pooled
 from embedprior.prior.samplers import Conditions
 from embedprior.prior.setup import initial_prior
 from embedprior.prior.trainer import Learner, train_prior

@@ -10,7 +10,7 @@ import pytest
 from embedprior.cache import write_cache
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
-from embedprior.study.caches import Caches
+from embedprior.study.inputs import Caches
 
 IDS, SOURCES = ["a", "b"], ["0" * 64, "1" * 64]
 

@@ -18,7 +18,7 @@ from embedprior.encoders.base import EncoderCard
 from embedprior.encoders.pixels import Pixels128
 from embedprior.imaging.drr import versioned
 from embedprior.imaging.drr.config import RENDERERS
-from embedprior.imaging.drr.planesweep import render
+from embedprior.imaging.drr.physics import render_planesweep
 from embedprior.students.base import Cases, FitData, Fitted
 from embedprior.students.config import Budget
 from embedprior.tables import PAIR_REQUIRED
@@ -143,13 +143,13 @@ def test_every_renderer_of_ours_keeps_every_promise(name: str) -> None:
 
 
 def changed(change: Any) -> Any:
-    return versioned(1)(lambda *given: change(render(*given), *given))
+    return versioned(1)(lambda *given: change(render_planesweep(*given), *given))
 
 
 @pytest.mark.parametrize(
     ("broken", "promise"),
     [
-        (lambda *given: render(*given), "it states its version"),
+        (lambda *given: render_planesweep(*given), "it states its version"),
         (changed(lambda image, *_: image.flip(2)), r"a ball's shadow lies where it belongs \(PA\)"),
         (changed(lambda image, *_: image.flip(1)), r"a ball's shadow lies where it belongs \(PA\)"),
         (changed(lambda image, *_: 10 * image), "a slab gives attenuation"),
@@ -158,7 +158,9 @@ def changed(change: Any) -> Any:
         (changed(lambda image, *_: image[:1]), "it returns one image a pose"),
         (changed(lambda image, *_: image[0]), "it returns floats of shape"),
         (
-            versioned(1)(lambda mu, affine, geometry, poses=None, isocentre=None: render(mu, affine, geometry)),
+            versioned(1)(
+                lambda mu, affine, geometry, poses=None, isocentre=None: render_planesweep(mu, affine, geometry)
+            ),
             "it returns one image a pose",
         ),
         (changed(lambda image, *_: image * (1 + 1e-3 * torch.rand(1))), "the same call gives the same image"),

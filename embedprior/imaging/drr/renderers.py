@@ -16,7 +16,7 @@ from torch import Tensor
 
 from embedprior.errors import require_extra
 from embedprior.imaging.drr.config import VIEWS, Geometry, Poses, identity_poses, versioned, volume_centre
-from embedprior.imaging.drr.planesweep import camera_to_world
+from embedprior.imaging.drr.physics import camera_to_world
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
@@ -30,7 +30,7 @@ def render_siddon(
     isocentre: np.ndarray | Tensor | None = None,
     patch_size: int | None = 32,
 ) -> Tensor:
-    """Exact radiological paths through constant voxels (Siddon 1985), (P, H, W); see `planesweep.render`.
+    """Exact radiological paths through constant voxels (Siddon 1985), (P, H, W); see `physics.render_planesweep`.
 
     patch_size: side of the square of rays traced at once; None traces the whole image, as DiffDRR does by default.
     """
@@ -47,7 +47,7 @@ def render_trilinear(
     patch_size: int | None = 32,
     samples: int = 500,
 ) -> Tensor:
-    """Trilinear readings at equal steps along each ray, (P, H, W); see `planesweep.render`."""
+    """Trilinear readings at equal steps along each ray, (P, H, W); see `physics.render_planesweep`."""
     return prepare_diffdrr("trilinear", mu_volume, affine, geometry, poses, isocentre, patch_size, n_points=samples)()
 
 
@@ -133,7 +133,7 @@ def render_nanodrr(
     samples: int = 500,
     rays_at_once: int | None = 4096,
 ) -> Tensor:
-    """Trilinear readings at equal steps inside the volume, (P, H, W); see `planesweep.render`.
+    """Trilinear readings at equal steps inside the volume, (P, H, W); see `physics.render_planesweep`.
 
     rays_at_once: rays traced together on a CPU; None traces the whole image, as nanodrr does by default.
     """

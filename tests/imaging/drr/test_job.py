@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from embedprior.errors import BadInput
-from embedprior.imaging.drr import Poses, chest_geometry, get_renderer, hu_to_mu, planesweep, renderer_version
+from embedprior.imaging.drr import Poses, chest_geometry, get_renderer, physics, renderer_version
 from embedprior.imaging.drr.config import RENDERERS, DrrConfig
-from embedprior.imaging.drr.physics import extend_volume
+from embedprior.imaging.drr.physics import extend_volume, hu_to_mu
 from embedprior.imaging.drr.render import CODE_TAG, Scanned, draw_poses, isocentre, project, render_exam, scan
 from embedprior.imaging.image_files import write_npz
 from embedprior.imaging.readers import CtExam, read_volume
@@ -195,7 +195,7 @@ def test_another_version_of_a_renderer_renders_again(tmp_path: Path, monkeypatch
 
     def mine(*given: object) -> torch.Tensor:
         calls.append(given)
-        return planesweep.render(*given)
+        return physics.render_planesweep(*given)
 
     monkeypatch.setitem(RENDERERS, "mine", "own_renderer:render")
     monkeypatch.setitem(sys.modules, "own_renderer", types.SimpleNamespace(render=mine))

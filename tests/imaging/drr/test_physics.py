@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from embedprior.errors import BadInput
-from embedprior.imaging.drr import hu_to_mu
-from embedprior.imaging.drr.physics import attenuation_per_mm
+from embedprior.imaging.drr.physics import attenuation_per_mm, hu_to_mu
 
 
 def test_default_is_the_definition_of_the_hounsfield_unit() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from embedprior.errors import BadInput
 from embedprior.imaging.drr import Geometry, Poses, chest_geometry, identity_poses, lps_affine, random_poses
-from embedprior.imaging.drr.planesweep import render
+from embedprior.imaging.drr.physics import render_planesweep
 
 SHAPE = (44, 52, 48)
 SPACING_XYZ = (3.0, 2.5, 3.5)
@@ -48,13 +48,15 @@ def _expected(geometry: Geometry, world: np.ndarray) -> tuple[float, float]:
 @pytest.mark.parametrize("world", [(31.0, -22.0, 40.0), (-26.0, 33.0, -37.0)])
 def test_point_lands_where_similar_triangles_say(view: str, world: tuple[float, float, float]) -> None:
     geometry = chest_geometry(view, size=160, field_mm=240.0)
-    image = render(_marker(world), _centred(SHAPE, SPACING_XYZ), geometry)[0]
+    image = render_planesweep(_marker(world), _centred(SHAPE, SPACING_XYZ), geometry)[0]
     assert _centre_of_mass(image) == pytest.approx(_expected(geometry, np.array(world)), abs=0.05)
 
 
 def test_frontal_views_show_patient_left_on_the_right_and_head_up() -> None:
     for view in ("PA", "AP"):
-        image = render(_marker((40.0, 0.0, 50.0)), _centred(SHAPE, SPACING_XYZ), chest_geometry(view, 64, 240.0))[0]
+        image = render_planesweep(
+            _marker((40.0, 0.0, 50.0)), _centred(SHAPE, SPACING_XYZ), chest_geometry(view, 64, 240.0)
+        )[0]
         row, column = np.unravel_index(int(image.argmax()), image.shape)
         assert row < 32 < column
 
@@ -63,7 +65,9 @@ def test_pa_magnifies_the_back_and_ap_the_front() -> None:
     affine = _centred(SHAPE, SPACING_XYZ)
 
     def column(view: str, y: float) -> float:
-        return _centre_of_mass(render(_marker((40.0, y, 0.0)), affine, chest_geometry(view, 160, 240.0))[0])[1]
+        return _centre_of_mass(render_planesweep(_marker((40.0, y, 0.0)), affine, chest_geometry(view, 160, 240.0))[0])[
+            1
+        ]
 
     assert column("PA", 40.0) > column("PA", -40.0) + 1
     assert column("AP", 40.0) < column("AP", -40.0) - 1
@@ -73,7 +77,7 @@ def test_poses_move_the_machine_about_the_isocentre() -> None:
     world, geometry = np.array([20.0, -18.0, 30.0]), chest_geometry("PA", 160, 240.0)
     angles, shift = np.array([7.0, -9.0, 5.0]), np.array([12.0, -8.0, -15.0])
     poses = Poses(torch.from_numpy(angles)[None], torch.from_numpy(shift)[None])
-    image = render(_marker((20.0, -18.0, 30.0)), _centred(SHAPE, SPACING_XYZ), geometry, poses)[0]
+    image = render_planesweep(_marker((20.0, -18.0, 30.0)), _centred(SHAPE, SPACING_XYZ), geometry, poses)[0]
 
     def about(axis: int, degrees: float) -> np.ndarray:
         turn, (i, j) = np.eye(3), [(1, 2), (2, 0), (0, 1)][axis]
@@ -89,7 +93,7 @@ def test_poses_move_the_machine_about_the_isocentre() -> None:
 def test_line_integral_of_a_box_is_attenuation_times_path() -> None:
     volume = torch.full(SHAPE, 0.02, dtype=torch.float64)
     geometry = Geometry(1800.0, 1600.0, 33, 33, 2.0, "PA")
-    image = render(volume, _centred(SHAPE, SPACING_XYZ), geometry)[0]
+    image = render_planesweep(volume, _centred(SHAPE, SPACING_XYZ), geometry)[0]
     depth = SHAPE[1] * SPACING_XYZ[1]
     offsets = (torch.arange(33, dtype=torch.float64) - 16) * 2.0
     slant = torch.sqrt(1 + (offsets[:, None] ** 2 + offsets[None, :] ** 2) / 1800.0**2)
@@ -107,7 +111,10 @@ def test_rotating_grid_and_affine_together_changes_nothing() -> None:
     flipped = volume.flip(2).permute(2, 1, 0)
     geometry, poses = chest_geometry("PA", 48, 240.0), random_poses(2, 10.0, 20.0, seed=3)
     assert torch.allclose(
-        render(volume, affine, geometry, poses), render(flipped, turned, geometry, poses), rtol=1e-9, atol=1e-12
+        render_planesweep(volume, affine, geometry, poses),
+        render_planesweep(flipped, turned, geometry, poses),
+        rtol=1e-9,
+        atol=1e-12,
     )
 
 
@@ -118,9 +125,11 @@ def test_shifted_origin_only_moves_the_isocentre() -> None:
     moved = affine.copy()
     moved[:3, 3] += [100.0, -70.0, 1234.5]
     geometry = chest_geometry("PA", 32, 240.0)
-    assert torch.allclose(render(volume, affine, geometry), render(volume, moved, geometry), rtol=1e-9)
-    off = render(volume, moved, geometry, isocentre=np.array([100.0, -70.0, 1214.5]))
-    assert not torch.allclose(render(volume, affine, geometry), off, rtol=1e-2)
+    assert torch.allclose(
+        render_planesweep(volume, affine, geometry), render_planesweep(volume, moved, geometry), rtol=1e-9
+    )
+    off = render_planesweep(volume, moved, geometry, isocentre=np.array([100.0, -70.0, 1214.5]))
+    assert not torch.allclose(render_planesweep(volume, affine, geometry), off, rtol=1e-2)
 
 
 def test_batch_equals_one_by_one_and_float32_keeps_accuracy() -> None:
@@ -131,13 +140,13 @@ def test_batch_equals_one_by_one_and_float32_keeps_accuracy() -> None:
         chest_geometry("PA", 100, 240.0),
         random_poses(3, 10, 20, seed=5),
     )
-    batch = render(volume, affine, geometry, poses)
+    batch = render_planesweep(volume, affine, geometry, poses)
     singles = [
-        render(volume, affine, geometry, Poses(poses.angles_deg[i : i + 1], poses.shift_mm[i : i + 1]))
+        render_planesweep(volume, affine, geometry, Poses(poses.angles_deg[i : i + 1], poses.shift_mm[i : i + 1]))
         for i in range(3)
     ]
     assert torch.equal(batch, torch.cat(singles))
-    single_precision = render(volume.float(), affine, geometry, poses).double()
+    single_precision = render_planesweep(volume.float(), affine, geometry, poses).double()
     assert float((single_precision - batch).abs().max() / batch.max()) < 2e-5
 
 
@@ -150,14 +159,14 @@ def test_gradients_for_volume_and_pose() -> None:
     affine, geometry = _centred(shape, (9.0, 8.0, 10.0)), Geometry(1800.0, 1600.0, 4, 5, 11.0, "PA")
 
     def image(v: torch.Tensor, a: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        return render(v, affine, geometry, Poses(a, s))
+        return render_planesweep(v, affine, geometry, Poses(a, s))
 
     assert torch.autograd.gradcheck(image, (volume, angles, shift), eps=1e-6, atol=1e-5)
 
 
 def test_hounsfield_integers_are_refused() -> None:
     with pytest.raises(BadInput, match="hu_to_mu"):
-        render(torch.zeros(4, 4, 4, dtype=torch.int16), np.eye(4), chest_geometry("PA", 8))
+        render_planesweep(torch.zeros(4, 4, 4, dtype=torch.int16), np.eye(4), chest_geometry("PA", 8))
 
 
 def test_unknown_view_names_the_nearest() -> None:
@@ -169,4 +178,6 @@ def test_straight_is_the_default_pose() -> None:
     volume = _marker((5.0, 6.0, 7.0))
     geometry = chest_geometry("PA", 16, 240.0)
     affine = _centred(SHAPE, SPACING_XYZ)
-    assert torch.equal(render(volume, affine, geometry), render(volume, affine, geometry, identity_poses(1)))
+    assert torch.equal(
+        render_planesweep(volume, affine, geometry), render_planesweep(volume, affine, geometry, identity_poses(1))
+    )

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from embedprior.imaging.drr import Poses, chest_geometry, get_renderer, hu_to_mu
+from embedprior.imaging.drr import Poses, chest_geometry, get_renderer
+from embedprior.imaging.drr.physics import hu_to_mu
 from embedprior.imaging.drr.render import scan
 from embedprior.imaging.readers import find_cts, read_volume
 from embedprior.imaging.resampling import resample

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import grid_sample
 
 from embedprior.imaging.drr import identity_poses, versioned, volume_centre
-from embedprior.imaging.drr.planesweep import camera_to_world
+from embedprior.imaging.drr.physics import camera_to_world
 
 STEPS = 400
 
