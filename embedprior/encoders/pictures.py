@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from embedprior.encoders.base import EncoderCard
 from embedprior.encoders.frozen import RANDOM_INIT_SEED, FrozenEncoder, Network, Precision, seeded_build
-from embedprior.encoders.readers import GREY, RadiographReader, Reader, ReaderName, VolumeReader
+from embedprior.encoders.readers import GREY, PICTURE_VERSION, RadiographReader, Reader, ReaderName, VolumeReader
 from embedprior.errors import BadInput, require_extra
 from embedprior.imaging.radiographs import Geometry, RadiographProfile, prepare_radiograph
 from embedprior.runs import hash_file
@@ -147,7 +147,8 @@ class EfficientNetLite0(PictureEncoder):
     def radiograph_profile(self, geometry: Geometry) -> dict[str, Any]:
         """Return the key's record."""
         return {
-            "transform_version": 1, "geometry": geometry, "side": self.side, "interpolation": "bicubic", "mean": 0.5,
+            "transform_version": PICTURE_VERSION,
+            "geometry": geometry, "side": self.side, "interpolation": "bicubic", "mean": 0.5,
             "std": 0.5, "pad": 0.0, "grey": GREY,
         }  # fmt: skip
 
@@ -208,7 +209,8 @@ class VitB16(PictureEncoder):
     def radiograph_profile(self, geometry: Geometry) -> dict[str, Any]:
         """Return the key's record."""
         return {
-            "transform_version": 1, "geometry": geometry, "side": self.side, "interpolation": "bicubic, antialiased",
+            "transform_version": PICTURE_VERSION,
+            "geometry": geometry, "side": self.side, "interpolation": "bicubic, antialiased",
             "mean": list(IMAGENET[0]), "std": list(IMAGENET[1]), "pad": 0.0, "grey": GREY,
         }  # fmt: skip
 

@@ -10,11 +10,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from embedprior.encoders.base import EncoderCard, EncoderSpec
-from embedprior.encoders.readers import check_geometry, read_picture
+from embedprior.encoders.readers import PICTURE_VERSION, check_geometry, read_picture
 from embedprior.imaging.radiographs import Geometry, to_square
 
 SIDE = 128
-TRANSFORM_VERSION = 1
 
 
 class Pixels128:
@@ -40,7 +39,7 @@ class Pixels128:
             weights_sha256="none",
             licence="none needed",
             profile={
-                "transform_version": TRANSFORM_VERSION,
+                "transform_version": PICTURE_VERSION,
                 "geometry": geometry,
                 "side": SIDE,
                 "interpolation": "bilinear, antialiased",

@@ -24,6 +24,8 @@ ReaderName = Literal["radiograph", "slices", "triples", "windows", "volume"]
 VOLUMES = (*IMAGE_SUFFIXES, ".npz", ".zip")
 GREY = "ITU-R 601 luminance, repeated over three channels"
 TRANSFORM_VERSION = 1
+PICTURE_VERSION = 2
+"""Of pictures. 2: compressed MONOCHROME1, modality tables, EXIF, orientation and pixel aspect are read as displayed."""
 
 
 class Reader(Protocol):
@@ -108,7 +110,7 @@ class RadiographReader:
     def record(self) -> dict[str, Any]:
         """Return the numbers of the key."""
         return {
-            "transform_version": TRANSFORM_VERSION, "geometry": self._geometry, "side": self._side,
+            "transform_version": PICTURE_VERSION, "geometry": self._geometry, "side": self._side,
             "interpolation": f"{self._resampling.name.lower()}, antialiased", "pad": 0.0, "grey": GREY,
         }  # fmt: skip
 

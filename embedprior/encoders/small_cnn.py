@@ -222,7 +222,7 @@ def ct_profile(window: tuple[float, float], slab: int) -> dict[str, Any]:
 
 def radiograph_profile(size: tuple[int, int]) -> dict[str, Any]:
     """Return the preprocessing profile of a radiograph encoder."""
-    return {"transform_version": 1, "size": list(size), "range": "percentiles 1 and 99 of the picture"}
+    return {"transform_version": 2, "size": list(size), "range": "percentiles 1 and 99 of the picture"}
 
 
 def ct_slabs(
