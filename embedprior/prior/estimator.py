@@ -28,12 +28,15 @@ from embedprior.prior.model import Prior
 from embedprior.runs import read_json, seed_for, write_json
 
 SETTINGS = "estimator.json"
-DEFAULT = PriorConfig(
+SMALL = PriorConfig(
+    settings="given",
     network=NetworkConfig(preset="tiny"),
     process=ProcessConfig(condition_noise=1.0, regression="ridge"),
     training=TrainingConfig(steps=1500, lr=1e-3, ema=0.999, validate_every=100, patience=6, variance_nodes=17),
 )
-"""For a few hundred to a few thousand pairs on a CPU; ``docs/prior.md`` says why each number."""
+"""What a mapping of settings is laid over: for a few hundred to a few thousand pairs on a CPU."""
+STEPS = 1500
+"""Of a training whose settings are chosen automatically."""
 
 
 class DiffusionPrior(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -47,9 +50,9 @@ class DiffusionPrior(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         sampler: ``"analytic"`` (Analytic-DPM), ``"analytic_diag"``, ``"ddpm_small"``, ``"ddpm_big"``, ``"ddim"`` or
             ``"dpm_solver"``.
         sampling_steps: network calls per sample.
-        config: every other setting: a ``PriorConfig``, a mapping of settings over the defaults (as in
-            ``configs/prior/``: ``{"network": {"preset": "prior-49m"}}``), or the name or path of such a file; None =
-            a small network with settings for a few hundred to a few thousand pairs.
+        config: every other setting. None compares a few candidates for network, process and training on the validation
+            pairs (``settings: auto``). Otherwise a ``PriorConfig``, the name or path of a file (as in
+            ``configs/prior/``), or a mapping of settings over those of a small network: ``{"training": {"lr": 3e-4}}``.
         seed: of the initial weights, the validation patients, the noise and the samples.
         progress: show a progress bar on standard error while training.
 
@@ -287,9 +290,9 @@ class DiffusionPrior(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         elif isinstance(self.config, (str, Path)):
             config = load_config(TrainPriorConfig, str(self.config), "prior").prior
         elif self.config is None:
-            config = DEFAULT
+            config = PriorConfig(settings="auto", training=TrainingConfig(steps=STEPS))
         else:
-            config = parse_config(PriorConfig, _over(DEFAULT.model_dump(), dict(self.config)), "config")
+            config = parse_config(PriorConfig, _over(SMALL.model_dump(), dict(self.config)), "config")
         training: dict[str, Any] = {"seed": self.seed} | ({} if self.steps is None else {"steps": self.steps})
         changed = config.model_dump() | {"training": config.training.model_dump() | training}
         return parse_config(PriorConfig, changed, "DiffusionPrior")

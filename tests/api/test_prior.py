@@ -45,8 +45,7 @@ def test_with_its_defaults_it_comes_near_the_posterior_in_closed_form(fitted: Di
     drawn = fitted.sample(cxr, n_samples=32)
     assert np.abs(drawn.mean(axis=1) - mean).mean() < 0.2
     spread = np.einsum("nmi,nmj->ij", *(2 * [drawn - drawn.mean(axis=1, keepdims=True)])) / (400 * 31)
-    # with 480 training pairs draws are too narrow, by about a quarter of the variance
-    assert 0.6 < np.trace(spread) / np.trace(covariance) < 1.1
+    assert 0.75 < np.trace(spread) / np.trace(covariance) < 1.25
     # its draws have the spread of real CT embeddings, which the mean lacks
     assert drawn[:, 0].var(axis=0).sum() > 1.3 * fitted.predict(cxr).var(axis=0).sum()
 
