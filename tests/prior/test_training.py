@@ -106,14 +106,14 @@ def test_training_learns_the_regression(tmp_path: Path) -> None:
 
 
 def test_the_averaged_weights_of_the_best_validation_are_kept(pairs: Pairs, tmp_path: Path) -> None:
-    prior = train(pairs, small_config(lr=0.3, steps=60), tmp_path)
+    prior = train(pairs, small_config(lr=1.0, steps=60), tmp_path)
     scores = [line["val/score"] for line in lines(tmp_path, "validation")]
     assert len(scores) == 7
     best = 10 * int(np.argmin(scores))
     assert 0 < best < 60
     stored = load_file(tmp_path / "resume-60.safetensors")
     assert json.loads((tmp_path / "resume.json").read_text())["best_step"] == best
-    at_best = train(pairs, small_config(lr=0.3, steps=60), tmp_path / "again", stop_after=best)
+    at_best = train(pairs, small_config(lr=1.0, steps=60), tmp_path / "again", stop_after=best)
     again = load_file(tmp_path / "again" / f"resume-{best}.safetensors")
     for name, value in weights(prior).items():
         np.testing.assert_array_equal(value.numpy(), again[f"ema.module.{name}"])

@@ -92,7 +92,8 @@ def test_the_transformer_s_class_token_reads_scans_of_any_length(longest: int) -
     found = embed(model, batch)
     assert np.isfinite(found).all()
     alone = np.concatenate([embed(model, [exam]) for exam in batch])
-    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-6)
+    # another number of exams may take another kernel: float32 rounding, not a promise of bits
+    np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-5)
     tokens, lengths = pad(batch, 250)
     longer = torch.cat([tokens, torch.full((len(tokens), 9, WIDTH), torch.inf)], dim=1)
     with torch.no_grad():
