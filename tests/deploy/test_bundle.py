@@ -100,14 +100,16 @@ def test_the_plan_tells_how_many_models_are_kept_and_how_large_they_are(study: P
 
 
 @pytest.mark.parametrize("fold", [0, 1, 2])
-def test_a_folds_model_predicts_the_studys_held_out_scores(study: Path, tmp_path: Path, fold: int) -> None:
+def test_a_folds_model_predicts_the_studys_held_out_scores(
+    study: Path, tmp_path: Path, fold: int, last_digits: float
+) -> None:
     made = embedprior.load_bundle(str(build_bundle(study / "out", "logistic", tmp_path / "b", fold=fold)))
     scores = pd.read_csv(study / "out" / "predictions.csv")
     held = scores.query(f"method == 'logistic' and split == 'test' and fold == {fold}")
     paths = [study / "data" / "png" / f"{exam}.png" for exam in held["exam_id"]]
     for size in (1, 64):
         found = made.predict(paths, batch_size=size)
-        np.testing.assert_allclose(found["probability"], held["score"], atol=1e-6)
+        np.testing.assert_allclose(found["probability"], held["score"], atol=1e-6 * last_digits)
     validation = scores.query(f"method == 'logistic' and split == 'val' and fold == {fold}")
     # Youden's point by trying every score
     gains = {
@@ -294,7 +296,7 @@ def test_what_can_not_be_bundled_is_refused(study: Path, bundle: Path, tmp_path:
     assert not (tmp_path / "b").exists()
 
 
-def test_models_are_kept_afterwards_without_another_score(study: Path, tmp_path: Path) -> None:
+def test_models_are_kept_afterwards_without_another_score(study: Path, tmp_path: Path, last_digits: float) -> None:
     config = yaml.safe_load((study / "study.yaml").read_text())
     plain = embedprior.run_study({**config, "keep": "none"}, study / "data", tmp_path / "out")
     assert not (tmp_path / "out" / "models.csv").exists()
@@ -306,4 +308,4 @@ def test_models_are_kept_afterwards_without_another_score(study: Path, tmp_path:
     made = embedprior.load_bundle(build_bundle(tmp_path / "out", "logistic", tmp_path / "b"))
     held = plain.predictions.query("method == 'logistic' and split == 'test' and fold == 2")
     found = made.predict([study / "data" / "png" / f"{e}.png" for e in held["exam_id"]])
-    np.testing.assert_allclose(found["probability"], held["score"], atol=1e-6)
+    np.testing.assert_allclose(found["probability"], held["score"], atol=1e-6 * last_digits)

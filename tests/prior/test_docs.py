@@ -30,8 +30,9 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(search, "STEPS", 8)
     train, val = make_pairs(40, 0), make_pairs(16, 1000)
     names: dict[str, Any] = {"train": train, "val": val, "z_cxr": val.condition, "head": Head()}
+    names |= {"z_ct": val.target, "patients": val.patients}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
     assert names["mean"].shape == (16, 6)
