@@ -63,7 +63,7 @@ def prior(config: TrainPriorConfig) -> int:
     A stopped training in the same ``--out`` goes on where it stopped.
 
     Raises:
-        BadInput: see ``prior.data``, ``prior.checkpoint`` and ``prior.losses``; nothing was written.
+        BadInput: see ``prior.data``, ``nn.checkpoint`` and ``prior.losses``; nothing was written.
     """
     from embedprior.runs.distributed import process_group
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from embedprior.errors import BadInput
+from embedprior.nn.checkpoint import Progress, State, clone, drop_later_metrics, load_state, save_state
 from embedprior.prior.assessment import assess
-from embedprior.prior.checkpoint import Progress, State, clone, drop_later_metrics, load_state, save_state
 from embedprior.prior.config import PriorConfig, Tracker
 from embedprior.prior.data import PairArrays
 from embedprior.prior.diffusion import TRAINING, KeyedNoise, add_noise, batch_at, training_draws

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from embedprior.config import parse_config
 from embedprior.errors import BadInput
-from embedprior.nn.config import Balance, FitConfig
+from embedprior.nn.config import Balance, FitConfig, SequenceConfig
 from embedprior.nn.losses import case_weights
 from embedprior.nn.network import Mlp, fit_mlp, loss_of_labels, new_mlp, predict
+from embedprior.nn.sequence import SequenceModel, Tokens, embed
 from embedprior.nn.training import contiguous, tensor
 from embedprior.runs import hash_file, read_json, write_json
-from embedprior.teachers.config import SequenceConfig
-from embedprior.teachers.sequence import SequenceModel, Tokens, embed
 
 WEIGHTS, SETTINGS = "head.safetensors", "head.json"
 

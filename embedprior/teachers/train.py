@@ -19,6 +19,7 @@ from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput, nearest
 from embedprior.nn.losses import case_weights
 from embedprior.nn.network import Mlp, fit_network, loss_of_labels
+from embedprior.nn.sequence import Tokens, new_sequence, pad
 from embedprior.nn.training import ValidationHistory, seeded, tensor
 from embedprior.runs import hash_file, hash_of, progress
 from embedprior.tables import (
@@ -33,7 +34,6 @@ from embedprior.tables import (
     read_table,
 )
 from embedprior.teachers.config import TeacherConfig, TrainTeacherConfig
-from embedprior.teachers.sequence import Tokens, new_sequence, pad
 from embedprior.teachers.teacher import Teacher, TeacherHead, require_both_classes, train_head, weights_hash
 
 

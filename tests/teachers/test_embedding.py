@@ -8,9 +8,9 @@ import pytest
 from embedprior.cache import EmbeddingCache, open_cache, write_cache
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
-from embedprior.nn.config import FitConfig
+from embedprior.nn.config import FitConfig, SequenceConfig
 from embedprior.runs import hash_of
-from embedprior.teachers.config import SequenceConfig, TeacherConfig
+from embedprior.teachers.config import TeacherConfig
 from embedprior.teachers.teacher import Teacher
 from embedprior.teachers.train import CtCases, train_teacher, write_embeddings
 

@@ -11,9 +11,9 @@ from pydantic import BaseModel
 
 from embedprior.config import config_folder, load_config
 from embedprior.errors import BadInput
-from embedprior.nn.config import FitConfig
+from embedprior.nn.config import FitConfig, SequenceConfig
 from embedprior.nn.losses import case_weights
-from embedprior.teachers.config import SequenceConfig, TeacherConfig, TrainTeacherConfig
+from embedprior.teachers.config import TeacherConfig, TrainTeacherConfig
 from embedprior.teachers.teacher import OneClass, Teacher, load_head
 from embedprior.teachers.train import CtCases, logits_of, train_teacher
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from embedprior.teachers.config import SequenceConfig
-from embedprior.teachers.sequence import centre_crop, embed, new_sequence, pad
-from embedprior.teachers.transformer import POSITIONS, SliceTransformer
+from embedprior.nn.config import SequenceConfig
+from embedprior.nn.sequence import centre_crop, embed, new_sequence, pad
+from embedprior.nn.transformer import POSITIONS, SliceTransformer
 
 POOLS = ("attention and max", "attention", "max", "mean")
 WIDTH = 5

@@ -1,4 +1,4 @@
-"""The sequence model of a CT teacher: an exam's tokens, in order and of any number, become one embedding.
+"""A sequence model over slices: an exam's tokens, in order and of any number, become one embedding.
 
 Recurrent layers over slice features with a pool on top are what INSPECT's image pipeline uses for pulmonary embolism
 (Huang et al. 2023); its max pool sees the zero padding, this one does not.
@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
+from embedprior.nn.config import SequenceShape
 from embedprior.nn.network import Standardised
 from embedprior.nn.standardise import Standardiser
 from embedprior.nn.training import seeded
-from embedprior.teachers.config import SequenceConfig
-from embedprior.teachers.transformer import SliceTransformer
+from embedprior.nn.transformer import SliceTransformer
 
 Tokens = Float[np.ndarray, "tokens inputs"]
 
@@ -30,7 +30,7 @@ class SequenceModel(Standardised):
     Mean and spread of the tokens are those of the training exams, and are part of the weights.
     """
 
-    def __init__(self, inputs: int, config: SequenceConfig) -> None:
+    def __init__(self, inputs: int, config: SequenceShape) -> None:
         super().__init__(inputs)
         self.pool, self.max_tokens = config.pool, config.max_tokens
         width = 2 * config.hidden
@@ -95,7 +95,7 @@ def pad(exams: Sequence[Tokens], most: int) -> tuple[Float[Tensor, "exams longes
     return pad_sequence(cropped, batch_first=True), torch.tensor([len(exam) for exam in cropped])
 
 
-def new_sequence(exams: Sequence[Tokens], config: SequenceConfig, seed: int) -> SequenceModel:
+def new_sequence(exams: Sequence[Tokens], config: SequenceShape, seed: int) -> SequenceModel:
     """Return an untrained model whose scale is that of these exams' tokens."""
     with seeded(seed, "initial weights", "sequence"):
         model = SequenceModel(exams[0].shape[1], config)
