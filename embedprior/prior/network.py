@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from embedprior.nn.linear import Linear
 from embedprior.prior.config import NetworkSize
 
 # Timestep, noised target, query: the tokens that follow the condition.
@@ -55,9 +56,9 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.head_dim = size.heads, size.head_dim
         self.norm = nn.LayerNorm(size.dim, bias=False)
-        self.query = nn.Linear(size.dim, size.heads * size.head_dim, bias=False)
-        self.key_value = nn.Linear(size.dim, 2 * size.head_dim, bias=False)
-        self.out = nn.Linear(size.heads * size.head_dim, size.dim, bias=False)
+        self.query = Linear(size.dim, size.heads * size.head_dim, bias=False)
+        self.key_value = Linear(size.dim, 2 * size.head_dim, bias=False)
+        self.out = Linear(size.heads * size.head_dim, size.dim, bias=False)
 
     def keys_values(self, x: Tensor) -> Tensor:
         """Return keys and values (B, n, 2 · head_dim) of a stream, when nothing else of it is needed."""
@@ -92,9 +93,9 @@ class FeedForward(nn.Module):
     def __init__(self, size: NetworkSize) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(size.dim, bias=False)
-        self.enter = nn.Linear(size.dim, 2 * size.inner, bias=False)
+        self.enter = Linear(size.dim, 2 * size.inner, bias=False)
         self.inner_norm = nn.LayerNorm(size.inner, bias=False)
-        self.leave = nn.Linear(size.inner, size.dim, bias=False)
+        self.leave = Linear(size.inner, size.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the update of (B, n, dim)."""

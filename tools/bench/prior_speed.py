@@ -11,13 +11,14 @@ ratio compares runs made back to back. Exits 1 when a bar is missed.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,19 @@ class Bench(Table):
 
         Work of many seconds needs no warming up: what its first call adds is lost in it.
         """
-        own()
-        if warm:
-            theirs()
-        pairs = [(cpu_seconds(theirs), cpu_seconds(own)) for _ in range(self.repeats)]
-        return statistics.median(a / b for a, b in pairs), min(b for _, b in pairs)
+        return self.ratios(theirs, [own], warm)[0]
+
+    def ratios(
+        self, theirs: Callable[[], object], own: Sequence[Callable[[], object]], warm: bool = True
+    ) -> list[tuple[float, float]]:
+        """Return the same for several of ours, each beside the same runs of theirs."""
+        for work in (*own, theirs) if warm else own:
+            work()
+        rounds = [(cpu_seconds(theirs), [cpu_seconds(work) for work in own]) for _ in range(self.repeats)]
+        return [
+            (statistics.median(peer / ours[i] for peer, ours in rounds), min(ours[i] for _, ours in rounds))
+            for i in range(len(own))
+        ]
 
 
 def pairs(count: int, dim: int, seed: int) -> PairArrays:
@@ -108,8 +117,15 @@ def peer(max_text_len: int) -> Any:
     )
 
 
-def against(bench: Bench, learner: Learner, prior: Prior, max_text_len: int, bars: tuple[float, float]) -> None:
-    """Rows of training and sampling against the peer with this prefix."""
+Bars = tuple[float | None, float | None]
+"""Of training and of sampling."""
+
+
+def against(
+    bench: Bench, learners: Mapping[str, Learner], priors: Mapping[str, Prior], max_text_len: int,
+    bars: Mapping[str, Bars],
+) -> None:  # fmt: skip
+    """Rows of training and sampling against the peer with this prefix, ours by precision, the peer's in fp32."""
     theirs, tokens = peer(max_text_len), max_text_len + 4
     count = sum(p.numel() for p in theirs.net.parameters())
     label = f"{tokens} tokens, {count / 1e6:.1f} M"
@@ -123,7 +139,7 @@ def against(bench: Bench, learner: Learner, prior: Prior, max_text_len: int, bar
         theirs.zero_grad(set_to_none=True)
         theirs(text_embed=condition, image_embed=target.clone()).backward()
 
-    def own_gradients() -> None:
+    def own_gradients(learner: Learner) -> None:
         learner.network.zero_grad(set_to_none=True)
         learner.losses(0)["l2"].backward()
 
@@ -131,12 +147,13 @@ def against(bench: Bench, learner: Learner, prior: Prior, max_text_len: int, bar
         for _ in range(their_steps):
             theirs.p_sample(target, clock, text_cond={"text_embed": condition})
 
-    least_training, least_sampling = bars
     theirs.train()
-    learner.network.train()
-    faster, own = bench.ratio(gradients, own_gradients, warm=not long)
-    bench.hold(f"training, loss and gradients: peer ({label}) over ours", faster, "x", least=least_training)
-    bench.hold("  ours", own, "s")
+    for learner in learners.values():
+        learner.network.train()
+    own = [functools.partial(own_gradients, learner) for learner in learners.values()]
+    for name, (faster, seconds) in zip(learners, bench.ratios(gradients, own, warm=not long), strict=True):
+        bench.hold(f"training, loss and gradients: peer ({label}) over ours, {name}", faster, "x", least=bars[name][0])
+        bench.hold(f"  ours, {name}", seconds, "s")
     if not bench.quick:
         optimiser = torch.optim.AdamW(theirs.net.parameters(), lr=1e-5, fused=True)
         average = AveragedModel(theirs.net, multi_avg_fn=ema_update(0.99))
@@ -147,15 +164,24 @@ def against(bench: Bench, learner: Learner, prior: Prior, max_text_len: int, bar
             optimiser.step()
             average.update_parameters(theirs.net)
 
-        faster, _ = bench.ratio(whole_step, lambda: learner.learn(0), warm=not long)
-        bench.hold("  with clipping, AdamW and EMA on both sides", faster, "x")
+        steps = [functools.partial(learner.learn, 0) for learner in learners.values()]
+        for name, (faster, _) in zip(learners, bench.ratios(whole_step, steps, warm=not long), strict=True):
+            bench.hold(f"  with clipping, AdamW and EMA on both sides, {name}", faster, "x")
     theirs.eval()
-    learner.network.eval()
+    for learner in learners.values():
+        learner.network.eval()
     embeddings = condition.numpy()
-    faster, own = bench.ratio(sample, lambda: prior.sample(embeddings, 1, "ddpm_small", our_steps), warm=not long)
-    faster *= our_steps / their_steps
-    bench.hold(f"{STEPS}-step sampling: peer ({label}) over ours", faster, "x", least=least_sampling)
-    bench.hold(f"  ours, {STEPS} steps", own / our_steps * STEPS, "s")
+    own = [functools.partial(prior.sample, embeddings, 1, "ddpm_small", our_steps) for prior in priors.values()]
+    for name, (faster, seconds) in zip(priors, bench.ratios(sample, own, warm=not long), strict=True):
+        faster *= our_steps / their_steps
+        bench.hold(f"{STEPS}-step sampling: peer ({label}) over ours, {name}", faster, "x", least=bars[name][1])
+        bench.hold(f"  ours, {name}, {STEPS} steps", seconds / our_steps * STEPS, "s")
+
+
+def processor() -> str:
+    """Return what the processor says of itself; empty where it says nothing."""
+    described = Path("/proc/cpuinfo")
+    return described.read_text() if described.exists() else ""
 
 
 def alone(bench: Bench, prior: Prior) -> None:
@@ -168,15 +194,21 @@ def alone(bench: Bench, prior: Prior) -> None:
     bench.hold("64 samples of one case over 64 cases x 1", cost, "x", most=1.3)
     # Rows of matrix products a case: three a step (time, target, query) and one for the condition, but for the last
     # block, which does the query's alone (and of the condition next to nothing).
+    # The ceiling is the better of the two libraries that PyTorch multiplies with: MKL and oneDNN.
     inputs, weights = torch.randn(3 * 64, DIM), torch.randn(4096, DIM)
-    product = min(cpu_seconds(lambda: [F.linear(inputs, weights) for _ in range(20)]) for _ in range(3)) / 20
-    ceiling = 2 * inputs.numel() * 4096 / product / 1e9
+    libraries = {"MKL": inputs} | ({"oneDNN": inputs.to_mkldnn()} if torch.backends.mkldnn.is_available() else {})
+    speeds = {}
+    with torch.inference_mode():
+        for name, rows in libraries.items():
+            product = [cpu_seconds(lambda rows=rows: [F.linear(rows, weights) for _ in range(20)]) for _ in range(5)]
+            speeds[name] = 2 * inputs.numel() * 4096 / (min(product) / 20) / 1e9
+            bench.hold(f"fp32 matrix products of this size, {name}", speeds[name], "GFLOP/s")
+    ceiling = max(speeds.values())
     matrices = sum(p.numel() for p in prior.network.blocks.parameters() if p.ndim == 2)
     last = 1 / len(prior.network.blocks)
-    rows = steps * (3 - 2 * last) + 1 - last
-    bench.hold("ceiling: GFLOP/s of fp32 matrix products of this size", ceiling, "GFLOP/s")
-    bench.hold("  ours, sampling 64 cases", 2 * 64 * rows * matrices / own / 1e9 / ceiling, "of it")
-    units = "amx_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+    row_count = steps * (3 - 2 * last) + 1 - last
+    bench.hold("  ours, sampling 64 cases", 2 * 64 * row_count * matrices / own / 1e9 / ceiling, "of the better")
+    units = "amx_bf16" in processor()
     if bench.quick and not units:
         return
     half = prior.to("cpu", torch.bfloat16)
@@ -229,17 +261,23 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     bench = Bench(32, 2, quick=True) if args.quick else Bench(64, 5, quick=False)
-    config = PriorConfig(training=TrainingConfig(batch=bench.batch))
     train = pairs(256, DIM, 0)
-    prior = initial_prior(train, train, config, None)
-    learner = Learner(prior, train, Accelerator(cpu=True), None, None)
+    learners = dict[str, Learner]()
+    for precision in ("fp32", "bf16"):
+        config = PriorConfig(training=TrainingConfig(batch=bench.batch, precision=precision))
+        prior = initial_prior(train, train, config, None)
+        learners[precision] = Learner(prior, train, Accelerator(cpu=True), None, None)
+    priors = {"fp32": prior, "bf16": prior.to("cpu", torch.bfloat16)}
+    # Where the processor has no product of bf16 numbers, they are no gain, and held to nothing.
+    half = any(unit in processor() for unit in ("avx512_bf16", "amx_bf16"))
+    bars: dict[str, Bars] = {"fp32": (35.0, 35.0), "bf16": (60.0, 60.0) if half else (None, None)}
     print(f"batch {bench.batch}, {args.threads} thread(s), ours {prior.network.parameter_count() / 1e6:.1f} M, torch "
           f"{torch.__version__}")  # fmt: skip
-    against(bench, learner, prior, 0, (1.0, 1.4))
+    against(bench, learners, priors, 0, {"fp32": (1.0, 1.4), "bf16": (None, None)})
     alone(bench, prior)
     same_answer(bench)
     bench.repeats = 1 if args.quick else 2
-    against(bench, learner, prior, 77, (20.0, 20.0))
+    against(bench, learners, priors, 77, bars)
     return bench.finish(args.json, torch=torch.__version__, batch=bench.batch)
 
 
