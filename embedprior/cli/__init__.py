@@ -40,6 +40,7 @@ COMMANDS = {
     "generate": ("generate:generate", "draw CT-like embeddings from a radiograph cache, and measure their quality"),
     "study plan": ("study:plan", "freeze a study: every fit, its cost, the difference each hypothesis could show"),
     "study run": ("study:run", "compare methods on the same held-out cases of a cohort"),
+    "compare": ("compare:compare", "how two runs differ: settings, cases, code, scores, verdicts"),
     "bundle": (
         "deploy:bundle",
         "the X-ray-only model of a study as one folder, with its card",
