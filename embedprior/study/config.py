@@ -255,6 +255,7 @@ class StudyConfig(Config):
         balance: of the labelled training cases, the same for every method.
         prior: training and sampling of the prior methods.
         label_fraction: share of the training (and validation) patients whose labels are known.
+        cxr_label_fraction: the same for the labels of their radiographs alone; CTs and DRRs keep ``label_fraction``.
         pair_fraction: share of the training patients whose CT is known; methods that use CT train on these.
         methods: methods with settings of their own, by their name in this study.
         designs: sets of held-out cases.
@@ -293,6 +294,7 @@ class StudyConfig(Config):
     balance: Balance = "none"
     prior: PriorChoice = PriorChoice()
     label_fraction: float = Field(default=1.0, ge=0.01, le=1)
+    cxr_label_fraction: float | None = Field(default=None, ge=0.01, le=1)
     pair_fraction: float = Field(default=1.0, gt=0, le=1)
     methods: dict[str, MethodConfig] = Field(default_factory=dict)
     designs: tuple[Design, ...] = Field(min_length=1)

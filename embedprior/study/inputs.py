@@ -302,8 +302,11 @@ def fold_data(inputs: StudyInputs, design: Design, one: Fold) -> FoldData:
         if outside
         else cases_of(parts["test"], inputs.caches, paired)
     )
-    known = _patients_with_labels(inputs, one, set(targets["patient_id"]))
-    train, val = (_only_labels(cases[part], known) for part in ("train", "val"))
+    share = config.label_fraction if config.cxr_label_fraction is None else config.cxr_label_fraction
+    with_target = set(targets["patient_id"])
+    known = _patients_with_labels(inputs, one, with_target, config.label_fraction)
+    known_cxr = _patients_with_labels(inputs, one, with_target, share)
+    train, val = (_only_labels(cases[part], known_cxr, known) for part in ("train", "val"))
     target = Stage(train, val)
     pretraining = _pretraining(inputs, design, one, known) if paired else ()
     kept_pairs = target
@@ -315,7 +318,7 @@ def fold_data(inputs: StudyInputs, design: Design, one: Fold) -> FoldData:
         teacher = _teacher_data(inputs, design, one, known)
     scored = {part: cases[part] for part in ("val", "test") if len(cases[part])}
     counts = _counts(parts)
-    if config.label_fraction < 1:
+    if min(config.label_fraction, share) < 1:
         counts |= {"train_images_labelled": int(train.known.sum())}
     if config.pair_fraction < 1:
         counts |= {"train_pairs": len(kept_pairs.train)}
@@ -375,7 +378,7 @@ def _pretraining(inputs: StudyInputs, design: Design, one: Fold, known: set[str]
     in_val = group.isin(one.groups("val")).to_numpy()
     in_train = _may_train(design, one, group)
     caches = replace(inputs.caches, pixels=None, tokens=None)
-    train, val = (_only_labels(cases_of(frame[rows], caches, True, "drr"), known) for rows in (in_train, in_val))
+    train, val = (_only_labels(cases_of(frame[rows], caches, True, "drr"), known, known) for rows in (in_train, in_val))
     return (Stage(train, val),) if len(train) else ()
 
 
@@ -399,14 +402,14 @@ def _teacher_data(inputs: StudyInputs, design: Design, one: Fold, known: set[str
     )  # fmt: skip
 
 
-def _patients_with_labels(inputs: StudyInputs, one: Fold, with_target: set[str]) -> set[str] | None:
-    """Patients whose labels are known in this fold; None = everyone's.
+def _patients_with_labels(inputs: StudyInputs, one: Fold, with_target: set[str], share: float) -> set[str] | None:
+    """A share of patients whose labels are known in this fold; None = everyone's.
 
     The share is taken of those who choose, of those who train with an X-ray, and of all others (CT only, DRR), each
     for itself: else the few X-rays with a label might all be of one class.
     """
     config, exams = inputs.config, inputs.cohort.exams
-    if config.label_fraction == 1:
+    if share == 1:
         return None
     held, val = one.groups("test"), one.groups("val")
     highest = patient_labels(exams, inputs.cohort.labels(config.label))
@@ -417,17 +420,18 @@ def _patients_with_labels(inputs: StudyInputs, one: Fold, with_target: set[str])
         {p: v for p, v in highest.items() if group_of[p] not in held | val and p in with_target},
         {p: v for p, v in highest.items() if group_of[p] not in held | val and p not in with_target},
     ):
-        known |= with_labels(part, config.label_fraction, config.seed)
+        known |= with_labels(part, share, config.seed)
     return known
 
 
-def _only_labels(cases: Cases, known: set[str] | None) -> Cases:
-    if known is None:
-        return cases
-    hidden = np.array([p not in known for p in cases.patient_ids], dtype=bool)
-    return replace(
-        cases, label=np.where(hidden, np.nan, cases.label), ct_label=np.where(hidden, np.nan, cases.ct_label)
-    )
+def _only_labels(cases: Cases, known_cxr: set[str] | None, known_ct: set[str] | None) -> Cases:
+    """Hide the labels of the X-ray (or DRR) and of the CT of all other patients."""
+
+    def kept(labels: Float[np.ndarray, " cases"], known: set[str] | None) -> Float[np.ndarray, " cases"]:
+        hidden = np.array([known is not None and p not in known for p in cases.patient_ids], dtype=bool)
+        return np.where(hidden, np.nan, labels)
+
+    return replace(cases, label=kept(cases.label, known_cxr), ct_label=kept(cases.ct_label, known_ct))
 
 
 def _counts(parts: dict[str, pd.DataFrame]) -> dict[str, int]:

@@ -308,6 +308,25 @@ def test_shares_of_labels_and_pairs_are_taken_from_training_alone_and_nested(run
     assert "| label_fraction | pair_fraction | cxr-only |" in (out / "summary.md").read_text()
 
 
+def test_labels_of_radiographs_can_be_rarer_than_those_of_cts(run):
+    sweep = {"cxr_label_fraction": [0.1, 1.0]}
+    design = {"name": "kfold", "split": "kfold", "folds": 3, "methods": ["cxr-only", "ct-only", "direct-head"]}
+    code, out = run(sweep=sweep, hypotheses=[], designs=[design | {"reference": "cxr-only"}])
+    assert code == 0
+    support = pd.read_csv(out / "support.csv").set_index(["design", "fold"])
+    few, every = (support.loc[f"kfold@cxr_label_fraction={share}"] for share in ("0.1", "1"))
+    train = few["train_images_pos"] + few["train_images_neg"]
+    assert (few["train_images_labelled"] < 0.3 * train).all()
+    for column in ("teacher_ct_pos", "teacher_ct_neg", "teacher_patients", "train_images_pos"):
+        pd.testing.assert_series_equal(few[column], every[column])
+    table = pd.read_csv(out / "predictions.csv")
+    wide = table.pivot_table(index=["method", "seed", "exam_id", "split"], columns="design", values="score")
+    moved = (wide.iloc[:, 0] - wide.iloc[:, 1]).abs().groupby("method").max()
+    # Only the method that is trained on labels of radiographs notices.
+    assert moved["ct-only"] == 0
+    assert moved["cxr-only"] > 0.01
+
+
 def test_sweep_adjusts_over_all_its_settings_together(run):
     code, out = run(sweep={"fit.hidden": [4, 8], "fit.lr": [0.001, 0.01]})
     assert code == 0
