@@ -13,7 +13,7 @@ import pandas as pd
 from embedprior.config import load_config, parse_config
 from embedprior.errors import BadInput
 from embedprior.report.study_report import build_study_report, failure_records, write_results, write_tables
-from embedprior.runs import Run
+from embedprior.runs import Run, claimed
 from embedprior.study.config import StudyConfig
 from embedprior.study.plan import freeze, make_plan
 from embedprior.study.run import StudyResult, read_study
@@ -119,8 +119,9 @@ def run_study(
         raise BadInput(f"workers counts processes and starts at 1; got {workers}.")
     study = read_study(settings, data, splits)
     plan = make_plan(settings, study, out)
-    freeze(plan, study, out)
-    run = Run(out, "study run", settings, settings.seed, {**plan["inputs"], "plan": plan["hash"]})
+    with claimed(out):
+        freeze(plan, study, out)
+        run = Run(out, "study run", settings, settings.seed, {**plan["inputs"], "plan": plan["hash"]})
     return report_study(settings, fit_and_score(study, out, run.stage, workers), run)
 
 

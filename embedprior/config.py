@@ -110,9 +110,46 @@ def _shown(value: Any) -> str:
 
 def _yaml(word: str) -> Any:
     try:
-        return yaml.safe_load(word)
+        return safe_yaml(word)
     except yaml.YAMLError:
         return word
+
+
+MAX_YAML_DEPTH, MAX_YAML_NODES = 32, 100_000
+"""Of one document: lists and mappings inside each other, and values once every alias is written out."""
+
+
+def safe_yaml(text: str) -> Any:
+    """Return what a YAML text holds; no tag runs code, and neither depth nor aliases make it larger than its reader.
+
+    Raises:
+        yaml.YAMLError: not YAML, nested deeper than ``MAX_YAML_DEPTH``, or aliases that stand for more than
+            ``MAX_YAML_NODES`` values.
+
+    Example:
+        >>> safe_yaml("a: &x [1, 2]\\nb: *x")
+        {'a': [1, 2], 'b': [1, 2]}
+    """
+    # the parser yields events without recursion; only what is found small enough is built
+    sizes: dict[str, int] = {}
+    open_nodes: list[list[Any]] = [["", 0]]
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
+            open_nodes.append([event.anchor, 1])
+        elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
+            anchor, count = open_nodes.pop()
+            sizes |= {anchor: count} if anchor else {}
+            open_nodes[-1][1] += count
+        elif isinstance(event, yaml.AliasEvent):
+            open_nodes[-1][1] += sizes.get(str(event.anchor), 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            sizes |= {event.anchor: 1} if event.anchor else {}
+            open_nodes[-1][1] += 1
+        if len(open_nodes) > MAX_YAML_DEPTH + 1:
+            raise yaml.YAMLError(f"it is nested more than {MAX_YAML_DEPTH} deep")
+        if open_nodes[-1][1] > MAX_YAML_NODES:
+            raise yaml.YAMLError(f"with its aliases written out it holds more than {MAX_YAML_NODES:,} values")
+    return yaml.safe_load(text)
 
 
 class Config(BaseModel):
@@ -143,7 +180,11 @@ def load_config(model: type[C], name_or_path: str, folder: str, overrides: dict[
     """
     path = _find_config(name_or_path, folder)
     try:
-        data = yaml.safe_load(path.read_text()) or {}
+        data = safe_yaml(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise BadInput(f"{path} can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 text. Next: save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def read_pieces(path: Path, required: Sequence[str], rows: int | None) -> Iterat
         text = [name for name in header if name in _TEXT or str(name).endswith("_exam_id")]
         require_columns(pd.DataFrame(columns=header), required, str(path))
         read = pd.read_csv(path, dtype=dict.fromkeys(text, str), chunksize=rows)
-        yield from [read] if isinstance(read, pd.DataFrame) else read
+        yield from map(from_spreadsheet, [read] if isinstance(read, pd.DataFrame) else read)
     except (ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
         raise BadInput(f"{path} can't be read as CSV: {error}") from error
 
@@ -207,8 +208,55 @@ def fold_parts(splits: pd.DataFrame, design: str | None, resample: int, fold: in
 
 def write_table(frame: pd.DataFrame, path: Path | str) -> None:
     """Write a table as CSV, atomically, with floats in full precision."""
-    path = Path(path)
-    write_text(path, frame.to_csv(index=False, float_format="%.10g"))
+    write_text(Path(path), spreadsheet_safe(frame).to_csv(index=False, float_format="%.10g"))
+
+
+_FORMULA_RE = re.compile(r"'*[=+\-@\t\r]")
+
+
+def spreadsheet_safe(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose texts no spreadsheet takes for a formula: those that begin like one get a ``'`` in front.
+
+    ``read_table`` takes it off again. Numbers stay as they are, negative ones too.
+
+    Example:
+        >>> spreadsheet_safe(pd.DataFrame({"method": ["=cmd()", "prior"], "delta": ["-0.1", "+3"]})).values.tolist()
+        [["'=cmd()", '-0.1'], ['prior', '+3']]
+    """
+
+    def safe(text: object) -> object:
+        return f"'{text}" if isinstance(text, str) and _FORMULA_RE.match(text) and not _is_number(text) else text
+
+    return _with_texts(frame, safe)
+
+
+def from_spreadsheet(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table without the ``'`` that ``spreadsheet_safe`` put before texts."""
+
+    def plain(text: object) -> object:
+        return text[1:] if isinstance(text, str) and text[:1] == "'" and _FORMULA_RE.match(text) else text
+
+    return _with_texts(frame, plain)
+
+
+def _with_texts(frame: pd.DataFrame, change: Callable[[object], object]) -> pd.DataFrame:
+    """Return a table with a function applied to its texts; columns that it leaves alone stay the same objects."""
+    changed = {}
+    for name in frame.columns:
+        column = frame[name]
+        if not pd.api.types.is_numeric_dtype(column):
+            new = [change(value) for value in column]
+            if any(one is not other for one, other in zip(new, column, strict=True)):
+                changed[name] = pd.Series(new, index=column.index, dtype=object)
+    return frame.assign(**changed) if changed else frame
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _refuse(

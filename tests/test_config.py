@@ -94,3 +94,36 @@ def test_a_former_key_is_answered_with_its_present_name() -> None:
     with pytest.raises(BadInput) as caught:
         parse_config(Holder, {"train": {"old_rate": 1.0}}, "a file")
     assert str(caught.value) == "a file: 'train.old_rate' is now called 'learning_rate'"
+
+
+def read(tmp_path: Path, content: bytes) -> str:
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(BadInput) as refused:
+        load_config(Outer, str(tmp_path / "c.yaml"), "study")
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_yaml_that_is_not_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
+    assert "is not UTF-8 text" in read(tmp_path, "name: é".encode("utf-16"))
+
+
+def test_yaml_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    assert "nested more than 32 deep" in read(tmp_path, b"name: " + b"[" * 5000 + b"]" * 5000)
+    assert load_config(Outer, str(written(tmp_path, b"name: x # " + b"[" * 500)), "study").name == "x"
+
+
+def test_aliases_that_stand_for_too_many_values_are_refused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]  # 10⁹ values
+    assert "holds more than 100,000 values" in read(tmp_path, "\n".join(lines).encode())
+
+
+def test_an_alias_may_be_used(tmp_path: Path) -> None:
+    content = b"train: &t {steps: 3}\nname: &n x\n"
+    assert load_config(Outer, str(written(tmp_path, content)), "study").train.steps == 3
+
+
+def written(tmp_path: Path, content: bytes) -> Path:
+    (tmp_path / "c.yaml").write_bytes(content)
+    return tmp_path / "c.yaml"

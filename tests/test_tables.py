@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from embedprior.errors import BadInput
-from embedprior.tables import EXAM_REQUIRED, check_exams, check_pairs, check_splits, label_columns, read_table
+from embedprior.evidence.reading import read_predictions
+from embedprior.tables import (
+    EXAM_REQUIRED,
+    check_exams,
+    check_pairs,
+    check_splits,
+    label_columns,
+    read_table,
+    write_table,
+)
 
 
 def exams() -> pd.DataFrame:
@@ -111,3 +122,29 @@ def test_patient_without_a_row_is_refused() -> None:
     table = splits([("a", "a", 0, "test"), ("b", "b", 0, "train")])
     with pytest.raises(BadInput, match="1 patients of the cohort have no row: c"):
         check_splits(table, "splits.csv", patients=["a", "b", "c"])
+
+
+FORMULAS = ["=cmd()", "+1+1", "-x", "@SUM(A1)", "\tx", "'=x", "''@y"]
+
+
+def test_no_text_of_a_written_table_is_a_formula_and_all_come_back(tmp_path: Path) -> None:
+    plain = ["'quoted'", "a-b", "e=1", "-0.1", "+3", "-inf", ""]
+    table = pd.DataFrame({"exam_id": [*FORMULAS, *plain], "score": np.linspace(-1, 1, 14)})
+    write_table(table, tmp_path / "t.csv")
+    cells = list(csv.reader((tmp_path / "t.csv").open(newline="")))[1:]
+    assert [one for one, _ in cells] == [*(f"'{text}" for text in FORMULAS), *plain]
+    assert [float(score) for _, score in cells] == pytest.approx(table["score"].tolist(), abs=1e-9)
+    back = read_table(tmp_path / "t.csv", ("exam_id",))
+    assert back["exam_id"].fillna("").tolist() == table["exam_id"].tolist()
+
+
+def test_an_evaluation_reads_the_names_as_they_were(tmp_path: Path) -> None:
+    methods = ["=cmd|' /C calc'!A0", "cxr-only"]
+    rows = [(f"=x{i}", f"-p{i}", i % 2, m, 0.5, 0, 0, "test") for i in range(4) for m in methods]
+    columns = ["exam_id", "patient_id", "label", "method", "score", "fold", "seed", "split"]
+    write_table(pd.DataFrame(rows, columns=columns), tmp_path / "p.csv")
+    assert "\n=" not in (tmp_path / "p.csv").read_text()
+    found = read_predictions(tmp_path / "p.csv")
+    assert found["exam_id"].tolist() == [row[0] for row in rows]
+    assert found["patient_id"].tolist() == [row[1] for row in rows]
+    assert found["method"].astype(str).tolist() == [row[3] for row in rows]

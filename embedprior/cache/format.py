@@ -183,7 +183,10 @@ def read_pointer(out: Path) -> tuple[Path, str] | None:
     pointer = out / CURRENT
     if not pointer.is_file():
         return None
-    lines = [*pointer.read_text(encoding="utf-8").splitlines(), "", ""]
+    try:
+        lines = [*pointer.read_text(encoding="utf-8").splitlines(), "", ""]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{pointer} is no text that names a cache. Next: name the cache's own folder") from error
     return out / lines[0].strip(), lines[1].strip()
 
 

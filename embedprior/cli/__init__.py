@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 import click
 from click.exceptions import Exit
@@ -151,12 +153,42 @@ def main(argv: Sequence[str]) -> int:
         return _refuse(f"{' '.join(error.format_message().split())} Next: {path} --help", 2)
     except EmbedpriorError as error:
         return _refuse(str(error), error.exit_code)
+    except (BrokenPipeError, KeyboardInterrupt):
+        raise
+    except OSError as error:
+        return _refuse(_of_the_system(error), 1)
+    except ModuleNotFoundError as error:
+        return _refuse(_of_a_missing_package(error), 1)
     except ValueError as error:
         from embedprior.evidence.errors import EvidenceError
 
         if not isinstance(error, EvidenceError):
             raise
         return _refuse(str(error), 2)
+    finally:
+        if not isinstance(sys.exception(), KeyboardInterrupt):
+            _mark("failed")  # a run that was finished is not marked
+
+
+def _of_the_system(error: OSError) -> str:
+    """Return an error of the operating system in words, with the file it was about."""
+    from embedprior.runs import is_full
+
+    named = f" ({error.filename})" if error.filename is not None else ""
+    fix = "make room and run the same command again" if is_full(error) else "see that it can be read and written"
+    return f"{error.strerror or error}{named}. What was finished is kept. Next: {fix}"
+
+
+def _of_a_missing_package(error: ModuleNotFoundError) -> str:
+    """Return what to do about a package that can't be imported.
+
+    Raises:
+        ModuleNotFoundError: a module of embedprior itself: that is a fault of its own.
+    """
+    name = (error.name or "").partition(".")[0]
+    if name in ("", "embedprior"):
+        raise error
+    return f"'{name}' can't be imported: this command needs it. Next: pip install {name}; embedprior doctor"
 
 
 def _refuse(message: str, exit_code: int) -> int:
@@ -173,6 +205,9 @@ def _refuse(message: str, exit_code: int) -> int:
 def entry() -> None:
     """Console-script entry point. A reader that closes the pipe early (``| head``) ends it without a word."""
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal without these signs shows plain ones, and ends no run
+            stream.reconfigure(errors="plain")
     try:
         if COMPLETE in os.environ:
             Commands().main(prog_name="embedprior", complete_var=COMPLETE)
@@ -184,8 +219,22 @@ def entry() -> None:
     except KeyboardInterrupt as stop:
         print("\nstopped. What was finished is kept. Next: run the same command again.", file=sys.stderr)
         code = 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
-        _mark_stopped()
+        _mark("stopped")
     sys.exit(code)
+
+
+PLAIN = {"×": "x", "−": "-", "–": "-", "—": "-", "Δ": "delta ", "≥": ">=", "≤": "<=", "±": "+-", "→": "->", "…": "...",
+         "·": "*", "∞": "inf", "’": "'", "β": "beta", "α": "alpha", "σ": "sigma", "ε": "epsilon"}  # fmt: skip
+"""Signs of the reports → what a terminal that can't show them is given."""
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(PLAIN.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("plain", _plain)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -196,8 +245,8 @@ def _terminate(number: int, frame: object) -> None:
     raise _Terminated
 
 
-def _mark_stopped() -> None:
+def _mark(status: str) -> None:
     if "embedprior.runs.run" in sys.modules:  # else no run was begun
         from embedprior.runs.run import stop_unfinished_runs
 
-        stop_unfinished_runs()
+        stop_unfinished_runs(status)

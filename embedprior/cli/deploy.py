@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click import argument, option
 
-from embedprior.cli.options import COUNT, PATH, command
+from embedprior.cli.options import COUNT, DEVICE, PATH, command
 
 
 @command(epilog="The study must have kept its models: 'keep: last' or 'keep: all' in its configuration.")
@@ -41,7 +41,7 @@ def bundle(study: Path, method: str, out: Path, **chosen: Any) -> int:
 @option("--out", type=PATH, metavar="FILE", help="write here, batch after batch; images in it already are kept (csv "
         "only) [default: standard output]")  # fmt: skip
 @option("--weights", type=PATH, metavar="PATH", help="local weights of the encoder")
-@option("--device", metavar="NAME", help="of encoders that take one: cpu, cuda")
+@option("--device", type=DEVICE, metavar="NAME", help="of encoders that take one: cpu, cuda")
 @option("--batch-size", type=COUNT, default=64, metavar="N", help="images read together")
 @option("--limit", type=COUNT, metavar="N", help="only the first N images")
 def predict(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click import option
 
-from embedprior.cli.options import COUNT, PATH, AtLeast, command, recorded
+from embedprior.cli.options import COUNT, DEVICE, PATH, AtLeast, command, recorded
 from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @option("--shard-exams", type=COUNT, metavar="N", help="exams a shard, the most that a kill loses and what "
         "processes share out [default: 512; 64 with --tokens]")  # fmt: skip
 @option("--limit", type=COUNT, metavar="N", help="only the first N exams")
-@option("--device", metavar="NAME", help="of encoders that take one: cpu, cuda [default: their own]")
+@option("--device", type=DEVICE, metavar="NAME", help="of encoders that take one: cpu, cuda [default: their own]")
 @option("--processes", type=COUNT, metavar="N", help="refuse to start unless there are just so many")
 @option("--dry-run", is_flag=True, help="print what would be done (exams, bytes, minutes), and stop")
 def embed(**given: Any) -> int:
@@ -73,7 +73,7 @@ def embed(**given: Any) -> int:
     run = None
     if processes.is_main:
         inputs = {"cohort": hash_file(cohort), "encoder weights": encoder.spec.weights_sha256}
-        run = Run(out, "embed", recorded(given), 0, inputs)
+        run = Run(out, "embed", recorded(given), 0, inputs, shared=True)
         run.keep(location.folder)
     filled = fill_cache(
         exams, cohort.parent, encoder, out, given["batch_size"], tokens=tokens, dtype=dtype,

@@ -8,7 +8,7 @@ from typing import Any
 
 from click import option
 
-from embedprior.cli.options import COUNT, DRY_RUN, PATH
+from embedprior.cli.options import COUNT, DEVICE, DRY_RUN, PATH
 from embedprior.cli.settings import settings_command
 from embedprior.errors import DONE, BadInput
 from embedprior.prior.config import GenerateConfig
@@ -25,7 +25,7 @@ from embedprior.prior.config import GenerateConfig
 @option("--pairs", type=PATH, metavar="FILE", help="pair table, for the quality report")
 @option("--splits", type=PATH, metavar="FILE", help="split table: the quality report covers one part of it alone")
 @option("--part", default="test", help="that part")
-@option("--device", default="cpu", help="cpu or cuda")
+@option("--device", type=DEVICE, default="cpu", help="cpu or cuda")
 @option("--limit", type=COUNT, metavar="N", help="draw for the first N exams only")
 @option("--dry-run", is_flag=True, help=DRY_RUN)
 def generate(config: GenerateConfig, **common: Any) -> int:
@@ -50,7 +50,7 @@ def generate(config: GenerateConfig, **common: Any) -> int:
         refuse_head,
         refuse_reference,
     )
-    from embedprior.runs import Run, hash_file, hash_of
+    from embedprior.runs import Run, claimed, hash_file, hash_of
     from embedprior.tables import write_table
 
     prior = Prior.load(common["prior"], common["device"])
@@ -76,7 +76,7 @@ def generate(config: GenerateConfig, **common: Any) -> int:
         with fit_threads(prior):
             print(plan_text(prior, cache, ids, config))
         return DONE
-    with fit_threads(prior):
+    with claimed(out), fit_threads(prior):
         made = draw(prior, common["prior"], cache, ids, config, out, head, head_hash)
         run = Run(out, "generate", config, config.seed, inputs)
         run.stage("embeddings", exams=len(ids), drawn=made.drawn)

@@ -39,6 +39,32 @@ class AtLeast(click.ParamType[int]):
 COUNT = AtLeast(1)
 
 
+class Device(click.ParamType[str]):
+    """A device of torch that is there; torch is imported for no other than ``cpu``."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return its name.
+
+        Raises:
+            BadInput: no such device, or torch sees no GPU.
+        """
+        if value != "cpu":
+            import torch
+
+            try:
+                kind = torch.device(str(value)).type
+            except RuntimeError as error:
+                raise BadInput(f"--device {value}. Allowed: cpu, cuda, cuda:0 and so on.") from error
+            if kind == "cuda" and not torch.cuda.is_available():
+                raise BadInput(f"--device {value}: torch sees no GPU. Allowed: cpu. Next: embedprior doctor")
+        return str(value)
+
+
+DEVICE = Device()
+
+
 class Command(click.Command):
     """A command whose errors are one line: what was given, the nearest match, and the next command.
 

@@ -47,13 +47,16 @@ def plan(config: StudyConfig, data: Path, out: Path, splits: Path | None, worker
     from embedprior.study.plan import freeze, make_plan, plan_text
 
     frozen = make_plan(config, study, out)
-    freeze(frozen, study, out)
-    if time_fits:
-        from embedprior.study.run import measure_jobs
+    from embedprior.runs import claimed
 
-        for line in measure_jobs(study, out):
-            print(line, file=sys.stderr)
-        frozen = make_plan(config, study, out)
+    with claimed(out):
+        freeze(frozen, study, out)
+        if time_fits:
+            from embedprior.study.run import measure_jobs
+
+            for line in measure_jobs(study, out):
+                print(line, file=sys.stderr)
+            frozen = make_plan(config, study, out)
     print(plan_text(frozen, workers))
     print(f"written: {out / 'plan.json'}, {out / 'cohort' / 'splits.csv'}", file=sys.stderr)
     return DONE
@@ -83,13 +86,14 @@ def run(config: StudyConfig, data: Path, out: Path, splits: Path | None, workers
                 print(f"{len(needed)} images to embed with {config.encoder.name} ({size / 1e6:.1f} MB)")
         print(plan_text(frozen, workers))
         return DONE
-    from embedprior.runs import Run
+    from embedprior.runs import Run, claimed
 
-    leads = os.environ.get("RANK", "0") == "0"
-    if leads:
-        freeze(frozen, study, out)
     inputs = {**frozen["inputs"], "plan": frozen["hash"]}
-    record = Run(out, "study run", config, config.seed, inputs) if leads else None
+    record = None
+    if os.environ.get("RANK", "0") == "0":
+        with claimed(out):
+            freeze(frozen, study, out)
+            record = Run(out, "study run", config, config.seed, inputs)
     result = run_study(study, out, record.stage if record else _nothing, workers)
     if record is None:
         return DONE

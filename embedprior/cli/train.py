@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from click import option
 
+from embedprior.cli.options import DEVICE
 from embedprior.cli.settings import settings_command
 from embedprior.errors import DONE, BadInput, EmbedpriorError
 from embedprior.prior.config import TrainPriorConfig
@@ -16,7 +18,7 @@ from embedprior.teachers.config import TrainTeacherConfig
 
 
 @settings_command(TrainTeacherConfig, "teacher", "demo")
-@option("--device", default="cpu", help="where a sequence model is trained: cpu or cuda")
+@option("--device", type=DEVICE, default="cpu", help="where a sequence model is trained: cpu or cuda")
 def teacher(config: TrainTeacherConfig, device: str) -> int:
     """Train one teacher; return the exit code. Everything that can be refused is refused before a file is written.
 
@@ -72,7 +74,8 @@ def prior(config: TrainPriorConfig) -> int:
 
     train, val, inputs = read_pairs(config)
     from embedprior.prior.trainer import train_prior
-    from embedprior.runs import canonical, hash_of, versions, write_json
+    from embedprior.runs import canonical, claimed, hash_of, versions, write_json
+    from embedprior.runs.integrity import with_checksum
     from embedprior.teachers.teacher import load_head
 
     frozen = None
@@ -81,12 +84,12 @@ def prior(config: TrainPriorConfig) -> int:
         inputs["teacher"] = hash_of({k: v.tolist() for k, v in frozen.network.state_dict().items()})
     out = Path(config.out)
     start = None if config.init_from is None else Path(config.init_from)
-    fitted = train_prior(train, val, config.prior, out, start, frozen, trackers=config.trackers)
-    if int(os.environ.get("RANK", "0")) != 0:
-        return DONE
-    write_json(
-        out / "run.json",
-        {
+    leads = os.environ.get("RANK", "0") == "0"
+    with claimed(out) if leads else nullcontext():
+        fitted = train_prior(train, val, config.prior, out, start, frozen, trackers=config.trackers)
+        if not leads:
+            return DONE
+        record = {
             "command": "train_prior.py",
             "config": canonical(config),
             "inputs": inputs,
@@ -94,8 +97,8 @@ def prior(config: TrainPriorConfig) -> int:
             "parameters": fitted.network.parameter_parts(),
             "caveats": fitted.caveats(),
             "versions": versions(),
-        },
-    )
+        }
+        write_json(out / "run.json", with_checksum(canonical(record)))
     parts = ", ".join(f"{name} {count:,}" for name, count in fitted.network.parameter_parts().items())
     print(f"{out}: a prior of {fitted.network.parameter_count():,} parameters ({parts}), from {len(train)} pairs")
     for caveat in fitted.caveats():

@@ -31,7 +31,7 @@ from embedprior.runs import QUIET, Artifact, MetricsLog, Run, artifact, artifact
 from embedprior.runs.workers import worker_pool
 from embedprior.tables import check_exams, check_pairs, check_splits
 
-PHANTOM_TAG, ENCODER_TAG = "phantoms-3", "small-cnn-4"
+PHANTOM_TAG, ENCODER_TAG = "phantoms-3", "small-cnn-5"
 LABEL = "lesion"
 VOLUMES, PICTURES, PATIENTS = "volumes.npy", "radiographs.npy", "patients.csv"
 CHUNK = 20

@@ -19,7 +19,7 @@ from embedprior.encoders.base import key8
 from embedprior.errors import BadInput, nearest
 from embedprior.evidence.method_metrics import YOUDEN, choose_threshold
 from embedprior.runs import artifacts_root, hash_of, read_json, write_json, write_text
-from embedprior.runs.integrity import changed_files, has_own_checksum, sealed_manifest
+from embedprior.runs.integrity import changed_files, has_own_checksum, sealed_manifest, with_checksum
 from embedprior.students.storage import DESCRIPTION
 from embedprior.tables import read_table
 
@@ -95,7 +95,12 @@ def build_bundle(
         write_text(work / CARD, model_card(config, flow))
         write_json(work / MANIFEST, sealed_manifest(work, {"format": FORMAT, "kind": "embedprior bundle"}))
         verify(work)
-        work.rename(out)
+        try:
+            work.rename(out)
+        except OSError as error:
+            if not out.exists():
+                raise
+            raise BadInput(f"{out} was made meanwhile, by another process. Next: give another folder") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return out
@@ -208,7 +213,7 @@ def _copy_model(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / inside)
     description = read_json(source / DESCRIPTION)
     about = {k: v for k, v in description["about"].items() if k not in LEFT_OUT}
-    write_json(target / DESCRIPTION, {**description, "about": about})
+    write_json(target / DESCRIPTION, with_checksum({**description, "about": about}))
 
 
 def encoder_label(config: dict[str, Any]) -> str:

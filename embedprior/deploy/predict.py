@@ -23,7 +23,7 @@ from embedprior.imaging.readers import discover
 from embedprior.runs import progress, read_json, write_text
 from embedprior.students.reference import Reference
 from embedprior.students.storage import FittedMethod, load_fitted
-from embedprior.tables import read_table
+from embedprior.tables import read_table, spreadsheet_safe
 
 COLUMNS = [
     "image", "probability", "low", "high", "decision", "distance_percentile", "warnings", "reason", "bundle",
@@ -313,7 +313,7 @@ def write_scores(parts: Iterable[pd.DataFrame], out: Path | TextIO, kind: str) -
             continue
         new = not isinstance(out, Path) or not out.is_file()
         header = new if isinstance(out, Path) else not collected
-        text = part.to_csv(index=False, header=header, float_format="%.10g")
+        text = spreadsheet_safe(part).to_csv(index=False, header=header, float_format="%.10g")
         if isinstance(out, Path):
             with out.open("a", encoding="utf-8") as handle:
                 handle.write(text)

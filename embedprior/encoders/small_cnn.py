@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from embedprior.config import parse_config
@@ -23,9 +23,12 @@ from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam, read_array
 from embedprior.imaging.radiographs import read_image
 from embedprior.nn.training import ValidationHistory, contiguous, minimise, seeded, tensor
-from embedprior.runs import hash_file, read_json, write_json
+from embedprior.runs import canonical, hash_file, write_tensors
+from embedprior.runs.integrity import read_sealed, write_sealed
 
 WEIGHTS, SETTINGS = "encoder.safetensors", "encoder.json"
+FORMAT = 2
+"""2: the settings list the checksum of the weights, and their own."""
 
 
 class SmallCnn(nn.Module):
@@ -132,10 +135,10 @@ def save_small_cnn(
         folder: is there.
         patients_seen: whose exams trained the network or chose it; None = not recorded.
     """
-    folder = Path(folder)
-    save_file(contiguous(network.state_dict()), folder / WEIGHTS)
+    weights = contiguous(network.state_dict())
     seen = None if patients_seen is None else sorted(set(patients_seen))
-    write_json(folder / SETTINGS, {"config": config, "profile": profile, "patients_seen": seen})
+    record = {"format": FORMAT, "config": canonical(config), "profile": profile, "patients_seen": seen}
+    write_sealed(Path(folder), SETTINGS, record, lambda work: write_tensors(work / WEIGHTS, weights))
 
 
 class _SmallCnnEncoder:
@@ -145,7 +148,7 @@ class _SmallCnnEncoder:
     def __init__(self, weights: Path) -> None:
         if not (weights / WEIGHTS).is_file():
             raise BadInput(f"no trained encoder at {weights}. Next: embedprior demo, which trains one.")
-        settings = read_json(weights / SETTINGS)
+        settings = read_sealed(weights, SETTINGS, "encoder", FORMAT, "copy or train the encoder again")
         config = parse_config(CnnConfig, settings["config"], str(weights / SETTINGS))
         self.profile: dict[str, Any] = settings["profile"]
         self.network = SmallCnn(config)

@@ -26,6 +26,7 @@ NO_NUMBER = ("", "NA", "N/A", "n/a", "nan", "NaN", "NAN", "null", "NULL", "None"
 TEXTS = ("exam_id", "patient_id", "method", *OPTIONAL)
 _DECIMAL_COMMA = re.compile(r"^\s*-?\d+,\d+(e[+-]?\d+)?\s*$", re.IGNORECASE)
 _DECIMAL_POINT = re.compile(r"^\s*-?\d*\.\d+(e[+-]?\d+)?\s*$", re.IGNORECASE)
+_QUOTED_FORMULA = re.compile(r"'+[=+\-@\t\r]")
 #: Beyond this no logit of a probability that differs from 0 and 1 in float64 lies.
 MAX_LOGIT = 40.0
 
@@ -82,13 +83,25 @@ def _csv(path: Path) -> pd.DataFrame:
     texts = [known[t] for t in TEXTS if t in known]
     ids = (known.get("exam_id"), known.get("patient_id"))
     try:
-        return pd.read_csv(
+        frame = pd.read_csv(
             io.StringIO(text), sep=separator, decimal=decimal, low_memory=False, keep_default_na=False,
             na_values={n: ("",) if n in texts else NO_NUMBER for n in names},
             dtype={n: object if n in ids else "category" for n in texts},
         )  # fmt: skip
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise EvidenceError(f"{path} is not a CSV table: {error}") from error
+    return frame.assign(**{n: _without_quote(frame[n]) for n in texts})
+
+
+def _without_quote(column: pd.Series) -> pd.Series:
+    """Return texts without the ``'`` that keeps a spreadsheet from taking them for formulas."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.rename_categories([_unquoted(name) for name in column.cat.categories])
+    return column.map(_unquoted, na_action="ignore")
+
+
+def _unquoted(text: object) -> object:
+    return text[1:] if isinstance(text, str) and _QUOTED_FORMULA.match(text) else text
 
 
 def _decoded(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,11 +65,12 @@ def markdown(evidence: Mapping[str, Any]) -> str:
     for table in tables_of(evidence):
         if not table.rows:
             continue
-        lines = [f"### {table.title}", "", _pipe(table.header), _pipe(["---"] * len(table.header))]
-        lines += [_pipe([c.replace("|", "\\|") for c in row]) for row in table.rows]
-        lines += ["", *(f"[{i}] {note}  " for i, note in enumerate(table.notes, 1))]
+        header = [_markdown(name) for name in table.header]
+        lines = [f"### {_markdown(table.title)}", "", _pipe(header), _pipe(["---"] * len(header))]
+        lines += [_pipe([_markdown(cell) for cell in row]) for row in table.rows]
+        lines += ["", *(f"[{i}] {_markdown(note)}  " for i, note in enumerate(table.notes, 1))]
         parts.append("\n".join(lines).rstrip() + "\n")
-    return "\n".join([*parts, *(f"- {w}" for w in evidence["warnings"])]).rstrip() + "\n"
+    return "\n".join([*parts, *(f"- {_markdown(w)}" for w in evidence["warnings"])]).rstrip() + "\n"
 
 
 def latex(evidence: Mapping[str, Any]) -> str:
@@ -208,6 +210,14 @@ def _mark(table: Table, reason: str | None) -> str:
 
 def _pipe(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+_HTML = re.compile(r"<(?=[A-Za-z/!?])")
+
+
+def _markdown(text: str) -> str:
+    """Return text so that Markdown shows it as it is: no markup of HTML, no cell that ends early."""
+    return _HTML.sub("&lt;", " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|"))
 
 
 def _tex(text: str) -> str:

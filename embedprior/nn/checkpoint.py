@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from embedprior.errors import BadInput
-from embedprior.runs import read_json, write_json
+from embedprior.runs import hash_file, read_record, write_json, write_tensors, write_text
+from embedprior.runs.integrity import has_own_checksum, with_checksum
 
 STATE = "resume.json"
+FORMAT = 2
+"""2: the state carries checksums."""
 
 
 @dataclass
@@ -78,19 +81,19 @@ def save_state(
             else:
                 scalars.setdefault(str(index), {})[name] = value
     file = folder / f"resume-{progress.step}.safetensors"
-    temporary = folder / f".{file.name}.tmp"
-    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
-    temporary.replace(file)
+    write_tensors(file, {name: value.contiguous() for name, value in tensors.items()})
     record = {
+        "format": FORMAT,
         "fingerprint": dict(fingerprint),
         "step": progress.step,
         "best_step": progress.best_step,
         "best_score": progress.best_score,
         "file": file.name,
+        "sha256": hash_file(file),
         "groups": optimiser["param_groups"],
         "scalars": scalars,
     }
-    write_json(folder / STATE, record)
+    write_json(folder / STATE, with_checksum(record))
     for old in folder.glob("resume-*.safetensors"):
         if old != file:
             old.unlink()
@@ -109,7 +112,12 @@ def load_state(folder: Path, fingerprint: Mapping[str, str], steps: int) -> Stat
     """
     if not (folder / STATE).is_file():
         return None
-    record = read_json(folder / STATE)
+    record = read_record(folder / STATE)
+    again = f"Next: delete {folder}, or choose another --out, and train again"
+    if record.get("format") != FORMAT and "fingerprint" in record:
+        raise BadInput(f"{folder / STATE}: format {record.get('format', 1)}. Allowed: {FORMAT}. {again}")
+    if not has_own_checksum(record):
+        raise BadInput(f"{folder / STATE} no longer has the contents it was written with. {again}")
     begun = record["fingerprint"]
     differing = [name for name in fingerprint if begun.get(name) != fingerprint[name]]
     if differing:
@@ -124,10 +132,14 @@ def load_state(folder: Path, fingerprint: Mapping[str, str], steps: int) -> Stat
         raise BadInput(
             f"{folder}: {record['step']} steps are done, training.steps is {steps}. Allowed: as many or more."
         )
+    file = folder / record["file"]
     try:
-        tensors = load_file(folder / record["file"])
+        tensors = load_file(file)
+        whole = hash_file(file) == record["sha256"]
     except (OSError, SafetensorError) as error:
-        raise BadInput(f"{folder / record['file']} can't be read: {error}. Next: delete {folder}") from error
+        raise BadInput(f"{file} can't be read: {error}. {again}") from error
+    if not whole:
+        raise BadInput(f"{file} no longer has the contents it was written with. {again}")
     weights: dict[str, dict[str, Tensor]] = {}
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in record["scalars"].items()}
     for name, value in tensors.items():
@@ -145,7 +157,7 @@ def drop_later_metrics(file: Path, step: int) -> None:
     """Remove the lines of ``metrics.jsonl`` after ``step``: a resumed training writes them again."""
     if file.is_file():
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_text(file, "".join(f"{line}\n" for line in lines))
 
 
 def _step_of(line: str) -> float:

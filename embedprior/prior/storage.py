@@ -12,26 +12,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from embedprior.errors import BadInput
-from embedprior.runs import hash_file, read_json, write_json
+from embedprior.runs import write_tensors
+from embedprior.runs.integrity import read_sealed, write_sealed
 
 WEIGHTS, DESCRIPTION = "prior.safetensors", "prior.json"
-FORMAT = 3
-"""2: the weights' hash stands in the description; the null branch's names changed. 3: whitening, ``edm``."""
+FORMAT = 4
+"""2: the weights' hash stands in the description; the null branch's names changed. 3: whitening, ``edm``. 4: the
+description has a checksum of its own."""
 
 Tensors = dict[str, NDArray[np.generic]]
 
 
 def write_files(folder: Path, tensors: Mapping[str, NDArray[np.generic]], description: Mapping[str, Any]) -> None:
-    """Write the weights, then the description with their hash."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{WEIGHTS}.tmp"
-    save_file(dict(tensors), temporary)
-    temporary.replace(folder / WEIGHTS)
-    written = {"format": FORMAT, "weights_sha256": hash_file(folder / WEIGHTS), **description}
-    write_json(folder / DESCRIPTION, written)
+    """Write the weights, then the description with their checksum and its own."""
+    write_sealed(
+        folder, DESCRIPTION, {**description, "format": FORMAT}, lambda work: write_tensors(work / WEIGHTS, tensors)
+    )
 
 
 def read_files(folder: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -43,20 +42,12 @@ def read_files(folder: Path) -> tuple[Tensors, dict[str, Any]]:
     """
     if not (folder / DESCRIPTION).is_file():
         raise BadInput(f"{folder} holds no trained prior ({DESCRIPTION} is missing). Next: train_prior.py")
-    description = read_json(folder / DESCRIPTION)
-    if description.get("format") != FORMAT:
-        stored = description.get("format")
-        raise BadInput(f"{folder}: prior format {stored}. Allowed: {FORMAT}. Next: train it again with this version")
+    description = read_sealed(folder, DESCRIPTION, "prior", FORMAT, "copy or train the prior again")
     weights = folder / WEIGHTS
     try:
         tensors = load_file(weights)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{weights} can't be read: {error}. Next: copy or train the prior again") from error
-    if hash_file(weights) != description.get("weights_sha256"):
-        raise BadInput(
-            f"{weights} is not the file that {DESCRIPTION} was written with (its sha256 differs). "
-            "Next: copy or train the prior again"
-        )
     for name, values in tensors.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise BadInput(f"{weights}: '{name}' holds a number that is not finite. Next: train the prior again")

@@ -12,13 +12,16 @@ from embedprior.runs.files import (
     hash_array,
     hash_file,
     hash_of,
+    is_full,
     make_folder,
     read_json,
+    read_record,
     write_file,
     write_json,
+    write_tensors,
     write_text,
 )
-from embedprior.runs.locks import Lock
+from embedprior.runs.locks import Lock, claimed
 from embedprior.runs.provenance import record_dependency
 from embedprior.runs.run import (
     QUIET,
@@ -33,7 +36,8 @@ from embedprior.runs.run import (
 )
 
 __all__ = [
-    "QUIET", "Artifact", "DiskFull", "Lock", "MetricsLog", "Run", "artifact", "artifacts_root", "canonical", "fsync",
-    "git_revision", "hash_array", "hash_file", "hash_of", "make_folder", "one_thread", "progress", "progress_bar",
-    "read_json", "record_dependency", "seed_for", "versions", "write_file", "write_json", "write_text",
+    "QUIET", "Artifact", "DiskFull", "Lock", "MetricsLog", "Run", "artifact", "artifacts_root", "canonical", "claimed",
+    "fsync", "git_revision", "hash_array", "hash_file", "hash_of", "is_full", "make_folder", "one_thread", "progress",
+    "progress_bar", "read_json", "read_record", "record_dependency", "seed_for", "versions", "write_file", "write_json",
+    "write_tensors", "write_text",
 ]  # fmt: skip

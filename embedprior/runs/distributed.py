@@ -53,7 +53,8 @@ def process_group(asked: int | None = None, command: str = "embed ...") -> Proce
     Raises:
         BadInput: there are fewer (or more) than asked for.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = launcher_number("WORLD_SIZE", 1)
+    launcher_number("RANK", 0)
     expected = asked or _accelerate_num_processes() or count
     if expected != count:
         raise BadInput(
@@ -67,6 +68,18 @@ def process_group(asked: int | None = None, command: str = "embed ...") -> Proce
 
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     return ProcessGroup(accelerator.process_index, accelerator.num_processes, accelerator)
+
+
+def launcher_number(name: str, default: int) -> int:
+    """Return a number that torchrun or accelerate sets in the environment.
+
+    Raises:
+        BadInput: it holds no whole number.
+    """
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise BadInput(f"the environment variable {name} is '{text}'. Allowed: a whole number, as torchrun sets it.")
+    return int(text)
 
 
 def _accelerate_num_processes() -> int | None:

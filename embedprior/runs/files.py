@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -50,10 +52,16 @@ def hash_file(path: Path) -> str:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What the system says where there is no room: on the disk, in the quota, or for a file of this size."""
 
 
 class DiskFull(EmbedpriorError):
     """There was no room for a file. What was complete before is untouched."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an error says that there was no room."""
+    return isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in _FULL)
 
 
 def fsync(path: Path) -> None:
@@ -93,6 +101,45 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     fsync(path.parent)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write a safetensors file of numpy arrays or of torch tensors, whole or not at all, readable as the umask says.
+
+    The library itself makes files that only their owner can read, and does not bring them to the disk.
+
+    Raises:
+        DiskFull: no room; nothing was changed.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> write_tensors(folder / "w.safetensors", {"weight": np.ones(2, np.float32)})
+        >>> [file.name for file in folder.iterdir()]
+        ['w.safetensors']
+    """
+    from safetensors import SafetensorError
+
+    plain = all(isinstance(value, np.ndarray) for value in tensors.values())
+    save_file = importlib.import_module(f"safetensors.{'numpy' if plain else 'torch'}").save_file
+    temporary = temporary_beside(path)
+    try:
+        with explain_full_disk(path):
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            try:
+                save_file(dict(tensors), temporary)
+            except SafetensorError as error:
+                number = re.search(r"\(os error (\d+)\)", str(error))
+                if number is None:
+                    raise
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+            temporary.chmod(mode)
+            fsync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder for results, with those above it, and see that files can be made in it.
 
@@ -107,6 +154,8 @@ def make_folder(path: Path) -> None:
                 pass
     except OSError as error:
         what = "is a file" if path.is_file() else f"can't be written to ({error.strerror})"
+        if path.is_symlink() and not path.exists():
+            what = "is a link to what does not exist"
         raise BadInput(f"{path} {what}. Next: give a folder that files can be made in.") from error
 
 
@@ -144,11 +193,34 @@ def read_json(path: Path) -> Any:
     """Return a JSON file's contents.
 
     Raises:
-        BadInput: the file is missing or not JSON.
+        BadInput: the file is missing, can't be opened, is not JSON, or is nested too deep.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BadInput(f"{path} does not exist.") from error
+    except OSError as error:
+        raise BadInput(f"{path} can't be read: {error.strerror}.") from error
+    except RecursionError as error:
+        raise BadInput(f"{path} is not valid JSON: it is nested too deep") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not valid JSON: {error}") from error
+
+
+def read_record(path: Path, *keys: str) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Args:
+        path: of the file.
+        keys: entries that it must have.
+
+    Raises:
+        BadInput: see ``read_json``; or it holds no object, or lacks one of ``keys``.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise BadInput(f"{path} holds a {type(record).__name__}, not an object with named entries: it is damaged.")
+    missing = [key for key in keys if key not in record]
+    if missing:
+        raise BadInput(f"{path} lacks '{missing[0]}': it is damaged, or of another version.")
+    return record

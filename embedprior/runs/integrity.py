@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from embedprior.errors import BadInput
-from embedprior.runs.files import canonical, hash_file, hash_of, read_json, write_json
+from embedprior.runs.files import canonical, fsync, hash_file, hash_of, read_json, read_record, write_json
 
 CHECKSUM = "checksum"
 REMEMBERED = ".verified.json"
@@ -130,6 +131,69 @@ def damage_of(folder: Path, manifest: str, expected: Mapping[str, Any]) -> str:
 def sealed_manifest(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a folder's record with the checksums of all its files, and of the record itself."""
     return with_checksum({**record, "files": file_records(folder)})
+
+
+def write_sealed(folder: Path, manifest: str, record: Mapping[str, Any], fill: Callable[[Path], object]) -> None:
+    """Write the files of a folder, and last the record that lists them with their checksums (see ``read_sealed``).
+
+    Other files in the folder are none of the record's business.
+
+    Args:
+        folder: made when it is not there.
+        manifest: name of the record's file.
+        record: what it says beside the checksums.
+        fill: writes the files into the empty folder that it is given.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    work = folder / f".saving-{os.getpid()}.tmp"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        fill(work)
+        files = file_records(work)
+        for name in files:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fsync(work / name)
+            (work / name).replace(target)
+        write_json(folder / manifest, with_checksum({**record, "files": files}))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def read_sealed(folder: Path, manifest: str, what: str, version: int, again: str) -> dict[str, Any]:
+    """Return the record of a folder that ``write_sealed`` wrote, every byte of its files checked.
+
+    Args:
+        folder: to read.
+        manifest: name of the record's file.
+        what: the folder holds, for messages.
+        version: entry ``format`` that the record must have.
+        again: what to do when it is refused.
+
+    Raises:
+        BadInput: no record there, one of another format, or a file that is not what was written; it is named.
+    """
+    record = read_record(folder / manifest)
+    if record.get("format") != version:
+        raise BadInput(f"{folder}: {what} format {record.get('format')}. Allowed: {version}. Next: {again}")
+    if not has_own_checksum(record) or not isinstance(record.get("files"), dict):
+        raise BadInput(f"{folder / manifest} no longer has the contents it was written with. Next: {again}")
+    problem = next(changed_files(folder, record["files"]), "")
+    if problem:
+        raise BadInput(f"the {what} in {folder} is damaged: {problem}. Next: {again}")
+    return record
+
+
+def refuse_damaged_artifact(folder: Path, manifest: str = "artifact.json") -> None:
+    """Check a folder that is read by its path, where it is an artifact.
+
+    Raises:
+        BadInput: one of its files is not what was written.
+    """
+    problem = damage_of(folder, manifest, {}) if (folder / manifest).exists() else ""
+    if problem:
+        raise BadInput(f"{folder} is damaged: {problem}. Next: run the command that made it again")
 
 
 def refuse_changed_result(path: Path, record: str) -> None:

@@ -2,31 +2,39 @@
 
 A lock is a file made with ``O_EXCL``: of several who try, one succeeds. It holds who made it (host, process, a token),
 and its modification time is a heartbeat. It is stale, and may be taken over, when its process is known to be dead, when
-the heartbeat has stopped, or when its maker died before it had signed it. Work under a lock must be safe to do twice
-(publish by rename): a process that was stopped for longer than the heartbeat allows finds with ``is_ours`` that it has
-lost its lock.
+the heartbeat has stopped, or when its maker died before it had signed it. A clock alone is never believed, as clocks
+jump and machines sleep: a silent lock, and one dated ahead, must also stay untouched while this process watches it.
+Work under a lock must be safe to do twice (publish by rename): a process that was stopped for longer than the heartbeat
+allows finds with ``is_ours`` that it has lost its lock.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from embedprior.runs.files import write_text
+from embedprior.errors import BadInput
+from embedprior.runs.files import make_folder, write_text
 
 HEARTBEAT_S = 5.0
 STALE_AFTER_S = 60.0
 UNSIGNED_AFTER_S = 10.0
+WATCHED_S = 2.5 * HEARTBEAT_S
+"""How long a lock whose date is too old, or ahead of the clock, is watched before it counts as stale."""
 _POLL_S = 0.1
+FOLDER_LOCK = ".in-use.lock"
 
 
 class Lock:
@@ -140,10 +148,24 @@ def is_stale(path: Path, owner: dict[str, Any] | None = None, stale_after: float
     if owner.get("machine") == identity()["machine"] and not _alive(owner.get("pid"), owner.get("started")):
         return True
     try:
-        age = _now(path.parent) - path.stat().st_mtime
+        touched = path.stat()
+        age = _now(path.parent) - touched.st_mtime
     except FileNotFoundError:
         return False
-    return age > (stale_after if owner else min(stale_after, UNSIGNED_AFTER_S))
+    limit = stale_after if owner else min(stale_after, UNSIGNED_AFTER_S)
+    if -HEARTBEAT_S < age <= limit:
+        _WATCHED.pop(path, None)
+        return False
+    sign = (owner.get("token"), touched.st_mtime_ns)
+    before, since = _WATCHED.get(path, (None, 0.0))
+    if before != sign:
+        since = time.monotonic()
+        _WATCHED[path] = sign, since
+    return time.monotonic() - since >= min(WATCHED_S, limit)
+
+
+_WATCHED: dict[Path, tuple[tuple[Any, int], float]] = {}
+"""Locks with an implausible date → what they were when first seen so, and when that was by this process's own clock."""
 
 
 def identity() -> dict[str, Any]:
@@ -236,5 +258,64 @@ class _Heartbeat:
                     continue
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold an output folder that is written in place; another process that wants it is refused meanwhile.
+
+    Within one process it can be claimed again: the run inside a run. A folder that a killed process held is free at
+    once on its own machine, and otherwise when its heartbeat stays away.
+
+    Raises:
+        BadInput: it can't be made or written to, or another process is writing there.
+    """
+    made = not folder.exists()
+    make_folder(folder)
+    place = folder.resolve()
+    count, lock = _CLAIMED.get(place, (0, Lock(place / FOLDER_LOCK)))
+    if not count:
+        _claim(folder, lock)
+    _CLAIMED[place] = count + 1, lock
+    try:
+        yield
+    finally:
+        count, lock = _CLAIMED.pop(place)
+        if count > 1:
+            _CLAIMED[place] = count - 1, lock
+        else:
+            lock.release()
+            if made and not any(place.iterdir()):  # what was refused leaves nothing
+                place.rmdir()
+
+
+def _claim(folder: Path, lock: Lock) -> None:
+    first = None
+    while not lock.acquire():
+        owner = _read(lock.path)
+        if owner is None:
+            continue
+        with suppress(FileNotFoundError):
+            sign = owner.get("token"), lock.path.stat().st_mtime_ns
+            first = first or sign
+            if owner.get("machine") == identity()["machine"] or sign != first:
+                raise BadInput(
+                    f"{folder} is being written by {lock.owner()}. Next: wait until it is done, or give another folder"
+                )
+            if first is sign:
+                print(f"{folder} was being written by {lock.owner()}; waiting for a sign of life", file=sys.stderr)
+        time.sleep(_POLL_S)
+
+
+_CLAIMED: dict[Path, tuple[int, Lock]] = {}
+
+
+@atexit.register
+def _release_claims() -> None:
+    """Give back what an error left claimed."""
+    for _, lock in _CLAIMED.values():
+        with suppress(OSError):
+            lock.release()
+
+
 _HEARTBEAT = _Heartbeat()
 os.register_at_fork(after_in_child=_HEARTBEAT.renew)
+os.register_at_fork(after_in_child=_CLAIMED.clear)  # a forked child holds nothing of its parent's

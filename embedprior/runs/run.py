@@ -12,14 +12,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from embedprior.runs.files import canonical, make_folder, write_json, write_text
+from embedprior.errors import BadInput
+from embedprior.runs.files import DiskFull, canonical, make_folder, write_json, write_text
 from embedprior.runs.integrity import file_records, with_checksum
+from embedprior.runs.locks import claimed
 from embedprior.runs.provenance import RECORD, close_log, kept_caches, open_log, register_run, relative_uses
 from embedprior.version import __version__
 
@@ -107,13 +109,28 @@ class Run:
     Create it only when the input has been found good: on bad input nothing is written. Artifacts and caches used
     until ``finish`` are listed in ``run.json`` under ``uses``, by key and by a path relative to this folder.
 
+    Args:
+        out: the folder.
+        command: as it is typed.
+        config: settings, for the record.
+        seed: for the record.
+        inputs: name → hash of what it reads.
+        shared: other processes may write here at the same time: what they write is safe for that, as a cache is.
+
     Raises:
-        BadInput: the folder can't be made or written to.
+        BadInput: the folder can't be made or written to, or another process is writing there.
     """
 
-    def __init__(self, out: Path, command: str, config: Any, seed: int, inputs: Mapping[str, str]) -> None:
+    def __init__(
+        self, out: Path, command: str, config: Any, seed: int, inputs: Mapping[str, str], *, shared: bool = False
+    ) -> None:
         self.out = out
-        make_folder(out)
+        make_folder(out)  # ``claimed`` does it too, where nothing is shared
+        for earlier in [run for run in _unfinished if run.out.resolve() == out.resolve()]:
+            earlier.stop("failed")  # in this process, by an error that its caller went on after
+        self._claim = ExitStack()
+        if not shared:
+            self._claim.enter_context(claimed(out))
         for stale in ("metrics.jsonl", "summary.md", "failures.csv"):
             (out / stale).unlink(missing_ok=True)
         self.metrics = MetricsLog(out / "metrics.jsonl")
@@ -155,36 +172,52 @@ class Run:
         """Write ``summary.md``, ``failures.csv`` (only when something failed) and the final ``run.json``."""
         import pandas as pd
 
+        from embedprior.tables import write_table
+
         close_log(self._ledger)
         write_text(self.out / "summary.md", summary)
         if failures:
-            pd.DataFrame(failures).to_csv(self.out / "failures.csv", index=False)
+            write_table(pd.DataFrame(failures), self.out / "failures.csv")
         self._record |= {"status": "done", "seconds": round(self.seconds, 1), "failures": len(failures), **extra}
         self._record["uses"] = relative_uses(self._ledger.records(), self.out)
         self.seal()
         register_run(self.out, self._record["id"], self._ledger.records())
-        _unfinished.remove(self)
+        self._close()
 
     def seal(self) -> None:
         """Write ``run.json`` with the sha256 of every result that lies in the folder now, and of itself."""
         results = [path for path in self.out.iterdir() if path.is_file() and path.name not in (RECORD, "metrics.jsonl")]
+        results = [path for path in results if not path.name.startswith(".")]
         results += [path for path in (self.out / "cohort").rglob("*") if path.is_file()]
         self._record["files"] = file_records(self.out, results)
         write_json(self.out / RECORD, with_checksum(self._record))
 
-    def stop(self) -> None:
-        """Say in ``run.json`` that the run was stopped before it was finished; what it had finished is kept."""
-        self._record |= {"status": "stopped", "seconds": round(self.seconds, 1)}
-        write_json(self.out / RECORD, self._record)
+    def stop(self, status: str = "stopped") -> None:
+        """Say in ``run.json`` that the run ended before it was finished; what it had finished is kept.
+
+        Args:
+            status: ``"stopped"``, or ``"failed"``.
+        """
+        close_log(self._ledger)
+        self._record |= {"status": status, "seconds": round(self.seconds, 1)}
+        # on a full disk, or in a folder that was deleted, there is no place to say it
+        with suppress(DiskFull, BadInput, OSError):
+            write_json(self.out / RECORD, self._record)
+        self._close()
+
+    def _close(self) -> None:
+        with suppress(OSError):
+            self._claim.close()
+        _unfinished.remove(self)
 
 
 _unfinished: list[Run] = []
 
 
-def stop_unfinished_runs() -> None:
-    """Mark the runs of this process that were not finished as stopped."""
+def stop_unfinished_runs(status: str = "stopped") -> None:
+    """Mark the runs of this process that were not finished as stopped, or as failed."""
     while _unfinished:
-        _unfinished.pop().stop()
+        _unfinished[-1].stop(status)
 
 
 def versions() -> dict[str, str]:

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from embedprior.nn.losses import case_weights, soft_cross_entropy
 from embedprior.nn.standardise import Standardiser
-from embedprior.runs import read_json, seed_for, write_json
+from embedprior.runs import read_json, seed_for, write_json, write_tensors
 from embedprior.students.base import Cases, FitData, Fitted, Head, Stage, refuse_not_finite
 from embedprior.students.config import Balance, Budget
 from embedprior.students.logit_kd import CxrOnly
@@ -91,7 +91,7 @@ class LinearStudent:
     def save(self, folder: Path) -> None:
         """Write the coefficients (safetensors)."""
         names = ("mean", "scale", "weights", "bias")
-        save_file({n: np.ascontiguousarray(getattr(self, n)) for n in names}, folder / "linear.safetensors")
+        write_tensors(folder / "linear.safetensors", {n: np.ascontiguousarray(getattr(self, n)) for n in names})
 
     @classmethod
     def load(cls, folder: Path) -> LinearStudent:

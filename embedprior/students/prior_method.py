@@ -31,7 +31,7 @@ from embedprior.students.student import head_size, save_head
 from embedprior.students.training import FitSummary
 from embedprior.teachers.teacher import TeacherHead
 
-CODE_TAG = "prior-3"
+CODE_TAG = "prior-4"
 SET_ASIDE = 0.2
 """Share of the training patients that measure the variance and choose the step when no validation case is given."""
 

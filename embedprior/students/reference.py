@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from scipy import special
 
 from embedprior.errors import BadInput
+from embedprior.runs import write_tensors
 
 FILE = "reference.safetensors"
 MAX_COMPONENTS = 64
@@ -98,7 +99,7 @@ class Reference:
     def save(self, folder: Path | str) -> None:
         """Write it into an existing folder (safetensors)."""
         arrays = {"mean": self.mean, "components": self.components, "variances": self.variances}
-        save_file({**arrays, "residual": np.array([self.residual]), "spread": self.spread}, Path(folder) / FILE)
+        write_tensors(Path(folder) / FILE, {**arrays, "residual": np.array([self.residual]), "spread": self.spread})
 
     @classmethod
     def load(cls, folder: Path | str) -> Reference:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from scipy.special import expit
 from sklearn.kernel_ridge import KernelRidge
 
@@ -22,7 +22,7 @@ from embedprior.nn.search import Search
 from embedprior.nn.stages import WEIGHTS, StageWeight, choose_weight, patient_folds
 from embedprior.nn.standardise import Standardiser
 from embedprior.nn.training import tensor
-from embedprior.runs import read_json, write_json
+from embedprior.runs import read_json, write_json, write_tensors
 from embedprior.students.base import Cases, FitData, Head, Stage, refuse_not_finite, shuffled_stage
 from embedprior.students.config import Budget, Positive, Positives
 from embedprior.students.regression_maps import (
@@ -69,7 +69,7 @@ class RegressionStudent:
         described = []
         for number, term in enumerate(self.terms):
             arrays = {k: np.ascontiguousarray(v) for k, v in term.arrays().items()}
-            save_file(arrays, folder / f"term-{number}.safetensors")
+            write_tensors(folder / f"term-{number}.safetensors", arrays)
             described.append({"kind": type(term).__name__, "config": getattr(term, "config", None)})
         write_json(folder / "terms.json", described)
         (folder / "head").mkdir(exist_ok=True)

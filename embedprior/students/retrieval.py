@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from scipy.special import expit
 from sklearn.neighbors import NearestNeighbors
 
 from embedprior.nn.losses import soft_cross_entropy
 from embedprior.nn.standardise import Standardiser
-from embedprior.runs import read_json, write_json
+from embedprior.runs import read_json, write_json, write_tensors
 from embedprior.students.base import Cases, FitData, Fitted, refuse_not_finite
 from embedprior.students.config import Budget, Count, Counts
 from embedprior.students.regression_maps import Array
@@ -43,7 +43,7 @@ class NeighbourStudent:
     def save(self, folder: Path) -> None:
         """Write anchors and their probabilities (safetensors)."""
         names = ("mean", "scale", "anchors", "probability")
-        save_file({n: np.ascontiguousarray(getattr(self, n)) for n in names}, folder / "neighbours.safetensors")
+        write_tensors(folder / "neighbours.safetensors", {n: np.ascontiguousarray(getattr(self, n)) for n in names})
         write_json(folder / "neighbours.json", {"neighbours": self.neighbours})
 
     @classmethod

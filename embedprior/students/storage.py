@@ -15,10 +15,11 @@ from embedprior.cache import EmbeddingCache
 from embedprior.encoders.base import differing_field
 from embedprior.errors import BadInput
 from embedprior.registry import Registry
-from embedprior.runs import read_json, write_json
+from embedprior.runs.integrity import read_sealed, write_sealed
 from embedprior.students.base import Cases, Fitted
 
-FORMAT = 1
+FORMAT = 2
+"""2: ``fitted.json`` lists the checksums of all files, and its own."""
 DESCRIPTION = "fitted.json"
 _HERE = "embedprior.students"
 KINDS = {
@@ -152,10 +153,8 @@ def save_fitted(fitted: Fitted, folder: Path | str, method: str, about: Mapping[
     """
     refuse_unsaveable(fitted, method)
     saved, folder = cast(Saveable, fitted), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    saved.save(folder)
     description = {"format": FORMAT, "kind": saved.kind, "method": method, "about": dict(about or {})}
-    write_json(folder / DESCRIPTION, description)
+    write_sealed(folder, DESCRIPTION, description, saved.save)
 
 
 def load_fitted(folder: Path | str) -> FittedMethod:
@@ -165,7 +164,7 @@ def load_fitted(folder: Path | str) -> FittedMethod:
         folder: of the student.
 
     Raises:
-        BadInput: no fitted method there, one of a newer format, or of an unknown kind.
+        BadInput: no fitted method there, a damaged one, one of another format, or of an unknown kind.
 
     Example:
         >>> import embedprior
@@ -180,8 +179,6 @@ def load_fitted(folder: Path | str) -> FittedMethod:
     folder = Path(folder)
     if not (folder / DESCRIPTION).is_file():
         raise BadInput(f"no fitted method in {folder}. Next: embedprior train student --method NAME --out {folder}")
-    described = read_json(folder / DESCRIPTION)
-    if described.get("format") != FORMAT:
-        raise BadInput(f"{folder / DESCRIPTION} has format {described.get('format')}. Allowed: {FORMAT}.")
+    described = read_sealed(folder, DESCRIPTION, "fitted method", FORMAT, "copy or fit it again")
     fitted = REGISTRY.load(str(described["kind"])).load(folder)
     return FittedMethod(str(described["method"]), cast(Fitted, fitted), described.get("about") or {})

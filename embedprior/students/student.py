@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from scipy.special import expit
 
 from embedprior.config import parse_config
@@ -20,7 +20,7 @@ from embedprior.nn.config import FitConfig
 from embedprior.nn.search import Search
 from embedprior.nn.stages import ALL_OR_NOTHING, StageWeight, choose_weight, patient_folds
 from embedprior.nn.training import ValidationHistory, contiguous
-from embedprior.runs import read_json, write_json
+from embedprior.runs import read_json, write_json, write_tensors
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage, shuffled_stage
 from embedprior.students.config import Budget, InputKind
 from embedprior.students.network import StudentNetwork, new_student
@@ -58,7 +58,7 @@ class LogitStudent:
 
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) and settings (JSON)."""
-        save_file(contiguous(self.network.state_dict()), folder / WEIGHTS)
+        write_tensors(folder / WEIGHTS, contiguous(self.network.state_dict()))
         write_json(folder / SETTINGS, {**self.network.settings, "config": self.network.config})
 
     @classmethod

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from embedprior.runs import QUIET, one_thread, progress_bar
+from embedprior.runs import QUIET, is_full, one_thread, progress_bar
+from embedprior.runs.distributed import launcher_number
 from embedprior.runs.workers import worker_pool
 from embedprior.study.runner import FitJob, FoldId, FoldRunner
 
@@ -57,17 +58,19 @@ def run_jobs(jobs: Sequence[FitJob], make: RunnerFactory, workers: int = 1) -> l
         workers: processes. Under ``torchrun`` or ``accelerate launch`` each launched process takes whole folds of
             its own instead, and every process returns all outcomes.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = launcher_number("WORLD_SIZE", 1)
     progress = _Progress(jobs, max(workers, launched))
-    if launched > 1:
-        found = _launched(jobs, make, progress)
-    elif workers > 1:
-        found = list(_pooled(jobs, make, workers, progress))
-    else:
-        fold_runners = make()
-        with one_thread():
-            found = [progress.count(_attempt(fold_runners, job)) for job in jobs]
-    progress.close()
+    try:
+        if launched > 1:
+            found = _launched(jobs, make, progress)
+        elif workers > 1:
+            found = list(_pooled(jobs, make, workers, progress))
+        else:
+            fold_runners = make()
+            with one_thread():
+                found = [progress.count(_attempt(fold_runners, job)) for job in jobs]
+    finally:
+        progress.close()
     by_job = {o.job: o for o in found}
     return [by_job[job] for job in jobs]
 
@@ -77,6 +80,8 @@ def _attempt(fold_runners: list[FoldRunner], job: FitJob) -> Outcome:
     try:
         made = fold_runners[job.fold_id.variant].fit(job)
     except Exception as error:  # one failed fit never stops the rest: it is recorded with its reason
+        if is_full(error):  # every other would fail in the same way
+            raise
         return Outcome(job, None, reason_of(error), time.monotonic() - started, False)
     return Outcome(job, made.path, "", time.monotonic() - started, made.reused)
 

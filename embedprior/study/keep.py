@@ -18,7 +18,7 @@ from embedprior.students.storage import DESCRIPTION, save_fitted
 from embedprior.study.config import SOURCE_ONLY, StudyConfig, method_infos
 from embedprior.study.inputs import StudyInputs
 
-MODEL_TAG = "model-1"
+MODEL_TAG = "model-2"
 COLUMNS = ["design", "method", "resample", "fold", "seed", "model", "bytes"]
 
 

@@ -14,7 +14,7 @@ from embedprior.cache import build_cache
 from embedprior.cohort.base import Cohort
 from embedprior.cohort.splits import Fold
 from embedprior.errors import BadInput, EmbedpriorError
-from embedprior.runs import artifacts_root, one_thread, read_json
+from embedprior.runs import artifacts_root, is_full, one_thread, read_json
 from embedprior.students.registry import Budget, build_method
 from embedprior.study.config import (
     SOURCE_ONLY,
@@ -360,6 +360,8 @@ def measure_jobs(study: Study, out: Path) -> list[str]:
             try:
                 fold_runners[job.fold_id.variant].fit(job)
             except Exception as error:  # a method that can't be fitted has no cost to measure; the others have
+                if is_full(error):
+                    raise
                 failed.append(f"{job}: {reason_of(error)}")
     if len(failed) == len(first):
         raise EmbedpriorError(f"no method could be fitted: {'; '.join(failed)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from embedprior.config import parse_config
@@ -19,7 +19,8 @@ from embedprior.nn.losses import case_weights
 from embedprior.nn.network import Mlp, fit_mlp, loss_of_labels, new_mlp, predict
 from embedprior.nn.sequence import SequenceModel, Tokens, embed
 from embedprior.nn.training import contiguous, tensor
-from embedprior.runs import hash_file, read_json, write_json
+from embedprior.runs import hash_file, read_json, write_json, write_tensors
+from embedprior.runs.integrity import read_sealed, refuse_damaged_artifact, write_sealed
 
 WEIGHTS, SETTINGS = "head.safetensors", "head.json"
 
@@ -54,7 +55,7 @@ class TeacherHead:
     def save(self, folder: Path | str) -> None:
         """Write weights (safetensors) and settings (JSON)."""
         folder = Path(folder)
-        save_file(contiguous(self.network.state_dict()), folder / WEIGHTS)
+        write_tensors(folder / WEIGHTS, contiguous(self.network.state_dict()))
         write_json(folder / SETTINGS, {"dim": self.network.mean.numel(), "config": self.config})
 
     @classmethod
@@ -123,7 +124,8 @@ def require_both_classes(labels: Float[np.ndarray, " cases"], what: str) -> None
         raise OneClass(f"{what} needs both classes; the {len(labels)} labelled CTs hold {have}.")
 
 
-FORMAT = 1
+FORMAT = 2
+"""2: ``teacher.json`` lists the checksums of all files, and its own."""
 DESCRIPTION, SEQUENCE_WEIGHTS, SEQUENCE_SETTINGS = "teacher.json", "sequence.safetensors", "sequence.json"
 
 
@@ -177,13 +179,6 @@ class Teacher:
 
     def save(self, folder: Path | str) -> None:
         """Write weights (safetensors), settings (JSON), then ``teacher.json``, which marks completion."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.head.save(folder)
-        if self.sequence is not None:
-            save_file(contiguous(self.sequence.state_dict()), folder / SEQUENCE_WEIGHTS)
-            settings = {"inputs": self.sequence.mean.numel(), "config": self.sequence_config}
-            write_json(folder / SEQUENCE_SETTINGS, settings)
         description = {
             "format": FORMAT,
             "kind": "head" if self.sequence is None else "sequence",
@@ -191,7 +186,14 @@ class Teacher:
             "cache": self.cache,
             "patients": {part: sorted(ids) for part, ids in self.patients.items()},
         }
-        write_json(folder / DESCRIPTION, description)
+        write_sealed(Path(folder), DESCRIPTION, description, self._write_files)
+
+    def _write_files(self, folder: Path) -> None:
+        self.head.save(folder)
+        if self.sequence is not None:
+            write_tensors(folder / SEQUENCE_WEIGHTS, contiguous(self.sequence.state_dict()))
+            settings = {"inputs": self.sequence.mean.numel(), "config": self.sequence_config}
+            write_json(folder / SEQUENCE_SETTINGS, settings)
 
     @classmethod
     def load(cls, folder: Path | str) -> Teacher:
@@ -203,9 +205,7 @@ class Teacher:
         folder = Path(folder)
         if not (folder / DESCRIPTION).is_file():
             raise BadInput(f"{folder} holds no teacher ({DESCRIPTION} is missing). Next: embedprior train teacher")
-        description = read_json(folder / DESCRIPTION)
-        if description.get("format") != FORMAT:
-            raise BadInput(f"{folder}: teacher format {description.get('format')}. Allowed: {FORMAT}.")
+        description = read_sealed(folder, DESCRIPTION, "teacher", FORMAT, "copy or train the teacher again")
         sequence = config = None
         try:
             head = TeacherHead.load(folder)
@@ -229,6 +229,7 @@ def load_head(folder: Path | str) -> TeacherHead:
     folder = Path(folder)
     if (folder / DESCRIPTION).is_file():
         return Teacher.load(folder).head
+    refuse_damaged_artifact(folder)
     if not (folder / WEIGHTS).is_file():
         raise BadInput(f"{folder} holds no CT head ({WEIGHTS} is missing). Next: embedprior train teacher")
     return TeacherHead.load(folder)

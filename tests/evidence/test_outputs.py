@@ -87,3 +87,18 @@ def test_figures_are_drawn_unless_undefined() -> None:
     assert set(figures(logits)) == {"roc.png", "precision_recall.png"}
     one_class = table.assign(label=1)
     assert "roc.png" not in figures(one_class)
+
+
+def test_names_are_shown_as_they_are_and_never_as_markup() -> None:
+    table = frame()
+    named = {"ref": "ref", "a_b": "<script>alert(1)</script>"}
+    table = table.assign(method=[named.get(m, '"><img src=x>|\\input{x}') for m in table["method"]])
+    text = markdown(evaluate_predictions(table, "ref"))
+    assert "<script" not in text
+    assert "<img" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "alert" in line]
+    assert rows
+    assert "&lt;script>alert(1)&lt;/script>" in rows[0]
+    for block in text.split("### ")[1:]:
+        cells = {line.replace("\\|", "").count("|") for line in block.splitlines() if line.startswith("| ")}
+        assert len(cells) == 1

@@ -14,7 +14,7 @@ from embedprior.errors import BadInput
 from embedprior.nn.standardise import Standardiser
 from embedprior.prior.model import Prior, new_network
 from embedprior.prior.storage import DESCRIPTION, WEIGHTS
-from embedprior.runs import hash_file
+from embedprior.runs.integrity import file_records, with_checksum
 
 from .conftest import small_config
 
@@ -34,15 +34,15 @@ def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> 
     change(tensors)
     save_file(tensors, folder / WEIGHTS)
     description = json.loads((folder / DESCRIPTION).read_text())
-    description["weights_sha256"] = hash_file(folder / WEIGHTS)
-    (folder / DESCRIPTION).write_text(json.dumps(description))
+    description["files"] = file_records(folder, [folder / WEIGHTS])
+    (folder / DESCRIPTION).write_text(json.dumps(with_checksum(description)))
 
 
 def test_one_flipped_bit_of_the_weights_is_refused(folder: Path) -> None:
     data = bytearray((folder / WEIGHTS).read_bytes())
     data[-3] ^= 1
     (folder / WEIGHTS).write_bytes(data)
-    with pytest.raises(BadInput, match="sha256 differs"):
+    with pytest.raises(BadInput, match=rf"damaged: {WEIGHTS} no longer has the contents"):
         Prior.load(folder)
 
 
@@ -61,7 +61,11 @@ def test_a_missing_tensor_is_named(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("file", "length", "message"),
-    [(WEIGHTS, 100, "can't be read"), (DESCRIPTION, 40, "is not valid JSON"), (DESCRIPTION, 0, "is not valid JSON")],
+    [
+        (WEIGHTS, 100, "has 100 bytes"),
+        (DESCRIPTION, 40, "is not valid JSON"),
+        (DESCRIPTION, 0, "is not valid JSON"),
+    ],
 )
 def test_a_file_cut_short_is_refused(folder: Path, file: str, length: int, message: str) -> None:
     (folder / file).write_bytes((folder / file).read_bytes()[:length])
@@ -73,6 +77,21 @@ def test_a_prior_of_another_format_is_refused(folder: Path) -> None:
     description = json.loads((folder / DESCRIPTION).read_text())
     (folder / DESCRIPTION).write_text(json.dumps({**description, "format": 1}))
     with pytest.raises(BadInput, match="prior format 1"):
+        Prior.load(folder)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"format": 4}', "[" * 200_000], ids=["list", "{}", "format", "deep"])
+def test_a_description_of_another_shape_is_refused_in_one_line(folder: Path, content: str) -> None:
+    (folder / DESCRIPTION).write_text(content)
+    with pytest.raises(BadInput, match=DESCRIPTION if content != "{}" else "prior format None") as refused:
+        Prior.load(folder)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_changed_description_is_refused(folder: Path) -> None:
+    description = json.loads((folder / DESCRIPTION).read_text())
+    (folder / DESCRIPTION).write_text(json.dumps({**description, "encoders": ["another", ""]}))
+    with pytest.raises(BadInput, match="no longer has the contents it was written with"):
         Prior.load(folder)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from embedprior.prior.diffusion import TRAINING, KeyedNoise, Parametrisation, ba
 from embedprior.prior.metrics import measure_variance
 from embedprior.prior.model import Prior
 from embedprior.prior.trainer import train_prior
+from embedprior.runs import DiskFull
 
 from .conftest import every_term, first_logit, labelled_pairs, make_pairs, small_config
 
@@ -465,3 +467,40 @@ def test_one_draw_serves_a_whole_step_and_every_process_takes_its_rows() -> None
     assert (many.timestep.min(), many.timestep.max()) == (1, 10)
     assert abs(np.bincount(many.timestep)[1:] / 2000 - 1).max() < 0.1
     assert abs(float(many.noise.std()) - 1) < 0.02
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", ""])
+def test_a_damaged_record_of_a_stopped_training_is_refused_in_one_line(
+    pairs: Pairs, tmp_path: Path, content: str
+) -> None:
+    train(pairs, small_config(), tmp_path, stop_after=10)
+    (tmp_path / "resume.json").write_text(content)
+    with pytest.raises(BadInput, match=r"resume\.json"):
+        train(pairs, small_config(), tmp_path)
+
+
+def test_a_damaged_state_of_a_stopped_training_is_refused_by_name(pairs: Pairs, tmp_path: Path) -> None:
+    train(pairs, small_config(), tmp_path, stop_after=10)
+    state = tmp_path / "resume-10.safetensors"
+    content = bytearray(state.read_bytes())
+    content[-7] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(BadInput, match=r"resume-10\.safetensors no longer has the contents"):
+        train(pairs, small_config(), tmp_path)
+
+
+def test_the_state_before_is_there_until_the_next_one_is_safe(
+    pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(pairs, small_config(), tmp_path, stop_after=10)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("resume*")}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("embedprior.runs.files.fsync", full)
+    with pytest.raises(DiskFull, match="resume-20"):
+        train(pairs, small_config(), tmp_path)
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("resume*")} == before
+    assert same(train(pairs, small_config(), tmp_path), train(pairs, small_config(), tmp_path / "whole"))

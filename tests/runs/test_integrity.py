@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from embedprior.errors import BadInput
 from embedprior.runs import artifact, integrity
 from embedprior.runs.integrity import changed_files, file_records, has_own_checksum, with_checksum
 
@@ -111,3 +112,32 @@ def test_records_and_files_are_checked_against_hashes_of_their_own(tmp_path: Pat
     assert has_own_checksum(json.loads(json.dumps(sealed)))
     assert not has_own_checksum(sealed | {"x": [1, 2.5, 0]})
     assert not has_own_checksum({"x": [1, 2.5, None]})
+
+
+def test_a_sealed_folder_is_read_only_when_every_byte_and_its_record_are_as_written(tmp_path: Path) -> None:
+    def fill(work: Path) -> None:
+        (work / "inner").mkdir()
+        (work / "inner" / "w.bin").write_bytes(bytes(range(64)))
+
+    def read() -> dict[str, object]:
+        return integrity.read_sealed(tmp_path, "thing.json", "thing", 3, "make it again")
+
+    integrity.write_sealed(tmp_path, "thing.json", {"format": 3, "patients": ["p1"]}, fill)
+    (tmp_path / "run.json").write_text("{}")  # the command's own file is none of the thing's
+    assert read()["patients"] == ["p1"]
+    whole = (tmp_path / "thing.json").read_text()
+    for said, changed in (
+        ("no longer has the contents", whole.replace("p1", "p2")),
+        ("thing format 2. Allowed: 3", whole.replace('"format": 3', '"format": 2')),
+        ("holds a list", "[1]"),
+        ("not valid JSON", whole[:-20]),
+    ):
+        (tmp_path / "thing.json").write_text(changed)
+        with pytest.raises(BadInput, match=said):
+            read()
+    (tmp_path / "thing.json").write_text(whole)
+    for damage in DAMAGES.values():
+        damage(tmp_path / "inner" / "w.bin")
+        with pytest.raises(BadInput, match=r"the thing in .* is damaged: inner/w\.bin .*Next: make it again"):
+            read()
+        integrity.write_sealed(tmp_path, "thing.json", {"format": 3, "patients": ["p1"]}, fill)

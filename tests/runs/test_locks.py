@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from embedprior.errors import BadInput
 from embedprior.runs import Lock, artifact, locks
 
 FORK = multiprocessing.get_context("fork")
@@ -23,6 +25,90 @@ def dead_pid() -> int:
     process.join()
     assert process.pid is not None
     return process.pid
+
+
+@pytest.fixture
+def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A date that is too old counts at once, without the time that a process watches the lock."""
+    monkeypatch.setattr(locks, "WATCHED_S", 0.0)
+
+
+@pytest.mark.parametrize("skew", [3600, -3600], ids=["dated ahead", "dated back"])
+def test_a_lock_with_an_implausible_date_is_stale_only_when_it_stays_untouched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skew: float
+) -> None:
+    seconds = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: seconds[0])
+    path = tmp_path / "l"
+    write_owner(path, machine="elsewhere")
+
+    def date(shift: float) -> None:
+        os.utime(path, (time.time() + skew + shift,) * 2)
+
+    date(0)
+    assert not locks.is_stale(path)
+    for beat in range(1, 8):  # the clock is wrong, the owner is alive: it touches its lock
+        seconds[0] += locks.HEARTBEAT_S
+        date(beat)
+        assert not locks.is_stale(path)
+    seconds[0] += locks.WATCHED_S - 0.1
+    assert not locks.is_stale(path)
+    seconds[0] += 0.2
+    assert locks.is_stale(path)
+    date(9)  # it was only slow
+    assert not locks.is_stale(path)
+
+
+def test_a_folder_that_is_written_in_place_has_one_writer(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with locks.claimed(out):
+        assert not refused(out)  # the run inside a run, in one process
+        process = FORK.Process(target=exit_refused, args=(out,))
+        process.start()
+        process.join()
+        assert process.exitcode == 7
+    assert not out.exists()  # it was made for this, and nothing was written
+    process = FORK.Process(target=exit_refused, args=(out,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def refused(out: Path) -> str:
+    try:
+        with locks.claimed(out):
+            return ""
+    except BadInput as error:
+        return str(error)
+
+
+def exit_refused(out: Path) -> None:
+    message = refused(out)
+    if message and f"is being written by host {os.uname().nodename}, process {os.getppid()}" not in message:
+        os._exit(1)
+    os._exit(7 if message else 0)
+
+
+def test_a_folder_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
+    write_owner(tmp_path / locks.FOLDER_LOCK, pid=dead_pid())
+    assert not refused(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_another_machine_is_taken_over_when_it_shows_no_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(locks, "WATCHED_S", 0.3)
+    path = tmp_path / locks.FOLDER_LOCK
+    write_owner(path, machine="elsewhere", host="node7")
+    os.utime(path, (time.time() - 90,) * 2)
+    assert not refused(tmp_path)
+    assert capsys.readouterr().err.count("node7") == 1
+    write_owner(path, machine="elsewhere", host="node7")
+    beating = threading.Timer(0.3, os.utime, args=(path, (1e9, 1e9)))
+    beating.start()
+    assert "is being written by host node7" in refused(tmp_path)
+    beating.join()
 
 
 def test_one_of_two_gets_the_lock_and_it_comes_free(tmp_path: Path) -> None:
@@ -51,6 +137,7 @@ def test_process_number_that_was_given_again_is_not_the_owner(tmp_path: Path) ->
     assert Lock(tmp_path / "l").acquire()
 
 
+@pytest.mark.usefixtures("unwatched")
 def test_lock_of_another_machine_is_stale_only_when_its_heart_stops(tmp_path: Path) -> None:
     write_owner(tmp_path / "l", machine="elsewhere", pid=dead_pid())
     assert not Lock(tmp_path / "l", stale_after=60).acquire()
@@ -59,6 +146,7 @@ def test_lock_of_another_machine_is_stale_only_when_its_heart_stops(tmp_path: Pa
     assert Lock(tmp_path / "l", stale_after=60).acquire()
 
 
+@pytest.mark.usefixtures("unwatched")
 def test_lock_whose_maker_died_before_signing_it_comes_free_soon(tmp_path: Path) -> None:
     (tmp_path / "l").touch()
     assert not Lock(tmp_path / "l").acquire()

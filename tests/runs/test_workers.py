@@ -13,9 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from embedprior.runs import Run, read_json
+from embedprior.errors import BadInput
+from embedprior.runs import Run, locks, read_json
 from embedprior.runs.run import stop_unfinished_runs
 from embedprior.runs.workers import worker_pool
+
+from .test_locks import write_owner
 
 PARENT = """
 import os, sys, time
@@ -101,3 +104,23 @@ def test_a_study_that_is_stopped_says_so_keeps_its_fits_and_leaves_no_process(tm
     assert json.loads((out / "run.json").read_text())["status"] == "stopped"
     assert len(list(fits.glob("[!.]*/artifact.json"))) >= 3
     assert gone(pids)
+
+
+def test_a_run_is_refused_a_folder_that_another_process_writes(tmp_path: Path) -> None:
+    write_owner(tmp_path / locks.FOLDER_LOCK, pid=os.getppid(), started=None)
+    with pytest.raises(BadInput, match="is being written by"):
+        Run(tmp_path, "demo", {}, 0, {})
+    assert not (tmp_path / "run.json").exists()
+    Run(tmp_path, "embed", {}, 0, {}, shared=True).finish("# done", [])  # a cache may be filled by several
+    assert read_json(tmp_path / "run.json")["status"] == "done"
+
+
+def test_a_run_that_failed_says_so_and_gives_its_folder_back(tmp_path: Path) -> None:
+    Run(tmp_path, "demo", {}, 0, {})
+    stop_unfinished_runs("failed")
+    assert read_json(tmp_path / "run.json")["status"] == "failed"
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    Run(tmp_path, "demo", {}, 0, {})
+    again = Run(tmp_path, "demo", {}, 0, {})  # by a caller that went on after an error
+    again.finish("# done", [])
+    assert not (tmp_path / locks.FOLDER_LOCK).exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from embedprior.errors import BadInput
+from embedprior.runs.integrity import with_checksum
 from embedprior.students.base import Cases, FitData, Stage
 from embedprior.students.controls import ConstantMethod
 from embedprior.students.registry import DEGENERATE, METHODS, Budget, build_method, method_names, methods
@@ -134,7 +136,8 @@ def test_options_are_read_as_their_types_and_never_change_what_a_row_is() -> Non
 def test_a_folder_never_names_code(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no fitted method"):
         load_fitted(tmp_path)
-    (tmp_path / "fitted.json").write_text('{"format": 1, "kind": "os:system", "method": "x"}')
+    record = {"format": 2, "kind": "os:system", "method": "x", "files": {}}
+    (tmp_path / "fitted.json").write_text(json.dumps(with_checksum(record)))
     with pytest.raises(BadInput, match="unknown kind of fitted method 'os:system'"):
         load_fitted(tmp_path)
 
