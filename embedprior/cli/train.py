@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -138,18 +139,20 @@ def student(config: TrainStudentConfig) -> int:
     run = Run(out, "train student", config, config.seed, loaded.inputs)
     fit_summary = getattr(fitted, "fit_summary", None)
     for record in fit_summary.history if fit_summary is not None else ():
-        run.metrics.write(event="validation", **record)
+        run.metrics.write(**{"event": "validation", **record})
     cxr_dim = int(loaded.data.target.train.cxr.shape[1])
     about = {"inputs": config.inputs, "cxr_dim": cxr_dim, "encoder": loaded.encoder, "label": config.label}
     save_fitted(fitted, out, config.method, about)
     scored = {part: visible_cases(method, cases) for part, cases in loaded.scored.items()}
+    started = time.monotonic()
     predictions = predictions_of(config, fitted, scored)
+    seconds = time.monotonic() - started
     if len(predictions):
         again = predictions_of(config, load_fitted(out), scored)
         if not predictions.equals(again):
             raise EmbedpriorError(f"the method read back from {out} scores differently from the one that was saved.")
         write_table(predictions, out / "predictions.csv")
-    text = student_summary(config, fit_summary, part_aucs(predictions))
+    text = student_summary(config, fit_summary, part_aucs(predictions), len(predictions), seconds)
     run.finish(text, [])
     print(text)
     print(f"student: {out}", file=sys.stderr)

@@ -59,11 +59,11 @@ class Estimate:
     constant: bool = False
 
     def limits(self, alpha: float) -> tuple[float, float]:
-        """Return its 1 - alpha limits. A constant score has AUC 0.5 without any uncertainty."""
+        """Return its 1 - alpha limits: of a constant score none, of an AUC without a variance all an AUC can be."""
         if self.constant:
             return self.auc, self.auc
         found = auc_interval(self.auc, self.variance, self.independent_pairs, alpha=alpha)
-        return (-np.inf, np.inf) if np.isnan(found.low) else (found.low, found.high)
+        return (0.0, 1.0) if np.isnan(found.low) else (found.low, found.high)
 
 
 @dataclass(frozen=True)

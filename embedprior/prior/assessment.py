@@ -21,17 +21,20 @@ CASES, SAMPLES, STEPS = 100, 16, 16
 TOLERANCE = 0.05
 """Share by which a prior's error may exceed a regression's before that is said."""
 SPREAD_RANGE = (0.8, 1.25)
+FAR = 1000.0
+"""Robust standard deviations beyond which an embedding's value is an outlier, or of another unit."""
 Floats = NDArray[np.float64]
 
 
 def assess(prior: Prior, train: PairArrays, val: PairArrays, teacher: Head | None) -> dict[str, Any]:
     """Return the figures of a prior on its validation pairs, JSON types, and in ``warnings`` what it lost, in words.
 
-    ``error``: squared error of the one-step prediction, of ridge regression (fitted here on the training pairs) and of
-    the training mean, in standardised units. ``spread_ratio``: standard deviation of samples over the root mean square
-    error of the one-step prediction: 1 for a faithful posterior. ``brier`` and ``auc``, with a head: of the mean over
-    samples of its probability, of the head on the ridge prediction, and of ridge regression of the probability itself
-    (``direct``); Brier against the probability of the real CT, AUC against the labels.
+    ``error``: squared error of the one-step prediction (of the mean of samples where the network predicts the noise),
+    of ridge regression (fitted here on the training pairs) and of the training mean, in standardised units.
+    ``spread_ratio``: standard deviation of samples over the root mean square error of the prediction: 1 for a faithful
+    posterior. ``brier`` and ``auc``, with a head: of the mean over samples of its probability, of the head on the ridge
+    prediction, and of ridge regression of the probability itself (``direct``); Brier against the probability of the
+    real CT, AUC against the labels.
 
     Args:
         prior: trained, with its variance table.
@@ -42,11 +45,14 @@ def assess(prior: Prior, train: PairArrays, val: PairArrays, teacher: Head | Non
     few = slice(0, CASES)
     condition, mask = val.condition[few], None if val.condition_mask is None else val.condition_mask[few]
     units = prior.target_scaler
-    real, predicted = units.forward(val.target[few]), units.forward(prior.one_step(condition, val.source, mask))
+    real = units.forward(val.target[few])
     shared = None if teacher is None else [0] * len(real)
     steps = min(STEPS, prior.schedule.timesteps)
     drawn = prior.sample(condition, SAMPLES, "analytic", steps, 0, val.source, mask, guidance=1.0, cases=shared)
     samples = units.forward(drawn)
+    # One step of a network that predicts noise says nothing of the condition (see ``Prior.caveats``).
+    one_step = prior.config.process.prediction != "epsilon"
+    predicted = units.forward(prior.one_step(condition, val.source, mask)) if one_step else samples.mean(axis=1)
 
     scaler = prior.condition_scaler(train.source)
     inputs, val_inputs = (pooled(scaler.forward(pairs.tokens), pairs.condition_mask) for pairs in (train, val))
@@ -59,8 +65,40 @@ def assess(prior: Prior, train: PairArrays, val: PairArrays, teacher: Head | Non
     if teacher is not None:
         own = units.inverse(ridge.astype(np.float32))
         figures |= _by_head(teacher, drawn, own, train, val, inputs, val_inputs, few, prior.device)
-    figures["warnings"] = warnings(figures)
+    figures["warnings"] = [*warnings(figures), *outliers(train)]
     return figures
+
+
+def outliers(train: PairArrays) -> list[str]:
+    """Return in words where a training embedding lies so far out that it alone sets its dimension's scale.
+
+    Far: more than ``FAR`` times the scaled median absolute deviation of its dimension from the median. Dimensions of
+    which half the values are equal have no such deviation and are left out.
+
+    Example:
+        >>> z = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+        >>> z[3, 2] = 1e6
+        >>> outliers(PairArrays(z, z + 1, [f"t{i}" for i in range(30)], "cxr"))[0][:66]
+        "the condition embedding of pair 't3' has a value of 1e+06 in dimen"
+    """
+    found = []
+    for name, values in (("condition", train.tokens), ("target", train.target[:, None])):
+        wide = values.astype(np.float64)
+        real = (
+            np.ones(wide.shape[:2], bool) if name == "target" or train.condition_mask is None else train.condition_mask
+        )
+        middle = np.median(wide[real], axis=0)
+        away = np.abs(wide - middle)
+        deviation = 1.4826 * np.median(away[real], axis=0)
+        share = np.where(real[..., None] & (deviation > 0), away / np.where(deviation > 0, deviation, 1.0), 0.0)
+        case, token, dimension = map(int, np.unravel_index(share.argmax(), share.shape))
+        if share[case, token, dimension] > FAR:
+            found.append(
+                f"the {name} embedding of pair '{train.ids[case]}' has a value of "
+                f"{wide[case, token, dimension]:.3g} in dimension {dimension}, where the median is "
+                f"{middle[dimension]:.3g} and the spread {deviation[dimension]:.3g}: an outlier sets the scale"
+            )
+    return found
 
 
 def warnings(figures: dict[str, Any]) -> list[str]:

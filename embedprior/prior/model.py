@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from embedprior.config import parse_config
 from embedprior.errors import BadInput, choose
@@ -36,6 +38,7 @@ from embedprior.prior.samplers import (
     states,
 )
 from embedprior.prior.storage import DESCRIPTION, WEIGHTS, Tensors, read_files, require, write_files
+from embedprior.runs import inner_bar
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Prior:
         condition_mask: NDArray[np.bool_] | None = None,
         guidance: float | None = None,
         cases: Sequence[int] | None = None,
+        progress: bool = False,
     ) -> Array:
         """Return posterior samples (N, samples, D) in the CT embedding's own scale.
 
@@ -111,6 +115,7 @@ class Prior:
             condition_mask: (N, C), True where a condition token is real.
             guidance: weight w; None is the configured one. The variance table holds at 1 alone; see ``caveats``.
             cases: N numbers below 2^64 that key the noise of each case; None numbers them from 0.
+            progress: show a bar on a terminal where it takes more than a few seconds.
 
         Raises:
             BadInput: wrong dimension, unknown source or sampler, more steps than timesteps, or an analytic variance
@@ -120,7 +125,10 @@ class Prior:
         conditions = self._checked_conditions(condition, source, condition_mask)
         keys = range(len(conditions)) if cases is None else cases
         noise = KeyedNoise(seed, SAMPLING)
-        return self.target_space(source).inverse(self.draw(conditions, reverse, samples, noise, weight, keys))
+        with inner_bar("samples", len(conditions) * len(reverse)) if progress else nullcontext() as bar:
+            advance = None if bar is None else bar.update
+            drawn = self.draw(conditions, reverse, samples, noise, weight, keys, advance)
+        return self.target_space(source).inverse(drawn)
 
     def path(
         self,
@@ -153,6 +161,7 @@ class Prior:
         noise: KeyedNoise,
         guidance: float,
         cases: Sequence[int],
+        advance: Callable[[int], object] | None = None,
     ) -> Array:
         """Return standardised samples (cases, samples, D) by a plan of reverse steps.
 
@@ -160,10 +169,19 @@ class Prior:
             conditions: the cases' conditions.
             reverse, samples, noise, cases: see ``samplers.draw``.
             guidance: weight w.
+            advance: called at each step with the number of cases that took it.
         """
 
         def denoise_part(rows: slice) -> Denoise:
-            return self.denoiser(conditions.rows(rows), samples, guidance)
+            denoise = self.denoiser(conditions.rows(rows), samples, guidance)
+            if advance is None:
+                return denoise
+
+            def counted(x: Tensor, n: int) -> Tensor:
+                advance(rows.stop - rows.start)
+                return denoise(x, n)
+
+            return counted
 
         return draw(denoise_part, reverse, cases, samples, self.target_scaler.dim, noise, self.device)
 
@@ -225,6 +243,8 @@ class Prior:
                 f"trained with {terms}: x0hat is no longer the posterior mean; read Brier score and calibration slope "
                 "beside the AUC"
             )
+        if self.config.process.prediction == "epsilon":
+            caveats.append("prediction epsilon: the one-step output is next to the training mean, not the regression")
         if "checkpoint" in self.record:
             caveats.append(self.record["checkpoint"])
         return caveats + list(self.record.get("validation", {}).get("warnings", []))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -176,16 +178,17 @@ def fingerprint(
 
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
+ENGINES = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "PARALLELISM_CONFIG": "parallelism"}
 
 
 def check_launch(settings: TrainingConfig) -> None:
     """Refuse what ``accelerate launch`` was asked for and the training would not do: its settings are the YAML file's.
 
     Raises:
-        BadInput: another precision or accumulation than the configuration's, or a compiler.
+        BadInput: another precision or accumulation than the configuration's, a compiler, or another engine than DDP.
     """
     asked = {name: os.environ.get(f"ACCELERATE_{name}", "no").lower() for name in ("MIXED_PRECISION", "DYNAMO_BACKEND")}
-    precision, accumulate = asked["MIXED_PRECISION"], os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    precision, accumulate = asked["MIXED_PRECISION"], _accumulation_asked_for()
     if precision not in ("no", PRECISIONS[settings.precision]):
         allowed = "bf16: --prior.training.precision bf16" if precision == "bf16" else "fp32 and bf16"
         raise BadInput(
@@ -199,6 +202,33 @@ def check_launch(settings: TrainingConfig) -> None:
         )
     if asked["DYNAMO_BACKEND"] != "no":
         raise BadInput(f"accelerate launch asks for the compiler {asked['DYNAMO_BACKEND']}. Allowed: none.")
+    for name, engine in ENGINES.items():
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise BadInput(f"accelerate launch asks for {engine}. Allowed: plain data parallelism (DDP).")
+
+
+def _accumulation_asked_for() -> str:
+    """Return ``--gradient_accumulation_steps`` of the launcher, which passes it on under DeepSpeed alone."""
+    found = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    if found is not None:
+        return found
+    for words in launcher_command_lines():
+        for here, word in enumerate(words):
+            name, _, value = word.replace("-", "_").partition("=")
+            if name == "__gradient_accumulation_steps":
+                return value or words[here + 1]
+    return "1"
+
+
+def launcher_command_lines() -> list[list[str]]:
+    """Return the command lines of ``accelerate launch`` among the processes that started this one."""
+    found = []
+    for parent in psutil.Process().parents():
+        with suppress(psutil.Error):  # one that has ended, or is another user's
+            words = parent.cmdline()
+            if any("accelerate" in word for word in words[:4]):
+                found.append(words)
+    return found
 
 
 def _teacher_hash(teacher: Head | None) -> dict[str, str] | str:

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
 from embedprior.cohort import flow_table
 from embedprior.report import EvidenceSection, Report, summary_markdown, write_report
+from embedprior.report.fit_tables import choice_tables, fit_table, learned_table, prior_figures, unequal_search
 from embedprior.report.formatting import comparison_sentence
 from embedprior.runs import Run, read_json, write_json
 from embedprior.study.config import SOURCE_ONLY, StudyConfig
 from embedprior.study.confounding import label_conflicts, method_notes, source_by_label, within_source
 from embedprior.study.evidence import all_evidence, hypothesis_table
 from embedprior.study.run import DesignResult, StudyResult
-from embedprior.study.runner import RECORD
 from embedprior.tables import write_table
 
 Table = tuple[str, pd.DataFrame, str]
@@ -57,65 +56,6 @@ def metric_table(metrics: Sequence[str], key: str, evidence: Mapping[str, Any]) 
     return [(f"Other metrics: {key}", pd.DataFrame(rows), note)]
 
 
-def fit_table(result: StudyResult) -> Table:
-    """Return what the fits were: how many, how many were there already, how many failed, and their time."""
-    frame = pd.DataFrame(
-        [
-            {
-                "method": o.job.method, "fits": 1, "reused": int(o.reused), "failed": int(o.path is None),
-                "seconds": o.seconds,
-            }
-            for o in result.outcomes
-        ]
-    )  # fmt: skip
-    table = frame.groupby("method", sort=False).sum().reset_index()
-    table["seconds"] = table["seconds"].round(1)
-    return ("Fits", table, "Seconds of this run; a reused fit costs only the time to find it.")
-
-
-def choice_tables(result: StudyResult) -> list[Table]:
-    """Return what the fits took over of the DRR stage and what it was worth, and the settings that they chose."""
-    stages: dict[str, list[Mapping[str, Any]]] = {}
-    settings: dict[str, list[str]] = {}
-    notes: dict[str, None] = {}
-    for outcome in result.outcomes:
-        fit = None if outcome.path is None else read_json(outcome.path / RECORD).get("fit")
-        if not fit:
-            continue
-        if fit["stage_weight"] is not None:
-            stages.setdefault(outcome.job.method, []).append(fit["stage_weight"])
-        if fit["search"] is not None:
-            settings.setdefault(outcome.job.method, []).append(fit["search"]["chosen"])
-        notes |= dict.fromkeys(f"{outcome.job.method}: {note}" for note in fit["notes"])
-    tables: list[Table] = []
-    if stages:
-        rows = [
-            {
-                "method": method, "fits": len(found), "stage dropped": sum(one["weight"] == 0 for one in found),
-                "mean weight": round(fmean(one["weight"] for one in found), 2),
-                "loss saved": f"{fmean(one['worth'] for one in found):.1%}",
-                "measured": ", ".join(sorted({one["measured_on"] for one in found})),
-            }
-            for method, found in stages.items()
-        ]  # fmt: skip
-        note = (
-            "Weight of what the stage on DRRs had learned when the stage on radiographs began, chosen among several "
-            "with 0 by the loss on pairs that neither was fitted on; the loss saved is in comparison with weight 0."
-        )
-        tables.append(("What the DRR stage was worth", pd.DataFrame(rows), note))
-    if settings:
-        rows = [
-            {"method": method, "fits": len(found), "settings": name, "chosen in": found.count(name)}
-            for method, found in settings.items()
-            for name in dict.fromkeys(found)
-        ]
-        note = "The configuration gives no 'fit': each method compared the same candidates on the validation cases."
-        tables.append(("Settings that were chosen", pd.DataFrame(rows), note))
-    if notes:
-        tables.append(("Notes of the fits", pd.DataFrame({"note": list(notes)}), ""))
-    return tables
-
-
 def estimate(row: Mapping[str, Any]) -> str:
     """Return ``0.812 (0.760–0.855)``, without the interval where there is none, or a dash."""
     if row["auc"] is None:
@@ -148,10 +88,17 @@ SUPPORT_COLUMNS = {
 
 @dataclass(frozen=True)
 class StudyReport:
-    """What a study reports: the content of its pages, and the evidence they rest on."""
+    """What a study reports: the content of its pages, the evidence they rest on, and how its priors did.
+
+    Attributes:
+        report: for the pages.
+        evidence: by design.
+        priors: see ``fit_tables.prior_figures``.
+    """
 
     report: Report
     evidence: dict[str, Any]
+    priors: list[dict[str, Any]]
 
 
 def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
@@ -180,8 +127,11 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
         tables += metric_table(part.variant.config.metrics, part.key, own)
     for external in result.study.data[0].externals.values():
         tables.append((f"Who was included: {external.name}", flow_table(external.cohort.flow), "The external cohort."))
-    tables += choice_tables(result)
-    tables.append(fit_table(result))
+    priors = prior_figures(result)
+    lead += [
+        f"{one['design']}: {one['method']}: {text}." for one in priors if one["learns"] for text in one["warnings"]
+    ]
+    tables += [*learned_table(priors), *choice_tables(result), fit_table(result)]
     duplicates = result.study.data[0].duplicates
     if len(duplicates):
         tables.append(("Shared pictures", _duplicate_table(duplicates), _duplicate_note(config, duplicates)))
@@ -192,10 +142,11 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
         evidence=sections,
         flow=flow_table(result.cohort.flow),
         tables=tables,
-        caveats=[*_caveats(config, result), *config.caveats],
+        caveats=[*_caveats(config, result), *unequal_search(result), *config.caveats],
         failures=pd.DataFrame(failure_records(result)),
     )
-    return StudyReport(report, {"schema_version": 1, "designs": evidence, "hypotheses": hypotheses.to_dict("records")})
+    found = {"schema_version": 1, "designs": evidence, "hypotheses": hypotheses.to_dict("records")}
+    return StudyReport(report, found, priors)
 
 
 def write_tables(out: Path, result: StudyResult) -> None:
@@ -219,7 +170,7 @@ def write_tables(out: Path, result: StudyResult) -> None:
 def write_results(out: Path, result: StudyResult, content: StudyReport, run: Run) -> str:
     """Write evidence, summary and report; return the summary."""
     write_json(out / "evidence.json", content.evidence)
-    run.finish("", failure_records(result))
+    run.finish("", failure_records(result), **({"priors": content.priors} if content.priors else {}))
     record = {k: v for k, v in read_json(out / "run.json").items() if k != "uses"}  # every fit: pages of them
     report = replace(content.report, run=record)
     summary = summary_markdown(report)

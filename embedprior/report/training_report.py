@@ -71,8 +71,17 @@ def teacher_summary(
     return "\n\n".join(parts) + "\n"
 
 
-def student_summary(config: TrainStudentConfig, fit: FitSummary | None, aucs: Aucs) -> str:
-    """Return ``summary.md`` of one method; ``fit`` is None for a method that trains nothing."""
+def student_summary(
+    config: TrainStudentConfig, fit: FitSummary | None, aucs: Aucs, scored: int = 0, scoring_seconds: float = 0.0
+) -> str:
+    """Return ``summary.md`` of one method.
+
+    Args:
+        config: what was fitted.
+        fit: what it cost; None for a method that trains nothing.
+        aucs: of ``part_aucs``.
+        scored, scoring_seconds: cases that were scored, and the time it took: a prior draws samples then.
+    """
     parts = [f"# {config.method} for {config.label}"]
     if fit is not None:
         losses = f"; losses: {', '.join(fit.losses)}" if fit.losses else ""
@@ -80,6 +89,8 @@ def student_summary(config: TrainStudentConfig, fit: FitSummary | None, aucs: Au
         noun = "parameter" if fit.trainable == 1 else "parameters"
         parts.append(f"{fit.trainable:,} {noun} trained{reads}; {fit.steps:,} steps, {fit.seconds:.1f} s{losses}.")
         parts += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in fit.sentences()]
+    if scored:
+        parts.append(f"{scored} cases scored in {scoring_seconds:.1f} s.")
     return "\n\n".join([*parts, _auc_table("cases", aucs), RESEARCH_USE]) + "\n"
 
 

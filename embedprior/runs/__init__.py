@@ -28,6 +28,7 @@ from embedprior.runs.run import (
     MetricsLog,
     Run,
     git_revision,
+    inner_bar,
     one_thread,
     progress,
     progress_bar,
@@ -37,7 +38,7 @@ from embedprior.runs.run import (
 
 __all__ = [
     "QUIET", "Artifact", "DiskFull", "Lock", "MetricsLog", "Run", "artifact", "artifacts_root", "canonical", "claimed",
-    "fsync", "git_revision", "hash_array", "hash_file", "hash_of", "is_full", "make_folder", "one_thread", "progress",
-    "progress_bar", "read_json", "read_record", "record_dependency", "seed_for", "versions", "write_file", "write_json",
-    "write_tensors", "write_text",
+    "fsync", "git_revision", "hash_array", "hash_file", "hash_of", "inner_bar", "is_full", "make_folder", "one_thread",
+    "progress", "progress_bar", "read_json", "read_record", "record_dependency", "seed_for", "versions", "write_file",
+    "write_json", "write_tensors", "write_text",
 ]  # fmt: skip

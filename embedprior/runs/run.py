@@ -47,13 +47,26 @@ def progress(items: Iterable[T], desc: str, total: int | None = None) -> Iterato
 
 
 def progress_bar(
-    items: Iterable[Any] | None, desc: str, total: int | None = None, disable: bool = False
+    items: Iterable[Any] | None, desc: str, total: int | None = None, disable: bool = False, **settings: Any
 ) -> tqdm_module.tqdm[Any]:
-    """Return a progress bar on standard error (a line every so often when it is not a terminal)."""
+    """Return a progress bar on standard error (a line every so often when it is not a terminal).
+
+    Args:
+        items, desc, total, disable, settings: as tqdm takes them.
+    """
     interval = 0.1 if sys.stderr.isatty() else 15.0
-    return _bar_class()(
-        items, desc=desc, total=total, mininterval=interval, maxinterval=2 * interval, leave=True, disable=disable
-    )
+    chosen: dict[str, Any] = {"mininterval": interval, "maxinterval": 2 * interval, "leave": True, **settings}
+    return _bar_class()(items, desc=desc, total=total, disable=disable, **chosen)
+
+
+SHORT_WAIT_S = 2.0
+"""A part of other work that takes no longer shows no bar of its own."""
+
+
+def inner_bar(desc: str, total: int) -> tqdm_module.tqdm[Any]:
+    """Return a bar for one part of longer work: on a terminal only, after ``SHORT_WAIT_S``, gone when it is done."""
+    quiet = bool(os.environ.get(QUIET)) or not sys.stderr.isatty()
+    return progress_bar(None, desc, total, disable=quiet, leave=False, delay=SHORT_WAIT_S)
 
 
 @cache

@@ -18,6 +18,9 @@ from scipy.special import expit
 from torch import Tensor
 
 from embedprior.config import parse_config
+from embedprior.nn.search import Search
+from embedprior.nn.stages import StageWeight
+from embedprior.prior.assessment import assess
 from embedprior.prior.config import NetworkConfig, ObjectiveConfig, PriorConfig, ProcessConfig, SamplerName, Source
 from embedprior.prior.data import PairArrays
 from embedprior.prior.model import Prior, new_network
@@ -73,7 +76,7 @@ class PriorStudent:
 
     def _drawn(self, cases: Cases, keys: Sequence[int]) -> Float[np.ndarray, "cases samples ct_dim"]:
         drawn = self.prior.sample(
-            cases.cxr, self.samples, self.sampler, self.steps, self.seed, _source(cases), cases=keys
+            cases.cxr, self.samples, self.sampler, self.steps, self.seed, _source(cases), cases=keys, progress=True
         )
         return np.asarray(drawn)
 
@@ -128,19 +131,25 @@ class PriorMethod:
         with tempfile.TemporaryDirectory(prefix="embedprior-") as scratch:
             root = self.budget.artifacts or Path(scratch)
             before: Path | None = None
-            steps = 0
+            steps, history = 0, list[dict[str, Any]]()
             for number, stage in enumerate(data.stages if self.pretraining else data.stages[-1:]):
                 config = self._config(min(number, len(self.budget.stages) - 1))
                 pairs = shuffled_stage(stage, seed) if self.shuffled else stage
+                pairs = pairs if len(pairs.val) else _set_aside(pairs.train, seed)
                 before = self._train(pairs, config, head, seed, root, before)
                 steps += _steps_taken(before)
+                history += [{"stage": number, **line} for line in _metrics(before)]
             assert before is not None
-            prior = Prior.load(before)
+            prior, search = Prior.load(before), _search(before)
+        learned = assess(prior, _arrays(pairs.train, labels=True), _arrays(pairs.val, labels=True), _as_function(head))
         trainable = sum(p.numel() for p in prior.network.parameters()) + prior.regression_size
         names = tuple(
             n for n in ("l2", *prior.config.objective.auxiliary_weights) if n != "l2" or prior.config.objective.l2
         )
-        fit_summary = FitSummary(trainable, trainable + head_size(head), steps, perf_counter() - started, names)
+        fit_summary = FitSummary(
+            trainable, trainable + head_size(head), steps, perf_counter() - started, names, tuple(history),
+            _taken_over(prior), search, learned=learned,
+        )  # fmt: skip
         budget = self.budget
         return PriorStudent(
             prior, head, budget.samples, budget.sampler, budget.steps, seed_for(seed, "samples"), fit_summary
@@ -165,7 +174,6 @@ class PriorMethod:
         config = config.model_copy(
             update={"training": config.training.model_copy(update={"seed": seed_for(seed, "prior") % 2**31})}
         )
-        stage = stage if len(stage.val) else _set_aside(stage.train, seed)
         reads = config.objective
         labels = reads.proto > 0 or (reads.bce > 0 and reads.bce_target == "labels")
         if labels and len(np.unique(stage.train.label[stage.train.known])) < 2:
@@ -201,7 +209,26 @@ def _steps_taken(folder: Path) -> int:
     """Of all candidates, where settings were searched; training may stop before its last step (``patience``)."""
     if (folder / RECORD).is_file():
         return int(read_json(folder / RECORD)["steps"])
-    return max(int(json.loads(line)["step"]) for line in (folder / METRICS).read_text().splitlines())
+    return max(int(line["step"]) for line in _metrics(folder))
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
+def _search(folder: Path) -> Search | None:
+    """Return how the settings of a stage were chosen, its cost in trainings of the chosen candidate's length."""
+    if not (folder / RECORD).is_file():
+        return None
+    record = read_json(folder / RECORD)
+    steps = int(record["settings"]["training"]["steps"])
+    return Search(record["chosen"], tuple(record["rounds"]), (record["steps"] - steps) / steps)
+
+
+def _taken_over(prior: Prior) -> StageWeight | None:
+    """Return what the regression of the last stage took over of the one before; None where there is none of either."""
+    fitted = prior.regressions.get("cxr")
+    return None if fitted is None else fitted.first_stage
 
 
 def _set_aside(cases: Cases, seed: int) -> Stage:

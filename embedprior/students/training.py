@@ -117,10 +117,11 @@ class FitSummary:
         seconds: wall clock.
         losses: names of the terms.
         history: one record a validation: the mean of every term since the one before, and ``val_loss``, which the
-            step is chosen by.
+            step is chosen by. Of a prior: the lines of the ``metrics.jsonl`` of every stage.
         stage_weight: what was taken over of the DRR stage, and what it was worth; None where there was none.
         search: how the settings were chosen; None where they were given.
         notes: what a reader of the result must know: a choice that could not be made, say.
+        learned: of a prior: its figures on the validation pairs (see ``prior.assessment.assess``).
     """
 
     trainable: int
@@ -128,10 +129,11 @@ class FitSummary:
     steps: int
     seconds: float
     losses: tuple[str, ...] = ()
-    history: tuple[Mapping[str, float], ...] = field(default=(), repr=False)
+    history: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     stage_weight: StageWeight | None = None
     search: Search | None = None
     notes: tuple[str, ...] = ()
+    learned: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def record(self) -> dict[str, Any]:
         """Return it for a JSON file, without the history and the time."""
@@ -146,6 +148,7 @@ class FitSummary:
                 "chosen": search.chosen, "cost": search.cost, "rounds": [dict(one) for one in search.rounds],
             },
             "notes": list(self.notes),
+            "learned": self.learned,
         }  # fmt: skip
 
     def sentences(self) -> list[str]:
@@ -159,7 +162,33 @@ class FitSummary:
             )
         if self.stage_weight is not None:
             found.append(self.stage_weight.sentence())
+        if self.learned is not None:
+            found += learned_sentences(self.learned)
         return [*found, *self.notes]
+
+
+def learned_sentences(figures: Mapping[str, Any]) -> list[str]:
+    """Return in words the figures of ``prior.assessment.assess``, each beside its rivals', and its warnings.
+
+    Example:
+        >>> error = {"prior": 0.6, "ridge": 0.5, "mean": 1.0}
+        >>> learned_sentences({"error": error, "spread_ratio": 0.98, "warnings": []})[0]
+        'on the validation pairs: squared error .600 (ridge .500, mean 1.000), samples .98 times as wide as it asks for'
+    """
+
+    def short(value: float, digits: int) -> str:
+        return f"{value:.{digits}f}".removeprefix("0")
+
+    error = figures["error"]
+    text = (
+        f"on the validation pairs: squared error {short(error['prior'], 3)} (ridge {short(error['ridge'], 3)}, mean "
+        f"{short(error['mean'], 3)}), samples {short(figures['spread_ratio'], 2)} times as wide as it asks for"
+    )
+    for name, title in (("auc", "AUC"), ("brier", "Brier score")):
+        scores = figures.get(name)
+        if scores is not None:
+            text += f", {title} {short(scores['prior'], 3)} (direct regression {short(scores['direct'], 3)})"
+    return [text, *(f"warning: {warning}" for warning in figures["warnings"])]
 
 
 @dataclass(frozen=True)

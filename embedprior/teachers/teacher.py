@@ -44,11 +44,21 @@ class TeacherHead:
         self.validation_history = tuple(history)
 
     def logits(self, embeddings: Float[np.ndarray, "cases dim"]) -> Float[np.ndarray, " cases"]:
-        """Return one logit a case."""
+        """Return one logit a case.
+
+        Raises:
+            BadInput: not (cases, dim).
+        """
+        _require_rows(embeddings.shape, self.network.mean.numel())
         return predict(self.network, embeddings)[:, 0]
 
     def __call__(self, embeddings: Float[Tensor, "cases dim"]) -> Float[Tensor, " cases"]:
-        """Return logits with gradients to the embeddings (the weights stay frozen)."""
+        """Return logits with gradients to the embeddings (the weights stay frozen).
+
+        Raises:
+            BadInput: not (cases, dim).
+        """
+        _require_rows(tuple(embeddings.shape), self.network.mean.numel())
         out: Tensor = self.network(embeddings)[:, 0]
         return out
 
@@ -67,6 +77,15 @@ class TeacherHead:
         network = Mlp(int(settings["dim"]), 1, config)
         network.load_state_dict(load_file(folder / WEIGHTS))
         return cls(network, config)
+
+
+def _require_rows(shape: tuple[int, ...], dim: int) -> None:
+    # (cases, samples, dim) would pass through the layers, and [:, 0] would be the first sample alone.
+    if len(shape) != 2 or shape[1] != dim:
+        raise BadInput(
+            f"embeddings of shape {shape}. Allowed: (cases, {dim}). "
+            "Next: one row a sample, embeddings.reshape(-1, embeddings.shape[-1])"
+        )
 
 
 def train_head(

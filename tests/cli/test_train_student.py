@@ -83,6 +83,23 @@ def test_a_student_is_trained_saved_scored_and_read_back(cohort: Path, capsys: p
     assert {"step", "loss", "kd", "label", "val_loss"} <= set(first)
 
 
+def test_a_prior_leaves_its_metrics_and_says_how_it_did(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = {
+        "network": {"preset": "tiny", "dim": 16, "depth": 1, "inner": 16}, "process": {"timesteps": 20},
+        "training": {"steps": 12, "batch": 8, "validate_every": 6, "validation_bins": 2, "variance_nodes": 4},
+    }  # fmt: skip
+    settings = ["--budget.stages", json.dumps([stage]), "--budget.samples", "2", "--budget.steps", "4"]
+    assert main(words(cohort, "prior", *settings)) == 0
+    lines = [json.loads(line) for line in (cohort / "out" / "metrics.jsonl").read_text().splitlines()]
+    seen = [(line["stage"], line["step"]) for line in lines if line["event"] == "validation"]
+    assert seen == [(stage, step) for stage in (0, 1) for step in (0, 6, 12)]
+    assert sum("loss/l2" in line for line in lines) == 4
+    shown = capsys.readouterr().out
+    assert "On the validation pairs: squared error" in shown
+    assert "(direct regression" in shown
+    assert "cases scored in" in shown
+
+
 def test_unlabelled_pairs_and_drr_pairs_take_part_in_training(cohort: Path) -> None:
     assert main(words(cohort, "direct-head")) == 0
     config = TrainStudentConfig.model_validate(json.loads((cohort / "out" / "run.json").read_text())["config"])

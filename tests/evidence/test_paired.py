@@ -86,6 +86,17 @@ def test_constant_score_makes_it_a_test_against_half() -> None:
     assert math.isnan(delong_test(labels, np.ones(30), np.zeros(30)).p)
 
 
+def test_a_method_that_is_perfect_in_one_fold_and_constant_in_the_others_has_a_finite_interval() -> None:
+    """Its AUC, .667, has no variance within any fold: all that is known of it is that an AUC lies in 0 to 1."""
+    labels, folds = np.tile([1, 0], 30), np.repeat([0, 1, 2], 20)
+    odd = np.where(folds == 0, labels, 0.3)
+    other = labels + np.random.default_rng(3).normal(size=60)
+    found = delong_test(labels, odd, other, folds=folds)
+    assert found.auc[0] == pytest.approx(2 / 3)
+    assert np.isfinite([found.delta, found.p, *found.ci]).all()
+    assert found.ci[0] < found.delta < found.ci[1]
+
+
 def test_perfect_methods_that_tie_have_an_interval_as_wide_as_their_bounds() -> None:
     labels = np.repeat([1, 0], [8, 22])
     found = delong_test(labels, labels * 1.0, labels * 2 + np.arange(30) / 100)

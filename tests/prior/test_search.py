@@ -176,6 +176,29 @@ def test_labels_of_one_class_leave_the_aucs_out_with_the_reason(pairs: Pairs, tm
     assert "brier" not in assess(prior, *pairs, None)
 
 
+def test_an_outlier_that_sets_its_dimensions_scale_is_named(pairs: Pairs, tmp_path: Path) -> None:
+    far = pairs[0].target.copy()
+    far[7, 2] = 1e6
+    prior = train_prior(replace(pairs[0], target=far), pairs[1], small_config(steps=1), tmp_path, show_progress=False)
+    (caveat,) = [text for text in prior.caveats() if "outlier" in text]
+    assert caveat.startswith("the target embedding of pair 'pair-7' has a value of 1e+06 in dimension 2")
+    usual = train_prior(*pairs, small_config(steps=1), tmp_path / "usual", show_progress=False)
+    assert not any("outlier" in text for text in usual.caveats())
+
+
+def test_a_network_that_predicts_noise_is_judged_by_the_mean_of_its_samples(tmp_path: Path) -> None:
+    """Its one-step output is the training mean whatever it has learned, which is said."""
+    parts = make_pairs(400, 0), make_pairs(100, 1000)
+    config = small_config(steps=400, batch=64, lr=3e-3, validate_every=100, ema=0.95)
+    config = config.model_copy(update={"process": ProcessConfig(timesteps=50, prediction="epsilon")})
+    prior = train_prior(*parts, config, tmp_path, show_progress=False)
+    error = prior.record["validation"]["error"]
+    assert error["prior"] < 0.3 * error["mean"]
+    assert any("one-step output is next to the training mean" in text for text in prior.caveats())
+    one_step = prior.target_scaler.forward(prior.one_step(parts[1].condition))
+    assert float(np.square(one_step).mean()) < 0.01
+
+
 def test_each_warning_has_its_own_reason() -> None:
     fine = {"error": {"prior": 0.5, "ridge": 0.5, "mean": 1.0}, "spread_ratio": 1.0}
     assert warnings(fine) == []

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -413,6 +415,8 @@ def replaced(config: PriorConfig, **training: object) -> PriorConfig:
         ("ACCELERATE_MIXED_PRECISION", "fp16", "Allowed: fp32 and bf16"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "Next: --prior.training.accumulate 4"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "asks for the compiler inductor"),
+        ("ACCELERATE_USE_FSDP", "true", r"asks for FSDP\. Allowed: plain data parallelism"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "asks for DeepSpeed"),
     ],
 )
 def test_what_accelerate_launch_asks_for_is_done_or_refused(
@@ -424,6 +428,27 @@ def test_what_accelerate_launch_asks_for_is_done_or_refused(
     assert not (tmp_path / "refused").exists()
     if value in ("bf16", "4"):
         train(pairs, small_config(precision="bf16", accumulate=4, steps=2), tmp_path / "done")
+
+
+@pytest.mark.parametrize("flag", [["--gradient_accumulation_steps", "4"], ["--gradient-accumulation-steps=4"]])
+def test_accumulation_that_accelerate_launch_keeps_to_itself_is_refused(
+    flag: list[str], pairs: Pairs, tmp_path: Path
+) -> None:
+    """Without DeepSpeed the launcher takes the flag and gives it to nobody: only its command line holds it."""
+    script = tmp_path / "asked.py"
+    script.write_text(
+        "import sys\nfrom embedprior.errors import BadInput\nfrom embedprior.prior.config import TrainingConfig\n"
+        "from embedprior.prior.setup import check_launch\n"
+        "for parts in (4, 1):\n    try:\n        check_launch(TrainingConfig(accumulate=parts))\n"
+        "        print('accepts', parts)\n    except BadInput as error:\n        print(error)\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *flag, str(script)]
+    done = subprocess.run(launch, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "accepts 4",
+        "accelerate launch asks for 4 accumulation steps, training.accumulate is 1. "
+        "Next: --prior.training.accumulate 4",
+    ]
 
 
 def test_a_finished_training_goes_on_when_it_is_given_more_steps(pairs: Pairs, tmp_path: Path) -> None:

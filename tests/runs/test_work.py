@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from embedprior.runs import QUIET, progress
+from embedprior.runs import QUIET, inner_bar, progress, run
 from embedprior.runs.run import progress_bar
 
 FORK = multiprocessing.get_context("fork")
@@ -25,6 +25,27 @@ def test_bar_is_shown_unless_this_process_is_quiet(
     monkeypatch.setenv(QUIET, "1")
     assert list(progress(range(3), "counting")) == [0, 1, 2]
     assert capsys.readouterr().err == ""
+
+
+def test_the_bar_of_a_part_is_drawn_on_a_terminal_alone_and_only_when_the_part_is_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(QUIET, raising=False)
+
+    def shown(terminal: bool, short_wait: float) -> str:
+        monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+        monkeypatch.setattr(run, "SHORT_WAIT_S", short_wait)
+        with inner_bar("samples", 2) as bar:
+            bar.update(1)
+            bar.update(1)
+        return capsys.readouterr().err
+
+    assert "samples" in shown(terminal=True, short_wait=0.0)
+    assert shown(terminal=True, short_wait=60.0) == ""
+    assert shown(terminal=False, short_wait=0.0) == ""
+    monkeypatch.setenv(QUIET, "1")
+    assert shown(terminal=True, short_wait=0.0) == ""
+    assert inner_bar("samples", 2).get_lock() is progress_bar([], "first").get_lock()
 
 
 def test_a_child_forked_while_its_parent_draws_has_bars_of_its_own() -> None:

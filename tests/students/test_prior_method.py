@@ -91,3 +91,31 @@ def test_few_samples_rank_cases_as_many_do(student: PriorStudent) -> None:
     shared = roc_auc_score(label, student.scores(cases_of(cxr)))
     own = roc_auc_score(label, expit(3.0 * student.generate(cases_of(cxr))[..., 0]).mean(axis=1))
     assert shared > own + 0.02
+
+
+def test_sampling_advances_the_bar_by_one_step_of_every_case(
+    student: PriorStudent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals: list[int] = []
+    steps: list[int] = []
+
+    class Spy:
+        def __enter__(self) -> Spy:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+        def update(self, count: int) -> None:
+            steps.append(count)
+
+    def bar(desc: str, total: int) -> Spy:
+        totals.append(total)
+        return Spy()
+
+    monkeypatch.setattr("embedprior.prior.model.inner_bar", bar)
+    student.scores(cases_of(np.zeros((10, DIM))))
+    assert totals == [10 * student.steps]
+    assert sum(steps) == 10 * student.steps
+    student.prior.sample(np.zeros((2, DIM), np.float32), 1, "ddpm_small", 5)
+    assert len(totals) == 1  # not asked for

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
+from embedprior.errors import BadInput
 from embedprior.nn.config import Balance, FitConfig
 from embedprior.nn.losses import case_weights
 from embedprior.nn.network import loss_of_labels
@@ -81,3 +82,13 @@ def test_validation_cts_choose_the_step_by_the_weighed_loss_too() -> None:
     assert head.validation_history[0]["val_loss"] == pytest.approx(
         log_loss(label[100:], p, sample_weight=case_weights(label[100:]))
     )
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 4), (4,), (5, 3)])
+def test_a_head_refuses_what_is_not_one_embedding_a_row(shape: tuple[int, ...]) -> None:
+    """(cases, samples, dim) would come out as the logits of each case's first sample."""
+    head = train_head(*data(0, 40), *data(1, 40), FitConfig(hidden=4, steps=5), 0)
+    with pytest.raises(BadInput, match=r"Allowed: \(cases, 4\)"):
+        head(torch.zeros(shape))
+    with pytest.raises(BadInput, match=r"Allowed: \(cases, 4\)"):
+        head.logits(np.zeros(shape, np.float32))

@@ -1,0 +1,187 @@
+"""What the fits of a study were: their number and time, what they chose, and whether the priors among them learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from embedprior.runs import read_json
+from embedprior.study.config import method_infos
+from embedprior.study.run import StudyResult
+from embedprior.study.runner import RECORD
+
+Table = tuple[str, pd.DataFrame, str]
+RIVAL = "direct-head"
+"""Has the same optimum as a prior."""
+AUC_TOLERANCE, BRIER_TOLERANCE = 0.01, 0.05
+"""By how much a prior's AUC may lie below that of ``RIVAL``, and by which share its Brier score above, unsaid."""
+
+
+def fit_table(result: StudyResult) -> Table:
+    """Return what the fits were: how many, how many were there already, how many failed, and their time."""
+    frame = pd.DataFrame(
+        [
+            {
+                "method": o.job.method, "fits": 1, "reused": int(o.reused), "failed": int(o.path is None),
+                "seconds": o.seconds,
+            }
+            for o in result.outcomes
+        ]
+    )  # fmt: skip
+    table = frame.groupby("method", sort=False).sum().reset_index()
+    table["seconds"] = table["seconds"].round(1)
+    return ("Fits", table, "Seconds of this run; a reused fit costs only the time to find it.")
+
+
+def choice_tables(result: StudyResult) -> list[Table]:
+    """Return what the fits took over of the DRR stage and what it was worth, and the settings that they chose."""
+    stages: dict[str, list[Mapping[str, Any]]] = {}
+    searches: dict[str, list[Mapping[str, Any]]] = {}
+    notes: dict[str, None] = {}
+    for _, method, fit in _fits(result):
+        if fit["stage_weight"] is not None:
+            stages.setdefault(method, []).append(fit["stage_weight"])
+        if fit["search"] is not None:
+            searches.setdefault(method, []).append(fit["search"])
+        notes |= dict.fromkeys(f"{method}: {note}" for note in fit["notes"])
+    tables: list[Table] = []
+    if stages:
+        rows = [
+            {
+                "method": method, "fits": len(found), "stage dropped": sum(one["weight"] == 0 for one in found),
+                "mean weight": round(fmean(one["weight"] for one in found), 2),
+                "loss saved": f"{fmean(one['worth'] for one in found):.1%}",
+                "measured": ", ".join(sorted({one["measured_on"] for one in found})),
+            }
+            for method, found in stages.items()
+        ]  # fmt: skip
+        note = (
+            "Weight of what the stage on DRRs had learned when the stage on radiographs began, chosen among several "
+            "with 0 by the loss on pairs that neither was fitted on; the loss saved is in comparison with weight 0."
+        )
+        tables.append(("What the DRR stage was worth", pd.DataFrame(rows), note))
+    if searches:
+        rows = [
+            {
+                "method": method, "settings": name, "chosen in": f"{sum(one['chosen'] == name for one in found)} of "
+                f"{len(found)} fits", "candidates": len(found[0]["rounds"][0]),
+                "further trainings a fit": round(fmean(one["cost"] for one in found), 2),
+            }
+            for method, found in searches.items()
+            for name in dict.fromkeys(one["chosen"] for one in found)
+        ]  # fmt: skip
+        note = (
+            "Each method compared its candidates on the same validation cases, never on a held-out one. Further "
+            "trainings: what the search cost beside the training that was kept, in trainings of its length."
+        )
+        tables.append(("Settings that were chosen", pd.DataFrame(rows), note))
+    if notes:
+        tables.append(("Notes of the fits", pd.DataFrame({"note": list(notes)}), ""))
+    return tables
+
+
+def unequal_search(result: StudyResult) -> list[str]:
+    """Say which methods searched their settings and which trained with those given, where a study has both."""
+    searched: dict[str, None] = {}
+    given: dict[str, None] = {}
+    for _, method, fit in _fits(result):
+        if fit["steps"]:
+            (given if fit["search"] is None else searched)[method] = None
+    given = dict.fromkeys(name for name in given if name not in searched)
+    if not searched or not given:
+        return []
+    return [
+        f"Not every method had the same search for its settings: {', '.join(searched)} compared candidates on the "
+        f"validation cases, {', '.join(given)} trained with the settings of the configuration. To compare them on "
+        "equal terms, leave out both 'fit' and 'prior', or give both."
+    ]
+
+
+def prior_figures(result: StudyResult) -> list[dict[str, Any]]:
+    """Return how each prior did on its validation pairs, a record a design and method, means over its fits.
+
+    ``error`` and ``spread_ratio`` as in ``prior.assessment.assess``; ``auc`` and ``brier`` of the ``prior`` and of
+    ``direct-head`` on the labelled validation radiographs where both were scored there, otherwise of the prior and of
+    a ridge regression of the head's probability (``direct``); ``warnings``: what it lost; ``learns``: it is no control.
+    """
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for design, method, fit in _fits(result):
+        if fit.get("learned"):
+            found.setdefault((design, method), []).append(fit["learned"])
+    infos = {name: info for variant in result.study.variants for name, info in method_infos(variant.config).items()}
+    rows = result.predictions[result.predictions["split"] == "val"]
+    return [
+        _figures_of(design, method, fits, rows[rows["design"] == design]) | {"learns": infos[method].role != "control"}
+        for (design, method), fits in found.items()
+    ]
+
+
+def learned_table(priors: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Return the figures of ``prior_figures`` beside those of its rivals; no table where no prior was fitted."""
+    if not priors:
+        return []
+    rows = []
+    for one in priors:
+        error, rival = one["error"], "direct-head" if "direct-head" in one["brier"] else "direct"
+        row: dict[str, Any] = {"design": one["design"], "method": one["method"], "fits": one["fits"]}
+        row |= {f"error, {name}": f"{error[name]:.3f}" for name in ("prior", "ridge", "mean")}
+        row["spread ratio"] = f"{one['spread_ratio']:.2f}"
+        for name, title, digits in (("auc", "AUC", 3), ("brier", "Brier", 4)):
+            scores = one[name]
+            pair = [f"{scores[who]:.{digits}f}" for who in ("prior", rival)] if scores else ["–"]
+            row[f"{title}, prior / {'direct-head' if rival == RIVAL else 'direct regression'}"] = " / ".join(pair)
+        row["fits with a warning"] = f"{one['fits_with_a_warning']} of {one['fits']}"
+        row["warning"] = "; ".join(one["warnings"]) or "–"
+        rows.append(row)
+    frame = pd.DataFrame(rows).fillna("–")
+    note = (
+        "On the validation pairs, which chose the checkpoint: a little too good. Error: squared, standardised, of the "
+        "one-step prediction, of ridge regression and of the training mean. Spread ratio: of the samples to what the "
+        "error asks for. A warning stands where the means over the fits lose to a plain regression."
+    )
+    return [("Have the priors learned?", frame, note)]
+
+
+def _figures_of(design: str, method: str, fits: Sequence[Mapping[str, Any]], val: pd.DataFrame) -> dict[str, Any]:
+    from embedprior.prior.assessment import warnings  # torch: only where a prior was fitted, so it is there already
+
+    def mean(name: str) -> dict[str, float] | None:
+        have = [fit[name] for fit in fits if fit.get(name) is not None]
+        return {who: fmean(one[who] for one in have) for who in have[0]} if have else None
+
+    figures: dict[str, Any] = {"error": mean("error"), "spread_ratio": fmean(fit["spread_ratio"] for fit in fits)}
+    figures |= {name: mean(name) for name in ("auc", "brier")}
+    texts = warnings(figures)
+    own, rival = (_validation_scores(val[val["method"] == name]) for name in (method, RIVAL))
+    if own and rival:
+        figures |= {name: {"prior": own[name], RIVAL: rival[name]} for name in ("auc", "brier")}
+        if own["auc"] < rival["auc"] - AUC_TOLERANCE:
+            texts.append(f"{RIVAL} has the higher AUC on the validation cases: {rival['auc']:.3f} to {own['auc']:.3f}")
+        if own["brier"] > (1 + BRIER_TOLERANCE) * rival["brier"]:
+            numbers = f"{rival['brier']:.4f} to {own['brier']:.4f}"
+            texts.append(f"{RIVAL} has the lower Brier score on the validation cases: {numbers}")
+    warned = sum(bool(fit["warnings"]) for fit in fits)
+    return {"design": design, "method": method, "fits": len(fits), **figures, "fits_with_a_warning": warned,
+            "warnings": texts}  # fmt: skip
+
+
+def _validation_scores(rows: pd.DataFrame) -> dict[str, float]:
+    """Return AUC (mean over the fits whose validation cases hold both classes) and Brier score; empty without one."""
+    from sklearn.metrics import roc_auc_score
+
+    parts = [part for _, part in rows.groupby(["resample", "fold", "seed"]) if part["label"].nunique() == 2]
+    if not parts:
+        return {}
+    aucs = [roc_auc_score(part["label"], part["score"]) for part in parts]
+    return {"auc": float(fmean(aucs)), "brier": float(((rows["score"] - rows["label"]) ** 2).mean())}
+
+
+def _fits(result: StudyResult) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield design, method and the record of every fit that left one."""
+    for outcome in result.outcomes:
+        fit = None if outcome.path is None else read_json(outcome.path / RECORD).get("fit")
+        if fit:
+            yield outcome.job.key, outcome.job.method, fit
