@@ -7,16 +7,19 @@ import logging
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from embedprior.imaging.dicom_elements import plain_elements
 from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, dicom_mark, files_below, is_hidden, printable
 
 MAX_FILE_BYTES = 2**31
+HEAD_BYTES = 2**15
+"""Read of a file at first: the whole header of most slices."""
 MODALITIES = (
     "CR", "CT", "DX", "ECG", "ES", "IO", "IVUS", "KO", "MG", "MR", "NM", "OT", "PR", "PT", "REG", "RF", "RTDOSE",
     "RTIMAGE", "RTPLAN", "RTSTRUCT", "SC", "SEG", "SM", "SR", "US", "XA", "XC",
@@ -154,6 +157,10 @@ def read_headers(files: DicomFiles, name: str) -> list[Header]:
                 if suffix in DICOM_SUFFIXES or (not head and (not suffix or suffix[1:].isdigit())):
                     raise UnreadableExam(f"{printable(Path(name).name)}: {'no DICOM' if head else 'an empty file'}")
                 return []
+            quick = _quick_header(files, name, head + handle.read(HEAD_BYTES - len(head)))
+            if quick is not None:
+                files.headers[name] = [quick]
+                return files.headers[name]
             handle.seek(0)
             data = read_dataset(handle, pixels=False)
             modality = str(data.get("Modality", "")).upper()
@@ -239,6 +246,74 @@ class _Converted:
         if key not in self._values:
             self._values[key] = self._data.get(name, default)
         return self._values[key]
+
+
+FIELDS = (
+    "BitsAllocated", "BitsStored", "Columns", "ConvolutionKernel", "HighBit", "ImageOrientationPatient",
+    "ImagePositionPatient", "ImageType", "Modality", "NumberOfFrames", "PatientID", "PhotometricInterpretation",
+    "PixelPaddingRangeLimit", "PixelPaddingValue", "PixelRepresentation", "PixelSpacing", "RescaleIntercept",
+    "RescaleSlope", "Rows", "SOPClassUID", "SOPInstanceUID", "SamplesPerPixel", "SeriesInstanceUID",
+    "StudyInstanceUID",
+)  # fmt: skip
+"""What ``parse_header`` reads."""
+OWN_FIELDS = (0x00080018, 0x00200032)
+"""SOPInstanceUID and ImagePositionPatient: other bytes in every slice of a series; nearly all else repeats."""
+_UID = re.compile(rb"[0-9.]+\0?")
+_POSITION = re.compile(rb" *[-+0-9.eE]+ *(\\ *[-+0-9.eE]+ *){2}")
+
+
+@cache
+def _field_tags() -> frozenset[int]:
+    return frozenset(_tag(field) for field in FIELDS)
+
+
+def _quick_header(files: DicomFiles, name: str, head: bytes) -> Header | None:
+    """The header of one slice that differs from one read before in place and instance alone, without pydicom's walk.
+
+    None for everything that is not plainly written: pydicom reads that. Values are pydicom's, of the first such slice.
+    """
+    found = plain_elements(head, _field_tags())
+    if found is None:
+        return None
+    elements, syntax, pixels_at = found
+    uid, position = (elements.get(tag, (b"", b""))[1] for tag in OWN_FIELDS)
+    if not _UID.fullmatch(uid) or not _POSITION.fullmatch(position):
+        return None
+    key = (syntax, *(item for item in elements.items() if item[0] not in OWN_FIELDS))
+    if key not in files.values:
+        data = _dataset(elements)
+        if not data.get("Rows") or not data.get("Columns"):
+            return None
+        try:
+            files.values[key] = replace(parse_header(data, name), transfer_syntax=syntax)
+        # whatever a damaged value leads to: the whole reading names it
+        except Exception:
+            return None
+    try:
+        x, y, z = (float(part) for part in position.split(b"\\"))
+    except ValueError:
+        return None
+    if max(abs(x), abs(y), abs(z)) >= 1e6:
+        return None
+    instance = uid.rstrip(b"\0").decode()
+    return replace(files.values[key], name=name, instance_uid=instance, position=(x, y, z), pixels_at=pixels_at)
+
+
+def plain_dataset(head: bytes, keywords: Sequence[str]) -> Any | None:
+    """Return these elements of a plainly written file as pydicom's dataset, None for any other (``plain_elements``)."""
+    found = plain_elements(head, frozenset(_tag(keyword) for keyword in keywords))
+    return None if found is None else _dataset(found[0])
+
+
+def _dataset(elements: Mapping[int, tuple[bytes, bytes]]) -> Any:
+    import pydicom
+    from pydicom.dataelem import RawDataElement
+    from pydicom.tag import BaseTag
+
+    data = pydicom.Dataset()
+    for tag, (vr, value) in elements.items():
+        data[tag] = RawDataElement(BaseTag(tag), vr.decode(), len(value), value, 0, False, True)
+    return data
 
 
 def parse_header(data: Any, name: str) -> Header:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import tempfile
+import zipfile
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -85,9 +88,7 @@ def stack_hu(files: DicomFiles, headers: Sequence[Header]) -> tuple[Int16[np.nda
     hu = np.empty((len(headers), headers[0].rows, headers[0].columns), np.int16)
     padded = below = 0
     lowest, off = AIR_HU, 0.0
-    for number, (header, (values, rounding)) in enumerate(zip(headers, _decoded(files, headers), strict=True)):
-        plane = hu[number]
-        plane[:] = values
+    for plane, header, rounding in zip(hu, headers, _decoded(files, headers, hu), strict=True):
         off = max(off, rounding)
         padded += fill_padding(plane, padding_hu(header))
         # slice by slice, while it is in the processor's cache
@@ -99,25 +100,65 @@ def stack_hu(files: DicomFiles, headers: Sequence[Header]) -> tuple[Int16[np.nda
     return hu, findings + below_air(lowest, below, hu.size)
 
 
-def _decoded(files: DicomFiles, headers: Sequence[Header]) -> Iterator[tuple[Int16[np.ndarray, "rows columns"], float]]:
-    """Yield each slice's HU in order; compressed ones are decoded on several threads, a few ahead of the reader.
+def _decoded(files: DicomFiles, headers: Sequence[Header], hu: Int16[np.ndarray, "z y x"]) -> Iterator[float]:
+    """Fill in each slice's HU in order, and yield how far rounding went; compressed ones are decoded on several
+    threads, a few ahead of the reader.
 
     GDCM lets other threads run while it decodes. Workers of a run share the machine already, so they use one thread.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(MAX_THREADS, cores) if multiprocessing.parent_process() is None else 1
     if threads == 1 or all(header.transfer_syntax in NATIVE for header in headers):
-        yield from (slice_hu(files, header) for header in headers)
+        for plane, header in zip(hu, headers, strict=True):
+            if _read_into(files, header, plane):
+                yield 0.0
+            else:
+                plane[:], rounding = slice_hu(files, header)
+                yield rounding
         return
     # the flag is global: set once around all threads, which find it set and leave it so
     with quiet_itk(), ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[tuple[Int16[np.ndarray, "rows columns"], float]]] = deque()
+        planes = iter(hu)
         for header in headers:
             waiting.append(pool.submit(slice_hu, files, header))
             if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
+                next(planes)[:], rounding = waiting.popleft().result()
+                yield rounding
         while waiting:
-            yield waiting.popleft().result()
+            next(planes)[:], rounding = waiting.popleft().result()
+            yield rounding
+
+
+def _read_into(files: DicomFiles, header: Header, plane: Int16[np.ndarray, "rows columns"]) -> bool:
+    """Read a slice of plain 16-bit values into its place in the volume, and say whether it is one.
+
+    Plain: uncompressed, little endian, one frame, all bits stored or none set above them, slope 1 and a whole
+    intercept, and no value that leaves int16. Of any other slice ``plane`` holds nothing of use afterwards.
+    """
+    slope, intercept = _rescale(header)
+    if (
+        NATIVE.get(header.transfer_syntax) != "<" or sys.byteorder != "little" or header.frame is not None
+        or header.bits_allocated != 16 or header.high_bit != header.bits_stored - 1 or header.pixels_at < 0
+        or slope != 1 or intercept != round(intercept) or abs(intercept) > HIGHEST
+    ):  # fmt: skip
+        return False
+    try:
+        with files.open(header.name) as handle:
+            if _native_length(handle, header) not in (plane.nbytes, plane.nbytes + 1):
+                return False
+            if handle.readinto(memoryview(plane).cast("B")) != plane.nbytes:  # type: ignore[attr-defined]
+                return False
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        return False
+    low, high = int(plane.min()), int(plane.max())
+    lowest, highest = (-(2 ** (header.bits_stored - 1)), 2 ** (header.bits_stored - 1) - 1) if header.signed else (
+        0, min(2**header.bits_stored, 2**15) - 1)  # fmt: skip
+    if low < lowest or high > highest or not LOWEST <= low + intercept <= high + intercept <= HIGHEST:
+        return False
+    if intercept:
+        plane += np.int16(intercept)
+    return True
 
 
 def fill_padding(plane: Int16[np.ndarray, "rows columns"], declared: tuple[int, int] | None) -> int:
@@ -127,7 +168,7 @@ def fill_padding(plane: Int16[np.ndarray, "rows columns"], declared: tuple[int, 
     """
     if declared is None or declared[0] == declared[1] == AIR_HU:
         return 0
-    mask = (plane >= declared[0]) & (plane <= declared[1])
+    mask = plane == declared[0] if declared[0] == declared[1] else (plane >= declared[0]) & (plane <= declared[1])
     if not mask.any():
         return 0
     if declared[1] > SURE_PADDING[0] and declared[0] < SURE_PADDING[1]:
@@ -136,8 +177,8 @@ def fill_padding(plane: Int16[np.ndarray, "rows columns"], declared: tuple[int, 
         labels, _ = ndimage.label(mask)
         border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
         mask = np.isin(labels, border[border > 0])
-    plane[mask] = AIR_HU
-    return int(mask.sum())
+    np.copyto(plane, AIR_HU, where=mask)
+    return int(np.count_nonzero(mask))
 
 
 def modality_values(files: DicomFiles, header: Header) -> Float[np.ndarray, "rows columns"]:
@@ -180,6 +221,12 @@ def _pixel_data(files: DicomFiles, header: Header) -> bytes:
 
 def _native_data(handle: IO[bytes], header: Header) -> bytes | None:
     """PixelData of an uncompressed file from the place where its header ended; None where it does not lie there."""
+    length = _native_length(handle, header)
+    return None if length is None else handle.read(length)
+
+
+def _native_length(handle: IO[bytes], header: Header) -> int | None:
+    """Bytes of an uncompressed file's PixelData, which the handle is left at; None where it is not known where."""
     if header.pixels_at < 0 or header.transfer_syntax not in NATIVE:
         return None
     handle.seek(header.pixels_at)
@@ -193,7 +240,7 @@ def _native_data(handle: IO[bytes], header: Header) -> bytes | None:
     if length == 2**32 - 1:
         return None
     handle.seek(header.pixels_at + (12 if explicit else 8))
-    return handle.read(length)
+    return length
 
 
 def stored_values(files: DicomFiles, header: Header) -> np.ndarray[Any, Any]:

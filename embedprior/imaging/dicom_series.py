@@ -61,7 +61,7 @@ def audit_frames(headers: Sequence[Header]) -> list[Finding]:
                 f"{lost} of {len(headers)} slices lack ImagePositionPatient, ImageOrientationPatient or PixelSpacing",
             )
         )
-    flat = sum(h.orientation is not None and not _spans_plane(h.orientation) for h in headers)
+    flat = sum(n for o, n in Counter(h.orientation for h in headers).items() if o is not None and not _spans_plane(o))
     if flat:
         message = f"ImageOrientationPatient of {flat} of {len(headers)} slices spans no plane"
         findings.append(Finding("skewed-axes", message))
@@ -313,16 +313,19 @@ def choose_series(headers: Sequence[Header], rule: str, name: str) -> tuple[list
     if not found:
         raise UnusableExam(name, [_no_candidate(headers)])
     by_size = sorted(found, key=lambda key: (-len(found[key]), key))
-    listing = ", ".join(f"{key} ({_describe(found[key])})" for key in by_size[:6])
+
+    def listing() -> str:
+        return ", ".join(f"{key} ({_describe(found[key])})" for key in by_size[:6])
+
     asked = [part.strip() for part in rule.split(",")]
     chosen = next((part for part in asked if part in RULES or part in found), None)
     if chosen is None:
         raise BadInput(
-            f"unknown series '{rule}' of {name}. Allowed: {', '.join(RULES)}, or one of {listing}."
+            f"unknown series '{rule}' of {name}. Allowed: {', '.join(RULES)}, or one of {listing()}."
             f"{nearest(rule, [*RULES, *found])}"
         )
     if chosen == "only" and len(found) > 1:
-        message = f"{len(found)} CT series: {listing}. Next: name one of them, or the rule 'most-slices'"
+        message = f"{len(found)} CT series: {listing()}. Next: name one of them, or the rule 'most-slices'"
         raise UnusableExam(name, [Finding("several-series", message)])
     key = by_size[0] if chosen in RULES else chosen
     findings = []

@@ -91,7 +91,7 @@ def _without_bowel_gas(coarse: Float[np.ndarray, "z y x"], aerated: Mask, voxel_
     A bulla or a part with emphysema is as dark, but has lung around it. Where most of the lungs are that dark, nothing
     is left out.
     """
-    gas = ndimage.binary_opening(aerated & (coarse < GAS_HU), np.ones((3, 3, 3), np.bool_))
+    gas = binary_opening(aerated & (coarse < GAS_HU), box=True)
     if gas.sum() > MAX_GAS_SHARE * aerated.sum():
         return aerated
     parts, _ = ndimage.label(gas)
@@ -199,21 +199,43 @@ def _coarse(volume: Volume) -> tuple[Float[np.ndarray, "z y x"], tuple[int, int,
     factors = [min(n, max(1, round(COARSE_MM / s))) for s, n in zip(volume.spacing_mm[::-1], volume.shape, strict=True)]
     counts = [n // f for n, f in zip(volume.shape, factors, strict=True)]
     offsets = [sorted({f // 4, f - 1 - f // 4}) for f in factors]
-    total = np.zeros(counts, np.float32)
-    for z in offsets[0]:
-        for y in offsets[1]:
-            for x in offsets[2]:
-                read = volume.hu[z :: factors[0], y :: factors[1], x :: factors[2]]
-                total += read[: counts[0], : counts[1], : counts[2]]
+    total = np.empty(counts, np.float32)
+    # layer by layer, while it is in the processor's cache; sums of whole numbers are exact in any order
+    for layer, first in zip(total, range(0, volume.shape[0], factors[0]), strict=False):
+        rows = sum(
+            volume.hu[first + z, y :: factors[1]][: counts[1]].astype(np.int32) for z in offsets[0] for y in offsets[1]
+        )
+        layer[:] = sum(rows[:, x :: factors[2]][:, : counts[2]] for x in offsets[2])
     total /= np.prod([len(o) for o in offsets])
     return total, (factors[0], factors[1], factors[2])
 
 
 def _opened(mask: Mask) -> Mask:
     """Binary opening that does not eat the first and last slices, where a cut lung has to be seen."""
-    wide = np.pad(mask, 2, mode="edge")
-    opened: Mask = ndimage.binary_opening(wide, ndimage.generate_binary_structure(3, 1))[2:-2, 2:-2, 2:-2]
-    return opened
+    return binary_opening(np.pad(mask, 2, mode="edge"))[2:-2, 2:-2, 2:-2]
+
+
+def binary_opening(mask: Mask, box: bool = False) -> Mask:
+    """Return scipy's ``ndimage.binary_opening`` of a 3-D mask, in shifts of the whole mask: about ten times as fast.
+
+    Args:
+        mask: True inside; beyond the border is outside.
+        box: by 3 x 3 x 3 voxels; otherwise by a voxel and its six neighbours.
+    """
+    eroded = ~_dilated(np.pad(~mask, 1, constant_values=True), box)[1:-1, 1:-1, 1:-1]
+    return _dilated(eroded, box)
+
+
+def _dilated(mask: Mask, box: bool) -> Mask:
+    grown = mask.copy()
+    for axis in range(3):
+        low, high = (
+            tuple(part if a == axis else slice(None) for a in range(3)) for part in (slice(-1), slice(1, None))
+        )
+        source = grown.copy() if box else mask
+        grown[high] |= source[low]
+        grown[low] |= source[high]
+    return grown
 
 
 def _shadow(body: Mask, axis: int, away: bool) -> Mask:

@@ -165,15 +165,19 @@ def normalised(
         hu = _about_middle(_about_middle(hu, 1, profile.side, -1024), 2, profile.side, -1024)
     channels = []
     for name in profile.windows:
-        shown = windowed(hu, *WINDOWS[name])
-        if profile.side is not None and profile.fit != "box":
-            shown = np.stack([_fitted(plane, profile.side, profile.fit == "letterbox") for plane in shown])
+        if profile.side is None or profile.fit == "box":
+            shown = windowed(hu, *WINDOWS[name])
+        else:
+            shown = np.zeros((len(hu), profile.side, profile.side), np.float32)
+            # slice by slice, while it is in the processor's cache
+            for square, plane in zip(shown, hu, strict=True):
+                _fit(windowed(plane, *WINDOWS[name]), square, profile.fit == "letterbox")
         if profile.centre is not None:
             shown = _about_middle(_about_middle(shown, 1, profile.centre, 0.0), 2, profile.centre, 0.0)
         if profile.mean != 0 or profile.std != 1:
             shown = (shown - np.float32(profile.mean)) / np.float32(profile.std)
         channels.append(shown)
-    return np.stack(channels)
+    return channels[0][None] if len(channels) == 1 else np.stack(channels)
 
 
 def windowed(hu: Int16[np.ndarray, "*shape"], low: float, high: float) -> Float[np.ndarray, "*shape"]:
@@ -207,13 +211,14 @@ def _mask_box(volume: Volume, mask: Volume, margin_mm: float) -> tuple[slice, sl
     return box[0], box[1], box[2]
 
 
-def _fitted(plane: Float[np.ndarray, "rows columns"], side: int, letterbox: bool) -> Float[np.ndarray, "side side"]:
-    """Scale with antialiasing (PIL's triangle filter, widened when shrinking)."""
-    rows, columns = plane.shape
+def _fit(plane: Float[np.ndarray, "rows columns"], square: Float[np.ndarray, "side side"], letterbox: bool) -> None:
+    """Scale a slice into the middle of a square with antialiasing (PIL's triangle filter, widened when shrinking)."""
+    (rows, columns), side = plane.shape, len(square)
     scale = side / max(rows, columns)
-    size = (max(1, round(columns * scale)), max(1, round(rows * scale))) if letterbox else (side, side)
-    small = np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BILINEAR))
-    return _about_middle(_about_middle(small, 0, side, 0.0), 1, side, 0.0)
+    width, height = (max(1, round(columns * scale)), max(1, round(rows * scale))) if letterbox else (side, side)
+    small = Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = small
 
 
 def _about_middle(array: np.ndarray[Any, Any], axis: int, wanted: int, fill: float) -> np.ndarray[Any, Any]:

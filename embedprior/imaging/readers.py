@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from embedprior.errors import BadInput
 from embedprior.imaging.audit import audit_geometry, audit_hu
-from embedprior.imaging.dicom_header import MODALITIES, quiet_pydicom, read_dataset
+from embedprior.imaging.dicom_header import HEAD_BYTES, MODALITIES, plain_dataset, quiet_pydicom, read_dataset
 from embedprior.imaging.dicom_series import MIN_SLICES, read_series
 from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, files_below, is_dicom, printable
 from embedprior.imaging.findings import Finding, UnusableExam, worst
@@ -352,7 +352,10 @@ def _peek(file: Path) -> _Peek:
     """Read the few tags that decide; a damaged file counts as a radiograph, and is reported by what reads it."""
     try:
         with file.open("rb") as handle, quiet_pydicom():
-            data = read_dataset(handle, pixels=False, tags=PEEKED)
+            data = plain_dataset(handle.read(HEAD_BYTES), PEEKED)
+            if data is None:
+                handle.seek(0)
+                data = read_dataset(handle, pixels=False, tags=PEEKED)
             return _Peek(
                 file, str(data.get("Modality", "")).upper(), str(data.get("SOPClassUID", "")),
                 str(data.get("SeriesInstanceUID", "")), str(data.get("PatientID", "") or ""),

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from scipy.optimize import least_squares
 
 from embedprior.errors import BadInput
 from embedprior.imaging.drr.config import Appearance, DrrConfig
@@ -101,6 +100,9 @@ def fit_tone(
     def difference(parameters: Float[np.ndarray, " 4"]) -> Float[np.ndarray, " 49"]:
         shown = np.stack([tone(e, made(parameters)) for e in exposed])
         return np.asarray(shown.mean(axis=0) - target)
+
+    # loaded here: every rendering would wait for it
+    from scipy.optimize import least_squares
 
     start = np.array([1.0, 0.5, 0.05, 0.95])
     fit = least_squares(difference, start, bounds=([0.2, 0.0, 0.0, 0.55], [5.0, 8.0, 0.45, 1.0]))
