@@ -296,7 +296,8 @@ def _quick_header(files: DicomFiles, name: str, head: bytes) -> Header | None:
     if max(abs(x), abs(y), abs(z)) >= 1e6:
         return None
     instance = uid.rstrip(b"\0").decode()
-    return replace(files.values[key], name=name, instance_uid=instance, position=(x, y, z), pixels_at=pixels_at)
+    shared: Header = files.values[key]
+    return replace(shared, name=name, instance_uid=instance, position=(x, y, z), pixels_at=pixels_at)
 
 
 def plain_dataset(head: bytes, keywords: Sequence[str]) -> Any | None:

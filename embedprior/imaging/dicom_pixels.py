@@ -147,7 +147,7 @@ def _read_into(files: DicomFiles, header: Header, plane: Int16[np.ndarray, "rows
         with files.open(header.name) as handle:
             if _native_length(handle, header) not in (plane.nbytes, plane.nbytes + 1):
                 return False
-            if handle.readinto(memoryview(plane).cast("B")) != plane.nbytes:  # type: ignore[attr-defined]
+            if handle.readinto(plane.data.cast("B")) != plane.nbytes:  # type: ignore[attr-defined]
                 return False
     except (OSError, zipfile.BadZipFile, zlib.error):
         return False

@@ -202,10 +202,11 @@ def _coarse(volume: Volume) -> tuple[Float[np.ndarray, "z y x"], tuple[int, int,
     total = np.empty(counts, np.float32)
     # layer by layer, while it is in the processor's cache; sums of whole numbers are exact in any order
     for layer, first in zip(total, range(0, volume.shape[0], factors[0]), strict=False):
-        rows = sum(
-            volume.hu[first + z, y :: factors[1]][: counts[1]].astype(np.int32) for z in offsets[0] for y in offsets[1]
-        )
-        layer[:] = sum(rows[:, x :: factors[2]][:, : counts[2]] for x in offsets[2])
+        rows = np.zeros((counts[1], volume.shape[2]), np.int32)
+        for z in offsets[0]:
+            for y in offsets[1]:
+                rows += volume.hu[first + z, y :: factors[1]][: counts[1]]
+        layer[:] = np.sum([rows[:, x :: factors[2]][:, : counts[2]] for x in offsets[2]], axis=0)
     total /= np.prod([len(o) for o in offsets])
     return total, (factors[0], factors[1], factors[2])
 
