@@ -213,7 +213,8 @@ def _coarse(volume: Volume) -> tuple[Float[np.ndarray, "z y x"], tuple[int, int,
 
 def _opened(mask: Mask) -> Mask:
     """Binary opening that does not eat the first and last slices, where a cut lung has to be seen."""
-    return binary_opening(np.pad(mask, 2, mode="edge"))[2:-2, 2:-2, 2:-2]
+    wide = np.pad(mask, 2, mode="edge")
+    return binary_opening(wide)[2:-2, 2:-2, 2:-2]
 
 
 def binary_opening(mask: Mask, box: bool = False) -> Mask:
