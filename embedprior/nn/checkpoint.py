@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,13 @@ class State:
         progress: step and best validation.
         weights: state dicts by name: network, ema, best.
         optimiser: the optimiser's state dict.
+        loss_scale: that of the loss scale of fp16; empty in another precision.
     """
 
     progress: Progress
     weights: dict[str, dict[str, Tensor]]
     optimiser: dict[str, Any]
+    loss_scale: dict[str, Any] = field(default_factory=dict)
 
 
 def save_state(
@@ -60,6 +62,7 @@ def save_state(
     progress: Progress,
     weights: Mapping[str, Mapping[str, Tensor]],
     optimiser: Mapping[str, Any],
+    loss_scale: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the state of step ``progress.step``; a kill at any instant leaves the last complete one.
 
@@ -69,6 +72,7 @@ def save_state(
         progress: step and best validation.
         weights: named state dicts: network, ema, best.
         optimiser: ``optimizer.state_dict()``.
+        loss_scale: ``GradScaler.state_dict()``, where one is in use.
     """
     tensors: dict[str, Tensor] = {}
     for group, values in weights.items():
@@ -92,6 +96,7 @@ def save_state(
         "sha256": hash_file(file),
         "groups": optimiser["param_groups"],
         "scalars": scalars,
+        "loss_scale": dict(loss_scale or {}),
     }
     write_json(folder / STATE, with_checksum(record))
     for old in folder.glob("resume-*.safetensors"):
@@ -150,7 +155,7 @@ def load_state(folder: Path, fingerprint: Mapping[str, str], steps: int) -> Stat
         else:
             weights.setdefault(group, {})[rest] = value
     progress = Progress(record["step"], record["best_step"], record["best_score"])
-    return State(progress, weights, {"state": state, "param_groups": record["groups"]})
+    return State(progress, weights, {"state": state, "param_groups": record["groups"]}, record.get("loss_scale", {}))
 
 
 def drop_later_metrics(file: Path, step: int) -> None:

@@ -184,7 +184,8 @@ class TrainingConfig(Config):
         warmup: steps of linear warm-up.
         clip: largest norm of the gradient.
         ema: decay of the averaged weights, which are the ones that are used.
-        precision: of the arithmetic.
+        precision: of the arithmetic. ``fp16`` scales the loss so that small gradients do not vanish, and skips a step
+            whose gradients overflow (Micikevicius et al. 2018, arXiv 1710.03740).
         validate_every: steps between two validations; the weights of the best one are kept.
         validation_bins: of timesteps, each with its own validation loss.
         patience: validations without a better one after which training stops; None trains all steps.
@@ -203,7 +204,7 @@ class TrainingConfig(Config):
     warmup: int = Field(default=50, ge=0)
     clip: float = Field(default=0.5, gt=0.0)
     ema: float = Field(default=0.9999, ge=0.0, lt=1.0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     validate_every: int = Field(default=500, gt=0)
     validation_bins: int = Field(default=10, gt=0)
     patience: int | None = Field(default=None, gt=0)

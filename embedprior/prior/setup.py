@@ -177,7 +177,7 @@ def fingerprint(
     return parts
 
 
-PRECISIONS = {"fp32": "no", "bf16": "bf16"}
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 ENGINES = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "PARALLELISM_CONFIG": "parallelism"}
 
 
@@ -190,7 +190,8 @@ def check_launch(settings: TrainingConfig) -> None:
     asked = {name: os.environ.get(f"ACCELERATE_{name}", "no").lower() for name in ("MIXED_PRECISION", "DYNAMO_BACKEND")}
     precision, accumulate = asked["MIXED_PRECISION"], _accumulation_asked_for()
     if precision not in ("no", PRECISIONS[settings.precision]):
-        allowed = "bf16: --prior.training.precision bf16" if precision == "bf16" else "fp32 and bf16"
+        known = precision in PRECISIONS.values()
+        allowed = f"{precision}: --prior.training.precision {precision}" if known else ", ".join(PRECISIONS)
         raise BadInput(
             f"accelerate launch asks for mixed precision {precision}, training.precision is {settings.precision}. "
             f"Allowed: {allowed}."

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
 from embedprior.errors import BadInput
@@ -55,6 +56,7 @@ class Learner:
         network: the weights being learned.
         average: torch's ``AveragedModel`` of them (EMA); what is validated, kept and sampled.
         optimiser: AdamW.
+        loss_scale: of fp16; does nothing in another precision.
         objective: the named losses.
         data: the whole training set on the device.
     """
@@ -77,10 +79,12 @@ class Learner:
             betas=self._settings.betas,
             fused=True,
         )
+        self.loss_scale = GradScaler(accelerator.device.type, enabled=self._settings.precision == "fp16")
         if resumed is not None:
             self.network.load_state_dict(resumed.weights["network"])
             self.average.load_state_dict(resumed.weights["ema"])
             self.optimiser.load_state_dict(resumed.optimiser)
+            self.loss_scale.load_state_dict(resumed.loss_scale)
         self._model, self._wrapped_optimiser = accelerator.prepare(self.network, self.optimiser)
         self._noise = KeyedNoise(self._settings.seed, TRAINING)
 
@@ -99,7 +103,7 @@ class Learner:
         """Return the weighted losses of one part of this process's share of a batch by name, with their graph."""
         batch, condition, visible, drop = self._noised(step, part)
         device = self._accelerator.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
+        with torch.autocast(device.type, AUTOCAST.get(self._settings.precision), self._settings.precision in AUTOCAST):
             output = self._model(batch.x, batch.n, condition, visible, drop[:, 0], drop[:, 1])
         return self.objective.losses(output.float(), batch)
 
@@ -114,13 +118,25 @@ class Learner:
             alone = self._accelerator.no_sync(self._model) if part < parts - 1 else nullcontext()
             with alone:
                 named = self.losses(step, part)
-                self._accelerator.backward(torch.stack(list(named.values())).sum() / parts)
+                total = torch.stack(list(named.values())).sum() / parts
+                self._accelerator.backward(self.loss_scale.scale(total))
             for name, value in named.items():
                 means[name] = means.get(name, torch.zeros_like(value)) + value.detach() / parts
+        self.loss_scale.unscale_(self.optimiser)
         self._accelerator.clip_grad_norm_(self.network.parameters(), self._settings.clip)
-        self._wrapped_optimiser.step()
-        self.average.update_parameters(self.network)
+        if self._stepped():
+            self.average.update_parameters(self.network)
         return means
+
+    def _stepped(self) -> bool:
+        """Take the optimiser's step; return False where a gradient overflowed in fp16 and it was skipped."""
+        if not self.loss_scale.is_enabled():
+            self._wrapped_optimiser.step()
+            return True
+        before = self.loss_scale.get_scale()
+        self.loss_scale.step(self.optimiser)
+        self.loss_scale.update()
+        return self.loss_scale.get_scale() >= before
 
     def _noised(self, step: int, part: int) -> tuple[NoisyBatch, Tensor, Tensor | None, Tensor]:
         """Return a part of this process's share of a batch: noised targets, conditions, their mask, what is dropped."""
@@ -153,6 +169,7 @@ class Learner:
         return batch, condition, visible, drop
 
 
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 METRICS = "metrics.jsonl"
 LAST_STEP = "the last step was kept: no validation pair has a label, and nothing but labels is learned from"
 LOG_EVERY = 50
@@ -356,7 +373,8 @@ class _Training:
                 "ema": self._learner.average.state_dict(),
                 "best": self._best,
             }
-            save_state(self._out, self._made_of, self._progress, weights, self._learner.optimiser.state_dict())
+            optimiser, loss_scale = (x.state_dict() for x in (self._learner.optimiser, self._learner.loss_scale))
+            save_state(self._out, self._made_of, self._progress, weights, optimiser, loss_scale)
         self._accelerator.wait_for_everyone()
 
     def _pairs_of(self, step: int) -> list[str]:

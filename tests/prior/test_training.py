@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import tracking
+from accelerate import Accelerator, tracking
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
 from safetensors.numpy import load_file
+from torch.amp import GradScaler
 
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.prior.config import NetworkConfig, PriorConfig, ProcessConfig, TrainingConfig
@@ -21,7 +22,8 @@ from embedprior.prior.data import PairArrays
 from embedprior.prior.diffusion import TRAINING, KeyedNoise, Parametrisation, batch_at, training_draws
 from embedprior.prior.metrics import measure_variance
 from embedprior.prior.model import Prior
-from embedprior.prior.trainer import train_prior
+from embedprior.prior.setup import initial_prior
+from embedprior.prior.trainer import Learner, train_prior
 from embedprior.runs import DiskFull
 
 from .conftest import every_term, first_logit, labelled_pairs, make_pairs, small_config
@@ -412,7 +414,8 @@ def replaced(config: PriorConfig, **training: object) -> PriorConfig:
     ("variable", "value", "message"),
     [
         ("ACCELERATE_MIXED_PRECISION", "bf16", "Allowed: bf16: --prior.training.precision bf16"),
-        ("ACCELERATE_MIXED_PRECISION", "fp16", "Allowed: fp32 and bf16"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "Allowed: fp16: --prior.training.precision fp16"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "Allowed: fp32, bf16, fp16"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "Next: --prior.training.accumulate 4"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "asks for the compiler inductor"),
         ("ACCELERATE_USE_FSDP", "true", r"asks for FSDP\. Allowed: plain data parallelism"),
@@ -426,8 +429,9 @@ def test_what_accelerate_launch_asks_for_is_done_or_refused(
     with pytest.raises(BadInput, match=message):
         train(pairs, small_config(), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
-    if value in ("bf16", "4"):
-        train(pairs, small_config(precision="bf16", accumulate=4, steps=2), tmp_path / "done")
+    if value in ("bf16", "fp16", "4"):
+        precision = "bf16" if value == "4" else value
+        train(pairs, small_config(precision=precision, accumulate=4, steps=2), tmp_path / "done")
 
 
 @pytest.mark.parametrize("flag", [["--gradient_accumulation_steps", "4"], ["--gradient-accumulation-steps=4"]])
@@ -449,6 +453,40 @@ def test_accumulation_that_accelerate_launch_keeps_to_itself_is_refused(
         "accelerate launch asks for 4 accumulation steps, training.accumulate is 1. "
         "Next: --prior.training.accumulate 4",
     ]
+
+
+def test_fp16_skips_a_step_that_overflows_and_the_average_skips_it_too(pairs: Pairs) -> None:
+    """The loss scale begins at 65,536 and halves at each overflow; float16 ends at 65,504."""
+    learner = Learner(
+        initial_prior(*pairs, small_config(precision="fp16"), None), pairs[0], Accelerator(cpu=True), None, None
+    )
+    learner.loss_scale = GradScaler("cpu", init_scale=2.0**24)
+    halved, moved, averaged = [], [], []
+    for step in range(20):
+        scale, count = learner.loss_scale.get_scale(), int(learner.average.n_averaged)
+        before = [value.detach().clone() for value in learner.network.parameters()]
+        learner.learn(step)
+        halved.append(learner.loss_scale.get_scale() < scale)
+        now = list(learner.network.parameters())
+        moved.append(any(not torch.equal(a, b) for a, b in zip(before, now, strict=True)))
+        averaged.append(bool(int(learner.average.n_averaged) - count))
+    assert any(moved)
+    assert any(halved)
+    assert moved == averaged == [not each for each in halved]
+    assert all(bool(value.isfinite().all()) for value in learner.network.parameters())
+
+
+def test_the_scale_of_fp16_goes_on_with_a_resumed_training(pairs: Pairs, tmp_path: Path) -> None:
+    config = small_config(precision="fp16")
+    whole = train(pairs, config, tmp_path / "whole")
+    train(pairs, config, tmp_path / "parts", stop_after=7)
+    stored = json.loads((tmp_path / "parts" / "resume.json").read_text())["loss_scale"]
+    assert stored["_growth_tracker"] > 0
+    assert same(train(pairs, config, tmp_path / "parts"), whole)
+    ends = [json.loads((tmp_path / name / "resume.json").read_text())["loss_scale"] for name in ("whole", "parts")]
+    assert ends[0] == ends[1]
+    assert ends[0] != stored
+    assert not same(whole, train(pairs, small_config(), tmp_path / "single"))
 
 
 def test_a_finished_training_goes_on_when_it_is_given_more_steps(pairs: Pairs, tmp_path: Path) -> None:
