@@ -39,7 +39,8 @@ class NetworkConfig(Config):
     """The decoder. A preset gives every size; a size set here replaces the preset's.
 
     Attributes:
-        preset: ``prior-49m`` as released, ``paper-text`` as the text has it (1.3 billion parameters), ``tiny``.
+        preset: ``prior-49m`` of the released size (``docs/prior.md`` lists what differs from the released network),
+            ``paper-text`` as the text has it (1.3 billion parameters), ``tiny``.
         dim: width of a token.
         depth: layers.
         heads: query heads, which share one key and value head.
