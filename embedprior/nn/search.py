@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from embedprior.errors import EmbedpriorError
+from embedprior.nn.stages import Losses, standard_error
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,19 @@ class Search:
     cost: float
 
 
-def successive_halving(candidates: Sequence[str], loss_at: Callable[[str, float], float], factor: int = 2) -> Search:
+def successive_halving(candidates: Sequence[str], loss_at: Callable[[str, float], Losses], factor: int = 2) -> Search:
     """Return the candidate left when the worse part of them is dropped round after round.
+
+    Another candidate must be better than the default, or the first of those that are left, by a standard error of the
+    difference, case by case: among several, one is always a little better on a few validation cases by chance.
 
     Round k trains the candidates that are left for ``factor``^(k − rounds) of the budget, so that every round costs
     about as much as the others (Jamieson and Talwalkar 2016, arXiv 1502.07943).
 
     Args:
         candidates: by name, the default first: it wins ties.
-        loss_at: (candidate, share of the full budget) → validation loss. One that is not a number never wins.
+        loss_at: (candidate, share of the full budget) → validation losses, one a case in the same order, or their mean
+            (no standard error is then asked for). One that is not a number never wins.
         factor: part of the candidates that is left after a round: 1 / factor.
 
     Raises:
@@ -50,11 +55,13 @@ def successive_halving(candidates: Sequence[str], loss_at: Callable[[str, float]
     cost = 0.0
     for number in range(count):
         share = float(factor) ** (number - count)
-        losses = {name: float(loss_at(name, share)) for name in left}
+        losses = {name: np.atleast_1d(loss_at(name, share)) for name in candidates if name in left}
         cost += share * len(left)
-        finite = {name: loss for name, loss in losses.items() if np.isfinite(loss)}
+        rounds.append({name: float(each.mean()) for name, each in losses.items()})
+        finite = [name for name, mean in rounds[-1].items() if np.isfinite(mean)]
         if not finite:
             raise EmbedpriorError("no candidate's validation loss is a number. Next: look for NaN among the inputs")
-        rounds.append(losses)
-        left = sorted(finite, key=lambda name: finite[name])[: -(-len(left) // factor)]
+        behind = {name: losses[name] - losses[finite[0]] for name in finite}
+        bound = {name: float(each.mean()) + standard_error(each) for name, each in behind.items()}
+        left = sorted(finite, key=lambda name: bound[name])[: -(-len(left) // factor)]
     return Search(left[0], tuple(rounds), cost)

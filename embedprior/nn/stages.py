@@ -1,4 +1,8 @@
-"""How much of a first stage a second one takes over: a weight chosen where neither was fitted, zero among them."""
+"""How much of a first stage a second one takes over: a weight chosen where neither was fitted, zero among them.
+
+The smallest weight is taken that is not worse than the best by more than a standard error (Breiman et al. 1984, section
+3.4.3): what a few validation cases show by chance is no reason to carry a first stage along.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from embedprior.errors import EmbedpriorError
 from embedprior.runs import seed_for
@@ -44,24 +48,35 @@ class StageWeight:
         """Return it in words, for summaries and reports."""
         where = "on the validation pairs" if self.measured_on == "validation" else "out of fold on the training pairs"
         full = self.losses[max(self.losses)]
+        best = min(self.losses, key=lambda weight: self.losses[weight])
+        if self.weight == 0 and self.losses[best] < self.losses[0.0]:
+            saved = 1 - self.losses[best] / self.losses[0.0]
+            return f"{name} was dropped: it saves {saved:.1%} of the loss {where}, within a standard error of nothing"
         if self.weight == 0:
             change = "no change" if self.losses[0.0] == 0 else f"{full / self.losses[0.0] - 1:+.1%}"
             return f"{name} was dropped: taken over whole, it would have changed the loss by {change} {where}"
         return f"{name} was taken over with weight {self.weight:g}: it lowers the loss by {self.worth:.1%} {where}"
 
 
+Losses = Float[np.ndarray, " cases"] | float
+"""One loss a case, or their mean alone."""
+
+
 def choose_weight(
-    loss_at: Callable[[float], float],
+    losses_at: Callable[[float], Losses],
     weights: Sequence[float] = WEIGHTS,
     measured_on: Literal["validation", "out of fold"] = "validation",
 ) -> StageWeight:
-    """Return the candidate weight with the least loss; of equal ones, the smallest.
+    """Return the smallest weight whose mean loss is within one standard error of the least.
+
+    The standard error is that of the mean difference between the two weights' losses, case by case; it is 0 where the
+    mean alone is given.
 
     Args:
-        loss_at: weight → loss of a second stage fitted around what the first one predicts times the weight, on cases
-            that neither was fitted on. A loss that is not a number never wins.
+        losses_at: weight → losses of a second stage fitted around what the first one predicts times the weight, on
+            cases that neither was fitted on, always in the same order. A loss that is not a number never wins.
         weights: candidates; 0 must be among them.
-        measured_on: what ``loss_at`` measures on; kept for the report.
+        measured_on: what ``losses_at`` measures on; kept for the report.
 
     Raises:
         ValueError: 0 is no candidate: a first stage that harms could not be dropped.
@@ -70,16 +85,31 @@ def choose_weight(
     Example:
         >>> choose_weight(lambda w: (w - 0.6) ** 2 + 1).weight
         0.5
+        >>> choose_weight(lambda w: np.array([1.0 - w, 2.0 + 0.9 * w])).weight  # better in one of two cases
+        0.0
         >>> choose_weight(lambda w: 1 + w).sentence()
         'the DRR stage was dropped: taken over whole, it would have changed the loss by +100.0% on the validation pairs'
     """
     if 0.0 not in weights:
         raise ValueError(f"weights {tuple(weights)}: 0 must be a candidate, or a first stage that harms is kept")
-    losses = {float(weight): float(loss_at(weight)) for weight in sorted(weights)}
-    finite = {weight: loss for weight, loss in losses.items() if np.isfinite(loss)}
+    losses = {float(weight): np.atleast_1d(losses_at(weight)) for weight in sorted(weights)}
+    means = {weight: float(each.mean()) for weight, each in losses.items()}
+    finite = [weight for weight in means if np.isfinite(means[weight])]
     if not finite:
         raise EmbedpriorError("no loss of the second stage is a number. Next: look for NaN among the embeddings")
-    return StageWeight(min(finite, key=lambda weight: finite[weight]), losses, measured_on)
+    best = min(finite, key=lambda weight: means[weight])
+    chosen = next(w for w in finite if means[w] - means[best] <= standard_error(losses[w] - losses[best]))
+    return StageWeight(chosen, means, measured_on)
+
+
+def standard_error(values: Float[np.ndarray, " cases"]) -> float:
+    """Return the standard error of the mean; 0 for a single value, which says nothing of its own.
+
+    Example:
+        >>> standard_error(np.array([1.0, 3.0]))
+        1.0
+    """
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def patient_folds(

@@ -74,7 +74,7 @@ def fit_regression(
 
     taken_over = None
     if before is not None:
-        taken_over = choose_weight(lambda weight: float(np.square(fit(weight)(val_inputs) - val_target).mean()))
+        taken_over = choose_weight(lambda weight: np.square(fit(weight)(val_inputs) - val_target).mean(axis=1))
     ridge = fit(0.0 if taken_over is None else taken_over.weight)
     residuals = (target - ridge(inputs)) / (1.0 - leverage(inputs, ridge.penalty))[:, None]
     return Regression(ridge.weights, ridge.offset, taken_over), residuals

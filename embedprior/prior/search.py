@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
+from jaxtyping import Float
 
 from embedprior.nn.search import successive_halving
 from embedprior.prior.config import NetworkConfig, PriorConfig, ProcessConfig, TrainingConfig
@@ -56,7 +57,7 @@ def candidates(config: PriorConfig, first_stage: PriorConfig | None = None) -> d
 
     Args:
         config: of ``settings: auto``; its objective and what it says of the training's size and seed are kept.
-        first_stage: settings of the prior to go on from; one candidate does so, the others drop it.
+        first_stage: settings of the prior to go on from; the last candidate does so, the others drop it.
 
     Example:
         >>> list(candidates(PriorConfig()))
@@ -91,11 +92,11 @@ def candidates(config: PriorConfig, first_stage: PriorConfig | None = None) -> d
     if first_stage is None:
         return found
     kept = base.model_copy(update={"network": first_stage.network, "process": first_stage.process})
-    return {"from the first stage": Candidate(kept, goes_on=True), **found}
+    return {**found, "from the first stage": Candidate(kept, goes_on=True)}
 
 
-def sample_score(prior: Prior, val: PairArrays, teacher: Head | None, seed: int) -> float:
-    """Return the Brier score (with a head) or the energy score of samples for the validation pairs; lower is better."""
+def sample_scores(prior: Prior, val: PairArrays, teacher: Head | None, seed: int) -> Float[np.ndarray, " pairs"]:
+    """Return each validation pair's Brier score (with a head) or energy score of its samples; lower is better."""
     drawn = prior.sample(
         val.condition, SAMPLES, "dpm_solver", SAMPLER_STEPS, seed, val.source, val.condition_mask,
         cases=[0] * len(val) if teacher is not None else None,
@@ -103,15 +104,15 @@ def sample_score(prior: Prior, val: PairArrays, teacher: Head | None, seed: int)
     if teacher is None:
         units = prior.target_scaler
         samples, real = units.forward(drawn).astype(np.float64), units.forward(val.target).astype(np.float64)
-        error = np.linalg.norm(samples - real[:, None], axis=-1).mean()
-        apart = np.linalg.norm(samples[:, : SAMPLES // 2] - samples[:, SAMPLES // 2 :], axis=-1).mean()
-        return float(error - 0.5 * apart)
+        error = np.linalg.norm(samples - real[:, None], axis=-1).mean(axis=1)
+        apart = np.linalg.norm(samples[:, : SAMPLES // 2] - samples[:, SAMPLES // 2 :], axis=-1).mean(axis=1)
+        return np.asarray(error - 0.5 * apart)
     device = prior.device
     with torch.no_grad():
         flat = torch.from_numpy(rearrange(drawn, "cases samples d -> (cases samples) d")).to(device)
         chance = rearrange(teacher(flat).reshape(-1), "(cases samples) -> cases samples", samples=SAMPLES)
         real_chance = teacher(torch.from_numpy(val.target).to(device)).reshape(-1).double().sigmoid()
-        return float((chance.double().sigmoid().mean(dim=1) - real_chance).square().mean())
+        return np.asarray((chance.double().sigmoid().mean(dim=1) - real_chance).square().cpu().numpy())
 
 
 def train_best(
@@ -143,10 +144,10 @@ def train_best(
     folders = {name: out / "candidates" / str(number) for number, name in enumerate(tried)}
     last: dict[str, int] = {}
 
-    def loss_at(name: str, share: float) -> float:
+    def loss_at(name: str, share: float) -> Float[np.ndarray, " pairs"]:
         last[name] = max(1, round(share * tried[name].config.training.steps))
         prior = train(tried[name], folders[name], last[name])
-        return sample_score(prior, val, teacher, config.training.seed)
+        return sample_scores(prior, val, teacher, config.training.seed)
 
     search = successive_halving(list(tried), loss_at)
     chosen = tried[search.chosen]

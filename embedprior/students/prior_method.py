@@ -119,7 +119,7 @@ class PriorMethod:
     needs_ct: bool = False
     uses_ct: bool = True
     budget_part: ClassVar[str] = "prior"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def fit(self, data: FitData, seed: int) -> Fitted:
         """Train the prior; one that was trained on the same pairs with the same settings is reused.

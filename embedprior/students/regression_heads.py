@@ -106,7 +106,7 @@ class RegressionMethod:
     needs_ct: bool = False
     uses_ct: bool = True
     stage_weights: ClassVar[tuple[float, ...]] = WEIGHTS
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def term(self, stage: Stage, target: Array, val_target: Array, seed: int) -> RegressionTerm:
         """Return one stage's regression.
@@ -184,15 +184,16 @@ class RegressionMethod:
             left = [_target(cases) - summed(kept, cases.cxr) if kept else _target(cases) for cases in stage.parts]
             return (*kept, self.term(stage, left[0], left[1], seed))
 
-        def on_validation(weight: float) -> float:
+        def on_validation(weight: float) -> Array:
             fitted[weight] = at(weight, stage)
-            return _squared_error(fitted[weight], stage.val) / len(stage.val)
+            return _squared_errors(fitted[weight], stage.val)
 
-        def out_of_fold(weight: float) -> float:
-            total, none = 0.0, stage.train.take([])
+        def out_of_fold(weight: float) -> Array:
+            found, none = list[Array](), stage.train.take([])
             for kept, left_out in patient_folds(stage.train.patient_ids, seed):
-                total += _squared_error(at(weight, Stage(stage.train.take(kept), none)), stage.train.take(left_out))
-            return total / len(stage.train)
+                terms = at(weight, Stage(stage.train.take(kept), none))
+                found.append(_squared_errors(terms, stage.train.take(left_out)))
+            return np.concatenate(found)
 
         if len(stage.val):
             chosen = choose_weight(on_validation, self.stage_weights)
@@ -306,8 +307,8 @@ def _target(cases: Cases) -> Float[Array, "cases ct_dim"]:
     return np.asarray(cases.paired_ct().astype(np.float64))
 
 
-def _squared_error(terms: Sequence[RegressionTerm], cases: Cases) -> float:
-    return float(np.square(summed(terms, cases.cxr) - _target(cases)).sum())
+def _squared_errors(terms: Sequence[RegressionTerm], cases: Cases) -> Float[Array, " cases"]:
+    return np.asarray(np.square(summed(terms, cases.cxr) - _target(cases)).sum(axis=1))
 
 
 def _least(candidates: Sequence[Any], predict_at: Callable[[Any], Array], target: Array, fixed: Any) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from embedprior.errors import EmbedpriorError
@@ -28,3 +29,16 @@ def test_the_default_wins_ties_and_a_failed_candidate_never() -> None:
     assert successive_halving(["only"], lambda name, share: 0 / 0).chosen == "only"
     with pytest.raises(EmbedpriorError, match="no candidate's validation loss is a number"):
         successive_halving(["a", "b"], lambda name, share: float("inf"))
+
+
+def test_another_candidate_must_beat_the_default_by_a_standard_error_of_the_difference() -> None:
+    """Four cases: ahead by (2, 0, 0, 0) is .5 with standard error .5; by (2, 2, 0, 0) 1 with .577."""
+    default = np.array([3.0, 1.0, 2.0, 4.0])
+
+    def chosen(gain: list[float]) -> str:
+        losses = {"default": default, "other": default - np.array(gain)}
+        return successive_halving(list(losses), lambda name, share: losses[name]).chosen
+
+    assert chosen([2.0, 0.0, 0.0, 0.0]) == "default"
+    assert chosen([2.0, 2.0, 0.0, 0.0]) == "other"
+    assert chosen([0.5, 0.5, 0.5, 0.5]) == "other"

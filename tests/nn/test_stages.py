@@ -27,6 +27,26 @@ def test_of_equal_losses_the_smaller_weight_is_taken_and_a_loss_that_is_not_a_nu
         choose_weight(lambda weight: weight, (0.5, 1.0))
 
 
+def test_what_a_few_cases_show_by_chance_is_no_reason_to_take_a_stage_over() -> None:
+    """Four cases; the gain of weight 1 is (2, 0, 0, 0): mean .5, standard error .5. Of (2, 2, 0, 0): 1 and .577."""
+    without = np.array([3.0, 1.0, 2.0, 4.0])
+
+    def gained(gain: list[float]) -> float:
+        return choose_weight(lambda weight: without - weight * np.array(gain), (0.0, 1.0)).weight
+
+    assert gained([2.0, 0.0, 0.0, 0.0]) == 0
+    assert gained([2.0, 2.0, 0.0, 0.0]) == 1
+    found = choose_weight(lambda weight: without - weight * np.array([2.0, 0.0, 0.0, 0.0]), (0.0, 1.0))
+    assert dict(found.losses) == {0.0: 2.5, 1.0: 2.0}
+    assert found.sentence() == (
+        "the DRR stage was dropped: it saves 20.0% of the loss on the validation pairs, "
+        "within a standard error of nothing"
+    )
+    # The least of several: weights .5 and 1 differ by less than a standard error of their own difference.
+    close = {0.0: without, 0.5: without - 1.0, 1.0: without - np.array([1.5, 0.9, 0.9, 0.9])}
+    assert choose_weight(lambda weight: close[weight], (0.0, 0.5, 1.0)).weight == 0.5
+
+
 def test_folds_leave_every_row_out_once_and_split_no_patient() -> None:
     patients = [f"p{i // 2}" for i in range(21)]
     folds = patient_folds(patients, seed=3, folds=4)

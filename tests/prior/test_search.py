@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from embedprior.prior.assessment import assess, warnings
 from embedprior.prior.config import NetworkConfig, ObjectiveConfig, PriorConfig, ProcessConfig, TrainingConfig
 from embedprior.prior.data import PairArrays
 from embedprior.prior.model import Prior
-from embedprior.prior.search import candidates, sample_score
+from embedprior.prior.search import candidates, sample_scores
 from embedprior.prior.trainer import train_prior
 
 from .conftest import make_pairs, small_config
@@ -63,12 +64,27 @@ def test_the_best_candidate_is_trained_to_its_end_and_all_steps_are_counted(
     pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few_candidates(monkeypatch)
+    scored: list[np.ndarray] = []
+
+    def kept(*given: Any) -> np.ndarray:
+        scored.append(sample_scores(*given))
+        return scored[-1]
+
+    monkeypatch.setattr(search, "sample_scores", kept)
     prior = train_prior(*pairs, auto(), tmp_path, teacher=first_logit, show_progress=False)
     record = json.loads((tmp_path / "search.json").read_text())
     first, second = record["rounds"]
     assert set(first) == set(candidates(auto()))
-    assert set(second) == set(sorted(first, key=lambda name: first[name])[:2])
-    assert record["chosen"] == min(second, key=lambda name: second[name])
+    assert [len(one) for one in scored] == [len(pairs[1])] * 6
+    by_name = dict(zip(candidates(auto()), scored[:4], strict=True))
+    assert {name: float(each.mean()) for name, each in by_name.items()} == pytest.approx(first)
+    # Behind the default, at the end of one standard error.
+    behind = {name: each - by_name["ridge"] for name, each in by_name.items()}
+    bound = {name: each.mean() + each.std(ddof=1) / len(each) ** 0.5 for name, each in behind.items()}
+    assert set(second) == set(sorted(bound, key=lambda name: bound[name])[:2])
+    left, other = (name for name in by_name if name in second)
+    gain = scored[4] - scored[5]
+    assert record["chosen"] == (other if gain.mean() > gain.std(ddof=1) / len(gain) ** 0.5 else left)
     # Four candidates for 3 steps, two of them for 6, one for 12.
     assert record["steps"] == 2 * 3 + 6 + 12
     assert record["compared_by"].startswith("Brier score")
@@ -90,15 +106,15 @@ def test_candidates_are_ranked_by_the_brier_score_or_without_a_head_by_the_energ
     drawn = prior.sample(val.condition, 16, "dpm_solver", 8, 5, cases=[0] * len(val))
     chance = 1 / (1 + np.exp(3.0 - drawn[..., 0].astype(float)))
     real = 1 / (1 + np.exp(3.0 - val.target[:, 0].astype(float)))
-    found = sample_score(prior, val, first_logit, 5)
-    assert found == pytest.approx(float(((chance.mean(axis=1) - real) ** 2).mean()), rel=1e-4)
+    found = sample_scores(prior, val, first_logit, 5)
+    np.testing.assert_allclose(found, (chance.mean(axis=1) - real) ** 2, rtol=1e-3, atol=1e-7)
 
     def energy(scale: float) -> float:
         drawn = prior.sample(val.condition, 16, "dpm_solver", 8, 5)
         wide = drawn.mean(axis=1, keepdims=True) + scale * (drawn - drawn.mean(axis=1, keepdims=True))
         stand_in = replace(prior)
         object.__setattr__(stand_in, "sample", lambda *_args, **_more: wide.astype(np.float32))
-        return sample_score(stand_in, val, None, 5)
+        return float(sample_scores(stand_in, val, None, 5).mean())
 
     units = prior.target_scaler
     samples = units.forward(prior.sample(val.condition, 16, "dpm_solver", 8, 5)).astype(float)
@@ -133,7 +149,7 @@ def test_only_the_candidate_that_goes_on_reads_the_first_stage(
 
     monkeypatch.setattr(trainer, "initial_prior", spy)
     train_prior(*pairs, auto(), tmp_path / "second", tmp_path / "first", show_progress=False)
-    assert started[:5] == [True, False, False, False, False]
+    assert started[:5] == [False, False, False, False, True]
 
 
 def test_a_prior_without_null_branch_refuses_guidance(

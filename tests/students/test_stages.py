@@ -79,7 +79,7 @@ def test_a_drr_stage_that_helps_is_taken_over(name: str, val: int, budget: Budge
 def test_each_source_is_read_on_its_own_scale(name: str, budget: Budget) -> None:
     """Radiographs in another unit, with another zero: what was learned on DRRs still holds."""
     longer = budget.model_copy(update={"fit": budget.fit.model_copy(update={"steps": 200, "lr": 0.01})})
-    data = two_stages(MAP, train=60)
+    data = two_stages(MAP, train=8)
 
     def moved(cases: Cases) -> Cases:
         return replace(cases, cxr=(50 + 9 * cases.cxr).astype(np.float32))
@@ -91,7 +91,9 @@ def test_each_source_is_read_on_its_own_scale(name: str, budget: Budget) -> None
     np.testing.assert_allclose(fitted.scores(moved(TEST)), plain, atol=2e-3)
 
 
-def test_the_weight_is_that_of_the_least_squared_error_on_the_validation_pairs() -> None:
+def test_the_weight_is_the_smallest_within_a_standard_error_of_the_least_squared_error_on_the_validation_pairs() -> (
+    None
+):
     data = two_stages(2 * MAP, train=12)
     drr, target = data.stages
     fitted = build_method("ridge-head", Budget()).fit(data, 0)
@@ -113,10 +115,13 @@ def test_the_weight_is_that_of_the_least_squared_error_on_the_validation_pairs()
             for cases, inputs in ((target.train, x), (target.val, val_x))
         )
         second = best(x, left, val_x, val_left)
-        losses[weight] = ((second.predict(val_x) - val_left) ** 2).sum() / len(val_left)
+        losses[weight] = ((second.predict(val_x) - val_left) ** 2).sum(axis=1)
     found = fitted.fit_summary.stage_weight  # type: ignore[attr-defined]
-    assert dict(found.losses) == pytest.approx(losses, rel=1e-4)
-    assert found.weight == min(losses, key=lambda weight: losses[weight])
+    means = {weight: each.mean() for weight, each in losses.items()}
+    assert dict(found.losses) == pytest.approx(means, rel=1e-4)
+    least = losses[min(means, key=lambda weight: means[weight])]
+    allowed = {weight: (each - least).std(ddof=1) / len(least) ** 0.5 for weight, each in losses.items()}
+    assert found.weight == next(w for w in WEIGHTS if means[w] - least.mean() <= allowed[w])
     assert 0 < found.weight < 1
 
 
