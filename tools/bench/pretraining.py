@@ -2,8 +2,8 @@
 
 Three populations: the demo's and two of other seeds. Their radiographs and DRRs are embedded by the demo's small
 network, trained on radiographs of the same population, and by a frozen EfficientNet-Lite0 of natural images, for which
-a DRR is far from a radiograph. 500 DRR–CT pairs, then 300 radiograph–CT pairs train, 80 and 100 choose, 300 patients are held
-out; default settings throughout (only ``--quick`` trains less).
+a DRR is far from a radiograph. 500 DRR–CT pairs, then 300 radiograph–CT pairs train, 80 and 100 choose, 300 patients
+are held out; default settings throughout (only ``--quick`` trains less).
 
 AUC by population, and over all of them: the mean of the populations' AUCs with its DeLong interval, and the paired
 difference of a row with pretraining and the same row without. Bars, for the mean over populations and each encoder: no
