@@ -71,7 +71,43 @@ def design_evaluation(
     evidence = found.evidence
     named = _one_class(test, expected)  # with their names, instead of their number alone
     general = [w for w in evidence.get("warnings", []) if not (named and "hold one class only" in w)]
-    evidence["warnings"] = [*general, *warnings, *named]
+    evidence["warnings"] = [*general, *warnings, *named, *one_answer(test[~test["method"].isin(controls)])]
+    return found
+
+
+ONE_ANSWER, MIN_CLASS = 0.95, 0.1
+"""A fit collapsed when this share of its held-out cases has one answer, unless a class is rarer than that share."""
+
+
+def one_answer(test: pd.DataFrame) -> list[str]:
+    """Say which methods call (almost) every held-out case of a fit alike at the threshold .5.
+
+    That is no finding where nearly all cases are of one class: then nothing is said. A method may rank cases well and
+    still collapse: its scores then lie on one side of .5.
+
+    Args:
+        test: held-out predictions: ``method, resample, fold, seed, label, score``.
+
+    Example:
+        >>> rows = {"resample": 0, "fold": 0, "seed": 0, "label": [0, 1] * 10, "method": "m", "score": 0.7}
+        >>> one_answer(pd.DataFrame(rows))[0][:78]
+        'm collapsed to one answer: at .5 it calls 100 % of the held-out cases positive'
+    """
+    found = []
+    for method, rows in test.groupby("method", sort=False):
+        if not MIN_CLASS <= rows["label"].mean() <= 1 - MIN_CLASS:
+            continue
+        fits = [(part["score"] >= 0.5).mean() for _, part in rows.groupby([*FOLD_KEY, "seed"])]
+        alike = sum(max(share, 1 - share) >= ONE_ANSWER for share in fits)
+        if 2 * alike < len(fits) or alike == 0:
+            continue
+        positive = float((rows["score"] >= 0.5).mean())
+        calls = f"{max(positive, 1 - positive):.0%}".replace("%", " %")
+        answer = "positive" if positive >= 0.5 else "negative"
+        found.append(
+            f"{method} collapsed to one answer: at .5 it calls {calls} of the held-out cases {answer} (nearly "
+            f"all alike in {alike} of {len(fits)} fits)"
+        )
     return found
 
 

@@ -11,7 +11,7 @@ from embedprior.evidence.schema import NOT_TESTABLE
 from embedprior.students.base import CannotFit, Cases, FitData, Stage
 from embedprior.study.config import Design, Hypothesis, StudyConfig, refuse_unsuitable_methods
 from embedprior.study.confounding import SourceOnly, label_conflicts, method_notes, source_by_label, within_source
-from embedprior.study.evidence import design_evidence, hypothesis_table
+from embedprior.study.evidence import design_evidence, hypothesis_table, one_answer
 
 METHODS = ("cxr-only", "hinton-kd", "late-fusion")
 
@@ -244,3 +244,34 @@ def test_fewer_than_three_seeds_need_a_published_protocol():
     assert study(seeds=(42,), as_published="arXiv 2603.29167").fit_seeds == (42,)
     with pytest.raises(ValidationError, match="holds a seed twice"):
         study(seeds=(1, 1, 2))
+
+
+def collapse_rows(scores: list[list[float]], labels: list[int], method: str = "m") -> pd.DataFrame:
+    """One fit a fold."""
+    parts = [
+        pd.DataFrame(
+            {"method": method, "resample": 0, "fold": fold, "seed": 0, "label": labels, "score": each}
+        )
+        for fold, each in enumerate(scores)
+    ]  # fmt: skip
+    return pd.concat(parts)
+
+
+def test_a_method_with_one_answer_in_most_fits_is_named_with_its_answer() -> None:
+    labels = [0] + [1] * 4
+    high, mixed = [0.6, 0.7, 0.8, 0.9, 0.5], [0.1, 0.7, 0.8, 0.9, 0.9]
+    (text,) = one_answer(collapse_rows([high, high, mixed], labels))
+    assert text.startswith(
+        "m collapsed to one answer: at .5 it calls 93 % of the held-out cases positive (nearly all alike in 2 of 3"
+    )
+    low = [[value / 2 - 0.01 for value in high]] * 2
+    assert (
+        "calls 100 % of the held-out cases negative (nearly all alike in 2 of 2"
+        in one_answer(collapse_rows(low, labels))[0]
+    )
+    assert one_answer(collapse_rows([mixed, mixed, high], labels)) == []
+
+
+def test_one_answer_is_no_finding_where_there_is_one_class() -> None:
+    assert one_answer(collapse_rows([[0.9] * 20], [0] + [1] * 19)) == []
+    assert len(one_answer(collapse_rows([[0.9] * 20], [0] * 2 + [1] * 18))) == 1

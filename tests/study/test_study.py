@@ -51,6 +51,8 @@ class Odd:
         if self.does == "reads CT":
             return cases.paired_ct()[:, 0]
         found = cases.cxr.mean(axis=1).astype(float)
+        if self.does == "one answer":
+            return 0.6 + 0.01 * np.tanh(found)
         if self.does == "lacks a case":
             found[[i == "x-4" for i in cases.exam_ids]] = np.nan
         return found
@@ -94,6 +96,17 @@ def test_every_patient_is_held_out_once_a_seed_and_the_auc_is_the_one_of_the_tab
         weights.append(part["label"].sum() * (1 - part["label"]).sum())
     assert found["auc"] == pytest.approx(np.average(aucs, weights=weights))
     assert (found["n_folds"], found["n_seeds"]) == (3, 2)
+
+
+def test_a_method_that_collapsed_to_one_answer_is_named_in_summary_report_and_evidence(run, odd):
+    code, out = run(**odd("one answer"))
+    assert code == 0
+    text = "told collapsed to one answer: at .5 it calls 100 % of the held-out cases positive"
+    assert any(warning.startswith(text) for warning in evidence(out)["warnings"])
+    for file in ("summary.md", "report.html"):
+        content = (out / file).read_text()
+        assert text in " ".join(content.split())
+        assert "cxr-only collapsed" not in content
 
 
 def test_method_that_reads_ct_at_inference_fails_and_the_rest_go_on(run, odd):

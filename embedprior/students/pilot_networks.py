@@ -1,0 +1,192 @@
+"""The pilot study's small networks (arXiv 2603.29167): encoders of 3×3 blocks, and the modules DPE, MHRA and DFPN.
+
+Written from the operators' description. Their parameters add up to the published numbers, to the last one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Dpe = Literal["none", "published", "rescaled"]
+STUDENT_WIDTHS, TEACHER_WIDTHS = (32, 64, 128), (32, 64, 128, 256)
+PYRAMID_WIDTH, HEADS = 128, 4
+
+
+@dataclass(frozen=True)
+class MapOutput:
+    """What a network of feature maps gives.
+
+    Attributes:
+        features: what the head reads.
+        logits: z₁ − z₀ of the two outputs; its sigmoid is the softmax's second number, at any temperature.
+        maps: of the encoder's deepest level, before DFPN; after DPE and MHRA where the network has them.
+    """
+
+    features: Float[Tensor, "cases width"]
+    logits: Float[Tensor, " cases"]
+    maps: Float[Tensor, "cases channels height width"]
+
+
+class Encoder(nn.Module):
+    """Conv 3×3 → batch norm → ReLU → max pool 2, once for every width; grey is tripled, 0 to 255 becomes 0 to 1.
+
+    Args:
+        widths: channels of each level.
+    """
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.widths = widths
+        pairs = zip((3, *widths[:-1]), widths, strict=True)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2))
+            for a, b in pairs
+        )
+
+    def forward(self, pictures: Float[Tensor, "cases height width"]) -> list[Tensor]:
+        """Return the maps of every level, the shallowest first."""
+        maps = [repeat(pictures.float() / 255.0, "cases height width -> cases 3 height width")]
+        for block in self.blocks:
+            maps.append(block(maps[-1]))
+        return maps[1:]
+
+
+class PositionWeighting(nn.Module):
+    """DPE: the map times w, the softmax of a 1×1 convolution over all places.
+
+    Args:
+        channels: of the map.
+        rescaled: multiply by the number of places, too. As published w adds up to 1, so that the map shrinks by their
+            number (64 for 8 × 8): the head's logits are then next to its bias.
+
+    Example:
+        >>> maps = torch.ones(1, 4, 8, 8)
+        >>> [round(float(PositionWeighting(4, rescaled)(maps).mean()), 4) for rescaled in (False, True)]
+        [0.0156, 1.0]
+    """
+
+    def __init__(self, channels: int, rescaled: bool) -> None:
+        super().__init__()
+        self.score, self.rescaled = nn.Conv2d(channels, 1, 1), rescaled
+
+    def forward(self, maps: Float[Tensor, "cases channels height width"]) -> Tensor:
+        """Return the weighed maps."""
+        places = maps.shape[2] * maps.shape[3]
+        weight = self.score(maps).flatten(1).softmax(dim=1).reshape(len(maps), 1, *maps.shape[2:])
+        weighed: Tensor = maps * weight * (places if self.rescaled else 1)
+        return weighed
+
+
+class GatedAttention(nn.Module):
+    """MHRA: T + g ⊙ MHA(N), N = LayerNorm(T), g = σ(W N), over the places of a map as tokens T; 4 heads."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.attention = nn.MultiheadAttention(channels, HEADS, batch_first=True)
+        self.gate = nn.Linear(channels, channels)
+
+    def forward(self, maps: Float[Tensor, "cases channels height width"]) -> Tensor:
+        """Return the maps with what every place gathers from the others."""
+        tokens = rearrange(maps, "cases channels height width -> cases (height width) channels")
+        normed = self.norm(tokens)
+        gathered = self.attention(normed, normed, normed, need_weights=False)[0]
+        out: Tensor = tokens + gathered * self.gate(normed).sigmoid()
+        return rearrange(out, "cases (height width) channels -> cases channels height width", height=maps.shape[2])
+
+
+class Pyramid(nn.Module):
+    """DFPN: from the deepest level up, P_i = ReLU(BN(conv3×3(lateral_i + upsampled P_{i+1}))); the mean of all P_i.
+
+    Args:
+        widths: channels of the levels, the shallowest first.
+    """
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(width, PYRAMID_WIDTH, 1) for width in widths)
+        self.smooth = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(PYRAMID_WIDTH, PYRAMID_WIDTH, 3, padding=1), nn.BatchNorm2d(PYRAMID_WIDTH), nn.ReLU()
+            )
+            for _ in widths
+        )
+
+    def forward(self, levels: list[Tensor]) -> Float[Tensor, "cases width"]:
+        """Return one vector a case: mean over levels of the mean over places."""
+        above: Tensor | None = None
+        pooled = []
+        for maps, lateral, smooth in reversed(list(zip(levels, self.lateral, self.smooth, strict=True))):
+            mixed = lateral(maps)
+            if above is not None:
+                mixed = mixed + F.interpolate(above, size=mixed.shape[2:], mode="nearest")
+            above = cast(Tensor, smooth(mixed))
+            pooled.append(_pool(above))
+        return torch.stack(pooled).mean(dim=0)
+
+
+class MapNetwork(nn.Module):
+    """An encoder with its modules, and a linear head of two outputs.
+
+    Args:
+        widths: of the encoder: ``STUDENT_WIDTHS`` or ``TEACHER_WIDTHS``.
+        dpe: weigh the places of the deepest map, as published or rescaled.
+        mhra: let its places attend to each other.
+        dfpn: let the head read a pyramid of all levels.
+
+    Example:
+        >>> network = MapNetwork(TEACHER_WIDTHS, dpe="published", mhra=True)
+        >>> sum(parameter.numel() for parameter in network.parameters())
+        719619
+        >>> network(torch.zeros(2, 128, 128)).maps.shape
+        torch.Size([2, 256, 8, 8])
+    """
+
+    def __init__(self, widths: tuple[int, ...], dpe: Dpe = "none", mhra: bool = False, dfpn: bool = False) -> None:
+        super().__init__()
+        self.encoder, deepest = Encoder(widths), widths[-1]
+        self.dpe = None if dpe == "none" else PositionWeighting(deepest, dpe == "rescaled")
+        self.mhra = GatedAttention(deepest) if mhra else None
+        self.dfpn = Pyramid(widths) if dfpn else None
+        self.width = PYRAMID_WIDTH if dfpn else deepest
+        self.head = nn.Linear(self.width, 2)
+
+    def forward(self, pictures: Float[Tensor, "cases height width"]) -> MapOutput:
+        """Return features, logits and the deepest maps; one case at a time is not possible while training."""
+        levels = self.encoder(pictures)
+        maps = levels[-1]
+        maps = maps if self.dpe is None else self.dpe(maps)
+        maps = maps if self.mhra is None else self.mhra(maps)
+        features = _pool(maps) if self.dfpn is None else self.dfpn([*levels[:-1], maps])
+        return MapOutput(features, two_class_logit(self.head(features)), maps)
+
+
+class FusionNetwork(nn.Module):
+    """Late fusion: one student encoder a modality, their pooled maps side by side, 256 → 128 → 2. It needs the CT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cxr, self.ct = Encoder(STUDENT_WIDTHS), Encoder(STUDENT_WIDTHS)
+        width = STUDENT_WIDTHS[-1]
+        self.head = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, 2))
+
+    def forward(self, cxr: Float[Tensor, "cases height width"], ct: Float[Tensor, "cases height width"]) -> Tensor:
+        """Return logits (cases,)."""
+        both = torch.cat([_pool(self.cxr(cxr)[-1]), _pool(self.ct(ct)[-1])], dim=1)
+        return two_class_logit(self.head(both))
+
+
+def two_class_logit(outputs: Float[Tensor, "cases 2"]) -> Float[Tensor, " cases"]:
+    """Return z₁ − z₀: cross-entropy and softened KL of two outputs are those of this logit."""
+    return outputs[:, 1] - outputs[:, 0]
+
+
+def _pool(maps: Float[Tensor, "cases channels height width"]) -> Float[Tensor, "cases channels"]:
+    return reduce(maps, "cases channels height width -> cases channels", "mean")
