@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from embedprior.study.config import StudyConfig
 from embedprior.study.plan import freeze, make_plan
 from embedprior.study.run import StudyResult, read_study
 from embedprior.study.run import run_study as fit_and_score
+from embedprior.study.runner import Study
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,39 @@ def run_study(
     if workers < 1:
         raise BadInput(f"workers counts processes and starts at 1; got {workers}.")
     study = read_study(settings, data, splits)
-    plan = make_plan(settings, study, out)
+    found = run_planned_study(settings, study, make_plan(settings, study, out), out, workers)
+    if found is None:
+        raise BadInput("run_study was called in a process of a launcher that is not its first. Next: embedprior study "
+                       "run, which such processes share")  # fmt: skip
+    return found
+
+
+def run_planned_study(
+    config: StudyConfig, study: Study, plan: Mapping[str, Any], out: Path, workers: int = 1
+) -> StudyRun | None:
+    """Freeze a plan, run every fit of it that is not done, and write tables, evidence and report.
+
+    Args:
+        config: of the study.
+        study: see ``study.run.read_study``.
+        plan: of the same study (see ``study.plan.make_plan``).
+        out: folder of the results.
+        workers: processes that fit.
+
+    Returns:
+        The result; None in a process of a launcher that is not the first, which fits and leaves the record to it.
+
+    Raises:
+        BadInput: ``out`` holds results of another plan.
+        EmbedpriorError: no image could be read, or no method be fitted.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        fit_and_score(study, out, lambda name, **fields: None, workers)
+        return None
     with claimed(out):
         freeze(plan, study, out)
-        run = Run(out, "study run", settings, settings.seed, {**plan["inputs"], "plan": plan["hash"]})
-    return report_study(settings, fit_and_score(study, out, run.stage, workers), run)
+        run = Run(out, "study run", config, config.seed, {**plan["inputs"], "plan": plan["hash"]})
+    return report_study(config, fit_and_score(study, out, run.stage, workers), run)
 
 
 def report_study(config: StudyConfig, result: StudyResult, run: Run) -> StudyRun:

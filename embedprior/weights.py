@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar")
+ORDER = "order"
+"""Entry of a safetensors header that lists the tensors in their order elsewhere; the format itself keeps none."""
 WRAPPERS = ("state_dict", "model_state", "model")
 """Names under which published files keep their tensors, beside settings or an optimiser."""
 
@@ -60,11 +63,14 @@ def read_tensors(file: Path | str, after: str) -> dict[str, torch.Tensor]:
     """
     file = Path(file)
     import torch
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            with safe_open(file, "pt") as opened:
+                stored = (opened.metadata() or {}).get(ORDER)
+                names = json.loads(stored) if stored else list(opened.keys())
+                return {name: opened.get_tensor(name) for name in names}
         found = torch.load(file, map_location="cpu", weights_only=True)
     # torch, pickle, zipfile and safetensors each raise their own kinds for a damaged file
     except Exception as error:
@@ -74,6 +80,13 @@ def read_tensors(file: Path | str, after: str) -> dict[str, torch.Tensor]:
     if not _all_tensors(found):
         raise BadInput(f"{file.name} holds no table of tensors. {after}")
     return {str(name): value for name, value in found.items()}
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], file: Path | str) -> None:
+    """Write tensors as safetensors, in an order that ``read_tensors`` gives back."""
+    from safetensors.torch import save_file
+
+    save_file({n: v.clone().contiguous() for n, v in tensors.items()}, file, {ORDER: json.dumps(list(tensors))})
 
 
 def without_prefix(tensors: Mapping[str, torch.Tensor], prefixes: Iterable[str]) -> dict[str, torch.Tensor]:

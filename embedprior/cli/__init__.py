@@ -38,6 +38,7 @@ COMMANDS = {
     "train teacher": ("train:teacher", "train a CT classifier on an embedding or token cache; its head is then frozen"),
     "train prior": ("train:prior", "train the diffusion prior from radiograph embeddings to CT embeddings"),
     "train student": ("train:student", "fit one method on caches and tables, and score the held-out cases"),
+    "train final": ("train:final", "fit one method of a finished study once more, on everybody"),
     "methods": ("methods:methods", "every method a study can run: source, inputs, parameters, oracles, controls"),
     "generate": ("generate:generate", "draw CT-like embeddings from a radiograph cache, and measure their quality"),
     "study plan": ("study:plan", "freeze a study: every fit, its cost, the difference each hypothesis could show"),
@@ -58,7 +59,7 @@ GROUPS = {
     "cache": "embedding caches: what there is, whether it is whole, from and to other formats",
     "images": "volumes and radiographs before anything is made of them",
     "study": "compare methods on the same held-out cases: freeze the plan, then run it",
-    "train": "train one stage alone: a CT teacher, the diffusion prior, or one method",
+    "train": "train one stage alone: a CT teacher, the diffusion prior, one method, or a study's final model",
 }
 """First words of commands → what the commands that begin with them are for."""
 

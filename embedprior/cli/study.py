@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,8 +73,8 @@ def run(config: StudyConfig, data: Path, out: Path, splits: Path | None, workers
         BadInput: see ``study.prepare.read_study_data`` and ``study.plan.freeze``.
     """
     study = _read(config, data, splits)
-    from embedprior.study.plan import freeze, make_plan, plan_text
-    from embedprior.study.run import needed_exams, run_study
+    from embedprior.study.plan import make_plan, plan_text
+    from embedprior.study.run import needed_exams
 
     frozen = make_plan(config, study, out)
     if dry_run:
@@ -86,28 +85,14 @@ def run(config: StudyConfig, data: Path, out: Path, splits: Path | None, workers
                 print(f"{len(needed)} images to embed with {config.encoder.name} ({size / 1e6:.1f} MB)")
         print(plan_text(frozen, workers))
         return DONE
-    from embedprior.runs import Run, claimed
+    from embedprior.api import run_planned_study
 
-    inputs = {**frozen["inputs"], "plan": frozen["hash"]}
-    record = None
-    if os.environ.get("RANK", "0") == "0":
-        with claimed(out):
-            freeze(frozen, study, out)
-            record = Run(out, "study run", config, config.seed, inputs)
-    result = run_study(study, out, record.stage if record else _nothing, workers)
-    if record is None:
+    found = run_planned_study(config, study, frozen, out, workers)
+    if found is None:  # another process of the launcher leaves the record
         return DONE
-    from embedprior.report.study_report import build_study_report, write_results, write_tables
-
-    write_tables(out, result)
-    summary = write_results(out, result, build_study_report(config, result), record)
-    print(summary)
-    print(f"report: {out / 'report.html'}", file=sys.stderr)
-    return NEEDS_ATTENTION if result.failures or result.unfitted or result.unscored else DONE
-
-
-def _nothing(name: str, **fields: object) -> None:
-    """Other processes of a launcher leave the record to the first."""
+    print(found.summary())
+    print(f"report: {found.report}", file=sys.stderr)
+    return NEEDS_ATTENTION if len(found.failures) else DONE
 
 
 def _read(config: StudyConfig, data: Path, splits: Path | None) -> Study:

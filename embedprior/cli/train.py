@@ -1,4 +1,4 @@
-"""``embedprior train``: a CT teacher, the diffusion prior (``train_prior.py``), or one method alone."""
+"""``embedprior train``: a CT teacher, the diffusion prior (``train_prior.py``), one method, or a study's final fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from click import option
 
-from embedprior.cli.options import DEVICE
+from embedprior.cli.options import DEVICE, PATH, command
 from embedprior.cli.settings import settings_command
 from embedprior.errors import DONE, BadInput, EmbedpriorError
 from embedprior.prior.config import TrainPriorConfig
@@ -156,4 +156,24 @@ def student(config: TrainStudentConfig) -> int:
     run.finish(text, [])
     print(text)
     print(f"student: {out}", file=sys.stderr)
+    return DONE
+
+
+@command(epilog="Nobody is held out: what to expect of these models is what the study found.")
+@option("--study", type=PATH, required=True, metavar="DIR", help="folder of a finished study")
+@option("--method", required=True, metavar="NAME", help="of the study; it must need no CT at inference")
+@option("--design", metavar="NAME", help="of the study [default: the only one that has the method]")
+@option("--data", type=PATH, metavar="DIR", help="folder of the cohort [default: where the study read it]")
+@option("--splits", type=PATH, metavar="FILE", help="the split table that the study was given, if any")
+def final(study: Path, method: str, design: str | None, data: Path | None, splits: Path | None) -> int:
+    """Fit one method of a study on everybody; return the exit code.
+
+    Raises:
+        BadInput: see ``study.final.train_final``.
+    """
+    from embedprior.study.final import train_final
+
+    found = train_final(study, method, design=design, data=data, splits=splits)
+    print(found.summary)
+    print(f"final models: {found.folder}", file=sys.stderr)
     return DONE

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,25 +14,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from embedprior.cache.reader import EmbeddingCache
 from embedprior.deploy.bundle import CONFIG, MODELS, encoder_label, verify
+from embedprior.deploy.files import COLUMNS, Picture, image_files, read_ahead
+from embedprior.deploy.hub import PREFIX, download
+from embedprior.deploy.operating import Calibration
 from embedprior.encoders.base import Encoder, differing_field, encoder_key
 from embedprior.encoders.registry import create_encoder
-from embedprior.errors import BadInput, EmbedpriorError, require_extra
-from embedprior.imaging.files import UnreadableExam
-from embedprior.imaging.radiographs import read_radiograph
-from embedprior.imaging.readers import discover
-from embedprior.runs import progress, read_json, write_text
+from embedprior.errors import BadInput
+from embedprior.runs import progress, read_json
 from embedprior.students.reference import Reference
 from embedprior.students.storage import FittedMethod, load_fitted
-from embedprior.tables import read_table, spreadsheet_safe
 
-COLUMNS = [
-    "image", "probability", "low", "high", "decision", "distance_percentile", "warnings", "reason", "bundle",
-]  # fmt: skip
 FAR = 99.0
 """Per cent of held-out embeddings that must lie nearer before a picture is called far from all of them."""
-HUB = "hf:"
 BLOCK = 16
-"""Pictures that go through the encoder together, always."""
+"""Pictures that go through the encoder and the models together, always."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +58,15 @@ class Bundle:
         value = self.config["operating_point"]["threshold"]
         return None if value is None else float(value)
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """What turns a score into a probability; None where there were too few validation patients."""
+        found = self.config["calibration"]
+        return None if found is None else Calibration(**found)
+
     def predict(
         self, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | EmbeddingCache | ArrayLike,
-        batch_size: int = 64,
+        batch_size: int = 64, workers: int = 0,
     ) -> pd.DataFrame:  # fmt: skip
         """Score radiographs.
 
@@ -73,12 +74,16 @@ class Bundle:
             images: a path (DICOM, PNG, JPEG, or a folder of them), a list of paths, an open cache of embeddings, or
                 embeddings (N, D).
             batch_size: pictures that are read together, rounded up to whole blocks of 16. It changes no score.
+            workers: processes that read ahead; 0 = this one. They change no score.
 
         Returns:
-            One row an image: ``image`` (its path, exam id or row), ``probability``, ``low`` and ``high`` (2.5 and
-            97.5 % over the models; empty for one), ``decision`` (1 or 0 at the operating point; empty without one),
-            ``distance_percentile`` (share of held-out embeddings that lie nearer), ``warnings``, ``reason`` (why an
-            image has no score) and ``bundle`` (the bundle's id). An image that can't be read has a reason, no score.
+            One row an image: ``image`` (its path, exam id or row), ``score`` (the mean over the models, as the study
+            computes it), ``probability`` (the score after the bundle's calibration; the score itself where there is
+            none), ``low`` and ``high`` (2.5 and 97.5 % of that probability over the samples of a prior, else over the
+            models; empty for one model without samples), ``decision`` (1 or 0: whether the score reaches the operating
+            point; empty without one), ``distance_percentile`` (share of held-out embeddings that lie nearer),
+            ``warnings``, ``reason`` (why an image has no score) and ``bundle`` (the bundle's id). An image that can't
+            be read has a reason, no score.
 
         Raises:
             BadInput: embeddings of another encoder or length, an encoder that can't be made, or no image.
@@ -97,56 +102,47 @@ class Bundle:
         if isinstance(images, (str, os.PathLike)):
             images = [images]
         if isinstance(images, Sequence) and images and all(isinstance(p, (str, os.PathLike)) for p in images):
-            parts = list(self.predict_files(image_files([str(p) for p in images]), batch_size))
+            parts = list(self.predict_files(image_files([str(p) for p in images]), batch_size, workers))
             return pd.concat(parts, ignore_index=True)
         rows = self._embeddings(images)
         return self._scored([str(n) for n in range(len(rows))], rows, [""] * len(rows))
 
-    def predict_files(self, paths: Sequence[Path], batch_size: int = 64) -> Iterator[pd.DataFrame]:
+    def predict_files(self, paths: Sequence[Path], batch_size: int = 64, workers: int = 0) -> Iterator[pd.DataFrame]:
         """Yield the table of ``predict`` batch after batch, so that a caller can write as it goes.
 
         Args:
             paths: of pictures; folders are not searched (``image_files`` does).
-            batch_size: see ``predict``.
+            batch_size, workers: see ``predict``.
         """
         if batch_size < 1:
             raise BadInput(f"batch_size is {batch_size}. Allowed: 1 or more.")
         encoder, size = self._encoder(), -(-batch_size // BLOCK) * BLOCK
-        starts = range(0, len(paths), size)
-        for start in progress(starts, "predict", total=len(starts)):
-            yield self._batch(paths[start : start + size], encoder)
+        batches = [list(paths[start : start + size]) for start in range(0, len(paths), size)]
+        for batch in progress(read_ahead(encoder, batches, workers), "predict", total=len(batches)):
+            yield self._batch(batch, encoder)
 
-    def _batch(self, paths: Sequence[Path], encoder: Encoder) -> pd.DataFrame:
-        read: list[tuple[int, NDArray[Any]]] = []
-        warnings, reasons = [""] * len(paths), [""] * len(paths)
-        for n, path in enumerate(paths):
-            try:
-                radiograph, findings = read_radiograph(path)
-                if radiograph.view == "LATERAL":
-                    raise UnreadableExam("a lateral view by its header; the models have seen frontal ones (PA, AP)")
-                warnings[n] = "; ".join(f.code for f in findings if f.severity == "warning")
-                read.append((n, encoder.read(path.parent, path.name)))
-            except EmbedpriorError:
-                raise
-            except Exception as error:  # one bad file of many must not stop the rest; its reason stands in its row
-                reasons[n] = str(error) if isinstance(error, UnreadableExam) else f"damaged ({type(error).__name__})"
-        table = pd.DataFrame({"image": [p.as_posix() for p in paths]})
+    def _batch(self, pictures: Sequence[Picture], encoder: Encoder) -> pd.DataFrame:
+        """Return one row a picture, in their order."""
+        rows = pd.DataFrame(
+            {
+                "image": [picture.name for picture in pictures], "warnings": "",
+                "reason": [picture.reason for picture in pictures], "bundle": self.bundle_id[:12],
+            }
+        )  # fmt: skip
+        read = [n for n, picture in enumerate(pictures) if picture.array is not None]
         if read:
-            embedded = _embed(encoder, [array for _, array in read])
-            names = [paths[n].as_posix() for n, _ in read]
-            table = table.merge(self._scored(names, embedded, [warnings[n] for n, _ in read]), on="image", how="left")
-        table = table.reindex(columns=COLUMNS).astype({"warnings": object, "reason": object, "bundle": object})
-        for n, reason in enumerate(reasons):
-            if reason:
-                table.loc[n, ["reason", "warnings", "bundle"]] = [reason, "", self.bundle_id[:12]]
-        return table
+            embedded = _embed(encoder, [array for p in pictures if (array := p.array) is not None])
+            own = [pictures[n] for n in read]
+            scored = self._scored([p.name for p in own], embedded, [p.warnings for p in own])
+            rows = pd.concat([scored.set_axis(read), rows.drop(index=read)]).sort_index()
+        return rows.reindex(columns=COLUMNS).astype({"decision": "Int64"})
 
     def _scored(self, names: Sequence[str], rows: NDArray[Any], warnings: Sequence[str]) -> pd.DataFrame:
-        each = np.stack([model.scores(rows) for model in self.models])
+        mean, spread = self._scores_of(rows)
         percentile = np.mean([reference.percentile(rows) for reference in self.references], axis=0)
-        mean = each.mean(axis=0)
-        several = len(each) > 1
-        low, high = np.quantile(each, [0.025, 0.975], axis=0) if several else np.full((2, len(rows)), np.nan)
+        several = spread.shape[0] > 1
+        low, high = np.quantile(spread, [0.025, 0.975], axis=0) if several else np.full((2, len(rows)), np.nan)
+        calibrated = [each if self.calibration is None else self.calibration.apply(each) for each in (mean, low, high)]
         far = "far from the training images"
         noted = [
             "; ".join(filter(None, (w, far if p > FAR else ""))) for w, p in zip(warnings, percentile, strict=True)
@@ -154,11 +150,31 @@ class Bundle:
         decided = [pd.NA] * len(rows) if self.threshold is None else (mean >= self.threshold).astype(int)
         return pd.DataFrame(
             {
-                "image": list(names), "probability": mean, "low": low, "high": high,
+                "image": list(names), "score": mean,
+                **dict(zip(("probability", "low", "high"), calibrated, strict=True)),
                 "decision": pd.array(decided, dtype="Int64"), "distance_percentile": percentile,
                 "warnings": noted, "reason": "", "bundle": self.bundle_id[:12],
             }
         )  # fmt: skip
+
+    def _scores_of(self, rows: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the mean score over the models, and what it is the mean of: scores of samples, or of models.
+
+        In blocks of one size, the last filled up: a matrix product of another size may round otherwise, and a score
+        must not depend on the images beside it.
+        """
+        scores, spreads = [], []
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            filled = np.concatenate([block, np.repeat(block[-1:], BLOCK - len(block), axis=0)])
+            each, drawn = [], []
+            for model in self.models:
+                samples = model.sample_scores(filled)
+                each.append(model.scores(filled) if samples is None else samples.mean(axis=1))
+                drawn += [each[-1]] if samples is None else list(samples.T)
+            scores.append(np.mean(each, axis=0)[: len(block)])
+            spreads.append(np.stack(drawn)[:, : len(block)])
+        return np.concatenate(scores), np.concatenate(spreads, axis=1)
 
     def _embeddings(self, images: Any) -> NDArray[Any]:
         width = int(self.config["cxr_dim"])
@@ -176,13 +192,26 @@ class Bundle:
         return rows
 
     def _encoder(self) -> Encoder:
-        key, stored = self.config["encoder"]["key"], self.config["encoder"]["options"] or {}
-        encoder = create_encoder(str(key["encoder"]), **{**stored, **self.encoder_options})
-        found = differing_field(encoder_key(encoder.spec), key)
+        """Return the encoder of the study; its weights are those in the bundle where it has them.
+
+        Raises:
+            BadInput: it can't be made, or is another one; the field that differs is named.
+        """
+        stored = self.config["encoder"]
+        key, included = stored["key"], stored["weights"]
+        options = {**stored["options"], **self.encoder_options}
+        name = str(options.pop("encoder", None) or stored["name"] or key["encoder"])
+        own = included is not None and "weights" not in options
+        if own:
+            options["weights"] = self.path / included["path"]
+        encoder = create_encoder(name, **options)
+        # the file in the bundle holds the tensors of the one that the key names, in a format of another checksum
+        wanted = key | {"weights_sha256": included["sha256"]} if own else key
+        found = differing_field(encoder_key(encoder.spec), wanted)
         if found is not None:
-            name, theirs, ours = found
+            field, theirs, ours = found
             raise BadInput(
-                f"encoder '{key['encoder']}' here has another {name}: {theirs!r:.80}, not {ours!r:.80} as in the "
+                f"encoder '{name}' here has another {field}: {theirs!r:.80}, not {ours!r:.80} as in the "
                 "study. Next: give the study's own (--weights FILE; from Python: load_bundle(..., weights=FILE))"
             )
         return encoder
@@ -227,7 +256,7 @@ def load_bundle(path: Path | str, **encoder_options: Any) -> Bundle:
         >>> table["decision"].tolist()
         [0, 1]
     """
-    folder = _from_hub(str(path)) if str(path).startswith(HUB) else Path(path)
+    folder = download(str(path)) if str(path).startswith(PREFIX) else Path(path)
     bundle_id = verify(folder)
     config = read_json(folder / CONFIG)
     folders = [folder / MODELS / str(n) for n in range(int(config["models"]))]
@@ -253,78 +282,3 @@ def _embed(encoder: Encoder, pictures: Sequence[NDArray[Any]]) -> NDArray[Any]:
             filled = [pictures[n] for n in block] + [pictures[block[-1]]] * (BLOCK - len(block))
             rows |= dict(zip(block, np.asarray(encoder.embed(np.stack(filled))), strict=False))
     return np.stack([rows[n] for n in range(len(pictures))])
-
-
-def _from_hub(name: str) -> Path:
-    hub = require_extra("huggingface_hub", "hub")
-    return Path(hub.snapshot_download(name.removeprefix(HUB)))
-
-
-def _files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the radiographs: files as they are, folders searched.
-
-    Raises:
-        BadInput: a folder without a radiograph, or one that is not there.
-    """
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        found = [one.path for one in discover(path).exams if one.kind == "radiograph"]
-        if not found:
-            raise BadInput(f"{path}: no radiograph in it. Allowed: DICOM, PNG or JPEG files.")
-        yield from found
-
-
-def image_files(paths: Iterable[Path | str]) -> list[Path]:
-    """Return the radiographs: files as they are, folders searched; see ``Bundle.predict``."""
-    return list(_files(Path(p) for p in paths))
-
-
-def scored_before(table: Path, bundle: Bundle) -> dict[str, bool]:
-    """Return the images a table of predictions holds already → whether they have no score.
-
-    Raises:
-        BadInput: it is no such table, or of another bundle.
-    """
-    if not table.is_file():
-        return {}
-    rows = read_table(table, ("image", "probability", "bundle"))
-    others = sorted(set(rows["bundle"].astype(str)) - {bundle.bundle_id[:12]})
-    if others:
-        raise BadInput(f"{table} holds scores of another bundle ({others[0]}, not {bundle.bundle_id[:12]}). Next: give "
-                       "another --out")  # fmt: skip
-    return {str(image): bool(missing) for image, missing in zip(rows["image"], rows["probability"].isna(), strict=True)}
-
-
-def write_scores(parts: Iterable[pd.DataFrame], out: Path | TextIO, kind: str) -> int:
-    """Write predictions as they come; return how many images have no score.
-
-    Args:
-        parts: of ``Bundle.predict_files``.
-        out: a file, appended to when it is a CSV that is there; or an open stream.
-        kind: ``csv`` or ``json`` (a list of records).
-    """
-    without, collected = 0, []
-    for part in parts:
-        without += int(part["probability"].isna().sum())
-        if kind == "json":
-            collected.append(part)
-            continue
-        new = not isinstance(out, Path) or not out.is_file()
-        header = new if isinstance(out, Path) else not collected
-        text = spreadsheet_safe(part).to_csv(index=False, header=header, float_format="%.10g")
-        if isinstance(out, Path):
-            with out.open("a", encoding="utf-8") as handle:
-                handle.write(text)
-        else:
-            out.write(text)
-            collected.append(part.iloc[:0])
-    if kind == "json":
-        whole = pd.concat(collected, ignore_index=True) if collected else pd.DataFrame(columns=COLUMNS)
-        text = whole.to_json(orient="records", indent=2) + "\n"
-        if isinstance(out, Path):
-            write_text(out, text)
-        else:
-            out.write(text)
-    return without

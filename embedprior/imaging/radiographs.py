@@ -25,6 +25,8 @@ from embedprior.imaging.voi import DARK, apply_voi, read_table, read_voi, usable
 Geometry = Literal["letterbox", "crop"]
 PICTURES = (".png", ".jpg", ".jpeg")
 EXIF_ORIENTATION = 0x0112
+MAX_PIXELS = 150_000_000
+"""Of a file that is decoded; the largest detectors give about 30 million."""
 SQUARE = 0.01
 AXES = {"L": "x", "R": "x", "A": "y", "P": "y", "H": "z", "F": "z"}
 RADIOGRAPHY = ("CR", "DX", "RF", "XA", "OT", "DR", "RG", "")
@@ -162,6 +164,7 @@ def _read_picture(path: Path) -> tuple[Radiograph, list[Finding]]:
             # Pillow's warning about large pictures names the folder
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                _refuse_huge(path.name, *image.size)
                 image.load()
                 findings += _audit_colour(image)
                 if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
@@ -169,6 +172,12 @@ def _read_picture(path: Path) -> tuple[Radiograph, list[Finding]]:
                 upright = ImageOps.exif_transpose(image)
                 deep = upright.mode.startswith("I")
                 stored = np.asarray(upright if deep else upright.convert("L"))
+    except UnreadableExam:
+        raise
+    except Image.DecompressionBombError:
+        raise UnreadableExam(
+            f"{printable(path.name)}: more than {MAX_PIXELS:,} pixels, far above any detector"
+        ) from None
     # Pillow raises its own kinds and, from damaged chunks, IndexError, struct.error and more; its texts name the folder
     except Exception as error:
         kind = "no such file" if isinstance(error, FileNotFoundError) else type(error).__name__
@@ -178,6 +187,12 @@ def _read_picture(path: Path) -> tuple[Radiograph, list[Finding]]:
         white, more = _white_of(stored)
         findings += more
     return Radiograph(stored.astype(np.float32) / np.float32(white)), findings
+
+
+def _refuse_huge(name: str, columns: int, rows: int) -> None:
+    """Refuse by its header, before a pixel is decoded, a picture that no detector gives and that would fill memory."""
+    if rows * columns > MAX_PIXELS:
+        raise UnreadableExam(f"{printable(name)}: {rows} × {columns} pixels; at most {MAX_PIXELS:,} are read")
 
 
 def _white_of(stored: np.ndarray[Any, Any]) -> tuple[int, list[Finding]]:
@@ -288,6 +303,7 @@ def _read_dicom(path: Path) -> tuple[Radiograph, list[Finding]]:
         findings.append(Finding("several-frames", f"{header.frames} frames, expected one"))
     if worst(findings) == "error":
         raise UnusableExam(name, findings)
+    _refuse_huge(path.name, header.columns, header.rows)
     with DicomFiles(path) as files:
         if modality_table is None:
             values = modality_values(files, header)

@@ -68,11 +68,15 @@ class PriorStudent:
 
     def scores(self, cases: Cases) -> Float[np.ndarray, " cases"]:
         """Return the mean over samples of the head's probability."""
+        return np.asarray(self.sample_scores(cases).mean(axis=1))
+
+    def sample_scores(self, cases: Cases) -> Float[np.ndarray, "cases samples"]:
+        """Return the head's probability of every sample."""
         # One noise for all cases: a score depends on its radiograph alone, and the chance of a few samples moves all of
         # them alike, so it does not reorder them.
         drawn = self._drawn(cases, [0] * len(cases))
         logits = self.head.logits(drawn.reshape(-1, drawn.shape[-1]))
-        return np.asarray(expit(logits.astype(np.float64)).reshape(drawn.shape[:2]).mean(axis=1))
+        return np.asarray(expit(logits.astype(np.float64)).reshape(drawn.shape[:2]))
 
     def _drawn(self, cases: Cases, keys: Sequence[int]) -> Float[np.ndarray, "cases samples ct_dim"]:
         drawn = self.prior.sample(

@@ -103,6 +103,18 @@ class FittedMethod:
             cases = cases.matrix
         return self.fitted.scores(self._cases(cases))
 
+    def sample_scores(self, values: ArrayLike) -> Float[np.ndarray, "cases samples"] | None:
+        """Return the probabilities whose mean over samples is the score; None for a method that draws no samples.
+
+        Args:
+            values: embeddings of radiographs (N, D).
+
+        Raises:
+            BadInput: see ``scores``.
+        """
+        drawn = getattr(self.fitted, "sample_scores", None)
+        return None if drawn is None else np.asarray(drawn(self._cases(values)))
+
     def _check_encoder(self, cache: EmbeddingCache) -> None:
         mine = self.about.get("encoder")
         found = None if mine is None else differing_field(cache.key, mine)

@@ -98,6 +98,7 @@ def about_model(inputs: StudyInputs, place: Mapping[str, Any], method: Method, d
         "label": config.label,
         "encoder": cache.key,
         "encoder_spec": spec,
+        "encoder_name": None if config.caches is not None else config.encoder.name,
         "encoder_options": None if config.caches is not None else config.encoder.options,
         "patients_seen": seen,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def make_plan(config: StudyConfig, study: Study, out: Path | str) -> dict[str, A
     """Return the plan as plain JSON values.
 
     ``hash`` covers the configuration (but for ``NOT_IN_THE_HASH``), the cohort's tables, splits and embeddings, every
-    fit and the code's version; not the cost, which is measured.
+    fit and the code's version; not the cost, which is measured, nor ``data``, where the cohort lies from ``out``.
 
     Args:
         config: with its sweep.
@@ -146,6 +147,7 @@ def make_plan(config: StudyConfig, study: Study, out: Path | str) -> dict[str, A
         "schema_version": SCHEMA_VERSION,
         "hash": hash_of(frozen),
         "title": config.title,
+        "data": os.path.relpath(study.data[0].cohort.root, out),
         **frozen,
         "designs": _designs(study),
         "hypotheses": _hypotheses(config, study),

