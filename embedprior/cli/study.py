@@ -57,6 +57,10 @@ def plan(config: StudyConfig, data: Path, out: Path, splits: Path | None, worker
                 print(line, file=sys.stderr)
             frozen = make_plan(config, study, out)
     print(plan_text(frozen, workers))
+    from embedprior.study.leakage import shared_text
+
+    shared = shared_text(study.data[0].duplicates, config.duplicates == "join")
+    print("\n".join(["", *study.data[0].compared, *([shared] if shared else [])]))
     print(f"written: {out / 'plan.json'}, {out / 'cohort' / 'splits.csv'}", file=sys.stderr)
     return DONE
 

@@ -9,14 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from embedprior.cohort import flow_table
+from embedprior.cohort.base import FlowStep, flow_table
 from embedprior.report import EvidenceSection, Report, summary_markdown, write_report
 from embedprior.report.fit_tables import choice_tables, fit_table, learned_table, prior_figures, unequal_search
 from embedprior.report.formatting import comparison_sentence
 from embedprior.runs import Run, read_json, write_json
 from embedprior.study.config import SOURCE_ONLY, StudyConfig
 from embedprior.study.confounding import label_conflicts, method_notes, source_by_label, within_source
+from embedprior.study.designs import design_flow
 from embedprior.study.evidence import all_evidence, hypothesis_table
+from embedprior.study.leakage import shared_text
+from embedprior.study.prepare import StudyData
 from embedprior.study.run import DesignResult, StudyResult
 from embedprior.tables import write_table
 
@@ -132,15 +135,13 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
         f"{one['design']}: {one['method']}: {text}." for one in priors if one["learns"] for text in one["warnings"]
     ]
     tables += [*learned_table(priors), *choice_tables(result), fit_table(result)]
-    duplicates = result.study.data[0].duplicates
-    if len(duplicates):
-        tables.append(("Shared pictures", _duplicate_table(duplicates), _duplicate_note(config, duplicates)))
+    tables += _leakage_tables(config, result.study.data[0])
     report = Report(
         title=config.title,
         question="; ".join(d.question for d in config.designs if d.question),
         lead=lead,
         evidence=sections,
-        flow=flow_table(result.cohort.flow),
+        flow=flow_table(scored_flow(result)),
         tables=tables,
         caveats=[*_caveats(config, result), *unequal_search(result), *config.caveats],
         failures=pd.DataFrame(failure_records(result)),
@@ -159,7 +160,7 @@ def write_tables(out: Path, result: StudyResult) -> None:
         write_table(external.cohort.pairs, folder / external.name / "pairs.csv")
     write_table(result.cohort.exams, folder / "exams.csv")
     write_table(result.cohort.pairs, folder / "pairs.csv")
-    write_table(flow_table(result.cohort.flow), folder / "flow.csv")
+    write_table(flow_table(scored_flow(result)), folder / "flow.csv")
     write_table(result.study.data[0].duplicates, folder / "duplicates.csv")
     write_table(result.support, out / "support.csv")
     write_table(result.predictions, out / "predictions.csv")
@@ -309,19 +310,31 @@ def _support_note(own: pd.DataFrame) -> str:
     return f"With {number} held-out patient of a class in a fold, an AUC of that fold has no confidence interval."
 
 
-def _duplicate_table(duplicates: pd.DataFrame) -> pd.DataFrame:
-    columns = {"patient_a": "patient", "exam_a": "image", "patient_b": "other patient", "exam_b": "other image"}
-    return duplicates.rename(columns=columns)[[*columns.values(), "hash_distance", "correlation"]]
+def scored_flow(result: StudyResult) -> list[FlowStep]:
+    """Return the flow of the first variant, from the cohort's table to the cases that each design scored."""
+    steps = list(result.cohort.flow)
+    for part in result.designs:
+        if part.variant is result.study.variants[0]:
+            labels = result.cohort.labels(part.variant.config.label)
+            rows = result.predictions[result.predictions["design"] == part.key]
+            scored = set(rows.loc[(rows["split"] == "test") & rows["score"].notna(), "exam_id"])
+            steps += design_flow(result.cohort, labels, part.design, part.targets, part.folds, scored)
+    return steps
 
 
-def _duplicate_note(config: StudyConfig, duplicates: pd.DataFrame) -> str:
-    across = int((~duplicates["same_patient"].astype(bool)).sum())
-    done = (
-        "these patients form one group, which is never divided between training and test"
-        if config.duplicates == "join"
-        else ("they were left as they are: these patients may be in both training and test")
-    )
-    return f"{across} of {len(duplicates)} shared pictures have two patient ids; {done}."
+def _leakage_tables(config: StudyConfig, data: StudyData) -> list[tuple[str, pd.DataFrame, str]]:
+    """What was compared for one file or picture under several ids, what was not, and what was found."""
+    said = [sentence.split(": ", 1) for sentence in data.compared]
+    if not said:
+        return []
+    found = shared_text(data.duplicates, config.duplicates == "join")
+    note = found or "No file or picture was found under two patient ids."
+    tables = [("Leakage between patients", pd.DataFrame(said, columns=["", "what"]), note)]
+    if len(data.duplicates):
+        names = {"patient_a": "patient", "exam_a": "image", "patient_b": "other patient", "exam_b": "other image"}
+        shown = data.duplicates.rename(columns=names)[[*names.values(), "how", "hash_distance", "correlation"]]
+        tables.append(("Shared files and pictures", shown, ""))
+    return tables
 
 
 def _caveats(config: StudyConfig, result: StudyResult) -> list[str]:

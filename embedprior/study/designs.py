@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from embedprior.cohort.base import Cohort
+from embedprior.cohort.base import Cohort, FlowStep, flow_step
 from embedprior.cohort.splits import (
     Fold,
     external_split,
@@ -55,6 +55,41 @@ def targets_of(cohort: Cohort, labels: pd.Series, design: Design) -> pd.DataFram
     if design.site_decides:
         xrays = xrays.assign(site=xrays[design.site_column])
     return xrays[TARGET_COLUMNS].reset_index(drop=True)
+
+
+def design_flow(
+    cohort: Cohort, labels: pd.Series, design: Design, targets: pd.DataFrame, folds: Sequence[Fold],
+    scored: Collection[str] | None = None,
+) -> list[FlowStep]:  # fmt: skip
+    """Return the steps from a cohort's exams to the cases that one design scores.
+
+    Args:
+        cohort: all exams.
+        labels: by exam.
+        design: its settings.
+        targets: see ``targets_of``; of an external cohort in another folder too.
+        folds: of the design.
+        scored: the exams that got a score; None before the study has run.
+    """
+    xrays = cohort.of("CXR")
+    labelled = xrays[labels.loc[xrays["exam_id"]].notna().to_numpy()]
+    paired = labelled[labelled["exam_id"].isin(targets["exam_id"])]
+    held_out = frozenset[str]().union(*(one.patients("test") for one in folds))
+    held = targets[targets["patient_id"].isin(held_out)]
+    steps = [
+        ("X-rays", xrays, "CTs, DRRs and reports are not scored"),
+        ("X-rays with a label", labelled, "the label is unknown"),
+        ("X-rays in a pair", paired, "no CT is paired with it") if design.cases == "paired" else None,
+        ("held out in some fold", held, "only trains or chooses"),
+        None if scored is None else ("scored", held[held["exam_id"].isin(scored)], "no method gave a score"),
+    ]
+    found: list[FlowStep] = []
+    before = len(cohort.exams)
+    for name, exams, reason in filter(None, steps):
+        # an external cohort is held out beside the cases that train
+        found.append(flow_step(f"{design.name}: {name}", exams, max(0, before - len(exams)), reason))
+        before = len(exams)
+    return found
 
 
 def make_folds(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from embedprior.cohort.base import FlowStep, flow_table
 from embedprior.cohort.sources.tables import read_splits
 from embedprior.cohort.splits import Fold
 from embedprior.errors import BadInput
@@ -19,6 +20,7 @@ from embedprior.evidence import Claim
 from embedprior.evidence.power import detectable_difference
 from embedprior.runs import artifacts_root, canonical, hash_of, read_json, write_json
 from embedprior.study.config import Assumed, Design, InferenceConfig, StudyConfig, method_infos
+from embedprior.study.designs import design_flow
 from embedprior.study.keep import planned_models
 from embedprior.study.runner import CODE_TAG, RECORD, TEACHER, TEACHER_TAG, FitJob, Study, fit_jobs
 from embedprior.tables import write_table
@@ -189,7 +191,8 @@ def cost(fits: Mapping[str, int], config: StudyConfig, out: Path) -> dict[str, A
 
 
 def freeze(plan: Mapping[str, Any], study: Study, out: Path | str) -> None:
-    """Write ``plan.json`` and ``cohort/splits.csv``, or check that the ones that are there are the same.
+    """Write ``plan.json`` and ``cohort/splits.csv``, or check that the ones that are there are the same; and the tables
+    of who takes part and of shared files.
 
     Raises:
         BadInput: the folder holds results of another plan (what differs is named), or its split table was changed.
@@ -201,6 +204,18 @@ def freeze(plan: Mapping[str, Any], study: Study, out: Path | str) -> None:
     if not (out / PLAN).is_file():
         write_json(out / PLAN, plan)
         write_table(all_splits(study), out / "cohort" / SPLITS)
+    write_table(flow_table(planned_flow(study)), out / "cohort" / "flow.csv")
+    write_table(study.data[0].duplicates, out / "cohort" / "duplicates.csv")
+
+
+def planned_flow(study: Study) -> list[FlowStep]:
+    """Return the flow of the first variant's cohort, to the cases that each design holds out."""
+    data, config = study.data[0], study.variants[0].config
+    labels = data.cohort.labels(config.label)
+    steps = list(data.cohort.flow)
+    for design in config.designs:
+        steps += design_flow(data.cohort, labels, design, data.targets[design.name], data.folds(design.name))
+    return steps
 
 
 def refuse_other_plan(plan: Mapping[str, Any], out: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from embedprior.cohort.base import Cohort
-from embedprior.cohort.duplicates import fingerprints, join_groups, near_duplicates
+from embedprior.cohort.duplicates import COLUMNS
 from embedprior.cohort.sources import read_cohort
 from embedprior.cohort.sources.tables import read_splits
 from embedprior.cohort.splits import Fold, folds_of, splits_table
@@ -33,6 +33,7 @@ from embedprior.study.inputs import (
     open_external,
     patients_seen,
 )
+from embedprior.study.leakage import in_caches, in_pictures, join_external, refuse_shared_files
 from embedprior.tables import check_splits
 
 MAX_VARIANTS = 500
@@ -146,9 +147,7 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace(",", ";").replace(" ", "")
 
 
-NO_DUPLICATES = pd.DataFrame(
-    columns=["exam_a", "exam_b", "patient_a", "patient_b", "hash_distance", "correlation", "same_patient"]
-)
+NO_DUPLICATES = pd.DataFrame(columns=COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -165,6 +164,7 @@ class StudyData:
         caches: embeddings that exist already; None when pictures are to be embedded.
         seen: what was trained before on patients of this cohort → these patients.
         externals: by design, the external cohort it is scored on, where that is another folder.
+        compared: sentences: which files, pictures and embeddings were compared for copies, and which were not.
     """
 
     cohort: Cohort
@@ -176,6 +176,7 @@ class StudyData:
     caches: Caches | None = None
     seen: dict[str, frozenset[str]] | None = None
     externals: Mapping[str, External] = field(default_factory=dict)
+    compared: tuple[str, ...] = ()
 
     def folds(self, design: str) -> list[Fold]:
         """Return the folds of one design, by resample and fold."""
@@ -236,27 +237,34 @@ def read_study_data(
         encoder, seen = image_encoder(config), dict[str, frozenset[str]]()
         if encoder.spec.patients_seen is not None:
             seen["encoder"] = frozenset(encoder.spec.patients_seen)
-        pictures = cohort.exams[cohort.exams["modality"].isin(("CXR", "CT"))]
-        duplicates = near_duplicates(pictures, fingerprints(pictures, cohort.root))
-        if config.duplicates == "join":
-            joined = join_groups(cohort.exams, duplicates)
-            cohort = Cohort(cohort.root, joined, cohort.pairs, cohort.flow)
+        leakage = in_pictures(cohort)
     else:
         cohort = cohort_of_caches(data, caches)
-        encoder, seen, duplicates = None, patients_seen(caches), NO_DUPLICATES
+        encoder, seen = None, patients_seen(caches)
+        leakage = in_caches(cohort, caches)
+    near_too = config.duplicates == "join"
+    cohort = leakage.joined(cohort, near_too)
     externals = {
         d.name: open_external(config, d, data, caches) for d in config.designs if d.data is not None and caches
     }
+    if caches is not None:
+        for external in externals.values():
+            refuse_shared_files(cohort, caches, external)
+        externals = {name: join_external(external, near_too) for name, external in externals.items()}
     for external in externals.values():
         for what, patients in patients_seen(external.caches).items():
             seen[what] = seen.get(what, frozenset()) | patients
-    return split_cohort(config, cohort, duplicates, encoder, caches, seen, splits_file, externals=externals, kept=kept)
+    return split_cohort(
+        config, cohort, leakage.duplicates, encoder, caches, seen, splits_file, externals=externals, kept=kept,
+        compared=leakage.compared,
+    )  # fmt: skip
 
 
 def split_cohort(
     config: StudyConfig, cohort: Cohort, duplicates: pd.DataFrame, encoder: Encoder | None, caches: Caches | None,
     seen: dict[str, frozenset[str]], splits_file: Path | None = None, splits: pd.DataFrame | None = None,
     externals: Mapping[str, External] | None = None, kept: frozenset[str] = frozenset(),
+    compared: tuple[str, ...] = (),
 ) -> StudyData:  # fmt: skip
     """Make (or check) the splits of a cohort that has been read; see ``read_study_data``.
 
@@ -264,6 +272,7 @@ def split_cohort(
         splits: split table of the user, already read (instead of ``splits_file``).
         externals: by design, the external cohort in another folder.
         kept: see ``read_study_data``.
+        compared: see ``StudyData``.
     """
     externals = externals or {}
     labels = cohort.labels(config.label)
@@ -293,7 +302,7 @@ def split_cohort(
     table = pd.concat(tables, ignore_index=True)
     exams = pd.concat([cohort.exams, *(e.cohort.exams for e in externals.values())])
     refuse_seen(table, exams, targets, seen)
-    return StudyData(cohort, duplicates, targets, table, named, encoder, caches, seen, externals)
+    return StudyData(cohort, duplicates, targets, table, named, encoder, caches, seen, externals, compared)
 
 
 def image_encoder(config: StudyConfig) -> Encoder:

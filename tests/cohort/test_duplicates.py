@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from embedprior.cohort.duplicates import fingerprint, fingerprints, join_groups, near_duplicates, union_find
+from embedprior.cohort.duplicates import (
+    fingerprint,
+    fingerprints,
+    join_groups,
+    near_duplicates,
+    near_embeddings,
+    same_files,
+    union_find,
+)
 from embedprior.cohort.sources import read_cohort
 
 
@@ -88,3 +99,89 @@ def test_real_collection_holds_one_patient_under_two_ids(shared_data):
     assert len(across) == 4
     joined = join_groups(cohort.exams, found)
     assert joined.loc[joined["patient_id"].isin(["97", "178"]), "group_id"].nunique() == 1
+
+
+def test_one_file_under_several_ids_is_found_whatever_its_modality():
+    exams = pd.concat([table(["a", "b", "c"], ["1", "2", "1"]), table(["d", "e", "f"], ["3", "4", "5"], "CT")])
+    sources = {"a": "9f", "b": "9f", "c": "9f", "d": "9f", "e": "0" * 64, "f": "0" * 64}
+    found = same_files(exams, sources)
+    assert found[["exam_a", "exam_b", "same_patient"]].to_numpy().tolist() == [
+        ["a", "b", False], ["a", "c", True], ["a", "d", False],
+    ]  # fmt: skip
+    assert join_groups(exams, found)["group_id"].tolist() == ["1", "1", "1", "1", "4", "5"]
+
+
+def test_nearly_equal_embeddings_are_found_and_correlated_ones_are_not():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(40, 64))
+    values[7] = values[3] + rng.normal(size=64) * 0.05
+    values[9] = values[5] * 0.7 + rng.normal(size=64) * 0.7
+    values += 5  # what all have in common counts for nothing
+    ids = [f"e{n}" for n in range(40)]
+    exams = table(ids, [f"p{n}" for n in range(40)])
+    found, why = near_embeddings(exams, ids, values.astype(np.float32))
+    assert why == ""
+    assert found[["exam_a", "exam_b"]].to_numpy().tolist() == [["e3", "e7"]]
+    assert found["correlation"].iloc[0] == pytest.approx(0.9988, abs=0.002)  # 1 / sqrt(1 + .05 ** 2)
+
+
+@pytest.mark.parametrize(("dim", "spread", "said"), [(8, 1.0, "8 numbers"), (64, 0.001, "hardly tells exams apart")])
+def test_embeddings_that_tell_nobody_apart_join_nobody(dim, spread, said):
+    rng = np.random.default_rng(0)
+    ids = [f"e{n}" for n in range(60)]
+    values = rng.normal(size=(60, dim)) * spread + np.repeat(rng.normal(size=(2, dim)), 30, axis=0)
+    found, why = near_embeddings(table(ids, ids), ids, values.astype(np.float32))
+    assert found.empty
+    assert said in why
+
+
+def copies_of(picture: np.ndarray, rng: np.random.Generator) -> dict[str, Image.Image]:
+    """Near-copies as files travel: compressed again, cut at one side or at all, brighter, darker."""
+    height, width = picture.shape
+    image = Image.fromarray(picture)
+    memory = BytesIO()
+    image.resize((max(64, width * 2 // 3), max(64, height * 2 // 3))).save(memory, "JPEG", quality=50)
+    cut = [round(0.05 * width), round(0.05 * height), round(0.95 * width), round(0.95 * height)]
+    side = int(rng.integers(4))
+    one_side = [0, 0, width, height]
+    one_side[side] = cut[side]
+    return {
+        "compressed again": Image.open(memory).convert("L"),
+        "cut by 5 % at each side": image.crop(cut),
+        "cut by 5 % at one side": image.crop(one_side),
+        "10 % brighter": Image.fromarray(np.clip(picture * 1.1, 0, 255).astype(np.uint8)),
+        "10 % darker": Image.fromarray((picture * 0.9).astype(np.uint8)),
+    }
+
+
+def test_near_copies_of_real_radiographs_are_found_and_other_patients_are_not(shared_data):
+    """Of 467 radiographs every pair of different patients is compared; 24 of them are copied in five ways."""
+    cohort = read_cohort("covid-chestxray", shared_data / "covid_chestxray")
+    exams = cohort.exams[cohort.exams["modality"] == "CXR"]
+    assert len(exams) == 467
+    prints = fingerprints(exams, cohort.root)
+    rng = np.random.default_rng(0)
+    chosen = [str(exams["exam_id"].iloc[n]) for n in rng.choice(467, 24, replace=False)]
+    path = dict(zip(exams["exam_id"], exams["path"], strict=True))
+    rows = []
+    for exam_id in chosen:
+        picture = np.asarray(Image.open(cohort.root / path[exam_id]).convert("L"))
+        for how, image in copies_of(picture, rng).items():
+            name = f"{exam_id}, {how}"
+            prints[name] = fingerprint(np.asarray(image, dtype=np.float32) / 255)
+            rows.append({"exam_id": name, "patient_id": name, "group_id": name, "modality": "CXR", "path": ""})
+    found = near_duplicates(pd.concat([exams, pd.DataFrame(rows)]), prints)
+    across = found[~found["same_patient"].astype(bool)]
+    pairs = {frozenset(pair) for pair in zip(across["exam_a"], across["exam_b"], strict=True)}
+    for how in copies_of(np.zeros((80, 80), np.uint8), rng):
+        share = np.mean([frozenset((exam_id, f"{exam_id}, {how}")) in pairs for exam_id in chosen])
+        assert share >= 0.9, how
+    # of the originals, only the four pictures that stand under two patients are one
+    originals = across[across["exam_a"].isin(path) & across["exam_b"].isin(path)]
+    assert len(originals) == 4
+    # a copy is like nothing but its original, that one's other copies, and what equals the original
+    patient = dict(zip(exams["exam_id"], exams["patient_id"], strict=True))
+    of = {name: name.split(", ")[0] for name in (*path, *(row["exam_id"] for row in rows))}
+    twins = {"97": "97/178", "178": "97/178"}
+    who = {name: twins.get(patient[first], patient[first]) for name, first in of.items()}
+    assert sum(who[a] != who[b] for a, b in zip(across["exam_a"], across["exam_b"], strict=True)) <= 0.01 * len(across)
