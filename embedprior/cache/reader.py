@@ -36,7 +36,7 @@ from embedprior.cache.format import (
     working_dtype,
 )
 from embedprior.encoders.base import key8
-from embedprior.errors import BadInput, nearest
+from embedprior.errors import BadInput
 from embedprior.imaging.files import source_hash
 from embedprior.runs import hash_array, hash_of, record_dependency
 from embedprior.tables import PAIR_REQUIRED, require_columns
@@ -135,10 +135,11 @@ class EmbeddingCache:
         try:
             return np.fromiter(map(table.__getitem__, exam_ids), np.int64, len(exam_ids))
         except KeyError:
-            missing = [i for i in exam_ids if i not in table]
-            close = nearest(missing[0], self.ids[:10_000])
+            missing = [str(i) for i in exam_ids if i not in table]
+            # no nearest match: it would be another patient's exam
             raise BadInput(
-                f"{self.path.name}: {len(missing)} exams have no embedding: {', '.join(missing[:5])}.{close}"
+                f"{self.path.name}: {len(missing)} of {len(exam_ids)} exams have no embedding: "
+                f"{', '.join(missing[:5])}. Next: embed them (what can't be read is named there), or leave them out."
             ) from None
 
     def tokens(self, exam: int | str) -> Num[np.ndarray, "tokens dim"]:
@@ -358,6 +359,37 @@ def _chosen(
             f"{', '.join(gone[:5])}. Next: run the command that filled the cache again."
         )
     return EmbeddingCache(folder, key, ids, sources, shards, everywhere[np.array(rows, dtype=np.int64)])
+
+
+def drop_unembedded(
+    rows: pd.DataFrame, caches: Sequence[tuple[str, EmbeddingCache]], where: str
+) -> tuple[pd.DataFrame, list[dict[str, str]]]:
+    """Return the rows all of whose exams have an embedding, and a record (``exam_id, stage, reason``) of the others.
+
+    Args:
+        rows: pairs or exams; an empty or missing id needs no embedding.
+        caches: column of exam ids, and the cache these are read from.
+        where: the table, for messages.
+
+    Raises:
+        BadInput: no row is left.
+    """
+    lost = pd.Series(False, index=rows.index)
+    failures: dict[str, dict[str, str]] = {}
+    for column, cache in caches:
+        named = rows[column].notna() & (rows[column] != "")
+        gone = named & ~rows[column].isin(cache.ids)
+        for exam_id in rows.loc[gone, column].astype(str):
+            reason = f"no embedding in {cache.path.name}"
+            failures.setdefault(exam_id, {"exam_id": exam_id, "stage": "embedding", "reason": reason})
+        lost |= gone
+    if len(rows) and lost.all():
+        example = next(iter(failures.values()))
+        raise BadInput(
+            f"{where}: not one of its {len(rows)} rows has embeddings of all its exams, e.g. {example['exam_id']}: "
+            f"{example['reason']}. Next: check that table and caches use the same exam ids."
+        )
+    return rows[~lost], list(failures.values())
 
 
 class Pair(TypedDict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from click import option
 
 from embedprior.cli.options import DEVICE, PATH, command
 from embedprior.cli.settings import settings_command
-from embedprior.errors import DONE, BadInput, EmbedpriorError
+from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput, EmbedpriorError
 from embedprior.prior.config import TrainPriorConfig
 from embedprior.students.config import TrainStudentConfig
 from embedprior.teachers.config import TrainTeacherConfig
@@ -31,7 +32,8 @@ def teacher(config: TrainTeacherConfig, device: str) -> int:
     from embedprior.tables import write_table
     from embedprior.teachers.train import predictions, read_cases, train_teacher
 
-    cases, cache, inputs = read_cases(config)
+    dropped: list[dict[str, str]] = []
+    cases, cache, inputs = read_cases(config, dropped)
     with one_thread():
         fitted, history = train_teacher(
             cases["train"], cases["val"], config.teacher, config.label, hash_of(cache.key), device
@@ -53,10 +55,10 @@ def teacher(config: TrainTeacherConfig, device: str) -> int:
     aucs = part_aucs(scored, "no labelled CT in this part")
     write_json(out / "teacher_auc.json", aucs)
     summary = teacher_summary(config, {part: len(each.known()) for part, each in cases.items()}, aucs, outputs)
-    run.finish(summary, [], outputs=outputs)
+    run.finish(summary, dropped, outputs=outputs)
     print(summary)
     print(f"teacher: {out}", file=sys.stderr)
-    return DONE
+    return _attention(dropped)
 
 
 @settings_command(TrainPriorConfig, "prior")
@@ -73,10 +75,14 @@ def prior(config: TrainPriorConfig) -> int:
     process_group(command="train prior --config ...")
     from embedprior.prior.data import read_pairs
 
-    train, val, inputs = read_pairs(config)
+    dropped: list[dict[str, str]] = []
+    train, val, inputs = read_pairs(config, dropped)
+    import pandas as pd
+
     from embedprior.prior.trainer import train_prior
     from embedprior.runs import canonical, claimed, hash_of, versions, write_json
     from embedprior.runs.integrity import with_checksum
+    from embedprior.tables import write_table
     from embedprior.teachers.teacher import load_head
 
     frozen = None
@@ -100,11 +106,23 @@ def prior(config: TrainPriorConfig) -> int:
             "versions": versions(),
         }
         write_json(out / "run.json", with_checksum(canonical(record)))
+        (out / "failures.csv").unlink(missing_ok=True)
+        if dropped:
+            write_table(pd.DataFrame(dropped), out / "failures.csv")
     parts = ", ".join(f"{name} {count:,}" for name, count in fitted.network.parameter_parts().items())
     print(f"{out}: a prior of {fitted.network.parameter_count():,} parameters ({parts}), from {len(train)} pairs")
     for caveat in fitted.caveats():
         print(f"note: {caveat}")
-    return DONE
+    return _attention(dropped)
+
+
+def _attention(dropped: Sequence[dict[str, str]]) -> int:
+    """Say which exams were left out, and return the exit code."""
+    if not dropped:
+        return DONE
+    names = ", ".join(record["exam_id"] for record in dropped[:5]) + (", …" if len(dropped) > 5 else "")
+    print(f"{len(dropped)} exams were left out (failures.csv): {names}", file=sys.stderr)
+    return NEEDS_ATTENTION
 
 
 @settings_command(TrainStudentConfig, "student", "demo")
@@ -153,10 +171,10 @@ def student(config: TrainStudentConfig) -> int:
             raise EmbedpriorError(f"the method read back from {out} scores differently from the one that was saved.")
         write_table(predictions, out / "predictions.csv")
     text = student_summary(config, fit_summary, part_aucs(predictions), len(predictions), seconds)
-    run.finish(text, [])
+    run.finish(text, list(loaded.dropped))
     print(text)
     print(f"student: {out}", file=sys.stderr)
-    return DONE
+    return _attention(loaded.dropped)
 
 
 @command(epilog="Nobody is held out: what to expect of these models is what the study found.")

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from embedprior.cache import EmbeddingCache
+from embedprior.cache.reader import drop_unembedded
 from embedprior.cache.verify import open_verified
 from embedprior.encoders.base import key8
 from embedprior.errors import BadInput, nearest
@@ -132,14 +133,20 @@ def encoder_name(cache: EmbeddingCache) -> str:
     return f"{cache.key['encoder']}@{key8(cache.key)}"
 
 
-def read_pairs(config: TrainPriorConfig) -> tuple[PairArrays, PairArrays, dict[str, str]]:
+def read_pairs(
+    config: TrainPriorConfig, dropped: list[dict[str, str]] | None = None
+) -> tuple[PairArrays, PairArrays, dict[str, str]]:
     """Return the training and validation pairs of the chosen fold, and a hash of every input by name.
 
-    Held-out patients are not read.
+    Held-out patients are not read. A pair with an exam that has no embedding, an unreadable one say, is left out.
+
+    Args:
+        config: where caches and tables are.
+        dropped: takes a record (``exam_id, stage, reason``) of each exam without embedding.
 
     Raises:
-        BadInput: a missing file (the command that makes it is named), a broken table, an empty part, an exam
-            without embedding, or a column or label that is not there.
+        BadInput: a missing file (the command that makes it is named), a broken table, an empty part, no pair whose
+            exams have embeddings, or a column or label that is not there.
     """
     tables = {"pairs": config.pairs, "splits": config.splits}
     if config.exams is not None:
@@ -155,6 +162,11 @@ def read_pairs(config: TrainPriorConfig) -> tuple[PairArrays, PairArrays, dict[s
     parts = fold_parts(splits, config.design, config.resample, config.fold, config.splits)
     condition, target = open_verified(config.condition_cache), open_verified(config.target_cache)
     part_of = pairs["patient_id"].map(parts)
+    needed = [*((view, condition) for view in config.views), ("ct_exam_id", target)]
+    pairs, failures = drop_unembedded(pairs[part_of.isin(["train", "val"])], needed, config.pairs)
+    if dropped is not None:
+        dropped += failures
+    part_of = part_of[pairs.index]
     rows = {part: pairs[part_of == part] for part in ("train", "val")}
     for part, chosen in rows.items():
         if chosen.empty:

@@ -12,6 +12,7 @@ import pandas as pd
 from jaxtyping import Float, UInt8
 
 from embedprior.cache import EmbeddingCache
+from embedprior.cache.reader import drop_unembedded
 from embedprior.cache.verify import open_verified
 from embedprior.errors import BadInput, nearest
 from embedprior.runs import hash_file, hash_of, seed_for
@@ -43,12 +44,14 @@ class Loaded:
         scored: labelled radiographs of the parts ``val`` and ``test``, CT included.
         inputs: hash of every input by name.
         encoder: key of the radiographs' cache (see ``encoders.encoder_key``).
+        dropped: a record (``exam_id, stage, reason``) of each exam that was left out.
     """
 
     data: FitData
     scored: dict[str, Cases]
     inputs: dict[str, str]
     encoder: dict[str, Any]
+    dropped: tuple[dict[str, str], ...] = ()
 
 
 def load(config: TrainStudentConfig, needs_teacher: bool) -> Loaded:
@@ -60,7 +63,7 @@ def load(config: TrainStudentConfig, needs_teacher: bool) -> Loaded:
 
     Raises:
         BadInput: a missing file (the command that makes it is named), a broken table, an unknown label, an exam
-            without embedding, an empty part, or a teacher that saw a held-out patient.
+            without an embedding of any exam, an empty part, or a teacher that saw a held-out patient.
     """
     named = {
         name: getattr(config, name)
@@ -76,7 +79,9 @@ def load(config: TrainStudentConfig, needs_teacher: bool) -> Loaded:
         allowed = ", ".join(names) or "(no label column)"
         raise BadInput(f"{config.exams}: label '{config.label}'. Allowed: {allowed}.{nearest(config.label, names)}")
     caches = {n: open_verified(p) for n, p in named.items() if n in ("cxr_cache", "ct_cache", "pixels", "tokens")}
-    rows = _radiographs(config, exams)
+    rows, dropped = _radiographs(config, exams)
+    rows, unembedded = drop_unembedded(rows, _needed(caches, rows), config.pairs or config.exams)
+    rows = rows.reset_index(drop=True)
     splits = check_splits(read_table(Path(config.splits), SPLIT_REQUIRED), config.splits)
     rows["part"] = rows["patient_id"].map(
         fold_parts(splits, config.design, config.resample, config.fold, config.splits)
@@ -99,7 +104,7 @@ def load(config: TrainStudentConfig, needs_teacher: bool) -> Loaded:
         held_out = set(rows.loc[rows["part"] == "test", "patient_id"])
         head, reason = _teacher(config, kept, held_out)
     scored = {p: c for p, c in scored.items() if len(c)}
-    return Loaded(FitData(kept, head, reason), scored, inputs, caches["cxr_cache"].key)
+    return Loaded(FitData(kept, head, reason), scored, inputs, caches["cxr_cache"].key, (*dropped, *unembedded))
 
 
 def predictions_of(config: TrainStudentConfig, fitted: Fitted, scored: Mapping[str, Cases]) -> pd.DataFrame:
@@ -146,13 +151,29 @@ def tokens_of(cache: EmbeddingCache, exam_ids: list[str]) -> Float[np.ndarray, "
     return found
 
 
-def _radiographs(config: TrainStudentConfig, exams: pd.DataFrame) -> pd.DataFrame:
+def _needed(caches: Mapping[str, EmbeddingCache], rows: pd.DataFrame) -> list[tuple[str, EmbeddingCache]]:
+    needed = [("exam_id", caches["cxr_cache"])]
+    if "ct_cache" in caches:
+        needed.append(("ct_exam_id", caches["ct_cache"]))
+    rows["of_cxr"] = rows["exam_id"].where(rows["modality"] == "CXR", "")
+    return [*needed, *(("of_cxr", caches[name]) for name in ("pixels", "tokens") if name in caches)]
+
+
+def _radiographs(config: TrainStudentConfig, exams: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, str]]]:
+    """Radiographs and DRRs with the CT of each, and what of the pair table is not in the exam table."""
     if config.pairs is None:
         rows = exams[exams["modality"] == "CXR"][["exam_id", "patient_id", "modality"]]
-        return rows.assign(ct_exam_id="").reset_index(drop=True)
-    pairs = check_pairs(read_table(Path(config.pairs), PAIR_REQUIRED), exams, config.pairs)
+        return rows.assign(ct_exam_id="").reset_index(drop=True), []
+    pairs = read_table(Path(config.pairs), PAIR_REQUIRED)
+    absent = {c: ~pairs[c].isin(exams["exam_id"]) for c in ("cxr_exam_id", "ct_exam_id")}
+    gone = absent["cxr_exam_id"] | absent["ct_exam_id"]
+    if gone.all():
+        check_pairs(pairs, exams, config.pairs)
+    names = [str(name) for column, rows in absent.items() for name in pairs.loc[rows, column]]
+    dropped = [{"exam_id": n, "stage": "pairs", "reason": f"not in {Path(config.exams).name}"} for n in names]
+    pairs = check_pairs(pairs[~gone].reset_index(drop=True), exams, config.pairs)
     modality = exams.set_index("exam_id")["modality"]
-    return pd.DataFrame(
+    rows = pd.DataFrame(
         {
             "exam_id": pairs["cxr_exam_id"],
             "patient_id": pairs["patient_id"],
@@ -160,6 +181,7 @@ def _radiographs(config: TrainStudentConfig, exams: pd.DataFrame) -> pd.DataFram
             "ct_exam_id": pairs["ct_exam_id"],
         }
     )
+    return rows, dropped
 
 
 def _cases(rows: pd.DataFrame, labels: pd.Series, caches: dict[str, EmbeddingCache], source: str) -> Cases:

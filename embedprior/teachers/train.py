@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from embedprior.cache import CacheWriter, EmbeddingCache
+from embedprior.cache.reader import drop_unembedded
 from embedprior.cache.verify import open_verified
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput, nearest
@@ -63,12 +64,18 @@ class CtCases:
         return CtCases(ids[0], ids[1], self.label[rows], inputs)
 
 
-def read_cases(config: TrainTeacherConfig) -> tuple[dict[str, CtCases], EmbeddingCache, dict[str, str]]:
+def read_cases(
+    config: TrainTeacherConfig, dropped: list[dict[str, str]] | None = None
+) -> tuple[dict[str, CtCases], EmbeddingCache, dict[str, str]]:
     """Return the CT cases by part, the cache they come from, and a hash of every input by name.
+
+    Args:
+        config: where cache and tables are.
+        dropped: takes a record (``exam_id, stage, reason``) of each CT without embedding, which is left out.
 
     Raises:
         BadInput: a missing file (the command that makes it is named), a broken table, an unknown label, no CT exam in
-            ``train``, an exam without embedding, or a cache without tokens for a sequence teacher.
+            ``train``, no CT with an embedding, or a cache without tokens for a sequence teacher.
     """
     for name in (config.cache, config.exams, config.splits):
         if not Path(name).exists():
@@ -89,6 +96,10 @@ def read_cases(config: TrainTeacherConfig) -> tuple[dict[str, CtCases], Embeddin
             "(embedprior embed --tokens). Or set teacher.kind to head"
         )
     scans = exams[exams["modality"] == "CT"]
+    scans = scans[scans["patient_id"].isin(parts.index)]
+    scans, failures = drop_unembedded(scans, [("exam_id", cache)], config.exams)
+    if dropped is not None:
+        dropped += failures
     part_of = scans["patient_id"].map(parts)
     cases = {part: _cases(scans[part_of == part], column, cache, config.teacher.kind) for part in PARTS}
     if not len(cases["train"]):

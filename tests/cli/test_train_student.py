@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +190,42 @@ def test_every_setting_is_read(cohort: Path) -> None:
     with pytest.raises(BadInput, match="Next: embedprior embed"):
         load(config.model_copy(update={"tokens": "nowhere"}), needs_teacher=True)
     assert set(TrainStudentConfig.model_fields) - read <= used_by_command
+
+
+def test_an_exam_without_embedding_or_row_is_dropped_counted_and_not_called_another_patients(
+    cohort: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held out x-5 and training x-17 were unreadable, x-21 is not in the exam table, ct-22 was never embedded."""
+    rng = np.random.default_rng(1)
+    for name, prefix, dim, modality, gone in (("cxr", "x", 6, "CXR", (5, 17)), ("ct", "ct", 5, "CT", (22,))):
+        shutil.rmtree(cohort / name)
+        ids = [f"{prefix}-{p}" for p in range(60) if p not in gone]
+        sign = np.array([int(i.split("-")[1]) % 2 for i in ids])[:, None]
+        rows = (rng.normal(size=(len(ids), dim)) + sign).astype(np.float32)
+        write_cache(cohort / name, spec(name, dim, modality), ids, ["0"] * len(ids), rows)
+    exams = pd.read_csv(cohort / "exams.csv", dtype=str)
+    exams[exams["exam_id"] != "x-21"].to_csv(cohort / "exams.csv", index=False)
+    assert main(words(cohort, "hinton-kd")) == 3
+    dropped = pd.read_csv(cohort / "out" / "failures.csv").set_index("exam_id")["reason"]
+    assert sorted(dropped.index) == ["ct-22", "x-17", "x-21", "x-5"]
+    assert dropped["x-21"] == "not in exams.csv"
+    assert dropped["x-5"].startswith("no embedding in cxr@")
+    table = pd.read_csv(cohort / "out" / "predictions.csv", dtype={"exam_id": str})
+    held = sorted(table.loc[table["split"] == "test", "exam_id"])
+    assert held == sorted(f"x-{p}" for p in range(12) if p != 5)
+    shown = capsys.readouterr()
+    assert "4 exams were left out (failures.csv)" in shown.err
+    assert "id you mean" not in shown.err + shown.out
+    config = TrainStudentConfig.model_validate(json.loads((cohort / "out" / "run.json").read_text())["config"])
+    trained = load(config, needs_teacher=False).data.target.train
+    assert not {"x-17", "x-21", "x-22"} & set(trained.exam_ids)
+    assert len(trained) == 40 - 12 - 7 - 3  # patients, held out, choosing, dropped
+
+
+def test_a_table_of_other_ids_than_the_caches_is_refused(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("exams", "pairs"):
+        text = (cohort / f"{name}.csv").read_text()
+        (cohort / f"{name}.csv").write_text(text.replace("x-", "y-"))
+    assert main(words(cohort, "hinton-kd")) == 2
+    assert "not one of its 60 rows has embeddings of all its exams, e.g. y-0" in capsys.readouterr().err
+    assert not (cohort / "out").exists()

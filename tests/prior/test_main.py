@@ -284,3 +284,18 @@ def test_help_lists_every_setting_without_torch() -> None:
     names = [setting.name for setting in settings_of(TrainPriorConfig)]
     assert "prior.training.lr" in names
     assert all(f"--{name.replace('_', '-')} " in done.stdout for name in names)
+
+
+def test_pairs_without_embedding_are_dropped_counted_and_end_with_exit_3(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = pd.read_csv(study / "pairs.csv")
+    pairs.loc[[3, 45], "cxr_exam_id"] = ["unreadable-a", "unreadable-b"]  # one trains, one chooses
+    pairs.to_csv(study / "pairs.csv", index=False)
+    assert main(["--config", str(study / "prior.yaml")]) == 3
+    out = study / "out"
+    assert json.loads((out / "run.json").read_text())["pairs"] == {"train": 39, "val": 9}
+    assert pd.read_csv(out / "failures.csv")["exam_id"].tolist() == ["unreadable-a", "unreadable-b"]
+    shown = capsys.readouterr().err
+    assert "2 exams were left out (failures.csv): unreadable-a, unreadable-b" in shown
+    assert "id you mean" not in shown
