@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ import pandas as pd
 
 from embedprior.errors import BadInput
 from embedprior.imaging.files import exam_file
+from embedprior.imaging.radiographs import normal_view, parse_views, stated_view
 from embedprior.tables import LABEL_PREFIX, check_exams, check_pairs, label_columns
 
 MissingImages = Literal["error", "drop"]
@@ -106,6 +108,42 @@ def flow_table(flow: Sequence[FlowStep]) -> pd.DataFrame:
     """Return the flow as a table: ``step, exams, patients, dropped, reason``."""
     columns = ["step", "exams", "patients", "dropped", "reason"]
     return pd.DataFrame([[getattr(s, c) for c in columns] for s in flow], columns=columns)
+
+
+def of_views(cohort: Cohort, views: Collection[str], complete: bool, headers: bool) -> Cohort:
+    """Return the cohort without radiographs of other views and, where asked for, without CTs and DRRs that lack lung.
+
+    An exam of unknown view or completeness stays; how many do is said in the step's name.
+
+    Args:
+        cohort: its exams may have the columns ``view`` and ``complete``.
+        views: ``PA``, ``AP``, ``LATERAL`` in any known spelling; none: every view stays.
+        complete: leave out exams whose column ``complete`` is false.
+        headers: look for a radiograph's view in its DICOM header where the table is silent.
+
+    Raises:
+        BadInput: a word that is no view.
+    """
+    wanted = parse_views(",".join(views))
+    exams = cohort.exams
+    if wanted:
+        rows = exams[exams["modality"] == "CXR"]
+        stated = rows["view"].fillna("") if "view" in rows.columns else pd.Series("", index=rows.index)
+        found = [
+            stated_view(cohort.root / str(path), view) if headers and str(path) else normal_view(view)
+            for path, view in zip(rows["path"], stated, strict=True)
+        ]
+        other = rows[[bool(view) and view not in wanted for view in found]]
+        counts = Counter(view for view in found if view and view not in wanted)
+        unknown = sum(not view for view in found)
+        step = f"views {', '.join(sorted(wanted))}" + (f" ({unknown} of unknown view stay)" if unknown else "")
+        reason = ", ".join(f"{count} {view}" for view, count in sorted(counts.items()))
+        cohort = cohort.drop(list(other["exam_id"]), step, reason)
+    if complete and "complete" in exams.columns:
+        said = cohort.exams["complete"].astype(str).str.lower()
+        cut = cohort.exams[said.isin(["false", "0", "0.0"]) & cohort.exams["modality"].isin(["CT", "DRR"])]
+        cohort = cohort.drop(list(cut["exam_id"]), "both lungs whole", "the scan lacks part of the lungs")
+    return cohort
 
 
 def missing_files(exams: pd.DataFrame, root: Path) -> list[str]:

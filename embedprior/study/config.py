@@ -241,6 +241,8 @@ class StudyConfig(Config):
         source: layout of the data folder (see ``cohort.sources``).
         label: ``label:NAME`` column to predict.
         missing_images: ``error``, or ``drop`` and count.
+        views: of the X-rays that take part (an X-ray of unknown view stays); an empty list takes every view.
+        complete: leave out CTs and DRRs whose column ``complete`` says that they lack part of the lungs.
         duplicates: ``join`` the patients who share a picture into one group, or only ``report`` them.
         seed: of splits.
         seeds: of fits; by default ``seed`` and the two after it. At least three, unless ``as_published``.
@@ -281,6 +283,8 @@ class StudyConfig(Config):
     source: str = "tables"
     label: str
     missing_images: Literal["error", "drop"] = "error"
+    views: tuple[str, ...] = ("PA", "AP")
+    complete: bool = True
     duplicates: Literal["join", "report"] = "join"
     seed: int = Field(default=42, ge=0)
     seeds: tuple[int, ...] = ()

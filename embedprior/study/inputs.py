@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from embedprior.cache import EmbeddingCache
 from embedprior.cache.format import read_manifest
 from embedprior.cache.verify import open_verified
-from embedprior.cohort.base import Cohort, flow_step
+from embedprior.cohort.base import Cohort, flow_step, of_views
 from embedprior.cohort.splits import Fold, Part, held_out_cohort, patient_labels
 from embedprior.errors import BadInput
 from embedprior.runs import hash_of
@@ -96,10 +96,8 @@ def open_caches(choice: CacheChoice, data: Path, like: Caches | None = None) -> 
     return Caches(**{n: open_verified(data / path, keys.get(n)) for n, path in places.items() if path is not None})
 
 
-def cohort_of_caches(data: Path, caches: Caches) -> Cohort:
-    """Return the cohort of ``exams.csv`` and ``pairs.csv`` whose embeddings exist; no picture is looked for.
-
-    The exam table may lack ``path``.
+def cohort_of_caches(data: Path, caches: Caches, config: StudyConfig) -> Cohort:
+    """Return the exams of the study's views whose embeddings exist; the exam table may lack ``path``.
 
     Raises:
         BadInput: a table is missing or breaks a rule of its format, or no exam has an embedding.
@@ -119,7 +117,8 @@ def cohort_of_caches(data: Path, caches: Caches) -> Cohort:
             f"{source}: none of its {len(exams)} exams has an embedding, e.g. {absent.iloc[0]}; the X-ray cache holds "
             f"{', '.join(caches.cxr.ids[:2])}, … Next: check that both use the same exam ids."
         )
-    return cohort.drop(list(absent), "embedding exists", "no embedding in the caches") if len(absent) else cohort
+    cohort = cohort.drop(list(absent), "embedding exists", "no embedding in the caches") if len(absent) else cohort
+    return of_views(cohort, config.views, config.complete, headers=False)
 
 
 def patients_seen(caches: Caches) -> dict[str, frozenset[str]]:
@@ -180,7 +179,7 @@ def open_external(config: StudyConfig, design: Design, data: Path, caches: Cache
     name = folder.resolve().name
     try:
         own = open_caches(choice, folder, caches)
-        cohort = cohort_of_caches(folder, own)
+        cohort = cohort_of_caches(folder, own, config)
         cohort = replace(cohort, exams=cohort.exams.assign(group_id=name + "/" + cohort.exams["group_id"]))
         cases = design if needing else design.model_copy(update={"cases": "cxr"})
         targets = targets_of(cohort, cohort.labels(config.label), cases).assign(site=name)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from embedprior.cohort.base import Cohort
+from embedprior.cohort.base import Cohort, of_views
 from embedprior.cohort.duplicates import COLUMNS
 from embedprior.cohort.sources import read_cohort
 from embedprior.cohort.sources.tables import read_splits
@@ -234,12 +234,13 @@ def read_study_data(
     caches = open_caches(config.caches, data) if config.caches else None
     if caches is None:
         cohort = read_cohort(config.source, data, config.missing_images)
+        cohort = of_views(cohort, config.views, config.complete, headers=True)
         encoder, seen = image_encoder(config), dict[str, frozenset[str]]()
         if encoder.spec.patients_seen is not None:
             seen["encoder"] = frozenset(encoder.spec.patients_seen)
         leakage = in_pictures(cohort)
     else:
-        cohort = cohort_of_caches(data, caches)
+        cohort = cohort_of_caches(data, caches, config)
         encoder, seen = None, patients_seen(caches)
         leakage = in_caches(cohort, caches)
     near_too = config.duplicates == "join"

@@ -104,6 +104,8 @@ def read_study(config: StudyConfig, data: Path | str, splits_file: Path | str | 
             "source",
             "label",
             "missing_images",
+            "views",
+            "complete",
             "duplicates",
             "seed",
             "encoder",

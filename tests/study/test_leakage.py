@@ -163,3 +163,31 @@ def test_plan_and_report_say_what_was_compared_and_what_was_not(
     scored = pd.read_csv(tmp_path / "out" / "predictions.csv").query("split == 'test'")["exam_id"].nunique()
     assert flow.loc["kfold: scored", "exams"] == scored == 32
     assert flow.loc["kfold: X-rays", ["exams", "dropped"]].tolist() == [32, 32]
+
+
+def test_laterals_and_cut_scans_take_no_part_and_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "own", np.arange(10, 40))
+    exams = pd.read_csv(tmp_path / "own" / "exams.csv", dtype={"exam_id": str})
+    exams["view"] = ""
+    exams["complete"] = ""
+    views = {"x-p00": "LL", "x-p01": "Lateral", "x-p02": "AP Supine", "x-p03": "PA"}
+    exams["view"] = exams["exam_id"].map(views).fillna("")
+    exams["complete"] = exams["exam_id"].map({"ct-p04": False, "ct-p05": True}).astype(object).fillna("")
+    exams.to_csv(tmp_path / "own" / "exams.csv", index=False)
+    data = read_study_data(config(), tmp_path / "own")
+    assert set(exams["exam_id"]) - set(data.cohort.exams["exam_id"]) == {"x-p00", "x-p01", "ct-p04"}
+    flow = {step.step: step for step in data.cohort.flow}
+    step = flow["views AP, PA (26 of unknown view stay)"]
+    assert (step.dropped, step.reason) == (2, "2 LATERAL")
+    assert flow["both lungs whole"].dropped == 1
+    assert "x-p04" not in set(data.targets["d"]["exam_id"])  # its pair is gone with the CT
+    every = config().model_copy(update={"views": (), "complete": False})
+    assert len(read_study_data(every, tmp_path / "own").cohort.exams) == 60
+    laterals = config().model_copy(update={"views": ("lateral",), "complete": False})
+    assert "x-p03" not in set(read_study_data(laterals, tmp_path / "own").cohort.exams["exam_id"])
+
+
+def test_an_unknown_view_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "own", np.arange(10, 40))
+    with pytest.raises(BadInput, match=r"unknown view 'PAA'\. Allowed: PA, AP, LATERAL"):
+        read_study_data(config().model_copy(update={"views": ("PAA",)}), tmp_path / "own")
