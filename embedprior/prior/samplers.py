@@ -282,6 +282,8 @@ Denoise = Callable[[Tensor, int], Tensor]
 
 MAX_NOISE_NUMBERS = 2**25
 """Numbers of whole trajectories' noise that are in memory at once: 128 MB."""
+ROWS_AT_ONCE = 4096
+"""Samples that go through the network together on a CPU: more of them leave its caches, and take half as long again."""
 
 
 @dataclass(frozen=True)
@@ -397,6 +399,8 @@ def draw(
         device: of the network.
     """
     at_once = max(1, MAX_NOISE_NUMBERS // (_draws(reverse) * dim * samples))
+    if device.type == "cpu":
+        at_once = min(at_once, max(1, ROWS_AT_ONCE // samples))
     out = np.empty((len(cases), samples, dim), dtype=np.float32)
     for start in range(0, len(cases), at_once):
         part = slice(start, min(start + at_once, len(cases)))

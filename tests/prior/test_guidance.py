@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from embedprior.nn.standardise import Standardiser
+from embedprior.prior import samplers
 from embedprior.prior.config import PriorConfig, ProcessConfig
 from embedprior.prior.model import Prior, new_network
 from embedprior.prior.samplers import Conditions
@@ -52,3 +55,21 @@ def test_guidance_of_the_velocity_is_guidance_of_x0() -> None:
 def test_guidance_without_a_trained_null_branch_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a trained null branch"):
         ProcessConfig(guidance=2.0, condition_dropout=0.0)
+
+
+def test_samples_do_not_depend_on_how_many_go_through_the_network_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = prior_with(ProcessConfig(timesteps=50))
+    condition = np.random.default_rng(3).standard_normal((7, 5)).astype(np.float32)
+    together = prior.sample(condition, 4, "ddpm_small", 6)
+    passes: list[int] = []
+    real = samplers.run
+
+    def counted(*given: Any) -> torch.Tensor:
+        found = real(*given)
+        passes.append(len(found))
+        return found
+
+    monkeypatch.setattr(samplers, "run", counted)
+    monkeypatch.setattr(samplers, "ROWS_AT_ONCE", 9)
+    np.testing.assert_allclose(prior.sample(condition, 4, "ddpm_small", 6), together, atol=1e-5)
+    assert passes == [8, 8, 8, 4]
