@@ -74,6 +74,19 @@ def label_columns(exams: pd.DataFrame) -> list[str]:
     return [c.removeprefix(LABEL_PREFIX) for c in exams.columns if c.startswith(LABEL_PREFIX)]
 
 
+def label_column(exams: pd.DataFrame, label: str, where: str) -> str:
+    """Return the column of a label.
+
+    Raises:
+        BadInput: there is no such label; those that are there are listed, and the nearest.
+    """
+    names = label_columns(exams)
+    if label not in names:
+        allowed = ", ".join(names) or "(no label column)"
+        raise BadInput(f"{where}: label '{label}'. Allowed: {allowed}.{nearest(label, names)}")
+    return LABEL_PREFIX + label
+
+
 def check_exams(exams: pd.DataFrame, where: str, first_line: int = 2, seen: SeenIds | None = None) -> pd.DataFrame:
     """Return the exam table, checked.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,8 @@ from embedprior.runs.files import explain_full_disk
 from embedprior.tables import SeenIds, read_table, refuse_repeated_exams, write_table
 
 SHARD_EXAMS, SHARD_TOKEN_EXAMS = 512, 64
+BATCH, VOLUME_BATCH = 64, 4
+"""Exams read together: a volume takes a hundred times the memory of a picture."""
 _QUIET_S = 5.0
 
 
@@ -66,7 +68,7 @@ class FillResult:
 
 
 def build_cache(
-    exams: pd.DataFrame, root: Path | str, encoder: Encoder, out: Path | str, batch_size: int = 64,
+    exams: pd.DataFrame, root: Path | str, encoder: Encoder, out: Path | str, batch_size: int | None = None,
     desc: str | None = None, *, tokens: bool = False, dtype: Dtype | None = None, workers: int = 0,
 ) -> tuple[EmbeddingCache, list[dict[str, str]]]:  # fmt: skip
     """Embed every exam that the cache lacks, or whose source file changed, and open the cache for these exams.
@@ -84,7 +86,7 @@ def build_cache(
 
 def fill_cache(
     exams: pd.DataFrame | Iterable[pd.DataFrame], root: Path | str, encoder: Encoder, out: Path | str,
-    batch_size: int = 64, desc: str | None = None, *, tokens: bool = False, dtype: Dtype | None = None,
+    batch_size: int | None = None, desc: str | None = None, *, tokens: bool = False, dtype: Dtype | None = None,
     workers: int = 0, shard_exams: int | None = None, processes: ProcessGroup | None = None,
 ) -> FillResult:  # fmt: skip
     """Embed every exam that the cache lacks, or whose source file changed.
@@ -95,7 +97,8 @@ def fill_cache(
         root: folder the exams' paths are relative to.
         encoder: a frozen encoder.
         out: folder of caches; the cache is ``out/<encoder>@<key8>`` and ``out/current`` names it.
-        batch_size: exams read together; those of one shape go through the encoder together.
+        batch_size: exams read together; those of one shape, or of unlike numbers of slices, go through the encoder
+            together. None = 64, or 4 CT volumes.
         desc: text of the progress bar.
         tokens: store the encoder's tokens instead of its embedding.
         dtype: of the stored numbers; None = the encoder's own.
@@ -110,6 +113,7 @@ def fill_cache(
     """
     root, out = Path(root), Path(out)
     processes = processes or ProcessGroup()
+    batch_size = batch_size or default_batch(encoder)
     if isinstance(exams, pd.DataFrame):
         refuse_repeated_exams(exams, "the exam table", SeenIds())
     spec = encoder.spec if dtype is None else encoder.spec.model_copy(update={"dtype": dtype})
@@ -147,6 +151,11 @@ def fill_cache(
                 write_pointer(out, location, blocks.view)
         processes.barrier()
     return FillResult(location, blocks.view, count, embedded, failures, repaired, findings)
+
+
+def default_batch(encoder: Encoder) -> int:
+    """Return how many exams are read together where nothing is asked for."""
+    return VOLUME_BATCH if encoder.spec.modality == "CT" else BATCH
 
 
 @dataclass
@@ -248,7 +257,8 @@ class _Builder:
             for exam_id, one in loaded.findings
         ]
         for ids, batch in loaded.batches:
-            for exam_id, row, is_finite in zip(ids, *self._embed(batch.numpy()), strict=True):
+            arrays = [one.numpy() for one in batch] if isinstance(batch, list) else batch.numpy()
+            for exam_id, row, is_finite in zip(ids, *self._embed(arrays), strict=True):
                 if is_finite:
                     pending.rows[exam_id] = row
                 else:
@@ -279,7 +289,7 @@ class _Builder:
     def _lock(self, block: _Block) -> Lock:
         return Lock(self._location.folder / f".block-{table_hash(block.exams)}{LOCK}")
 
-    def _embed(self, batch: Array) -> tuple[Sequence[Array], Sequence[bool]]:
+    def _embed(self, batch: Array | list[Array]) -> tuple[Sequence[Array], Sequence[bool]]:
         """Return each exam's stored rows, and whether they are finite."""
         if not self._location.tokens:
             rows = to_stored(self._rows_of(batch), self._location.dtype)
@@ -289,15 +299,15 @@ class _Builder:
         each = [to_stored(tokens, self._location.dtype) for tokens in self._tokens_of(self._encoder, batch)]
         return each, [bool(finite(tokens, self._location.dtype).all()) for tokens in each]
 
-    def _rows_of(self, batch: Array) -> Array:
-        rows = self._encoder.embed(batch)
+    def _rows_of(self, batch: Array | list[Array]) -> Array:
+        rows = self._encoder.embed(cast(Array, batch))
         if rows.shape != (len(batch), self._location.key["dim"]):
             raise BadInput(f"encoder '{self._encoder.spec.name}' gave {rows.shape} for {len(batch)} exams; its spec "
                            f"says {self._location.key['dim']} numbers each.")  # fmt: skip
         return rows
 
-    def _tokens_of(self, encoder: TokenEncoder, batch: Array) -> list[Array]:
-        each = encoder.tokens(batch)
+    def _tokens_of(self, encoder: TokenEncoder, batch: Array | list[Array]) -> list[Array]:
+        each = encoder.tokens(cast(Array, batch))
         wrong = [
             one.shape for one in each if one.ndim != 2 or not len(one) or one.shape[1] != self._location.key["dim"]
         ]

@@ -13,7 +13,7 @@ import pandas as pd
 from jaxtyping import Num
 from numpy.typing import NDArray
 
-from embedprior.cache.build import build_cache
+from embedprior.cache.build import build_cache, default_batch
 from embedprior.cache.plan import READABLE, refuse_dtype
 from embedprior.cache.reader import EmbeddingCache
 from embedprior.encoders.base import Dtype, Encoder, TokenEncoder
@@ -50,7 +50,7 @@ def embed(
 
 def embed(
     exams: Exams, encoder: str | Encoder, out: Path | str | None = None, *, root: Path | str | None = None,
-    tokens: bool = False, batch_size: int = 64, workers: int = 0, dtype: Dtype | None = None, **options: Any,
+    tokens: bool = False, batch_size: int | None = None, workers: int = 0, dtype: Dtype | None = None, **options: Any,
 ) -> EmbeddingCache | Rows | list[Rows]:  # fmt: skip
     """Embed exams with a frozen encoder: into an array, or into a cache that resumes.
 
@@ -63,7 +63,7 @@ def embed(
             array and writes nothing.
         root: folder that the paths are relative to; None = that of the CSV, else the current folder.
         tokens: slice or patch tokens instead of one embedding an exam.
-        batch_size: exams a batch.
+        batch_size: exams a batch; None = 64, or 4 CT volumes.
         workers: processes that read ahead of the encoder; only with ``out``.
         dtype: of the stored numbers; None = the encoder's own. Only with ``out``.
         options: of the encoder, when it is given by name: ``weights``, ``geometry``, ``device`` ...
@@ -95,14 +95,16 @@ def embed(
     elif options:
         given = ", ".join(options)
         raise BadInput(f"embed was given {given} with a ready encoder. Next: give its name, or set it when it is made.")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise BadInput(f"batch_size is {batch_size}. Allowed: 1 or more.")
     if out is None and (workers or dtype is not None):
         raise BadInput("workers and dtype belong to a cache. Next: give its folder: embed(..., out=FOLDER)")
     refuse_dtype(encoder, dtype)
     table, folder = _table(exams, encoder, root, unique=out is not None)
     if out is None:
-        return _in_memory([str(p) for p in table["path"]], folder, encoder, tokens, batch_size)
+        return _in_memory(
+            [str(p) for p in table["path"]], folder, encoder, tokens, batch_size or default_batch(encoder)
+        )
     cache, failures = build_cache(
         table, folder, encoder, Path(out), batch_size, tokens=tokens, dtype=dtype, workers=workers
     )

@@ -187,14 +187,15 @@ class Loaded:
         sources: sha256 by exam id, of every exam whose file is there.
         failures: exam id and reason.
         findings: exam id and what the audit of its image warns of.
-        batches: exam ids, and their stacked pictures or volumes, all of one shape a batch.
+        batches: exam ids, and their pictures or volumes: stacked where they are of one shape, a list where the encoder
+            reads parts, of which each exam has its own number.
     """
 
     task: Task
     sources: dict[str, str] = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
     findings: list[tuple[str, Finding]] = field(default_factory=list)
-    batches: list[tuple[list[str], torch.Tensor]] = field(default_factory=list)
+    batches: list[tuple[list[str], torch.Tensor | list[torch.Tensor]]] = field(default_factory=list)
 
 
 class _Reader(Dataset[Loaded]):
@@ -203,6 +204,7 @@ class _Reader(Dataset[Loaded]):
     def __init__(self, root: Path, encoder: Encoder, location: CacheLocation) -> None:
         self._root, self._encoder = root, encoder
         self._present = PresentExams(location.folder, location.short)
+        self._ragged = bool(getattr(encoder, "ragged", False))
 
     def __getitem__(self, task: Task) -> Loaded:
         self._present.refresh()
@@ -233,10 +235,13 @@ class _Reader(Dataset[Loaded]):
             except Exception as error:  # decoders raise all kinds; one bad exam must not stop ten thousand
                 loaded.failures.append((exam_id, _reason(error)))
             else:
-                ids, arrays = by_shape.setdefault((array.shape, array.dtype.str), ([], []))
+                alike = array.shape[1:] if self._ragged else array.shape
+                ids, arrays = by_shape.setdefault((alike, array.dtype.str), ([], []))
                 ids.append(exam_id)
                 arrays.append(array)
-        loaded.batches = [(ids, torch.from_numpy(np.stack(arrays))) for ids, arrays in by_shape.values()]
+        for ids, arrays in by_shape.values():
+            each = [torch.from_numpy(array) for array in arrays]
+            loaded.batches.append((ids, each if self._ragged else torch.stack(each)))
         return loaded
 
 
@@ -252,10 +257,21 @@ def load(
         location: the cache, to leave out what it holds.
         workers: processes that read; 0 = this one.
     """
-    loader: DataLoader[Loaded] = DataLoader(
-        _Reader(root, encoder, location),
+    yield from read_ahead(_Reader(root, encoder, location), tasks, workers)
+
+
+def read_ahead(dataset: Dataset[T], items: Iterable[Any], workers: int) -> Iterator[T]:
+    """Yield ``dataset[item]`` of every item in order, read by worker processes ahead of the caller.
+
+    Args:
+        dataset: is copied into the workers.
+        items: taken a few ahead of what is yielded when there are workers.
+        workers: how many; 0 = this process reads.
+    """
+    loader: DataLoader[T] = DataLoader(
+        dataset,
         batch_size=None,
-        sampler=tasks,
+        sampler=items,
         num_workers=workers,
         collate_fn=_as_it_is,
         generator=torch.Generator(),  # its own: the caller's stream of random numbers is left as it was

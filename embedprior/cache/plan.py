@@ -29,7 +29,7 @@ from embedprior.imaging.files import UnreadableExam, source_hash, source_size
 
 READABLE = {"CXR": ("CXR", "DRR"), "CT": ("CT",), "image": ("CXR", "DRR", "CT")}
 """Modality of an encoder → modalities of the exams that it reads."""
-MEASURED_EXAMS = 32
+MEASURED_EXAMS, MEASURED_VOLUMES = 32, 4
 
 
 def exams_for(
@@ -79,7 +79,8 @@ def measure_quantization(
     stored, precision = dtype or encoder.spec.dtype, encoder.spec.precision
     if stored == "uint8" or (stored == "float32" and precision == "fp32"):
         return None
-    read = read_first((str(path) for piece in exams for path in piece["path"]), root, encoder, MEASURED_EXAMS)
+    most = MEASURED_VOLUMES if encoder.spec.modality == "CT" else MEASURED_EXAMS
+    read = read_first((str(path) for piece in exams for path in piece["path"]), root, encoder, most)
     if not read:
         return None
     batch = np.stack(read)
@@ -90,7 +91,7 @@ def measure_quantization(
     return {"what": " and ".join(what)} | quantization_error(reference.embed(batch), rounded)
 
 
-TRIED = 8
+TRIED, TRIED_VOLUMES = 8, 2
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Plan:
         read_bytes: of the missing exams' files.
         write_bytes: that the missing rows will take; None when no exam could be tried.
         seconds: of embedding the missing exams one after the other; None likewise.
+        tried: exams that the estimate is made from, where so many are missing.
     """
 
     exams: int
@@ -112,6 +114,7 @@ class Plan:
     read_bytes: int
     write_bytes: int | None
     seconds: float | None
+    tried: int = TRIED
 
     def words(self) -> str:
         """Return the plan in a few lines."""
@@ -122,7 +125,7 @@ class Plan:
             lines.append(f"{self.write_bytes / 1e6:.1f} MB to write")
             short = "less than a second" if self.seconds < 1 else f"about {self.seconds:.0f} seconds"
             time_words = short if self.seconds < 90 else f"about {self.seconds / 60:.0f} minutes"
-            lines.append(f"{time_words} in one process (measured on the first {min(TRIED, self.missing)})")
+            lines.append(f"{time_words} in one process (measured on the first {min(self.tried, self.missing)})")
         elif self.missing:
             lines.append("none of the first exams can be read: no estimate")
         return "\n".join(lines)
@@ -148,7 +151,8 @@ def plan(exams: Iterable[pd.DataFrame], root: Path, encoder: Encoder, location: 
         count, missing = count + len(paths), missing + len(lacking)
         size += sum(source_size(root, path) for path in lacking)
         tried += lacking[: 4 * TRIED - len(tried)]
-    rows, seconds = _try(tried, root, encoder, location.tokens)
+    most = TRIED_VOLUMES if encoder.spec.modality == "CT" else TRIED
+    rows, seconds = _try(tried, root, encoder, location.tokens, most)
     bytes_each = STORED[location.dtype][1].itemsize * int(location.key["dim"])
     return Plan(
         exams=count,
@@ -157,6 +161,7 @@ def plan(exams: Iterable[pd.DataFrame], root: Path, encoder: Encoder, location: 
         read_bytes=size,
         write_bytes=None if rows is None else round(rows * bytes_each * missing),
         seconds=None if seconds is None else seconds * missing,
+        tried=most,
     )
 
 
@@ -177,12 +182,12 @@ def read_first(paths: Iterable[str], root: Path, encoder: Encoder, most: int) ->
     return read
 
 
-def _try(paths: list[str], root: Path, encoder: Encoder, tokens: bool) -> tuple[float | None, float | None]:
+def _try(paths: list[str], root: Path, encoder: Encoder, tokens: bool, most: int) -> tuple[float | None, float | None]:
     """Return rows and seconds an exam, measured on the first exams (the second of two passes counts)."""
     seconds, rows = None, None
     for _ in range(2):
         started = time.perf_counter()
-        read = read_first(paths, root, encoder, TRIED)
+        read = read_first(paths, root, encoder, most)
         if not read:
             return None, None
         if not tokens:

@@ -35,6 +35,10 @@ COMMANDS = {
         "read every byte of the caches, artifacts and runs in a folder and name what changed",
     ),
     "cache trace": ("cache:trace", "what a run was made from: artifacts, caches, and the sha256 of every source file"),
+    "train encoder": (
+        "train:encoder",
+        "train an encoder on labels (phase A), or a sequence model over its slices; freeze it",
+    ),
     "train teacher": ("train:teacher", "train a CT classifier on an embedding or token cache; its head is then frozen"),
     "train prior": ("train:prior", "train the diffusion prior from radiograph embeddings to CT embeddings"),
     "train student": ("train:student", "fit one method on caches and tables, and score the held-out cases"),
@@ -59,7 +63,7 @@ GROUPS = {
     "cache": "embedding caches: what there is, whether it is whole, from and to other formats",
     "images": "volumes and radiographs before anything is made of them",
     "study": "compare methods on the same held-out cases: freeze the plan, then run it",
-    "train": "train one stage alone: a CT teacher, the diffusion prior, one method, or a study's final model",
+    "train": "train one stage alone: an encoder, a CT teacher, the diffusion prior, one method, or a study's final model",
 }
 """First words of commands → what the commands that begin with them are for."""
 

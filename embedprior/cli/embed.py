@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from click import option
 
 from embedprior.cli.options import COUNT, DEVICE, PATH, AtLeast, command, recorded
+from embedprior.encoders.config import Precision
 from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
 
 if TYPE_CHECKING:
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
 @option("--random-init", is_flag=True, help="random weights, stamped into the key (for trials)")
 @option("--option", multiple=True, metavar="NAME=VALUE", help="another option of the encoder, such as "
         "geometry=crop; may be repeated")  # fmt: skip
-@option("--precision", type=click.Choice(["fp32", "bf16"]), help="of the encoder's arithmetic; bf16 reports its error")
+@option("--precision", type=click.Choice(get_args(Precision)), help="of the encoder's arithmetic: bfloat16 weights, or "
+        "float32 weights under autocast; its error is measured")  # fmt: skip
 @option("--dtype", type=click.Choice(["float32", "float16", "bfloat16", "uint8"]), help="of the stored numbers")
 @option("--tokens", is_flag=True, help="store slice or patch tokens instead of one embedding an exam")
 @option("--modality", type=click.Choice(["CXR", "DRR", "CT"]), help="only exams of this modality")
 @option("--views", metavar="LIST", help="only radiographs of these views, such as PA,AP, by the table or the DICOM "
         "header, and those whose view nothing names")  # fmt: skip
-@option("--batch-size", type=COUNT, default=64, metavar="N", help="exams a batch")
+@option("--batch-size", type=COUNT, metavar="N", help="exams read together [default: 64; 4 CT volumes]")
 @option("--workers", type=AtLeast(0), default=0, metavar="N", help="processes that read ahead; 0: none")
 @option("--shard-exams", type=COUNT, metavar="N", help="exams a shard, the most that a kill loses and what "
         "processes share out [default: 512; 64 with --tokens]")  # fmt: skip

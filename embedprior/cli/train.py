@@ -1,4 +1,4 @@
-"""``embedprior train``: a CT teacher, the diffusion prior (``train_prior.py``), one method, or a study's final fit."""
+"""``embedprior train``: an encoder, a CT teacher, the prior (``train_prior.py``), one method, or a study's final fit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,40 @@ from click import option
 
 from embedprior.cli.options import DEVICE, PATH, command
 from embedprior.cli.settings import settings_command
+from embedprior.encoders.config import TrainEncoderConfig
 from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput, EmbedpriorError
 from embedprior.prior.config import TrainPriorConfig
 from embedprior.students.config import TrainStudentConfig
 from embedprior.teachers.config import TrainTeacherConfig
+
+
+@settings_command(TrainEncoderConfig, "encoder")
+@option("--device", type=DEVICE, default="cpu", help="where it is trained: cpu or cuda")
+def encoder(config: TrainEncoderConfig, device: str) -> int:
+    """Train one encoder; return the exit code. A stopped training in the same ``--out`` goes on where it stopped.
+
+    Raises:
+        BadInput: see ``teachers.encoder.prepare_training``; nothing was written.
+    """
+    from embedprior.teachers.encoder import prepare_training, train_encoder
+
+    prepared = prepare_training(config, device)
+    out = Path(config.out)
+    if prepared.finished:
+        print(f"{out}: trained already, with the same data and settings. Next: embedprior embed --encoder {out}")
+        return DONE
+    from embedprior.report.training_report import encoder_summary
+    from embedprior.runs import Run
+
+    run = Run(out, "train encoder", config, config.seed, prepared.fingerprint)
+    outcome = train_encoder(prepared)
+    for record in outcome.history:
+        run.metrics.write(event="validation", **record)
+    summary = encoder_summary(config, outcome.counts, outcome.predictions)
+    run.finish(summary, outcome.failures, exams=outcome.counts)
+    print(summary)
+    print(f"encoder: {out}. Next: embedprior embed --encoder {out}", file=sys.stderr)
+    return NEEDS_ATTENTION if outcome.failures else DONE
 
 
 @settings_command(TrainTeacherConfig, "teacher", "demo")

@@ -32,7 +32,7 @@ class EncoderSpec(Config):
         profile: every preprocessing number, and the ``transform_version`` of the code that applies it.
         dtype: of the stored embedding.
         pooling: how tokens become one vector.
-        precision: of the arithmetic, ``"fp32"`` or ``"bf16"``.
+        precision: of the arithmetic, a name of ``encoders.config.Precision``.
         token_dim: length of one token; None when the encoder gives no tokens.
         patients_seen: every patient whose exams trained the weights or chose them; None = trained elsewhere.
         pretraining: public data sets that trained the weights, where it is known: do not test on them.
@@ -73,7 +73,11 @@ class EncoderCard:
 
 
 class Encoder(Protocol):
-    """A frozen network with its preprocessing."""
+    """A frozen network with its preprocessing.
+
+    One whose exams are arrays of unlike length (slices of a CT) may say ``ragged = True``: its ``embed`` and ``tokens``
+    then also take a list of arrays, so that several short exams fill a batch of the network.
+    """
 
     @property
     def spec(self) -> EncoderSpec:

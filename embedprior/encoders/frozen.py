@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,13 +15,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from embedprior.encoders.base import EncoderSpec
+from embedprior.encoders.config import Precision
 from embedprior.encoders.readers import Reader
 from embedprior.errors import BadInput, nearest
 
-Precision = Literal["fp32", "bf16"]
 RANDOM_INIT_SEED = 0
-PARTS_AT_ONCE = 16
-"""Slices or windows that go through a network together; more gain little, and a volume has hundreds."""
+PARTS_AT_ONCE = {"cpu": 16, "cuda": 64}
+"""Slices or windows, of one exam or of several, that go through a network together."""
+VOLUMES_AT_ONCE = {"cpu": 1, "cuda": 4}
+REDUCED = {"bf16": torch.bfloat16, "bf16-autocast": torch.bfloat16, "fp16-autocast": torch.float16}
+Arrays = np.ndarray[Any, Any] | Sequence[np.ndarray[Any, Any]]
+"""Exams of one shape, stacked; or of a volume's parts, as many as each exam has."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,14 @@ class FrozenEncoder:
             raise BadInput(
                 f"unknown precision '{precision}'. Allowed: {', '.join(allowed)}.{nearest(precision, allowed)}"
             )
-        self._network, self._reader, self._normalised = network, reader, normalised
+        self.backbone, self.reader, self._normalised = network, reader, normalised
+        self._device, self._precision = torch.device(device), precision
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._device = torch.device(device)
         network.module.to(self._device, self._dtype).eval().requires_grad_(False)
         facts = {"mean": list(network.mean), "std": list(network.std)}
         pictures = not reader.parts and "reader" not in reader.record()
+        sizes = PARTS_AT_ONCE if reader.parts else VOLUMES_AT_ONCE
+        self._at_once = None if pictures else sizes.get(self._device.type, sizes["cuda"])
         has_tokens = reader.parts or network.tokens is not None
         self.spec = EncoderSpec(
             name=name.replace(":", "-").replace("/", "-"),
@@ -111,54 +118,93 @@ class FrozenEncoder:
             pretraining=network.pretraining,
         )
 
+    @property
+    def ragged(self) -> bool:
+        """Whether exams are read in parts, so that exams of unlike length may share a batch, as a list."""
+        return self.reader.parts
+
     def read(self, root: Path | str, path: str) -> np.ndarray[Any, Any]:
         """Return one exam as the reader gives it.
 
         Raises:
             UnreadableExam: damaged, or an exam of another kind.
         """
-        return self._reader.read(root, path)
+        return self.reader.read(root, path)
 
-    def embed(self, batch: np.ndarray[Any, Any]) -> Float[np.ndarray, "batch dim"]:
+    def embed(self, batch: Arrays) -> Float[np.ndarray, "batch dim"]:
         """Return one embedding an exam of a batch of what ``read`` returns."""
-        if self._reader.parts:
+        if self.reader.parts:
             return np.stack([one.mean(0, dtype=np.float64) for one in self._each_part(batch)]).astype(np.float32)
-        return self._run(self._network.features, batch)
+        return self._run(self.backbone.features, batch)
 
-    def tokens(self, batch: np.ndarray[Any, Any]) -> list[Float[np.ndarray, "tokens dim"]]:
+    def tokens(self, batch: Arrays) -> list[Float[np.ndarray, "tokens dim"]]:
         """Return one token a slice or window, or the network's own tokens of a picture.
 
         Raises:
             BadInput: it has none (``spec.token_dim`` is None).
         """
-        if self._reader.parts:
+        if self.reader.parts:
             return self._each_part(batch)
-        if self._network.tokens is None:
+        if self.backbone.tokens is None:
             raise BadInput(f"encoder '{self.spec.name}' gives no tokens. Next: leave out --tokens")
-        return list(self._run(self._network.tokens, batch))
+        return list(self._run(self.backbone.tokens, batch))
 
-    def _each_part(self, batch: np.ndarray[Any, Any]) -> list[Float[np.ndarray, "parts dim"]]:
+    def prepare(self, batch: np.ndarray[Any, Any]) -> Tensor:
+        """Return the network's input, on its device: channels repeated where one is read, scaled.
+
+        Raises:
+            BadInput: the reader gives another number of channels than the network takes.
+        """
+        values = torch.from_numpy(np.ascontiguousarray(batch, dtype=np.float32))
+        if self._device.type == "cuda":
+            values = values.pin_memory()
+        values = values.to(self._device, non_blocking=True)
+        if values.ndim == 3:
+            values = rearrange(values, "n rows columns -> n 1 rows columns")
+        if values.shape[1] != self.backbone.channels:
+            if values.shape[1] != 1:
+                raise BadInput(f"encoder '{self.spec.name}' takes {self.backbone.channels} channels, the profile "
+                               f"gives {values.shape[1]}. Next: a profile of one HU window, or of "
+                               f"{self.backbone.channels}")  # fmt: skip
+            values = values.expand(-1, self.backbone.channels, *values.shape[2:])
+        if not self._normalised:
+            shape = (-1, *[1] * (values.ndim - 2))
+            mean, std = (
+                torch.tensor(v, device=self._device).view(shape) for v in (self.backbone.mean, self.backbone.std)
+            )
+            values = (values - mean) / std
+        return values.to(self._dtype)
+
+    def _each_part(self, batch: Arrays) -> list[Float[np.ndarray, "parts dim"]]:
+        """Return each exam's parts through the network; a batch of the network is filled from exam after exam."""
+        found = self._run(self.backbone.features, (part for exam in batch for part in exam))
+        return np.split(found, np.cumsum([len(exam) for exam in batch])[:-1])
+
+    def _run(
+        self, call: Callable[[Tensor], Tensor], inputs: Iterable[np.ndarray[Any, Any]]
+    ) -> np.ndarray[Any, Any]:  # fmt: skip
+        # One copy back at the end: until then the next batch is stacked while a GPU computes.
         found = []
-        for exam in batch:
-            pieces = [exam[i : i + PARTS_AT_ONCE] for i in range(0, len(exam), PARTS_AT_ONCE)]
-            found.append(np.concatenate([self._run(self._network.features, piece) for piece in pieces]))
-        return found
+        with torch.inference_mode(), self.autocast():
+            for some in _in_batches(inputs, self._at_once):
+                found.append(call(self.prepare(some)).float())
+            return torch.cat(found).cpu().contiguous().numpy()
 
-    def _run(self, call: Callable[[Tensor], Tensor], batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        with torch.inference_mode():
-            values = torch.from_numpy(np.ascontiguousarray(batch, dtype=np.float32)).to(self._device)
-            if values.ndim == 3:
-                values = rearrange(values, "n rows columns -> n 1 rows columns")
-            if values.shape[1] != self._network.channels:
-                if values.shape[1] != 1:
-                    raise BadInput(f"encoder '{self.spec.name}' takes {self._network.channels} channels, the profile "
-                                   f"gives {values.shape[1]}. Next: a profile of one HU window, or of "
-                                   f"{self._network.channels}")  # fmt: skip
-                values = values.expand(-1, self._network.channels, *values.shape[2:])
-            if not self._normalised:
-                shape = (-1, *[1] * (values.ndim - 2))
-                mean, std = (
-                    torch.tensor(v, device=self._device).view(shape) for v in (self._network.mean, self._network.std)
-                )
-                values = (values - mean) / std
-            return call(values.to(self._dtype)).float().cpu().contiguous().numpy()
+    def autocast(self) -> torch.autocast:
+        """Return the context that the network computes in."""
+        return autocast(self._device, self._precision if "autocast" in self._precision else "fp32")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return torch's autocast to a name of ``REDUCED``; to any other, one that does nothing."""
+    dtype = REDUCED.get(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def _in_batches(inputs: Iterable[np.ndarray[Any, Any]], size: int | None) -> Iterator[np.ndarray[Any, Any]]:
+    if size is None:
+        yield inputs if isinstance(inputs, np.ndarray) else np.stack(list(inputs))
+        return
+    running = iter(inputs)
+    while some := list(islice(running, size)):
+        yield np.stack(some)

@@ -14,7 +14,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from embedprior.encoders.frozen import Network, Precision, seeded_build
+from embedprior.encoders.config import Precision
+from embedprior.encoders.frozen import Network, seeded_build
 from embedprior.encoders.pictures import IMAGENET, SLICES, PictureEncoder, random_weights
 from embedprior.encoders.readers import ReaderName
 from embedprior.errors import BadInput, require_extra

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from embedprior.encoders.base import EncoderCard
-from embedprior.encoders.frozen import RANDOM_INIT_SEED, FrozenEncoder, Network, Precision, seeded_build
+from embedprior.encoders.config import Precision
+from embedprior.encoders.frozen import RANDOM_INIT_SEED, FrozenEncoder, Network, seeded_build
 from embedprior.encoders.readers import GREY, PICTURE_VERSION, RadiographReader, Reader, ReaderName, VolumeReader
 from embedprior.errors import BadInput, require_extra
 from embedprior.imaging.radiographs import Geometry, RadiographProfile, prepare_radiograph

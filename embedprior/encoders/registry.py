@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+from pathlib import Path
 from typing import Any, cast
 
 from embedprior.encoders.base import Encoder, EncoderCard
 from embedprior.errors import BadInput, choose, nearest
 from embedprior.registry import Registry, resolve
 
-_HERE = "embedprior.encoders"
+_HERE, TRAINED = "embedprior.encoders", "trained"
 ENCODERS = {
     "biomedclip": f"{_HERE}.pictures:BiomedClip",
     "chest-ct-resnet152": f"{_HERE}.volumes:ChestResNet152",
@@ -36,9 +37,12 @@ LOADERS = {
     "open_clip": f"{_HERE}.loaders:OpenClipEncoder",
     "timm": f"{_HERE}.loaders:TimmEncoder",
     "torchhub": f"{_HERE}.loaders:TorchHubEncoder",
+    TRAINED: f"{_HERE}.trained:trained_encoder",
     "txrv": f"{_HERE}.loaders:TorchXrayEncoder",
 }
-"""``LOADER:NAME``: any network of another library, by its name there."""
+"""``LOADER:NAME``: any network of another library, by its name there; ``trained:FOLDER``: one that was trained here."""
+SETTINGS = "encoder.json"
+"""Of a trained encoder, in its folder."""
 REGISTRY = Registry("encoder", "embedprior.encoders", ENCODERS)
 
 
@@ -69,8 +73,9 @@ def create_encoder(name: str, **options: Any) -> Encoder:
     """Return a frozen encoder with its preprocessing: ``read`` decodes an exam, ``embed`` embeds a batch of them.
 
     Args:
-        name: one of ``list_encoders()``, or ``LOADER:NAME`` for any network of timm, open_clip, torchxrayvision, a
-            ``torch.hub`` repository or a folder of the Hugging Face hub (``"timm:vit_small_patch16_224"``).
+        name: one of ``list_encoders()``; ``LOADER:NAME`` for any network of timm, open_clip, torchxrayvision, a
+            ``torch.hub`` repository or a folder of the Hugging Face hub (``"timm:vit_small_patch16_224"``); or the
+            folder of an encoder that was trained here (``embedprior train encoder``).
         options: what the encoder takes, such as ``weights`` (a local path), ``geometry`` or ``device``.
 
     Raises:
@@ -85,6 +90,8 @@ def create_encoder(name: str, **options: Any) -> Encoder:
         >>> encoder.embed(np.zeros((2, 128, 128), np.uint8)).shape
         (2, 16384)
     """
+    if (name not in REGISTRY.names() and (Path(name) / SETTINGS).is_file()) or Path(name).name == SETTINGS:
+        name = f"{TRAINED}:{Path(name).parent if Path(name).name == SETTINGS else name}"
     made = _implementation(name)
     if ":" in name:
         options["model"] = name.partition(":")[2]

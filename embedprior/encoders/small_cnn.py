@@ -103,7 +103,7 @@ def train_small_cnn(
 
         def loss(step: int) -> Tensor:
             rows = next(batches)
-            batch = _shift(normalise(pictures[rows.numpy()]), config.shift)
+            batch = shift_pictures(normalise(pictures[rows.numpy()]), config.shift)
             return nn.functional.binary_cross_entropy_with_logits(network(batch), targets[rows])
 
         history = minimise(
@@ -248,11 +248,12 @@ def radiograph_picture(picture: Float[np.ndarray, "height width"]) -> UInt8[np.n
     return np.asarray((255 * scaled).round(), dtype=np.uint8)[None]
 
 
-def _shift(pictures: Tensor, largest: int) -> Tensor:
+def shift_pictures(pictures: Tensor, largest: int) -> Tensor:
+    """Return a batch (..., rows, columns) rolled by one random number of rows and of columns, at most ``largest``."""
     if largest == 0:
         return pictures
     rows, columns = (int(v) for v in torch.randint(-largest, largest + 1, (2,)))
-    return torch.roll(pictures, (rows, columns), dims=(1, 2))
+    return torch.roll(pictures, (rows, columns), dims=(-2, -1))
 
 
 def _validation_loss(

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from embedprior.encoders.base import EncoderCard
-from embedprior.encoders.frozen import FrozenEncoder, Network, Precision, seeded_build
+from embedprior.encoders.config import Precision
+from embedprior.encoders.frozen import FrozenEncoder, Network, seeded_build
 from embedprior.encoders.pictures import random_weights
 from embedprior.encoders.readers import Reader, VolumeReader, volume_path
 from embedprior.errors import BadInput

@@ -32,11 +32,13 @@ class Progress:
     Attributes:
         step: steps done.
         best_step, best_score: the validation that chose the checkpoint; None before the first.
+        history: one record a validation, where the training keeps them here.
     """
 
     step: int = 0
     best_step: int = 0
     best_score: float | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def save_state(
         "step": progress.step,
         "best_step": progress.best_step,
         "best_score": progress.best_score,
+        "history": progress.history,
         "file": file.name,
         "sha256": hash_file(file),
         "groups": optimiser["param_groups"],
@@ -154,7 +157,7 @@ def load_state(folder: Path, fingerprint: Mapping[str, str], steps: int) -> Stat
             state.setdefault(int(index), {})[key] = value
         else:
             weights.setdefault(group, {})[rest] = value
-    progress = Progress(record["step"], record["best_step"], record["best_score"])
+    progress = Progress(record["step"], record["best_step"], record["best_score"], record.get("history", []))
     return State(progress, weights, {"state": state, "param_groups": record["groups"]}, record.get("loss_scale", {}))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,10 +14,24 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from embedprior.errors import EmbedpriorError
+from embedprior.nn.checkpoint import Progress, load_state, save_state
 from embedprior.runs import progress, seed_for
 
 ValidationHistory = list[dict[str, float]]
 """One record a validation: ``step``, ``loss`` (mean since the record before), ``val_loss`` where there are cases."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a training keeps its state, so that it goes on after a stop.
+
+    Attributes:
+        folder: that ``nn.checkpoint`` writes into after every validation.
+        fingerprint: data and settings by name; a training of others is refused.
+    """
+
+    folder: Path
+    fingerprint: Mapping[str, str]
 
 
 def minimise(
@@ -30,11 +46,15 @@ def minimise(
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     after_validation: Callable[[dict[str, float]], None] | None = None,
     progress_bar: str | None = None,
+    criterion: str = "val_loss",
+    patience: int | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    resume: Resume | None = None,
 ) -> ValidationHistory:
     """Minimise ``loss`` by AdamW; the network ends as it was at its lowest validation loss, in evaluation mode.
 
     Random numbers (dropout, draws) come from torch's global generator and from what ``loss`` draws itself: seed them
-    with ``seeded``.
+    with ``seeded``, or in ``loss`` by the number of the step where the training is to be resumed.
 
     Args:
         network: changed in place; its parameters that require a gradient are trained.
@@ -46,51 +66,72 @@ def minimise(
         schedule: of the learning rate, stepped after every step; None keeps it.
         after_validation: called with every record before it is kept; may add to it.
         progress_bar: its text; None shows none.
+        criterion: name of what ``validate`` returns, in the records; the lowest is kept, of equal ones the first.
+        patience: validations in a row without a lower criterion after which the training ends; None never ends early.
+        scaler: of the loss, for gradients in float16; its own scale starts anew when a training is resumed.
+        resume: where the state is kept; a training that was stopped there goes on after its last validation. Not
+            together with ``schedule``.
 
     Returns:
         One record for every validation, and for every ``validate_every`` steps where nothing is validated.
 
     Raises:
+        BadInput: ``resume`` names a training of other data or settings.
         EmbedpriorError: a loss, or every validation loss, was not a finite number; the message names the step.
+        ValueError: a schedule of a training that is to be resumed.
     """
+    if schedule is not None and resume is not None:
+        raise ValueError("a learning rate schedule keeps no state: leave out schedule or resume")
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
     scheduler = None if schedule is None else schedule(optimiser)
-    history: ValidationHistory = []
-    lowest, best = float("inf"), _copied(network)
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    state = None if resume is None else load_state(resume.folder, resume.fingerprint, steps)
+    done = Progress() if state is None else state.progress
+    if state is not None:
+        network.load_state_dict(state.weights["network"])
+        optimiser.load_state_dict(state.optimiser)
+    best = _copied(network) if state is None else state.weights["best"]
     pending: list[Tensor] = []
-    numbers: Iterable[int] = range(1, steps + 1)
-    for step in numbers if progress_bar is None else progress(numbers, progress_bar, total=steps):
+    numbers: Iterable[int] = range(done.step + 1, steps + 1)
+    for step in numbers if progress_bar is None else progress(numbers, progress_bar, total=steps - done.step):
+        if patience is not None and validate is not None and done.step - done.best_step >= patience * validate_every:
+            break
         network.train()
         value = loss(step)
         optimiser.zero_grad()
-        value.backward()
-        optimiser.step()
+        scaler.scale(value).backward()
+        scaler.step(optimiser)
+        scaler.update()
         if scheduler is not None:
             scheduler.step()
         pending.append(value.detach())
         if step % validate_every and step != steps:
             continue
+        done.step = step
         record = {"step": step, "loss": _finite_mean(pending, step)}
         pending.clear()
         if validate is not None:
             network.eval()
             with torch.no_grad():
-                record["val_loss"] = validate()
-            if record["val_loss"] < lowest:
-                lowest, best = record["val_loss"], _copied(network)
+                record[criterion] = validate()
+            if record[criterion] < (float("inf") if done.best_score is None else done.best_score):
+                done.best_score, done.best_step, best = record[criterion], step, _copied(network)
         if after_validation is not None:
             after_validation(record)
-        history.append(record)
-    if validate is not None and history:
-        if lowest == float("inf"):
+        done.history.append(record)
+        if resume is not None:
+            weights = {"network": network.state_dict(), "best": best}
+            save_state(resume.folder, resume.fingerprint, done, weights, optimiser.state_dict())
+    if validate is not None and done.step:
+        if done.best_score is None:
             raise EmbedpriorError(
                 "the validation loss was never a number. Next: look for numbers that are not finite among the inputs, "
                 "or lower lr"
             )
         network.load_state_dict(best)
     network.eval()
-    return history
+    return done.history
 
 
 @contextmanager

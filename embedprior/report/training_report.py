@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from embedprior.evidence import delong
+from embedprior.encoders.config import TrainEncoderConfig
+from embedprior.evidence import delong, delong_test
 from embedprior.evidence.intervals import auc_interval
-from embedprior.report.formatting import RESEARCH_USE, UNDEFINED, estimate, fixed, interval, markdown_table
+from embedprior.report.formatting import RESEARCH_USE, UNDEFINED, estimate, fixed, interval, markdown_table, signed
 from embedprior.students.config import TrainStudentConfig
 from embedprior.students.training import FitSummary
 from embedprior.teachers.config import TrainTeacherConfig
@@ -92,6 +93,42 @@ def student_summary(
     if scored:
         parts.append(f"{scored} cases scored in {scoring_seconds:.1f} s.")
     return "\n\n".join([*parts, _auc_table("cases", aucs), RESEARCH_USE]) + "\n"
+
+
+def encoder_summary(config: TrainEncoderConfig, counts: Mapping[str, int], predictions: pd.DataFrame) -> str:
+    """Return ``summary.md`` of a trained encoder: its AUC, and that of a head on what it was trained from.
+
+    Args:
+        config: what was trained.
+        counts: part → labelled exams.
+        predictions: of ``teachers.encoder.train_encoder``.
+    """
+    what = "a sequence model over slice tokens" if config.kind == "sequence" else "every weight of the network"
+    start = "the mean of its slices" if config.kind == "sequence" else "its embedding"
+    tables = {name: part_aucs(predictions[predictions["method"] == name]) for name in ("trained", "start")}
+    parts = [
+        f"# {config.encoder}, trained on {config.label}: {what}",
+        f"Trained on {counts['train']} labelled exams; {counts['val']} chose the epoch.",
+        f"The trained encoder:\n\n{_auc_table('exams', tables['trained'])}",
+        f"A head on {start}, before training:\n\n{_auc_table('exams', tables['start'])}",
+    ]
+    held_out = predictions[predictions["split"] == "test"]
+    if len(held_out):
+        parts.append(_difference(held_out))
+    return "\n\n".join([*parts, RESEARCH_USE]) + "\n"
+
+
+def _difference(held_out: pd.DataFrame) -> str:
+    scores = held_out.pivot(index="exam_id", columns="method", values="score")
+    first = held_out.drop_duplicates("exam_id").set_index("exam_id").loc[scores.index]
+    test = delong_test(
+        first["label"].to_numpy(), scores["trained"].to_numpy(), scores["start"].to_numpy(),
+        groups=first["patient_id"].to_numpy(),
+    )  # fmt: skip
+    if test.ci[0] != test.ci[0]:
+        return f"Held out, trained minus before: no interval ({test.reason})."
+    limits = f"95 % CI {interval(*test.ci, sign=True)}"
+    return f"Held out, trained minus before: ΔAUC {estimate(signed(test.delta), limits)}, p = {fixed(test.p)}."
 
 
 def _auc_table(heading: str, aucs: Aucs) -> str:

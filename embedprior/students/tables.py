@@ -14,20 +14,19 @@ from jaxtyping import Float, UInt8
 from embedprior.cache import EmbeddingCache
 from embedprior.cache.reader import drop_unembedded
 from embedprior.cache.verify import open_verified
-from embedprior.errors import BadInput, nearest
+from embedprior.errors import BadInput
 from embedprior.runs import hash_file, hash_of, seed_for
 from embedprior.students.base import Cases, FitData, Fitted, Head, Stage
 from embedprior.students.config import TrainStudentConfig
 from embedprior.tables import (
     EXAM_REQUIRED,
-    LABEL_PREFIX,
     PAIR_REQUIRED,
     SPLIT_REQUIRED,
     check_exams,
     check_pairs,
     check_splits,
     fold_parts,
-    label_columns,
+    label_column,
     read_table,
 )
 from embedprior.teachers.teacher import OneClass, Teacher, load_head, train_head
@@ -74,10 +73,7 @@ def load(config: TrainStudentConfig, needs_teacher: bool) -> Loaded:
         if not Path(path).exists():
             raise BadInput(f"{path} does not exist. Next: {config.made_by}")
     exams = check_exams(read_table(Path(config.exams), EXAM_REQUIRED), config.exams)
-    column, names = LABEL_PREFIX + config.label, label_columns(exams)
-    if column not in exams.columns:
-        allowed = ", ".join(names) or "(no label column)"
-        raise BadInput(f"{config.exams}: label '{config.label}'. Allowed: {allowed}.{nearest(config.label, names)}")
+    column = label_column(exams, config.label, config.exams)
     caches = {n: open_verified(p) for n, p in named.items() if n in ("cxr_cache", "ct_cache", "pixels", "tokens")}
     rows, dropped = _radiographs(config, exams)
     rows, unembedded = drop_unembedded(rows, _needed(caches, rows), config.pairs or config.exams)

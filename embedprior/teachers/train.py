@@ -17,7 +17,7 @@ from embedprior.cache import CacheWriter, EmbeddingCache
 from embedprior.cache.reader import drop_unembedded
 from embedprior.cache.verify import open_verified
 from embedprior.encoders.base import EncoderSpec
-from embedprior.errors import BadInput, nearest
+from embedprior.errors import BadInput
 from embedprior.nn.losses import case_weights
 from embedprior.nn.network import Mlp, fit_network, loss_of_labels
 from embedprior.nn.sequence import Tokens, new_sequence, pad
@@ -25,13 +25,12 @@ from embedprior.nn.training import ValidationHistory, seeded, tensor
 from embedprior.runs import hash_file, hash_of, progress
 from embedprior.tables import (
     EXAM_REQUIRED,
-    LABEL_PREFIX,
     PARTS,
     SPLIT_REQUIRED,
     check_exams,
     check_splits,
     fold_parts,
-    label_columns,
+    label_column,
     read_table,
 )
 from embedprior.teachers.config import TeacherConfig, TrainTeacherConfig
@@ -81,12 +80,7 @@ def read_cases(
         if not Path(name).exists():
             raise BadInput(f"{name} does not exist. Next: {config.made_by}")
     exams = check_exams(read_table(Path(config.exams), EXAM_REQUIRED), config.exams)
-    column, names = LABEL_PREFIX + config.label, label_columns(exams)
-    if column not in exams.columns:
-        raise BadInput(
-            f"{config.exams}: label '{config.label}'. Allowed: {', '.join(names) or '(no label column)'}."
-            f"{nearest(config.label, names)}"
-        )
+    column = label_column(exams, config.label, config.exams)
     splits = check_splits(read_table(Path(config.splits), SPLIT_REQUIRED), config.splits)
     parts = fold_parts(splits, config.design, config.resample, config.fold, config.splits)
     cache = open_verified(config.cache)
@@ -222,6 +216,7 @@ def spec_of(teacher: Teacher, folder: Path, tokens: EmbeddingCache) -> EncoderSp
     """
     if teacher.sequence is None or teacher.sequence_config is None:
         raise BadInput("this teacher is a head alone: it makes no embeddings. Allowed: teacher.kind 'sequence'.")
+    seen = {patient for ids in teacher.patients.values() for patient in ids}
     return EncoderSpec(
         name=NAME,
         modality="CT",
@@ -236,7 +231,7 @@ def spec_of(teacher: Teacher, folder: Path, tokens: EmbeddingCache) -> EncoderSp
             "max_tokens": teacher.sequence_config.max_tokens,
         },
         pooling=teacher.sequence_config.pool,
-        patients_seen=tuple(sorted({patient for ids in teacher.patients.values() for patient in ids})),
+        patients_seen=tuple(sorted(seen | (tokens.patients_seen or frozenset()))),
     )
 
 
