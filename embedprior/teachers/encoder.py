@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -241,10 +242,12 @@ def _labelled(prepared: Prepared, root: Path) -> tuple[dict[str, LabelledExams],
         ids = rows["exam_id"].tolist()
         tokens = [np.asarray(cache.tokens(exam), dtype=np.float32) for exam in ids] if sequence else []
         start = np.array([one.mean(0) for one in tokens]) if sequence else cache.take(ids)
-        label = rows[prepared.column].to_numpy(dtype=np.float64)
+        label = rows[prepared.column].to_numpy(dtype=np.float64, copy=True)
         found[part] = LabelledExams(ids, rows["patient_id"].tolist(), rows["path"].tolist(), label, start, tokens)
         if part != "test" and filled.failures:
-            require_both_classes(label, f"part '{part}', {len(filled.failures)} exams that can't be read left out,")
+            first = f"{filled.failures[0]['exam_id']}, {filled.failures[0]['reason']}"
+            left_out = f"{len(filled.failures)} exams that can't be read left out (the first: {first}),"
+            require_both_classes(label, f"part '{part}', {left_out}")
     return found, filled.failures
 
 
@@ -290,14 +293,28 @@ class Classifier(nn.Module):
         return np.asarray(self.eval()._features(*inputs).float().cpu())
 
 
-class _Exams(Dataset[tuple[list[int], Tensor]]):
-    """Reads the exams of a step."""
+KEPT_BYTES = 2**31
+"""Of exams that stay in memory once they were read; some ten thousand radiographs."""
 
-    def __init__(self, encoder: Encoder, root: Path, paths: Sequence[str]) -> None:
-        self._encoder, self._root, self._paths = encoder, root, paths
+
+class _Exams(Dataset[tuple[list[int], Tensor]]):
+    """Reads the exams of a step; keeps what it has read, as long as it is not too much."""
+
+    def __init__(self, encoder: Encoder, root: Path, paths: Sequence[str], most: int) -> None:
+        self._encoder, self._root, self._paths, self._left = encoder, root, paths, most
+        self._kept: dict[int, np.ndarray[Any, Any]] = {}
 
     def __getitem__(self, rows: Sequence[int]) -> tuple[list[int], Tensor]:
-        return list(rows), torch.from_numpy(np.stack([self._encoder.read(self._root, self._paths[i]) for i in rows]))
+        return list(rows), torch.from_numpy(np.stack([self._read(row) for row in rows]))
+
+    def _read(self, row: int) -> np.ndarray[Any, Any]:
+        if row in self._kept:
+            return self._kept[row]
+        array = self._encoder.read(self._root, self._paths[row])
+        if array.nbytes <= self._left:
+            self._left -= array.nbytes
+            self._kept[row] = array
+        return array
 
 
 def _trainable(prepared: Prepared, cases: dict[str, LabelledExams], root: Path) -> tuple[Classifier, dict[str, Inputs]]:
@@ -321,8 +338,9 @@ def _trainable(prepared: Prepared, cases: dict[str, LabelledExams], root: Path) 
     network = Classifier(backbone.module, backbone.features, backbone.dim, config.training, config.seed)
 
     def pictures_of(part: str) -> Inputs:
+        exams = _Exams(encoder, root, cases[part].paths, KEPT_BYTES // (len(PARTS) * max(1, config.workers)))
+
         def inputs(steps: Steps) -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
-            exams = _Exams(encoder, root, cases[part].paths)
             for rows, arrays in read_ahead(exams, steps, config.workers):
                 yield rows, (encoder.prepare(arrays.numpy()),)
 
@@ -352,9 +370,7 @@ def _fit(
             batch = (shift_pictures(batch[0], settings.shift),)
         with autocast(device, AMP[settings.precision]):
             logits = network(*batch)
-        # Not divided by the weights in the batch: in a batch of one class they would cancel.
-        losses, _ = cross_entropy_of_known(logits.float(), label[rows], weight[rows])
-        return losses.mean()
+        return weighed_loss(logits.float(), label[rows], weight[rows])
 
     def validate() -> float:
         return 1 - float(delong(val.label, _logits(prepared, network, inputs["val"], len(val))).auc[0])
@@ -372,6 +388,17 @@ def _fit(
             scaler=torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16"),
             resume=Resume(state, prepared.fingerprint),
         )  # fmt: skip
+
+
+def weighed_loss(
+    logits: Float[Tensor, " exams"], label: Float[Tensor, " exams"], weight: Float[Tensor, " exams"]
+) -> Tensor:
+    """Return the mean of the weighed cross-entropies, divided by the exams and not by their weights.
+
+    In a batch of two, often both of one class, weights that the loss is divided by would cancel.
+    """
+    losses, _ = cross_entropy_of_known(logits, label, weight)
+    return losses.mean()
 
 
 def rows_of_steps(count: int, size: int, seed: int, first: int = 1) -> Iterator[list[int]]:

@@ -74,7 +74,8 @@ def read_cases(
 
     Raises:
         BadInput: a missing file (the command that makes it is named), a broken table, an unknown label, no CT exam in
-            ``train``, no CT with an embedding, or a cache without tokens for a sequence teacher.
+            ``train``, no CT with an embedding, a cache without tokens for a sequence teacher, or held-out patients whom
+            the encoder was trained on.
     """
     for name in (config.cache, config.exams, config.splits):
         if not Path(name).exists():
@@ -96,6 +97,7 @@ def read_cases(
         dropped += failures
     part_of = scans["patient_id"].map(parts)
     cases = {part: _cases(scans[part_of == part], column, cache, config.teacher.kind) for part in PARTS}
+    cache.refuse_seen(cases["test"].patient_ids, "test")
     if not len(cases["train"]):
         raise BadInput(f"{config.exams}: no CT exam of a patient whose part is 'train' in {config.splits}.")
     inputs = {"cache": hash_of(cache.key)}
