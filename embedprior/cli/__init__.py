@@ -63,7 +63,7 @@ GROUPS = {
     "cache": "embedding caches: what there is, whether it is whole, from and to other formats",
     "images": "volumes and radiographs before anything is made of them",
     "study": "compare methods on the same held-out cases: freeze the plan, then run it",
-    "train": "train one stage alone: an encoder, a CT teacher, the diffusion prior, one method, or a study's final model",
+    "train": "train one stage alone: an encoder, a CT teacher, the prior, one method, or a study's final model",
 }
 """First words of commands → what the commands that begin with them are for."""
 

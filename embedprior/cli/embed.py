@@ -39,6 +39,8 @@ if TYPE_CHECKING:
         "processes share out [default: 512; 64 with --tokens]")  # fmt: skip
 @option("--limit", type=COUNT, metavar="N", help="only the first N exams")
 @option("--device", type=DEVICE, metavar="NAME", help="of encoders that take one: cpu, cuda [default: their own]")
+@option("--keep-volumes", type=PATH, metavar="DIR", help="keep preprocessed CT volumes here: another encoder with the "
+        "same profile decodes none again")  # fmt: skip
 @option("--processes", type=COUNT, metavar="N", help="refuse to start unless there are just so many")
 @option("--dry-run", is_flag=True, help="print what would be done (exams, bytes, minutes), and stop")
 def embed(**given: Any) -> int:
@@ -110,4 +112,9 @@ def _encoder(given: dict[str, Any]) -> Encoder:
     options |= {name: given[name] for name in ("weights", "device", "precision") if given[name] is not None}
     if given["random_init"]:
         options["random_init"] = True
-    return create_encoder(given["encoder"], **options)
+    encoder = create_encoder(given["encoder"], **options)
+    if given["keep_volumes"] is not None and not given["dry_run"]:
+        from embedprior.encoders.frozen import keep_volumes
+
+        keep_volumes(encoder, given["keep_volumes"])
+    return encoder

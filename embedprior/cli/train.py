@@ -1,4 +1,4 @@
-"""``embedprior train``: an encoder, a CT teacher, the prior (``train_prior.py``), one method, or a study's final fit."""
+"""``embedprior train``: an encoder, a CT teacher, the prior (``train_prior.py``), a method, or a study's final fit."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from embedprior.encoders.base import EncoderSpec
+from embedprior.encoders.base import Encoder, EncoderSpec
 from embedprior.encoders.config import Precision
-from embedprior.encoders.readers import Reader
+from embedprior.encoders.readers import KeptVolumes, Reader
 from embedprior.errors import BadInput, nearest
 
 RANDOM_INIT_SEED = 0
@@ -131,6 +131,19 @@ class FrozenEncoder:
         """
         return self.reader.read(root, path)
 
+    def keep_volumes(self, folder: Path | str) -> None:
+        """Keep every preprocessed volume in a folder, and read from it what is there (see ``readers.KeptVolumes``).
+
+        Raises:
+            BadInput: it reads radiographs.
+        """
+        if not hasattr(self.reader, "kept"):
+            raise BadInput(
+                f"encoder '{self.spec.name}' keeps no preprocessed volumes: it reads radiographs. Next: leave out "
+                "--keep-volumes"
+            )
+        self.reader.kept = KeptVolumes(folder)
+
     def embed(self, batch: Arrays) -> Float[np.ndarray, "batch dim"]:
         """Return one embedding an exam of a batch of what ``read`` returns."""
         if self.reader.parts:
@@ -193,6 +206,18 @@ class FrozenEncoder:
     def autocast(self) -> torch.autocast:
         """Return the context that the network computes in."""
         return autocast(self._device, self._precision if "autocast" in self._precision else "fp32")
+
+
+def keep_volumes(encoder: Encoder, folder: Path | str) -> None:
+    """Let an encoder keep its preprocessed volumes in a folder.
+
+    Raises:
+        BadInput: it can't, or reads radiographs.
+    """
+    keep = getattr(encoder, "keep_volumes", None)
+    if keep is None:
+        raise BadInput(f"encoder '{encoder.spec.name}' keeps no preprocessed volumes. Next: leave out --keep-volumes")
+    keep(folder)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

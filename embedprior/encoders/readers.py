@@ -6,19 +6,28 @@ volume after a preprocessing profile. Both stand in the cache key.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from embedprior.errors import BadInput, nearest
-from embedprior.imaging.files import UnreadableExam, is_dicom, split_path
+from embedprior.imaging.files import UnreadableExam, is_dicom, source_hash, split_path
+from embedprior.imaging.findings import Finding, collect_findings, report_findings
 from embedprior.imaging.image_files import IMAGE_SUFFIXES
 from embedprior.imaging.preprocess import load_profile, prepare, profile_record
 from embedprior.imaging.radiographs import Geometry, read_image, to_square
 from embedprior.imaging.readers import read_volume
+from embedprior.imaging.volume import Volume
+from embedprior.runs import hash_of, write_file
 
 ReaderName = Literal["radiograph", "slices", "triples", "windows", "volume"]
 VOLUMES = (*IMAGE_SUFFIXES, ".npz", ".zip")
@@ -115,6 +124,75 @@ class RadiographReader:
         }  # fmt: skip
 
 
+class KeptVolumes:
+    """Preprocessed volumes on disk, named by the profile and the sha256 of their source: each is decoded once.
+
+    A volume of another source or profile has another name; one whose bytes no longer have their sha256 is made again.
+
+    Args:
+        folder: of the volumes, made when it is needed.
+
+    Example:
+        >>> kept = KeptVolumes("volumes")
+        >>> Path("ct.npz").write_bytes(b"any file")
+        8
+        >>> kept.get({"side": 2}, ".", "ct.npz", lambda: np.zeros((1, 2, 2), np.float32)).shape
+        (1, 2, 2)
+        >>> kept.get({"side": 2}, ".", "ct.npz", lambda: None).shape  # nothing is read again
+        (1, 2, 2)
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    def get(
+        self, record: Mapping[str, Any], root: Path | str, path: str, make: Callable[[], np.ndarray[Any, Any]]
+    ) -> np.ndarray[Any, Any]:
+        """Return the volume of one exam: the kept one, or what ``make`` returns, which is then kept.
+
+        Args:
+            record: every number of the preprocessing.
+            root: folder that the path is relative to.
+            path: of the exam.
+            make: reads and preprocesses it; what its audit finds is kept too.
+
+        Raises:
+            DiskFull: no room for another volume.
+        """
+        key = hash_of(record)[:16]
+        file = self.folder / key / f"{source_hash(root, path)}.safetensors"
+        if file.is_file():
+            found = _kept(file, key)
+            if found is not None:
+                return found
+            print(f"kept volume {file.name[:12]} is damaged and is made again", file=sys.stderr)
+        with collect_findings() as findings:
+            array = make()
+        report_findings(findings)
+        noted = json.dumps([[one.code, one.message] for one in findings])
+        metadata = {"key": key, "sha256": _digest(array), "findings": noted}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, lambda handle: handle.write(save({"volume": np.ascontiguousarray(array)}, metadata)))
+        return array
+
+
+def _kept(file: Path, key: str) -> np.ndarray[Any, Any] | None:
+    """Return a kept volume and report what was found in it, or None when it is not what was written."""
+    try:
+        with safe_open(file, "numpy") as stored:
+            metadata, array = stored.metadata(), stored.get_tensor("volume")
+    except (OSError, SafetensorError):
+        return None
+    if metadata.get("key") != key or metadata.get("sha256") != _digest(array):
+        return None
+    report_findings(Finding(code, message) for code, message in json.loads(metadata["findings"]))
+    return np.asarray(array)
+
+
+def _digest(array: np.ndarray[Any, Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
 class VolumeReader:
     """CT volume (NIfTI, NRRD, MetaImage, .npz, DICOM folder or zip) → an array after a preprocessing profile.
 
@@ -142,6 +220,7 @@ class VolumeReader:
             )
         self._mode, self._every, self._length = mode, every, length
         self.parts = mode != "volume"
+        self.kept: KeptVolumes | None = None
 
     def read(self, root: Path | str, path: str) -> np.ndarray[Any, Any]:
         """Return one volume.
@@ -150,8 +229,7 @@ class VolumeReader:
             UnreadableExam: a picture, damaged, or no lungs to crop to.
             UnusableExam: read, but with a finding of severity ``error``.
         """
-        volume, _ = read_volume(volume_path(root, path))
-        ready = prepare(volume, self.profile)
+        ready = prepared(self, profile_record(self.profile), root, path, lambda v: prepare(v, self.profile))
         if self._mode == "volume":
             return np.ascontiguousarray(ready)
         if self._mode == "slices":
@@ -171,6 +249,32 @@ class VolumeReader:
         own |= {"every": self._every} if self.parts else {}
         own |= {"length": self._length} if self._mode == "windows" else {}
         return own | {"profile": profile_record(self.profile)}
+
+
+def prepared(
+    reader: Any, record: Mapping[str, Any], root: Path | str, path: str,
+    preprocess: Callable[[Volume], np.ndarray[Any, Any]],
+) -> np.ndarray[Any, Any]:  # fmt: skip
+    """Return a preprocessed volume: the one that ``reader.kept`` holds, or read from its source.
+
+    Args:
+        reader: with the attribute ``kept``; None keeps nothing.
+        record: every number of the preprocessing.
+        root: folder that the path is relative to.
+        path: of the exam.
+        preprocess: volume → array.
+
+    Raises:
+        UnreadableExam: a picture, or damaged.
+        UnusableExam: read, but with a finding of severity ``error``.
+    """
+
+    def make() -> np.ndarray[Any, Any]:
+        volume, findings = read_volume(volume_path(root, path))
+        report_findings(findings)
+        return preprocess(volume)
+
+    return make() if reader.kept is None else reader.kept.get(record, root, path, make)
 
 
 def volume_path(root: Path | str, path: str) -> Path:

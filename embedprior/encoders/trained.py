@@ -6,6 +6,7 @@ as it was. ``teachers.encoder`` trains both.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,19 +14,20 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field, ValidationError
-from safetensors.torch import save_file
+from pydantic import Field
+from safetensors.torch import save
 from torch import Tensor
 
 from embedprior.config import Config
 from embedprior.encoders.base import Encoder, EncoderSpec, TokenEncoder, differing_field
 from embedprior.encoders.config import Precision
-from embedprior.encoders.frozen import Arrays, FrozenEncoder
+from embedprior.encoders.frozen import Arrays, FrozenEncoder, keep_volumes
 from embedprior.encoders.registry import SETTINGS, create_encoder
 from embedprior.errors import BadInput
 from embedprior.nn.config import SequenceShape
 from embedprior.nn.sequence import SequenceModel, embed
-from embedprior.runs import hash_file, read_json, write_json
+from embedprior.runs import read_json
+from embedprior.runs.integrity import read_sealed, write_sealed
 from embedprior.weights import load_strictly, read_tensors, without_prefix
 
 WEIGHTS = "encoder.safetensors"
@@ -105,14 +107,22 @@ class SequenceEncoder:
         """
         return self._base.read(root, path)
 
+    def keep_volumes(self, folder: Path | str) -> None:
+        """Keep every preprocessed volume in a folder; see ``FrozenEncoder.keep_volumes``.
+
+        Raises:
+            BadInput: the base encoder can't.
+        """
+        keep_volumes(self._base, folder)
+
     def embed(self, batch: Arrays) -> Float[np.ndarray, "batch dim"]:
         """Return one embedding an exam of a batch of what ``read`` returns."""
         assert isinstance(self._base, TokenEncoder)
         return embed(self._model, self._base.tokens(batch))  # type: ignore[arg-type]
 
 
-def read_record(folder: Path | str) -> TrainedRecord:
-    """Return what a folder says of the encoder in it.
+def read_trained(folder: Path | str) -> TrainedRecord:
+    """Return what a folder says of the encoder in it; every byte of its files is checked.
 
     Raises:
         BadInput: no trained encoder there, one of another kind or format, or damaged.
@@ -120,38 +130,29 @@ def read_record(folder: Path | str) -> TrainedRecord:
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
         raise BadInput(f"{folder} holds no trained encoder ({SETTINGS} is missing). {NEXT}")
-    found = read_json(folder / SETTINGS)
-    if not isinstance(found, dict) or "kind" not in found:
+    if "kind" not in read_json(folder / SETTINGS):
         raise BadInput(
             f"{folder} holds the weights of a small encoder. Next: --encoder slice-cnn or radiograph-cnn, --weights DIR"
         )
-    if found.get("format") != FORMAT:
-        raise BadInput(f"{folder}: encoder format {found.get('format')}. Allowed: {FORMAT}.")
-    try:
-        record = TrainedRecord.model_validate(found)
-    except ValidationError as error:
-        raise BadInput(f"{folder / SETTINGS} is damaged: {error.errors()[0]['msg']}. {NEXT} again") from error
-    if not (folder / WEIGHTS).is_file() or hash_file(folder / WEIGHTS) != record.weights_sha256:
-        raise BadInput(f"{folder / WEIGHTS} is not the file that was written (its sha256 differs). {NEXT} again")
-    return record
+    found = read_sealed(folder, SETTINGS, "encoder", FORMAT, "embedprior train encoder again")
+    return TrainedRecord.model_validate({name: found[name] for name in TrainedRecord.model_fields if name in found})
 
 
 def write_trained(
     folder: Path, record: Mapping[str, Any], body: Mapping[str, Tensor], head: Mapping[str, Tensor]
-) -> TrainedRecord:
-    """Write the weights, then ``encoder.json``, which marks completion.
+) -> None:
+    """Write the weights, then ``encoder.json``, which marks completion and holds the checksums of both.
 
     Args:
-        folder: is there.
+        folder: made when it is not there.
         record: fields of ``TrainedRecord``; the hash of the weights is added.
         body: tensors of the network or the sequence model.
         head: tensors of the classifier that it was trained with; an encoder does without it.
     """
     tensors = {f"{BODY}{n}": v for n, v in body.items()} | {f"{HEAD}{n}": v for n, v in head.items()}
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, folder / WEIGHTS)
-    made = TrainedRecord.model_validate({**record, "weights_sha256": hash_file(folder / WEIGHTS)})
-    write_json(folder / SETTINGS, made)
-    return made
+    stored = save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+    made = TrainedRecord.model_validate({**record, "weights_sha256": hashlib.sha256(stored).hexdigest()})
+    write_sealed(folder, SETTINGS, made.model_dump(mode="json"), lambda work: (work / WEIGHTS).write_bytes(stored))
 
 
 def trained_encoder(
@@ -168,7 +169,7 @@ def trained_encoder(
         BadInput: no such folder, a damaged one, or a network that reads exams in another way than in training.
     """
     folder = Path(model)
-    record = read_record(folder)
+    record = read_trained(folder)
     options = {"precision": precision, "device": device, "weights": weights}
     base = base_encoder(record.encoder, record.options, record.kind == "network", options)
     differing = differing_field(base.spec.profile, record.base.profile)

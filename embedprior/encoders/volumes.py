@@ -6,7 +6,7 @@ Huang et al., "PENet", npj Digital Medicine 3:61, 2020: a squeeze-and-excitation
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,10 @@ from embedprior.encoders.base import EncoderCard
 from embedprior.encoders.config import Precision
 from embedprior.encoders.frozen import FrozenEncoder, Network, seeded_build
 from embedprior.encoders.pictures import random_weights
-from embedprior.encoders.readers import Reader, VolumeReader, volume_path
+from embedprior.encoders.readers import KeptVolumes, Reader, VolumeReader, prepared
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
-from embedprior.imaging.readers import read_volume
-from embedprior.imaging.volume import canonical
+from embedprior.imaging.volume import Volume, canonical
 from embedprior.runs import hash_file
 from embedprior.weights import find_weights, load_strictly, read_tensors, without_prefix
 
@@ -38,36 +37,77 @@ def _normalised(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(width // 16, width)
 
 
-class PenetBlock(nn.Module):
+class _Residual3d(nn.Module):
+    """Three convolutions, each normalised, the first two activated; a gate; a shortcut is added; activation.
+
+    Subclasses name their layers as the published tensors do: ``conv1`` to ``conv3``, ``NORM1`` to ``NORM3``.
+    """
+
+    norm, shortcut_name = "", ""
+    activation: Callable[[Tensor], Tensor]
+
+    def forward(self, x: Float[Tensor, "n inputs d h w"]) -> Float[Tensor, "n out d h w"]:
+        """Return the block's output."""
+        shortcut = self._modules.get(self.shortcut_name)
+        y = x
+        for number in (1, 2, 3):
+            y = self._modules[f"{self.norm}{number}"](self._modules[f"conv{number}"](y))  # type: ignore[misc]
+            y = self.activation(y) if number < 3 else self.gate(y)
+        found: Tensor = self.activation(y + (x if shortcut is None else shortcut(x)))
+        return found
+
+    def gate(self, y: Float[Tensor, "n out d h w"]) -> Float[Tensor, "n out d h w"]:
+        """Return what the shortcut is added to."""
+        return y
+
+
+class _Levels3d(nn.Module):
+    """Stem → max pooling → levels of blocks → global average."""
+
+    max_pool: nn.Module
+
+    def stem(self, x: Float[Tensor, "n 3 d h w"]) -> Tensor:
+        """Return the first convolution's output, activated."""
+        raise NotImplementedError
+
+    def levels(self) -> list[nn.Module]:
+        """Return the levels, first to last."""
+        raise NotImplementedError
+
+    def features(self, x: Float[Tensor, "n 3 d h w"]) -> Float[Tensor, "n dim"]:
+        """Return the average of the last level's output."""
+        y = self.max_pool(self.stem(x))
+        for level in self.levels():
+            y = level(y)
+        found: Tensor = reduce(y, "n c d h w -> n c", "mean")
+        return found
+
+
+class PenetBlock(_Residual3d):
     """1³ → grouped 3³ → 1³ convolutions with group normalisation, a squeeze-and-excitation gate, and a shortcut."""
+
+    norm, shortcut_name = "norm", "down_sample"
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
         out = 2 * width
-        self.down_sample = (
-            nn.Sequential(nn.Conv3d(inputs, out, 1, stride, bias=False), _normalised(out))
-            if stride != 1 or inputs != out
-            else None
-        )
+        if stride != 1 or inputs != out:
+            self.down_sample = nn.Sequential(nn.Conv3d(inputs, out, 1, stride, bias=False), _normalised(out))
         self.conv1, self.norm1 = nn.Conv3d(inputs, width, 1, bias=False), _normalised(width)
         self.conv2 = nn.Conv3d(width, width, 3, stride, padding=1, groups=32, bias=False)
         self.norm2 = _normalised(width)
         self.conv3, self.norm3 = nn.Conv3d(width, out, 1, bias=False), _normalised(out)
         gate = nn.Sequential(nn.Linear(out, out // 16), nn.LeakyReLU(), nn.Linear(out // 16, out), nn.Sigmoid())
         self.se_block = nn.ModuleDict({"excite": gate})
-        self.relu = nn.LeakyReLU()
+        self.activation = nn.LeakyReLU()
 
-    def forward(self, x: Float[Tensor, "n inputs d h w"]) -> Float[Tensor, "n out d h w"]:
-        """Return the block's output."""
-        shortcut = x if self.down_sample is None else self.down_sample(x)
-        y = self.relu(self.norm1(self.conv1(x)))
-        y = self.norm3(self.conv3(self.relu(self.norm2(self.conv2(y)))))
-        gate = self.se_block["excite"](reduce(y, "n c d h w -> n c", "mean"))
-        found: Tensor = self.relu(y * gate[:, :, None, None, None] + shortcut)
-        return found
+    def gate(self, y: Float[Tensor, "n out d h w"]) -> Float[Tensor, "n out d h w"]:
+        """Return each channel times what its own averages make of it."""
+        share: Tensor = self.se_block["excite"](reduce(y, "n c d h w -> n c", "mean"))
+        return y * share[:, :, None, None, None]
 
 
-class Penet(nn.Module):
+class Penet(_Levels3d):
     """PENet's classifier: features are the global average of the last block, 2048 numbers a window."""
 
     def __init__(self) -> None:
@@ -87,13 +127,14 @@ class Penet(nn.Module):
         self.encoders = nn.ModuleList(encoders)
         self.classifier = nn.ModuleDict({"fc": nn.Linear(inputs, 1)})
 
-    def features(self, windows: Float[Tensor, "n 3 d h w"]) -> Float[Tensor, "n 2048"]:
-        """Return the features before the classifier."""
-        x = self.max_pool(self.in_conv(windows))
-        for encoder in self.encoders:
-            x = encoder["penet_blocks"](x)  # type: ignore[index]
-        found: Tensor = reduce(x, "n c d h w -> n c", "mean")
+    def stem(self, x: Float[Tensor, "n 3 d h w"]) -> Tensor:
+        """Return the first convolution's output, activated."""
+        found: Tensor = self.in_conv(x)
         return found
+
+    def levels(self) -> list[nn.Module]:
+        """Return the four levels."""
+        return [encoder["penet_blocks"] for encoder in self.encoders]  # type: ignore[index]
 
     def forward(self, windows: Float[Tensor, "n 3 d h w"]) -> Float[Tensor, " n"]:
         """Return one logit a window; a study's is their largest."""
@@ -143,8 +184,10 @@ class PenetEncoder(FrozenEncoder):
         )
 
 
-class Bottleneck3d(nn.Module):
+class Bottleneck3d(_Residual3d):
     """ResNet bottleneck with 1³, 3³ and 1³ kernels; the stride lies in the middle (ResNet v1.5)."""
+
+    norm, shortcut_name = "bn", "downsample"
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -154,16 +197,10 @@ class Bottleneck3d(nn.Module):
         self.conv3, self.bn3 = nn.Conv3d(width, out, 1, bias=False), nn.BatchNorm3d(out)
         if stride != 1 or inputs != out:
             self.downsample = nn.Sequential(nn.Conv3d(inputs, out, 1, stride, bias=False), nn.BatchNorm3d(out))
-
-    def forward(self, x: Float[Tensor, "n inputs d h w"]) -> Float[Tensor, "n out d h w"]:
-        """Return the block's output."""
-        shortcut = self.downsample(x) if "downsample" in self._modules else x
-        y = torch.relu(self.bn1(self.conv1(x)))
-        y = torch.relu(self.bn2(self.conv2(y)))
-        return torch.relu(self.bn3(self.conv3(y)) + shortcut)
+        self.activation = nn.ReLU()
 
 
-class ResNet3d(nn.Module):
+class ResNet3d(_Levels3d):
     """Inflated ResNet: stem (3, 7, 7) with stride (1, 2, 2), max pool 3 with stride 2, four levels, global average."""
 
     def __init__(self, depths: Sequence[int] = DEPTHS_152) -> None:
@@ -179,12 +216,17 @@ class ResNet3d(nn.Module):
                 inputs = 4 * width
             self.add_module(f"layer{level + 1}", nn.Sequential(*blocks))
 
+    def stem(self, x: Float[Tensor, "n 3 d h w"]) -> Tensor:
+        """Return the first convolution's output, activated."""
+        return torch.relu(self.bn1(self.conv1(x)))
+
+    def levels(self) -> list[nn.Module]:
+        """Return the four levels."""
+        return [self.get_submodule(f"layer{number}") for number in (1, 2, 3, 4)]
+
     def forward(self, x: Float[Tensor, "n 3 d h w"]) -> Float[Tensor, "n 2048"]:
         """Return the features."""
-        x = self.max_pool(torch.relu(self.bn1(self.conv1(x))))
-        for level in range(1, 5):
-            x = self._modules[f"layer{level}"](x)  # type: ignore[misc]
-        return reduce(x, "n c d h w -> n c", "mean")
+        return self.features(x)
 
 
 class ChestReader:
@@ -199,6 +241,7 @@ class ChestReader:
 
     def __init__(self, size: tuple[int, int, int] = (160, 224, 224)) -> None:
         self.size = size
+        self.kept: KeptVolumes | None = None
 
     def read(self, root: Path | str, path: str) -> Float[np.ndarray, "one slices rows columns"]:
         """Return one volume.
@@ -207,13 +250,15 @@ class ChestReader:
             UnreadableExam: a picture, damaged, or nothing above −1000 HU.
             UnusableExam: read, but with a finding of severity ``error``.
         """
-        volume, _ = read_volume(volume_path(root, path))
+        return prepared(self, self.record(), root, path, lambda volume: self._prepare(volume, Path(path).name))
+
+    def _prepare(self, volume: Volume, name: str) -> Float[np.ndarray, "one slices rows columns"]:
         hu = canonical(volume).hu[:, ::-1, ::-1]
         box = []
         for axis in range(3):
             hit = np.flatnonzero((hu > self.low).any(axis=tuple(a for a in range(3) if a != axis)))
             if not len(hit):
-                raise UnreadableExam(f"{Path(path).name}: nothing in it is above {self.low:.0f} HU")
+                raise UnreadableExam(f"{name}: nothing in it is above {self.low:.0f} HU")
             box.append(slice(int(hit[0]), int(hit[-1]) + 1))
         cut = torch.from_numpy(np.ascontiguousarray(hu[tuple(box)], dtype=np.float32))[None, None]
         small = interpolate(cut, size=self.size, mode="area")[0]

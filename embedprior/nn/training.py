@@ -68,7 +68,7 @@ def minimise(
         progress_bar: its text; None shows none.
         criterion: name of what ``validate`` returns, in the records; the lowest is kept, of equal ones the first.
         patience: validations in a row without a lower criterion after which the training ends; None never ends early.
-        scaler: of the loss, for gradients in float16; its own scale starts anew when a training is resumed.
+        scaler: of the loss, for gradients in float16.
         resume: where the state is kept; a training that was stopped there goes on after its last validation. Not
             together with ``schedule``.
 
@@ -91,6 +91,7 @@ def minimise(
     if state is not None:
         network.load_state_dict(state.weights["network"])
         optimiser.load_state_dict(state.optimiser)
+        scaler.load_state_dict(dict(state.loss_scale))
     best = _copied(network) if state is None else state.weights["best"]
     pending: list[Tensor] = []
     numbers: Iterable[int] = range(done.step + 1, steps + 1)
@@ -122,7 +123,7 @@ def minimise(
         done.history.append(record)
         if resume is not None:
             weights = {"network": network.state_dict(), "best": best}
-            save_state(resume.folder, resume.fingerprint, done, weights, optimiser.state_dict())
+            save_state(resume.folder, resume.fingerprint, done, weights, optimiser.state_dict(), scaler.state_dict())
     if validate is not None and done.step:
         if done.best_score is None:
             raise EmbedpriorError(

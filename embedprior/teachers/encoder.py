@@ -31,7 +31,7 @@ from embedprior.encoders.config import LabelTrainingConfig, TrainEncoderConfig
 from embedprior.encoders.frozen import FrozenEncoder, autocast
 from embedprior.encoders.registry import SETTINGS
 from embedprior.encoders.small_cnn import shift_pictures
-from embedprior.encoders.trained import base_encoder, read_record, trained_encoder, write_trained
+from embedprior.encoders.trained import base_encoder, read_trained, trained_encoder, write_trained
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.evidence import delong
 from embedprior.nn.config import FitConfig
@@ -159,7 +159,7 @@ def prepare_training(config: TrainEncoderConfig, device: str) -> Prepared:
         "encoder": hash_of(encoder_key(encoder.spec)), "settings": hash_of(settings),
     }  # fmt: skip
     if (out / SETTINGS).is_file():
-        before = read_record(out).fingerprint
+        before = read_trained(out).fingerprint
         other = [name for name, value in fingerprint.items() if before.get(name) != value]
         if other:
             raise BadInput(f"{out} holds an encoder that was trained on other {', '.join(other)}. Next: another --out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 from PIL import Image
@@ -142,3 +143,110 @@ def test_real_volumes_as_nifti_and_dicom_give_nearly_the_same_embedding(shared_d
     assert np.linalg.norm(same - dicom) < 0.5 * np.linalg.norm(same - other)
     again = encoder.embed(encoder.read(shared_data / "ct", names[0])[None])[0]
     np.testing.assert_array_equal(again, same)
+
+
+def test_a_kept_volume_is_decoded_once_for_every_reader_of_its_profile(
+    ct: Path, profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from embedprior.encoders import readers
+    from embedprior.encoders.frozen import keep_volumes
+
+    decoded: list[str] = []
+    original = readers.read_volume
+    monkeypatch.setattr(readers, "read_volume", lambda path: (decoded.append(path.name), original(path))[1])
+    kept = tmp_path / "kept"
+    options = {"random_init": True, "profile": profile}
+    for name, reader in (("efficientnet-lite0", "slices"), ("efficientnet-lite0", "triples"), ("vit-b16", "slices")):
+        encoder = create_encoder(name, reader=reader, every=8, **options)
+        plain = encoder.read(ct.parent, ct.name)
+        decoded.clear()
+        keep_volumes(encoder, kept)
+        np.testing.assert_array_equal(encoder.read(ct.parent, ct.name), plain)
+        assert len(decoded) == (1 if (name, reader) == ("efficientnet-lite0", "slices") else 0)
+    (file,) = kept.rglob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1
+    file.write_bytes(data)
+    np.testing.assert_array_equal(encoder.read(ct.parent, ct.name), plain)
+    assert decoded == [ct.name]  # damaged: made again, and kept again
+    encoder.read(ct.parent, ct.name)
+    assert decoded == [ct.name]
+    (tmp_path / "wider.yaml").write_text(PROFILE.format(side=40))
+    other = create_encoder(
+        "efficientnet-lite0", random_init=True, reader="slices", profile=str(tmp_path / "wider.yaml")
+    )
+    keep_volumes(other, kept)
+    assert other.read(ct.parent, ct.name).shape[-1] == 40
+    changed = sitk.ReadImage(str(ct)) + 1
+    sitk.WriteImage(changed, str(ct))
+    encoder.read(ct.parent, ct.name)
+    assert len(decoded) == 3
+    with pytest.raises(BadInput, match="it reads radiographs"):
+        keep_volumes(create_encoder("efficientnet-lite0", random_init=True), kept)
+    with pytest.raises(BadInput, match="keeps no preprocessed volumes"):
+        keep_volumes(create_encoder("pixels-128"), kept)
+
+
+def test_what_the_audit_of_a_kept_volume_found_is_reported_again(tmp_path: Path) -> None:
+    from embedprior.encoders.readers import KeptVolumes
+    from embedprior.imaging.findings import Finding, collect_findings, report_findings
+
+    (tmp_path / "a").write_bytes(b"a")
+    warning = Finding("hu-offset", "air at -990")
+
+    def make() -> np.ndarray:
+        report_findings([warning])
+        return np.zeros((1, 2), np.float32)
+
+    kept = KeptVolumes(tmp_path / "kept")
+    for _ in range(2):
+        with collect_findings() as found:
+            kept.get({}, tmp_path, "a", make)
+        assert found == [warning]
+
+
+def test_a_batch_of_the_network_is_filled_from_exam_after_exam(
+    ct: Path, profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from embedprior.cache.build import build_cache
+    from embedprior.encoders import frozen
+
+    encoder = create_encoder("efficientnet-lite0", random_init=True, reader="slices", profile=profile)
+    whole = encoder.read(ct.parent, ct.name)
+    exams = [whole[:5], whole[5:18], whole[18:21], whole[21:]]  # 5, 13, 3 and 19 slices
+    alone = [encoder.tokens(exam[None])[0] for exam in exams]  # type: ignore[attr-defined]
+    sizes: list[int] = []
+    features = encoder.backbone.features  # type: ignore[attr-defined]
+    counted = lambda x: (sizes.append(len(x)), features(x))[1]  # noqa: E731
+    object.__setattr__(encoder.backbone, "features", counted)  # type: ignore[attr-defined]
+    together = encoder.tokens(exams)  # type: ignore[attr-defined]
+    assert sizes == [16, 16, 8]
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(encoder.embed(exams)[2], alone[2].mean(0), atol=1e-5)  # type: ignore[arg-type]
+    # and so in a cache, whose exams are volumes of unlike length
+    names = []
+    for count in (12, 20, 8):
+        names.append(f"{count}.nii")
+        sitk.WriteImage(sitk.ReadImage(str(ct))[:, :, :count], str(tmp_path / names[-1]))
+    table = pd.DataFrame({"exam_id": names, "path": names})
+    sizes.clear()
+    cache, failures = build_cache(table, tmp_path, encoder, tmp_path / "cache", tokens=True)
+    assert not failures
+    assert sizes == [16, 16, 8]
+    assert [len(cache.tokens(name)) for name in names] == [12, 20, 8]
+    assert frozen.PARTS_AT_ONCE["cpu"] == 16
+
+
+@pytest.mark.parametrize("precision", ["bf16", "bf16-autocast", "fp16-autocast"])
+def test_reduced_precision_is_in_the_key_and_stays_near_float32(precision: str, ct: Path, profile: str) -> None:
+    options = {"random_init": True, "reader": "slices", "profile": profile, "every": 8}
+    exact, reduced = (create_encoder("vit-b16", **options, **own) for own in ({}, {"precision": precision}))
+    assert key8(encoder_key(exact.spec)) != key8(encoder_key(reduced.spec))
+    assert encoder_key(reduced.spec)["precision"] == precision
+    batch = np.random.default_rng(0).random((1, 2, 1, 224, 224), dtype=np.float32)
+    one, other = exact.embed(batch)[0], reduced.embed(batch)[0]
+    cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    assert 1e-9 < 1 - cosine < 1e-3  # not the same arithmetic, and near
+    if "autocast" in precision:
+        assert reduced.backbone.module.trunk.patch_embed.proj.weight.dtype.itemsize == 4  # type: ignore[attr-defined]

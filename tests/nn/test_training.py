@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from embedprior.errors import EmbedpriorError
-from embedprior.nn.training import minimise, seeded
+from embedprior.errors import BadInput, EmbedpriorError
+from embedprior.nn.training import Resume, minimise, seeded
 
 
 class Point(nn.Module):
@@ -111,3 +112,48 @@ def test_seeding_leaves_the_global_generator_as_it_was() -> None:
     assert not torch.equal(one, two)
     with seeded(0, "a"):
         assert torch.equal(torch.rand(2), one)
+
+
+def test_training_ends_when_the_criterion_has_not_fallen_for_long_enough() -> None:
+    point = Point()
+    values = iter([3.0, 2.0, 2.5, 2.0, 9.0, 1.0])  # the best is the second; an equal one is no improvement
+    history = minimise(
+        point, lambda step: (point.x - 2).square(), 12, lr=0.1, weight_decay=0.0, validate=lambda: next(values),
+        validate_every=2, criterion="error", patience=3,
+    )  # fmt: skip
+    assert [record["error"] for record in history] == [3.0, 2.0, 2.5, 2.0, 9.0]
+    fresh = Point()
+    run(fresh, lambda step: (fresh.x - 2).square(), 4, None, 4)
+    assert point.x.item() == pytest.approx(fresh.x.item())  # as it was at step 4
+
+
+def test_a_stopped_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    def fit(folder: Path | None, stop: int | None = None) -> tuple[list[float], list[dict[str, float]]]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+        def loss(step: int) -> torch.Tensor:
+            if step == stop:
+                raise KeyboardInterrupt
+            x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+            return (network(x)[:, 0] - x.sum(1)).square().mean()
+
+        def validate() -> float:
+            x = torch.ones(1, 3)
+            return float((network(x) - 3).abs())
+
+        resume = None if folder is None else Resume(folder, {"data": "a"})
+        history = minimise(
+            network, loss, 20, lr=0.05, weight_decay=0.01, validate=validate, validate_every=4, resume=resume
+        )
+        return [value for p in network.parameters() for value in p.flatten().tolist()], history
+
+    expected = fit(None)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, stop=11)
+    assert fit(tmp_path) == expected
+    with pytest.raises(BadInput, match="another data"):
+        minimise(
+            Point(), lambda step: torch.zeros(()), 20, lr=1.0, weight_decay=0.0, validate=None, validate_every=1,
+            resume=Resume(tmp_path, {"data": "b"}),
+        )  # fmt: skip

@@ -24,6 +24,7 @@ from embedprior.nn import training
 from embedprior.nn.config import FitConfig, SequenceConfig
 from embedprior.nn.losses import case_weights
 from embedprior.runs import hash_file, hash_of
+from embedprior.runs.integrity import with_checksum
 from embedprior.teachers.config import TeacherConfig
 from embedprior.teachers.encoder import rows_of_steps, weighed_loss
 from embedprior.teachers.train import CtCases, train_teacher, write_embeddings
@@ -229,7 +230,7 @@ def test_what_can_t_be_trained_is_refused_before_anything_is_written(
     sliced = ("--options", f"{{random_init: true, reader: slices, profile: {volumes / 'profile.yaml'}}}")
     for more, config, what in (
         (sliced, "cxr", "can't be trained whole"),
-        (NETWORK, "ct_slices", "gives no slice tokens of a CT"),
+        (("--options", "{random_init: true}"), "ct_slices", "gives no slice tokens of a CT"),
         ((*NETWORK, "--training.precision", "fp16"), "cxr", "fp16 needs --device cuda"),
         ((*NETWORK, "--label", "sing"), "cxr", "Did you mean 'sign'?"),
     ):
@@ -248,13 +249,18 @@ def test_a_damaged_or_changed_encoder_is_refused(trained: Path, sequence: Path, 
     damaged = tmp_path / "damaged"
     shutil.copytree(trained, damaged)
     (damaged / "encoder.safetensors").write_bytes((trained / "encoder.safetensors").read_bytes()[:-1])
-    with pytest.raises(BadInput, match=r"is not the file that was written"):
+    with pytest.raises(BadInput, match=r"the encoder in .* is damaged: encoder.safetensors"):
         create_encoder(str(damaged))
     moved = tmp_path / "moved"
     shutil.copytree(sequence, moved)
     record = json.loads((moved / "encoder.json").read_text())
-    record["base"]["profile"]["every"] = 2
+    record["patients"]["train"] = ["nobody"]
     (moved / "encoder.json").write_text(json.dumps(record))
+    with pytest.raises(BadInput, match=r"no longer has the contents it was written with"):
+        create_encoder(str(moved))
+    record = json.loads((sequence / "encoder.json").read_text())
+    record["base"]["profile"]["every"] = 2
+    (moved / "encoder.json").write_text(json.dumps(with_checksum(record)))
     with pytest.raises(BadInput, match=r"is not what this encoder was trained on: every is 1, was 2"):
         create_encoder(str(moved))
     with pytest.raises(BadInput, match="no trained encoder"):
