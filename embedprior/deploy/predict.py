@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +27,8 @@ from embedprior.students.storage import FittedMethod, load_fitted
 
 FAR = 99.0
 """Per cent of held-out embeddings that must lie nearer before a picture is called far from all of them."""
-BLOCK = 16
-"""Pictures that go through the encoder and the models together, always."""
+BLOCK, GPU_BLOCK = 4, 32
+"""Pictures that go through the encoder and the models together, always: on a CPU, and on an accelerator."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Bundle:
         Args:
             images: a path (DICOM, PNG, JPEG, or a folder of them), a list of paths, an open cache of embeddings, or
                 embeddings (N, D).
-            batch_size: pictures that are read together, rounded up to whole blocks of 16. It changes no score.
+            batch_size: pictures that are read together, rounded up to whole blocks (4 on a CPU). No score depends on it.
             workers: processes that read ahead; 0 = this one. They change no score.
 
         Returns:
@@ -116,7 +117,7 @@ class Bundle:
         """
         if batch_size < 1:
             raise BadInput(f"batch_size is {batch_size}. Allowed: 1 or more.")
-        encoder, size = self._encoder(), -(-batch_size // BLOCK) * BLOCK
+        encoder, size = self.encoder, -(-batch_size // self.block) * self.block
         batches = [list(paths[start : start + size]) for start in range(0, len(paths), size)]
         for batch in progress(read_ahead(encoder, batches, workers), "predict", total=len(batches)):
             yield self._batch(batch, encoder)
@@ -131,7 +132,7 @@ class Bundle:
         )  # fmt: skip
         read = [n for n, picture in enumerate(pictures) if picture.array is not None]
         if read:
-            embedded = _embed(encoder, [array for p in pictures if (array := p.array) is not None])
+            embedded = _embed(encoder, self.block, [array for p in pictures if (array := p.array) is not None])
             own = [pictures[n] for n in read]
             scored = self._scored([p.name for p in own], embedded, [p.warnings for p in own])
             rows = pd.concat([scored.set_axis(read), rows.drop(index=read)]).sort_index()
@@ -164,9 +165,9 @@ class Bundle:
         must not depend on the images beside it.
         """
         scores, spreads = [], []
-        for start in range(0, len(rows), BLOCK):
-            block = rows[start : start + BLOCK]
-            filled = np.concatenate([block, np.repeat(block[-1:], BLOCK - len(block), axis=0)])
+        for start in range(0, len(rows), self.block):
+            block = rows[start : start + self.block]
+            filled = np.concatenate([block, np.repeat(block[-1:], self.block - len(block), axis=0)])
             each, drawn = [], []
             for model in self.models:
                 samples = model.sample_scores(filled)
@@ -191,8 +192,14 @@ class Bundle:
             )
         return rows
 
-    def _encoder(self) -> Encoder:
-        """Return the encoder of the study; its weights are those in the bundle where it has them.
+    @property
+    def block(self) -> int:
+        """How many pictures are computed together."""
+        return BLOCK if str(self.encoder_options.get("device", "cpu")) == "cpu" else GPU_BLOCK
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """The encoder of the study, made when it is first used; its weights are those in the bundle where it has them.
 
         Raises:
             BadInput: it can't be made, or is another one; the field that differs is named.
@@ -267,7 +274,7 @@ def load_bundle(path: Path | str, **encoder_options: Any) -> Bundle:
     return Bundle(folder, config, models, references, bundle_id, encoder_options)
 
 
-def _embed(encoder: Encoder, pictures: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def _embed(encoder: Encoder, size: int, pictures: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Embed pictures in blocks of one fixed size, the last filled up, so that no row depends on its neighbours.
 
     A matrix product of another batch size may take another kernel, with other digits from the sixth on.
@@ -277,8 +284,8 @@ def _embed(encoder: Encoder, pictures: Sequence[NDArray[Any]]) -> NDArray[Any]:
     for n, picture in enumerate(pictures):
         places.setdefault((picture.shape, picture.dtype.str), []).append(n)
     for own in places.values():
-        for start in range(0, len(own), BLOCK):
-            block = own[start : start + BLOCK]
-            filled = [pictures[n] for n in block] + [pictures[block[-1]]] * (BLOCK - len(block))
+        for start in range(0, len(own), size):
+            block = own[start : start + size]
+            filled = [pictures[n] for n in block] + [pictures[block[-1]]] * (size - len(block))
             rows |= dict(zip(block, np.asarray(encoder.embed(np.stack(filled))), strict=False))
     return np.stack([rows[n] for n in range(len(pictures))])
