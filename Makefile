@@ -7,7 +7,7 @@ JOBS ?= 2
 
 DATA ?= ../shared/data/covid_chestxray
 
-.PHONY: venv demo study mutants test test-isa test-all lint bench clean
+.PHONY: venv demo study mutants test test-isa test-all lint bench docs clean
 
 venv: $(READY)
 
@@ -15,7 +15,7 @@ venv: $(READY)
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[all,hub,docs,dev]'
 	touch $(READY)
 
 demo: $(READY)
@@ -53,6 +53,10 @@ mutants: $(READY)
 
 bench: $(READY)
 	set -e; for script in tools/bench/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+# The pages of docs/ as a site, in build/site; a link that leads nowhere is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache

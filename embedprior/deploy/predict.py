@@ -74,7 +74,7 @@ class Bundle:
         Args:
             images: a path (DICOM, PNG, JPEG, or a folder of them), a list of paths, an open cache of embeddings, or
                 embeddings (N, D).
-            batch_size: pictures that are read together, rounded up to whole blocks (4 on a CPU). No score depends on it.
+            batch_size: pictures that are read together, rounded up to whole blocks (4 on a CPU); no score changes.
             workers: processes that read ahead; 0 = this one. They change no score.
 
         Returns:
