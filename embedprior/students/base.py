@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, UInt8
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.runs import seed_for
 
-_OPTIONAL = ("ct", "tokens", "pixels", "ct_mirrored")
+_GO_WITH_CT = ("ct_mirrored", "ct_pixels")
+_OPTIONAL = ("ct", "tokens", "pixels", "ct_mirrored", "ct_pixels")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Cases:
         tokens: patch tokens of the radiograph, for students that read tokens; NaN rows are padding.
         pixels: the radiograph itself (a ``pixels-128`` cache), for students that read pixels.
         ct_mirrored: embedding of the CT flipped left to right, for pixel students that flip; goes with the CT.
+        ct_pixels: the CT itself where it is one slice (in the same cache as ``pixels``); goes with the CT.
 
     Example:
         >>> z_cxr, z_ct = np.zeros((2, 4), np.float32), np.ones((2, 3), np.float32)
@@ -53,13 +55,14 @@ class Cases:
     tokens: Float[np.ndarray, "cases tokens token_dim"] | None = None
     pixels: UInt8[np.ndarray, "cases height width"] | None = None
     ct_mirrored: Float[np.ndarray, "cases ct_dim"] | None = None
+    ct_pixels: UInt8[np.ndarray, "cases height width"] | None = None
 
     def __len__(self) -> int:
         return len(self.exam_ids)
 
     def without_ct(self) -> Cases:
         """Return the same cases with nothing of CT in them."""
-        return replace(self, ct=None, ct_label=np.full(len(self), np.nan), ct_mirrored=None)
+        return replace(self, ct=None, ct_label=np.full(len(self), np.nan), ct_mirrored=None, ct_pixels=None)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Cases:
         """Return some of the cases, in the order given."""
@@ -81,6 +84,19 @@ class Cases:
     def known(self) -> Bool[np.ndarray, " cases"]:
         """Which cases have a label."""
         return np.asarray(~np.isnan(self.label))
+
+    def paired_ct_pixels(self) -> UInt8[np.ndarray, "cases height width"]:
+        """Return the CT slices as pictures.
+
+        Raises:
+            CtNotAvailable: the cases come without CT.
+            CannotFit: there is CT, but no picture of it.
+        """
+        if self.ct_pixels is None and self.ct is None:
+            raise CtNotAvailable("these cases carry no CT: a method that needs it must declare needs_ct (oracle)")
+        if self.ct_pixels is None:
+            raise CannotFit("no picture of the CT. Next: give a pixels-128 cache that holds the CT slices, too")
+        return self.ct_pixels
 
     def paired_ct(self) -> Float[np.ndarray, "cases ct_dim"]:
         """Return the CT embeddings.
@@ -253,8 +269,5 @@ def shuffled_stage(stage: Stage, seed: int) -> Stage:
 
 def _shuffled(cases: Cases, seed: int, part: str) -> Cases:
     order = np.random.default_rng(seed_for(seed, "shuffled pairs", cases.source, part)).permutation(len(cases))
-    mirrored = cases.ct_mirrored
-    return replace(
-        cases, ct=cases.paired_ct()[order], ct_label=cases.ct_label[order],
-        ct_mirrored=None if mirrored is None else mirrored[order],
-    )  # fmt: skip
+    also: dict[str, Any] = {n: None if (v := getattr(cases, n)) is None else v[order] for n in _GO_WITH_CT}
+    return replace(cases, ct=cases.paired_ct()[order], ct_label=cases.ct_label[order], **also)

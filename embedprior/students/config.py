@@ -62,6 +62,12 @@ def checked(method: str, built: type, options: Mapping[str, Any]) -> dict[str, A
 
 
 InputKind = Literal["embedding", "tokens", "pixels"]
+TeacherKind = Literal[
+    "pilot-teacher", "pilot-teacher-dpe", "pilot-teacher-dpe-rescaled", "pilot-teacher-mhra", "pilot-teacher-full",
+    "pilot-teacher-full-rescaled",
+]  # fmt: skip
+NetworkKind = Literal["shared", "pilot", "pilot-dfpn", "pilot-fusion"] | TeacherKind
+"""The network that learns: the one of all methods, or one of the pilot study's, which read pixels."""
 
 
 class Augmentation(Config):
@@ -71,10 +77,13 @@ class Augmentation(Config):
         flip: left to right, half of the time. A method that uses CT then needs the embedding of the flipped CT too
             (``Cases.ct_mirrored``): a flipped radiograph is never set beside a CT that is not.
         shift: pixels by which it moves at most along each axis; a frozen CT embedding is taken to be the same.
+        independent: flip the picture of the CT by a coin of its own, as the pilot's code does: half of the pairs are
+            then mirrored against each other. Otherwise both are flipped together.
     """
 
     flip: bool = False
     shift: int = Field(default=0, ge=0)
+    independent: bool = False
 
 
 class Budget(Config):

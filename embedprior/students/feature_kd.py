@@ -352,6 +352,7 @@ class DiscomKd(StudentMethod):
     needs_teacher: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.weights:
             if name not in TERMS:
                 raise BadInput(f"method '{self.name}': no term '{name}' to weigh. Allowed: {', '.join(TERMS)}.")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from embedprior.nn.losses import label_loss
 from embedprior.students.base import FitData, Stage
-from embedprior.students.config import Count, Positive, Share
+from embedprior.students.config import Count, Positive, Share, TeacherKind
 from embedprior.students.network import StudentNetwork
 from embedprior.students.student import LogitStudent, StudentMethod, labelled
 from embedprior.students.training import Batch, FitSummary, Objective
@@ -241,11 +241,13 @@ class SameModalityKd(StudentMethod):
 
     Attributes:
         teacher_width: hidden width of the radiograph teacher, as a multiple of the student's.
+        teacher: network of the radiograph teacher, where the student is not the shared one.
     """
 
     temperature: Positive = 4.0
     soft_share: Share = 0.6
     teacher_width: Count = 4
+    teacher: TeacherKind = "pilot-teacher"
     name: str = "same-modality-kd"
     uses_ct: bool = False
     needs_teacher: ClassVar[bool] = False
@@ -254,4 +256,6 @@ class SameModalityKd(StudentMethod):
         """Fit the radiograph teacher on the labels, and return both terms."""
         fit = self.budget.fit.model_copy(update={"hidden": self.budget.fit.hidden * self.teacher_width})
         wide = replace(CxrOnly(), budget=self.budget.model_copy(update={"fit": fit}), inputs=self.inputs)
+        if self.student != "shared":
+            wide = CxrOnly(self.budget, inputs=self.inputs, student=self.teacher)
         return SameModality(wide.trained(data, seed + 1)[0], self.temperature, self.soft_share)

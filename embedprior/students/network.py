@@ -21,6 +21,7 @@ from embedprior.nn.network import Standardised
 from embedprior.nn.training import seeded
 from embedprior.students.base import CannotFit, Cases
 from embedprior.students.config import InputKind
+from embedprior.students.pilot_networks import FusionNetwork, MapNetwork, MapOutput, new_map_network
 
 CHUNK = 512
 """Cases scored at once."""
@@ -63,15 +64,18 @@ class PixelBackbone(Standardised):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU()]
         self.layers = nn.Sequential(*layers)
 
+    def maps(self, inputs: Float[Tensor, "cases height width"]) -> Float[Tensor, "cases channels rows columns"]:
+        """Return the maps of the last layer."""
+        pictures = rearrange(self.standardise(inputs.float()), "cases height width -> cases 1 height width")
+        return cast(Tensor, self.layers(pictures))
+
     def fit_scale(self, inputs: Tensor) -> None:
         """Take mean and spread over all pixels of the training cases."""
         super().fit_scale(inputs.float().flatten())
 
     def forward(self, inputs: Float[Tensor, "cases height width"]) -> Float[Tensor, "cases hidden"]:
         """Return features."""
-        pictures = rearrange(self.standardise(inputs.float()), "cases height width -> cases 1 height width")
-        features: Tensor = reduce(self.layers(pictures), "cases channels height width -> cases channels", "mean")
-        return features
+        return reduce(self.maps(inputs), "cases channels height width -> cases channels", "mean")
 
 
 class LinearReadout(nn.Sequential):
@@ -134,28 +138,58 @@ class StudentNetwork(nn.Module):
         config: capacity and dropout.
         readout: one of ``READOUTS``.
         latent: width of the readout's latents, where it has any.
+        student: ``shared``, or one of the pilot's (``pilot_networks``), which reads pixels and has a head of its own in
+            place of the linear readout. ``config.hidden`` is then its width.
     """
 
-    def __init__(self, kind: InputKind, dim: int, config: FitConfig, readout: str = "linear", latent: int = 0) -> None:
+    def __init__(
+        self, kind: InputKind, dim: int, config: FitConfig, readout: str = "linear", latent: int = 0,
+        student: str = "shared",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.settings: dict[str, Any] = {"kind": kind, "dim": dim, "readout": readout, "latent": latent}
-        self.config = config
-        if kind == "pixels":
-            self.backbone: EmbeddingBackbone | PixelBackbone = PixelBackbone(config)
+        self.backbone: EmbeddingBackbone | PixelBackbone | MapNetwork | FusionNetwork
+        if student != "shared":
+            self.settings["student"] = student
+            if kind != "pixels":
+                raise BadInput(f"student '{student}' reads pixels, not an {kind}. Next: inputs: pixels")
+            self.backbone = new_map_network(student)
+            config = config.model_copy(update={"hidden": self.backbone.width})
+            if readout != "linear":
+                self.backbone.head = nn.Identity()
+        elif kind == "pixels":
+            self.backbone = PixelBackbone(config)
         else:
             self.backbone = (TokenBackbone if kind == "tokens" else EmbeddingBackbone)(dim, config)
+        self.config = config
         self.readout: nn.Module
         if readout == "probe":
             self.readout = ProbeReadout(config, latent)
         elif readout == "disentangled":
             self.readout = DisentangledReadout(config, latent)
+        elif student != "shared":
+            self.readout = nn.Identity()  # the network's own head gives the logit
         else:
             self.readout = LinearReadout(config)
 
     def forward(self, inputs: Tensor) -> tuple[Float[Tensor, "cases hidden"], Float[Tensor, " cases"]]:
         """Return features and logits."""
-        features = self.backbone(inputs)
-        return features, self.readout(features)[:, 0]
+        return self.outputs(inputs)[:2]
+
+    def outputs(self, inputs: Tensor) -> tuple[Float[Tensor, "cases hidden"], Float[Tensor, " cases"], Tensor | None]:
+        """Return features, logits and, of pixels, the deepest maps (cases, channels, rows, columns)."""
+        maps: Tensor | None = None
+        if isinstance(self.backbone, MapNetwork | FusionNetwork):
+            found: MapOutput = self.backbone(inputs)
+            features, logits, maps = found.features, found.logits, found.maps
+            if isinstance(self.readout, nn.Identity):
+                return features, logits, maps
+        elif isinstance(self.backbone, PixelBackbone):
+            maps = self.backbone.maps(inputs)
+            features = reduce(maps, "cases channels height width -> cases channels", "mean")
+        else:
+            features = self.backbone(inputs)
+        return features, self.readout(features)[:, 0], maps
 
     def logits(self, cases: Cases) -> Float[np.ndarray, " cases"]:
         """Return one logit a case, without dropout."""
@@ -166,8 +200,9 @@ class StudentNetwork(nn.Module):
 
 
 def new_student(
-    cases: Cases, kind: InputKind, config: FitConfig, seed: int, readout: str = "linear", latent: int = 0
-) -> StudentNetwork:
+    cases: Cases, kind: InputKind, config: FitConfig, seed: int, readout: str = "linear", latent: int = 0,
+    student: str = "shared",
+) -> StudentNetwork:  # fmt: skip
     """Return an untrained network for inputs of this kind; its backbone starts alike whatever the method.
 
     Raises:
@@ -175,7 +210,7 @@ def new_student(
     """
     inputs = student_inputs(cases, kind)
     with seeded(seed, "initial weights"):
-        return StudentNetwork(kind, 0 if kind == "pixels" else inputs.shape[-1], config, readout, latent)
+        return StudentNetwork(kind, 0 if kind == "pixels" else inputs.shape[-1], config, readout, latent, student)
 
 
 def student_inputs(cases: Cases, kind: InputKind) -> Tensor:

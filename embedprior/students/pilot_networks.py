@@ -6,7 +6,7 @@ Written from the operators' description. Their parameters add up to the publishe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,24 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from embedprior.errors import BadInput
+
 Dpe = Literal["none", "published", "rescaled"]
 STUDENT_WIDTHS, TEACHER_WIDTHS = (32, 64, 128), (32, 64, 128, 256)
 PYRAMID_WIDTH, HEADS = 128, 4
+_STUDENT: dict[str, Any] = {"widths": STUDENT_WIDTHS}
+_TEACHER: dict[str, Any] = {"widths": TEACHER_WIDTHS}
+MAP_NETWORKS: dict[str, dict[str, Any]] = {
+    "pilot": _STUDENT,
+    "pilot-dfpn": _STUDENT | {"dfpn": True},
+    "pilot-teacher": _TEACHER,
+    "pilot-teacher-dpe": _TEACHER | {"dpe": "published"},
+    "pilot-teacher-dpe-rescaled": _TEACHER | {"dpe": "rescaled"},
+    "pilot-teacher-mhra": _TEACHER | {"mhra": True},
+    "pilot-teacher-full": _TEACHER | {"dpe": "published", "mhra": True},
+    "pilot-teacher-full-rescaled": _TEACHER | {"dpe": "rescaled", "mhra": True},
+}
+"""Networks by name: the encoder's widths and the modules it has."""
 
 
 @dataclass(frozen=True)
@@ -156,31 +171,62 @@ class MapNetwork(nn.Module):
         self.mhra = GatedAttention(deepest) if mhra else None
         self.dfpn = Pyramid(widths) if dfpn else None
         self.width = PYRAMID_WIDTH if dfpn else deepest
-        self.head = nn.Linear(self.width, 2)
+        self.head: nn.Module = nn.Linear(self.width, 2)
+
+    def fit_scale(self, inputs: Tensor) -> None:
+        """Leave the grey values as they are: 0 to 255 becomes 0 to 1, whatever the training cases hold."""
 
     def forward(self, pictures: Float[Tensor, "cases height width"]) -> MapOutput:
-        """Return features, logits and the deepest maps; one case at a time is not possible while training."""
+        """Return features, logits and the deepest maps."""
         levels = self.encoder(pictures)
         maps = levels[-1]
         maps = maps if self.dpe is None else self.dpe(maps)
         maps = maps if self.mhra is None else self.mhra(maps)
         features = _pool(maps) if self.dfpn is None else self.dfpn([*levels[:-1], maps])
-        return MapOutput(features, two_class_logit(self.head(features)), maps)
+        logits = two_class_logit(self.head(features)) if isinstance(self.head, nn.Linear) else features[:, 0]
+        return MapOutput(features, logits, maps)
 
 
 class FusionNetwork(nn.Module):
-    """Late fusion: one student encoder a modality, their pooled maps side by side, 256 → 128 → 2. It needs the CT."""
+    """Late fusion: one student encoder a modality, their pooled maps side by side, 256 → 128 → 2. It needs the CT.
+
+    A picture is the radiograph above the CT slice, each square.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.cxr, self.ct = Encoder(STUDENT_WIDTHS), Encoder(STUDENT_WIDTHS)
-        width = STUDENT_WIDTHS[-1]
-        self.head = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, 2))
+        self.width = STUDENT_WIDTHS[-1]
+        self.mix = nn.Sequential(nn.Linear(2 * self.width, self.width), nn.ReLU(), nn.Dropout(0.2))
+        self.head: nn.Module = nn.Linear(self.width, 2)
 
-    def forward(self, cxr: Float[Tensor, "cases height width"], ct: Float[Tensor, "cases height width"]) -> Tensor:
-        """Return logits (cases,)."""
-        both = torch.cat([_pool(self.cxr(cxr)[-1]), _pool(self.ct(ct)[-1])], dim=1)
-        return two_class_logit(self.head(both))
+    def fit_scale(self, inputs: Tensor) -> None:
+        """Leave the grey values as they are."""
+
+    def forward(self, pictures: Float[Tensor, "cases height width"]) -> MapOutput:
+        """Return features, logits and the radiograph's deepest maps.
+
+        Raises:
+            BadInput: a picture is not two squares, one above the other.
+        """
+        side = pictures.shape[2]
+        if pictures.shape[1] != 2 * side:
+            raise BadInput(
+                f"pictures of {pictures.shape[1]} × {side}. Allowed: {2 * side} × {side}, the radiograph above its CT."
+            )
+        maps = self.cxr(pictures[:, :side])[-1]
+        features = self.mix(torch.cat([_pool(maps), _pool(self.ct(pictures[:, side:])[-1])], dim=1))
+        return MapOutput(features, two_class_logit(self.head(features)), maps)
+
+
+def new_map_network(name: str) -> MapNetwork | FusionNetwork:
+    """Return an untrained network by its name: of ``MAP_NETWORKS``, or ``pilot-fusion``.
+
+    Example:
+        >>> new_map_network("pilot-dfpn").width
+        128
+    """
+    return FusionNetwork() if name == "pilot-fusion" else MapNetwork(**MAP_NETWORKS[name])
 
 
 def two_class_logit(outputs: Float[Tensor, "cases 2"]) -> Float[Tensor, " cases"]:

@@ -136,6 +136,34 @@ METHODS: dict[str, MethodRow] = _table(
         f"{_HERE}.gated_kd:PseudoLabel",
     ),
     MethodRow(
+        "slice-kd", "labels, and the softened output of a network that reads the CT slice", _PILOT,
+        f"{_HERE}.map_kd:SliceKd",
+    ),
+    MethodRow(
+        "slice-attention", "the same, and attention maps as in the CT network", f"Zagoruyko 2017; {_PILOT}",
+        f"{_HERE}.map_kd:SliceAttention",
+    ),
+    MethodRow(
+        "slice-hint", "the same, and projected feature maps as in the CT network", f"Romero 2015; {_PILOT}",
+        f"{_HERE}.map_kd:SliceHint",
+    ),
+    MethodRow(
+        "slice-hallucination", "labels, and a guess of the CT network's features", f"Hoffman 2016; {_PILOT}",
+        f"{_HERE}.map_kd:SliceHallucination",
+    ),
+    MethodRow(
+        "jdcnet", "slice-kd with DPE and MHRA in the teacher, DFPN in the student, as published", _PILOT,
+        f"{_HERE}.map_kd:SliceKd", options={"student": "pilot-dfpn", "teacher": "pilot-teacher-full"},
+    ),
+    MethodRow(
+        "slice-ct-only", "the network that reads the CT slice: what CT itself knows", _PILOT,
+        f"{_HERE}.map_kd:SliceCtOnly",
+    ),
+    MethodRow(
+        "slice-late-fusion", "radiograph and CT slice, an encoder each, fused", _PILOT,
+        f"{_HERE}.map_kd:SliceLateFusion",
+    ),
+    MethodRow(
         "clip-alignment", "InfoNCE to frozen CT embeddings, then a linear probe", "X2CT-CLIP, arXiv 2503.02162",
         f"{_HERE}.relational_kd:ClipAlignment",
     ),
@@ -301,10 +329,10 @@ def build_method(name: str, budget: Budget | None = None, **options: Any) -> Met
     from embedprior.students.config import checked
 
     info, built = _resolve(name)
-    kind = options.get("inputs", "embedding")
+    kind = options.get("inputs", info.inputs[0])
     if kind not in info.inputs:
         raise BadInput(f"method '{name}' can't read {kind}. Allowed: {', '.join(info.inputs)}.")
-    if info.inputs == ("embedding",):
+    if len(info.inputs) == 1:
         options.pop("inputs", None)
     own = checked(name, built, {**info.options, **options})
     try:

@@ -22,7 +22,7 @@ from embedprior.nn.stages import ALL_OR_NOTHING, StageWeight, choose_weight, pat
 from embedprior.nn.training import ValidationHistory, contiguous
 from embedprior.runs import read_json, write_json, write_tensors
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage, shuffled_stage
-from embedprior.students.config import Budget, InputKind
+from embedprior.students.config import Budget, InputKind, NetworkKind
 from embedprior.students.network import StudentNetwork, new_student
 from embedprior.students.search import search_settings
 from embedprior.students.training import (
@@ -86,6 +86,7 @@ class StudentMethod:
     Attributes:
         budget: the same for every row.
         inputs: what the student reads: ``embedding``, ``tokens`` or ``pixels``.
+        student: the network that learns, ``shared`` unless the pilot's small ones are asked for.
         pretraining: learn from the DRR–CT pairs first, where there are any.
         shuffled: the null control: pairs shuffled between patients.
         name: of the row.
@@ -97,6 +98,7 @@ class StudentMethod:
 
     budget: Budget = field(default_factory=Budget)
     inputs: InputKind = "embedding"
+    student: NetworkKind = "shared"
     pretraining: bool = True
     shuffled: bool = False
     name: str = ""
@@ -106,6 +108,13 @@ class StudentMethod:
     needs_teacher: ClassVar[bool] = True
     input_kinds: ClassVar[tuple[InputKind, ...]] = ("embedding", "tokens", "pixels")
     version: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        if self.student != "shared" and self.inputs != "pixels":
+            raise BadInput(
+                f"method '{self.name}': student '{self.student}' reads pixels, inputs is '{self.inputs}'. "
+                "Next: inputs: pixels"
+            )
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
         """Return what the student learns by; its own modules are trained with it and thrown away."""
@@ -170,7 +179,9 @@ class StudentMethod:
     def _parts(self, data: FitData, seed: int) -> tuple[StudentNetwork, Objective]:
         target = data.target.train
         sizes = Sizes(target.cxr.shape[1], 0 if target.ct is None else target.ct.shape[1])
-        network = new_student(target, self.inputs, self.budget.fit, seed, self.readout, self.latent(sizes))
+        network = new_student(
+            target, self.inputs, self.budget.fit, seed, self.readout, self.latent(sizes), self.student
+        )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return network, self.objective(data, network, seed)

@@ -131,6 +131,11 @@ def pixels_of(cache: EmbeddingCache, exam_ids: list[str]) -> UInt8[np.ndarray, "
     return np.asarray(rows, dtype=np.uint8).reshape(len(rows), side, side)
 
 
+def pixels_if_all(cache: EmbeddingCache, exam_ids: list[str]) -> UInt8[np.ndarray, "cases height width"] | None:
+    """Return the pictures where the cache holds every one of them: CT volumes have none."""
+    return pixels_of(cache, exam_ids) if set(exam_ids) <= set(cache.ids) else None
+
+
 def tokens_of(cache: EmbeddingCache, exam_ids: list[str]) -> Float[np.ndarray, "cases tokens dim"]:
     """Return the tokens of a token cache; shorter sequences are filled up with NaN.
 
@@ -193,6 +198,7 @@ def _cases(rows: pd.DataFrame, labels: pd.Series, caches: dict[str, EmbeddingCac
         source=source,
         tokens=tokens_of(caches["tokens"], ids) if "tokens" in caches and source == "cxr" else None,
         pixels=pixels_of(caches["pixels"], ids) if "pixels" in caches and source == "cxr" else None,
+        ct_pixels=pixels_if_all(caches["pixels"], scans) if "pixels" in caches and paired else None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ class Batch:
         ct_label: label of the CT itself, or the radiograph's where the CT has none of its own.
         teacher: logits of the CT head; NaN without one.
         patient: numbers; equal for rows of one patient.
+        maps: deepest maps (cases, channels, rows, columns) of a student of pixels; None of any other.
+        ct_pixels: the CT slices as pictures, flipped with the radiograph; None where there are none.
     """
 
     features: Float[Tensor, "cases hidden"]
@@ -46,6 +48,8 @@ class Batch:
     ct_label: Float[Tensor, " cases"]
     teacher: Float[Tensor, " cases"]
     patient: Int[Tensor, " cases"]
+    maps: Tensor | None = None
+    ct_pixels: Tensor | None = None
 
 
 class Objective(nn.Module):
@@ -55,12 +59,14 @@ class Objective(nn.Module):
         weights: by name; a loss that is not named weighs 1.
         reads_labels: needs labelled rows in every batch.
         reads_pairs: needs rows of CT–radiograph pairs, labelled or not.
+        reads_ct: reads the CT's embedding, or its head's logit; not so where a network reads the CT's picture.
         trained_before: modules that the method trained first, and froze; they count as trained.
         notes: what a reader of the result must know of these terms on these cases.
     """
 
     reads_labels = True
     reads_pairs = True
+    reads_ct = True
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
@@ -203,6 +209,7 @@ class CaseTensors:
     teacher: Tensor
     patient: Tensor
     mirrored: tuple[Tensor, Tensor] | None = None
+    ct_pixels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -246,6 +253,7 @@ def to_tensors(cases: Cases, kind: InputKind, head: Head | None, balance: Balanc
         teacher=tensor(teacher),
         patient=torch.tensor([codes[p] for p in cases.patient_ids], dtype=torch.long),
         mirrored=mirrored,
+        ct_pixels=None if cases.ct_pixels is None else torch.from_numpy(np.ascontiguousarray(cases.ct_pixels)),
     )
 
 
@@ -275,7 +283,7 @@ def train_student(
     """
     config, pixels = budget.fit, network.settings["kind"] == "pixels"
     augment = budget.augment if pixels else Augmentation()
-    if augment.flip and objective.reads_pairs and train.ct.shape[1] and train.mirrored is None:
+    if augment.flip and objective.reads_pairs and objective.reads_ct and train.ct.shape[1] and train.mirrored is None:
         raise BadInput(
             "augment.flip mirrors the radiograph, but these pairs have no embedding of the mirrored CT. "
             "Allowed: ct_mirrored beside ct. Next: embed the CTs flipped too, or set augment.flip to false"
@@ -388,6 +396,10 @@ def _draw_batch(
     if augment.flip or augment.shift:
         inputs, flipped = augmented(inputs, augment, draws)
     whole = _forward(network, data, rows, inputs, flipped)
+    if augment.flip and whole.ct_pixels is not None:
+        turned = torch.rand(len(rows), generator=draws) < 0.5 if augment.independent else flipped
+        pictures = torch.where(rearrange(turned, "cases -> cases 1 1"), whole.ct_pixels.flip(2), whole.ct_pixels)
+        whole = replace(whole, ct_pixels=pictures)
     if one:
         return whole, whole
     return _select(whole, slice(0, len(for_labels))), _select(whole, slice(len(for_labels), None))
@@ -400,19 +412,20 @@ def _whole(network: StudentNetwork, data: CaseTensors) -> tuple[Batch, Batch]:
 
 
 def _forward(network: StudentNetwork, data: CaseTensors, rows: Tensor, inputs: Tensor, flipped: Tensor) -> Batch:
-    features, logits = network(inputs)
+    features, logits, maps = network.outputs(inputs)
     ct, teacher = data.ct[rows], data.teacher[rows]
     if data.mirrored is not None and flipped.any():
         ct = torch.where(flipped[:, None], data.mirrored[0][rows], ct)
         teacher = torch.where(flipped, data.mirrored[1][rows], teacher)
     return Batch(
         features, logits, inputs, data.label[rows], data.weight[rows], ct, data.ct_label[rows], teacher,
-        data.patient[rows],
+        data.patient[rows], maps, None if data.ct_pixels is None else data.ct_pixels[rows],
     )  # fmt: skip
 
 
 def _select(rows: Batch, index: slice | Tensor) -> Batch:
-    return Batch(**{name: value[index] for name, value in vars(rows).items()})
+    parts: dict[str, Any] = {name: None if value is None else value[index] for name, value in vars(rows).items()}
+    return Batch(**parts)
 
 
 def same_patient(patient: Int[Tensor, " cases"]) -> Bool[Tensor, "cases cases"]:

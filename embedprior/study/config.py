@@ -12,6 +12,7 @@ from embedprior.errors import BadInput, nearest
 from embedprior.nn.config import FitConfig
 from embedprior.prior.config import PriorConfig, SamplerName
 from embedprior.students.registry import (
+    Augmentation,
     Balance,
     MethodInfo,
     MethodRow,
@@ -249,12 +250,14 @@ class StudyConfig(Config):
         as_published: the published protocol that fixes fewer seeds.
         batch_size: pictures a forward pass.
         encoder: of the pictures.
+        pixels: keep the pictures themselves at 128 × 128, too, for methods that read pixels.
         caches: embeddings that exist already, instead of pictures.
         encoder_training_patients: patients on whom an encoder was trained: ``refuse`` a study that would hold one out,
             or let them ``train`` in every fold and hold out only the others.
         fit: network and budget of the students, the same for every method.
         teacher: the same for the CT head; None = as ``fit``.
         balance: of the labelled training cases, the same for every method.
+        augment: of the pictures of students that read pixels, the same for every method.
         prior: training and sampling of the prior methods.
         label_fraction: share of the training (and validation) patients whose labels are known.
         cxr_label_fraction: the same for the labels of their radiographs alone; CTs and DRRs keep ``label_fraction``.
@@ -291,11 +294,13 @@ class StudyConfig(Config):
     as_published: str = ""
     batch_size: int = Field(default=32, gt=0)
     encoder: EncoderChoice = EncoderChoice()
+    pixels: bool = False
     caches: CacheChoice | None = None
     encoder_training_patients: Literal["refuse", "train"] = "refuse"
     fit: FitConfig = FitConfig()
     teacher: FitConfig | None = None
     balance: Balance = "none"
+    augment: Augmentation = Augmentation()
     prior: PriorChoice = PriorChoice()
     label_fraction: float = Field(default=1.0, ge=0.01, le=1)
     cxr_label_fraction: float | None = Field(default=None, ge=0.01, le=1)

@@ -20,7 +20,7 @@ from embedprior.errors import BadInput
 from embedprior.runs import hash_of
 from embedprior.students.base import Cases, Stage
 from embedprior.students.registry import MethodInfo
-from embedprior.students.tables import pixels_of, tokens_of
+from embedprior.students.tables import pixels_if_all, pixels_of, tokens_of
 from embedprior.study.config import CacheChoice, Design, StudyConfig, method_infos
 from embedprior.study.designs import targets_of, with_labels, with_pairs
 from embedprior.tables import EXAM_REQUIRED, PAIR_REQUIRED, read_table
@@ -33,7 +33,7 @@ class Caches:
     Attributes:
         cxr: radiographs and DRRs.
         ct: CTs; None in a study without CT.
-        pixels: the radiographs themselves.
+        pixels: the radiographs themselves, and the CTs where they are single slices.
         tokens: patch tokens of the radiographs.
     """
 
@@ -344,6 +344,7 @@ def cases_of(targets: pd.DataFrame, caches: Caches, paired: bool, source: str = 
         ct_label=targets["ct_label"].to_numpy(dtype=float, copy=True),
         source=source,
         pixels=caches.pixels_of(exam_ids),
+        ct_pixels=pixels_if_all(caches.pixels, list(targets["ct_exam_id"])) if paired and caches.pixels else None,
         tokens=caches.tokens_of(exam_ids),
     )
 

@@ -13,9 +13,10 @@ import pandas as pd
 from embedprior.cache import build_cache
 from embedprior.cohort.base import Cohort
 from embedprior.cohort.splits import Fold
+from embedprior.encoders.registry import create_encoder
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.runs import artifacts_root, is_full, one_thread, read_json
-from embedprior.students.registry import Budget, build_method
+from embedprior.students.registry import Budget, build_method, describe
 from embedprior.study.config import (
     SOURCE_ONLY,
     Design,
@@ -109,6 +110,7 @@ def read_study(config: StudyConfig, data: Path | str, splits_file: Path | str | 
             "duplicates",
             "seed",
             "encoder",
+            "pixels",
             "caches",
             "encoder_training_patients",
         }
@@ -142,8 +144,9 @@ def refuse_bad_methods(config: StudyConfig) -> None:
     for name in dict.fromkeys(m for d in config.designs for m in d.methods if m != SOURCE_ONLY):
         named = config.methods.get(name, MethodConfig(method=name))
         build_method(named.method, Budget(fit=config.fit, balance=config.balance), **named.options)
-        inputs = named.options.get("inputs", "embedding")
-        if inputs != "embedding" and (config.caches is None or getattr(config.caches, inputs) is None):
+        inputs = named.options.get("inputs", describe(named.method).inputs[0])
+        there = config.caches is not None and getattr(config.caches, inputs, None) is not None
+        if inputs != "embedding" and not there and not (inputs == "pixels" and config.pixels):
             raise BadInput(f"method '{name}' reads {inputs}. Next: name the cache: 'caches: {{{inputs}: FOLDER}}'.")
 
 
@@ -294,7 +297,13 @@ def _embed(config: StudyConfig, prepared: StudyData, root: Path) -> tuple[Caches
     )
     if len({f["exam_id"] for f in failures}) == len(needed):
         raise EmbedpriorError(f"none of the {len(needed)} images could be read; the first: {failures[0]['reason']}")
-    return Caches(cache, cache), failures
+    if not config.pixels:
+        return Caches(cache, cache), failures
+    readable, encoder = needed[needed["exam_id"].isin(cache.ids)], create_encoder("pixels-128")
+    pictures, more = build_cache(
+        readable, prepared.cohort.root, encoder, root / "caches", config.batch_size, "keeping pictures"
+    )
+    return Caches(cache, cache, pictures), [*failures, *more]
 
 
 def _refuse_missing(config: StudyConfig, prepared: StudyData, caches: Caches) -> None:

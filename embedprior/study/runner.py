@@ -238,6 +238,7 @@ def budget_of(inputs: StudyInputs) -> Budget:
     stages = (chosen.pretrain, chosen.training) if chosen.pretrain is not None else (chosen.training,)
     return Budget(
         fit=config.fit, settings="given" if "fit" in config.model_fields_set else "auto", balance=config.balance,
+        augment=config.augment,
         stages=stages, artifacts=inputs.artifacts,
         samples=chosen.samples, sampler=chosen.sampler, steps=chosen.steps,
     )  # fmt: skip
@@ -369,7 +370,8 @@ def _digest(stages: tuple[Stage, ...], scored: Mapping[str, Cases]) -> str:
 
 
 def _digest_cases(cases: Cases) -> list[Any]:
-    arrays = (cases.label, cases.cxr, cases.ct, cases.ct_label, cases.tokens, cases.pixels, cases.ct_mirrored)
+    arrays = [cases.label, cases.cxr, cases.ct, cases.ct_label, cases.tokens, cases.pixels, cases.ct_mirrored]
+    arrays += [] if cases.ct_pixels is None else [cases.ct_pixels]
     return [
         cases.source, list(cases.exam_ids), list(cases.patient_ids),
         [None if a is None else hash_array(np.asarray(a)) for a in arrays],

@@ -85,17 +85,21 @@ def made_up_pairs(count: int, seed: int, prefix: str, labelled: int | None = Non
     names = [f"{prefix}{i}" for i in range(count)]
     known = np.where(np.arange(count) < (count if labelled is None else labelled), label, np.nan)
     pixels = rng.integers(60, 90, size=(count, 16, 16)) + (30 * (ct[:, 0] > 0)).astype(int)[:, None, None]
+    ct_pixels = rng.integers(60, 90, size=(count, 16, 16)) + (60 * (ct[:, 0] > 0)).astype(int)[:, None, None]
     tokens = np.repeat(cxr[:, None], 4, axis=1).astype(np.float32)
     tokens[:, 3] = np.nan
-    return Cases(names, names, known, cxr.astype(np.float32), ct, label, tokens=tokens, pixels=pixels.astype(np.uint8))
+    return Cases(
+        names, names, known, cxr.astype(np.float32), ct, label, tokens=tokens, pixels=pixels.astype(np.uint8),
+        ct_pixels=ct_pixels.astype(np.uint8),
+    )  # fmt: skip
 
 
 def made_up_data() -> FitData:
     """Return 48 pairs, 24 of them labelled, 16 to validate on, 24 DRR pairs to pretrain on, and a CT head."""
     from embedprior.teachers.teacher import train_head
 
-    drr = replace(made_up_pairs(24, 4, "d"), source="drr", tokens=None, pixels=None)
-    drrs = Stage(drr, replace(made_up_pairs(8, 5, "w"), source="drr", tokens=None, pixels=None))
+    drr = replace(made_up_pairs(24, 4, "d"), source="drr", tokens=None, pixels=None, ct_pixels=None)
+    drrs = Stage(drr, replace(made_up_pairs(8, 5, "w"), source="drr", tokens=None, pixels=None, ct_pixels=None))
     target = Stage(made_up_pairs(48, 1, "t", labelled=24), made_up_pairs(16, 2, "v"))
     own = made_up_pairs(200, 3, "c")
     head: Head = train_head(own.paired_ct(), own.label, own.paired_ct()[:40], own.label[:40], SMALL, 0)
@@ -225,7 +229,8 @@ class _Check:
             if kind == "embedding":
                 continue
             promise = f"it reads {kind} alone when asked to"
-            fitted = self._fit(FitData((self.data.target,), self.data.teacher), promise, inputs=kind)
+            asked = {"inputs": kind} if len(self.info.inputs) > 1 else {}
+            fitted = self._fit(FitData((self.data.target,), self.data.teacher), promise, **asked)
             blind = replace(self.held_out, cxr=np.full_like(self.held_out.cxr, np.nan))
             scores = self._scores(fitted, blind)
             self.promises.require(

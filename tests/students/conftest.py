@@ -32,7 +32,7 @@ def pairs(count: int, seed: int, prefix: str = "p", labelled: int | None = None)
 @pytest.fixture(scope="session")
 def small() -> FitData:
     """48 pairs, 24 of them labelled, and a teacher."""
-    stage = Stage(pairs(48, 1, "t", labelled=24), pairs(16, 2, "v"))
+    stage = Stage(add_pixels(pairs(48, 1, "t", labelled=24)), add_pixels(pairs(16, 2, "v")))
     own = pairs(200, 3, "c")
     head = train_head(own.paired_ct(), own.label, own.paired_ct()[:40], own.label[:40], SMALL, 0)
     return FitData((stage,), head)
@@ -71,4 +71,5 @@ def add_pixels(cases: Cases, size: int = 16) -> Cases:
     pixels[:, :, : size // 2] += (30 * (cases.paired_ct()[:, 0] > 0)).astype(int)[:, None, None]
     tokens = np.repeat(cases.cxr[:, None], 4, axis=1)
     tokens[:, 3] = np.nan
-    return replace(cases, pixels=pixels.astype(np.uint8), tokens=tokens)
+    ct_pixels = np.clip(2 * pixels - 60, 0, 255)
+    return replace(cases, pixels=pixels.astype(np.uint8), tokens=tokens, ct_pixels=ct_pixels.astype(np.uint8))
