@@ -21,6 +21,11 @@ from embedprior.version import __version__
 COMMANDS = {
     "demo": ("demo:demo", "virtual patients, end to end, to a report (minutes, offline, no GPU)"),
     "doctor": ("doctor:doctor", "check this installation: PASS, WARN or FAIL with a fix for each"),
+    "init": ("cohort:init", "make a cohort and a study of one exported folder: exams and a label table"),
+    "cohort build": ("cohort:build", "find exams, read a label table as it is, pair, and write a cohort's tables"),
+    "cohort check": ("cohort:check", "copies, labels, ids, files and splits of a cohort, before anything is learned"),
+    "cohort split": ("cohort:split", "write a cohort's split table, once"),
+    "cohort merge": ("cohort:merge", "make one cohort of several folders"),
     "encoders": ("methods:encoders", "the frozen encoders: what they read and return, their weights and licences"),
     "images check": ("images:check", "audit CT volumes and radiographs, with a contact sheet for the eye"),
     "drr": ("images:drr", "render chest CTs as radiographs (DRRs), paired with them"),
@@ -61,6 +66,7 @@ COMMANDS = {
 GROUPS = {
     "": "Does CT, used only in training, make a chest X-ray model better? Research use only",
     "cache": "embedding caches: what there is, whether it is whole, from and to other formats",
+    "cohort": "from exported files and labels to the checked tables of a cohort",
     "images": "volumes and radiographs before anything is made of them",
     "study": "compare methods on the same held-out cases: freeze the plan, then run it",
     "train": "train one stage alone: an encoder, a CT teacher, the prior, one method, or a study's final model",

@@ -15,7 +15,7 @@ from embedprior.imaging.files import exam_file
 from embedprior.imaging.radiographs import normal_view, parse_views, stated_view
 from embedprior.tables import LABEL_PREFIX, check_exams, check_pairs, label_columns
 
-MissingImages = Literal["error", "drop"]
+MissingImages = Literal["error", "drop", "keep"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def of_views(cohort: Cohort, views: Collection[str], complete: bool, headers: bo
     exams = cohort.exams
     if wanted:
         rows = exams[exams["modality"] == "CXR"]
-        stated = rows["view"].fillna("") if "view" in rows.columns else pd.Series("", index=rows.index)
+        stated = rows["view"].astype(object).fillna("") if "view" in rows.columns else pd.Series("", index=rows.index)
         found = [
             stated_view(cohort.root / str(path), view) if headers and str(path) else normal_view(view)
             for path, view in zip(rows["path"], stated, strict=True)
@@ -148,16 +148,18 @@ def of_views(cohort: Cohort, views: Collection[str], complete: bool, headers: bo
 
 def missing_files(exams: pd.DataFrame, root: Path) -> list[str]:
     """Return the paths, as the table has them, of the exams whose file does not exist."""
-    return [str(p) for p in exams["path"] if not exam_file(root, str(p)).is_file()]
+    return [str(p) for p in exams["path"] if not exam_file(root, str(p)).exists()]
 
 
 def without_missing(exams: pd.DataFrame, root: Path, policy: MissingImages, where: str) -> tuple[pd.DataFrame, int]:
-    """Return the exams whose file exists, and how many were dropped.
+    """Return the exams whose file exists (all with ``"keep"``), and how many were dropped.
 
     Raises:
         BadInput: the policy is ``"error"`` and a file is missing.
     """
     gone = missing_files(exams, root)
+    if policy == "keep":
+        return exams, 0
     if gone and policy == "error":
         named = ", ".join(Path(p).name for p in gone[:3]) + (" and others" if len(gone) > 3 else "")
         raise BadInput(

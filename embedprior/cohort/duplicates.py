@@ -233,6 +233,16 @@ def _table(patient: Mapping[str, str], found: Sequence[tuple[str, str, str, int,
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def first_of_each(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return every pair of exams once, as the first of the tables that has it found it."""
+    filled = [table for table in tables if len(table)]
+    if not filled:
+        return pd.DataFrame(columns=COLUMNS)
+    whole = pd.concat(filled, ignore_index=True)
+    pair = pd.Series(["\0".join(sorted((a, b))) for a, b in zip(whole["exam_a"], whole["exam_b"], strict=True)])
+    return whole[~pair.duplicated()].reset_index(drop=True)
+
+
 def join_groups(exams: pd.DataFrame, duplicates: pd.DataFrame) -> pd.DataFrame:
     """Return the exams with ``group_id`` joined wherever two patients share a picture.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,10 +11,10 @@ import pandas as pd
 from embedprior.cache import EmbeddingCache
 from embedprior.cohort.base import Cohort
 from embedprior.cohort.duplicates import (
-    COLUMNS,
     Fingerprint,
     fingerprint,
     fingerprints,
+    first_of_each,
     join_groups,
     near_duplicates,
     near_embeddings,
@@ -87,12 +86,12 @@ def in_pictures(cohort: Cohort) -> Leakage:
             continue
     prints = fingerprints(pictures, cohort.root)
     return Leakage(
-        _first_of_each([same_files(pictures, sources), near_duplicates(pictures, prints)]),
+        first_of_each([same_files(pictures, sources), near_duplicates(pictures, prints)]),
         (
             f"Compared: the files of {len(sources)} exams by checksum; {len(prints)} pictures with each other "
             "(resized, compressed, brighter or darker copies, and copies cropped by up to 12 % a side).",
-            f"Not compared: {len(pictures) - len(prints)} exams that can't be read as pictures; mirrored or turned "
-            "copies; patients of other names whose pictures differ.",
+            f"Not compared: the looks of {len(pictures) - len(prints)} exams that can't be read as pictures. Mirrored "
+            "or turned copies would not be found.",
         ),
     )
 
@@ -123,7 +122,7 @@ def in_caches(cohort: Cohort, caches: Caches) -> Leakage:
         compared.append(f"Compared: {len(prints)} pictures of the pixel cache with each other, cropped copies too.")
     else:
         compared.append(f"Not compared: pictures, as no cache holds them. Next: {NEXT_PICTURES}.")
-    return Leakage(_first_of_each(tables), tuple(compared))
+    return Leakage(first_of_each(tables), tuple(compared))
 
 
 def sources_of(caches: Caches) -> dict[str, str]:
@@ -173,13 +172,3 @@ def _prints(pixels: EmbeddingCache, exam_ids: set[str]) -> dict[str, Fingerprint
             side = round(len(flat) ** 0.5)
             found[exam_id] = fingerprint(np.asarray(flat, dtype=np.float32).reshape(side, side))
     return found
-
-
-def _first_of_each(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Every pair once, by the plainest way it was found."""
-    filled = [table for table in tables if len(table)]
-    if not filled:
-        return pd.DataFrame(columns=COLUMNS)
-    whole = pd.concat(filled, ignore_index=True)
-    pair = pd.Series(["\0".join(sorted((a, b))) for a, b in zip(whole["exam_a"], whole["exam_b"], strict=True)])
-    return whole[~pair.duplicated()].reset_index(drop=True)

@@ -1,0 +1,261 @@
+"""``embedprior init`` and ``embedprior cohort``: build, check, split, merge."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from click import Choice, argument, option
+
+from embedprior.cli.options import COUNT, PATH, command, recorded
+from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
+
+STUDY = """\
+# A first study of this cohort: {what}.
+# Check the cohort first: embedprior cohort check {out}
+# Then: embedprior study run --config {out}/study.yaml --data {out} --out runs/first
+title: {title}
+source: tables
+label: {label}
+views: [PA, AP]            # laterals take no part; [] takes every view
+complete: true             # CTs and DRRs that lack part of the lungs take no part
+missing_images: drop       # a file that is gone is counted, not fatal
+duplicates: join           # patients who share a picture are one group; one file always is
+seed: 1
+encoder: {{name: efficientnet-lite0}}   # frozen, shipped; embedprior encoders lists all
+# Embeddings that exist already, CT volumes included, instead of 'encoder':
+#   embedprior embed --cohort {out}/exams.csv --modality CXR --encoder efficientnet-lite0 --out {out}/caches/cxr
+#   embedprior embed --cohort {out}/exams.csv --modality CT --encoder NAME --out {out}/caches/ct
+# caches: {{cxr: caches/cxr, ct: caches/ct}}
+fit: {{steps: 300}}
+designs:
+  - name: radiographs
+    question: what does a radiograph alone tell about '{label}'?
+    cases: cxr
+    split: kfold
+    folds: {folds}
+    validation: {validation}
+    methods: [cxr-only, logistic]
+    reference: logistic
+  # With caches of both, and pairs ({pairs} here):
+  # - name: paired
+  #   question: does CT in training help?
+  #   cases: paired
+  #   split: kfold
+  #   folds: 5
+  #   methods: [cxr-only, prior, direct-head, ridge-head, hinton-kd, shuffled-pairs]
+hypotheses: []
+"""
+
+
+def _hours(text: str) -> float:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(h|d)?\s*", text)
+    if not found:
+        raise BadInput(f"--window {text}. Allowed: hours or days, such as 24h or 7d.")
+    return float(found[1]) * (24 if found[2] == "d" else 1)
+
+
+@command(epilog="Labels: NAME=COLUMN (yes or no), NAME=COLUMN~TEXT (contains), NAME=COLUMN:A|B (is one of).")
+@option("--ct", type=PATH, metavar="DIR", help="folder of CTs: DICOM, NIfTI and so on")
+@option("--cxr", type=PATH, metavar="DIR", help="folder of radiographs: DICOM, PNG, JPEG")
+@option("--labels", "table", type=PATH, required=True, metavar="CSV", help="a row for each exam, as it was exported")
+@option("--window", default="24h", metavar="HOURS", help="a radiograph and a CT further apart are no pair: 24h, 7d")
+@option("--out", type=PATH, required=True, metavar="DIR", help="folder of the tables")
+@option("--map", "mapping", multiple=True, metavar="COLUMN=ROLE", help="what a column is: patient_id, path, "
+        "acquired_at, view …; may be given several times")  # fmt: skip
+@option("--label", multiple=True, metavar="RULE", help="a label and the cells it is read from; may be given several "
+        "times")  # fmt: skip
+@option("--unknown", multiple=True, metavar="WORD", help="a cell that is no answer; may be given several times")
+@option("--dates", type=Choice(["dmy", "mdy"]), help="what 03/04/2021 is, where the column can't tell")
+@option("--views", default="PA,AP", metavar="LIST", help="radiographs of these views are paired")
+def build(table: Path, out: Path, **given: Any) -> int:
+    """Write exams.csv, pairs.csv, flow.csv, dropped.csv and a study; return the exit code.
+
+    Raises:
+        BadInput: see ``cohort.labels`` and ``cohort.build``; nothing was written.
+    """
+    folders = {name: given[key] for name, key in (("CT", "ct"), ("CXR", "cxr")) if given[key] is not None}
+    if not folders:
+        raise BadInput("give --ct DIR, --cxr DIR or both. Next: embedprior cohort build --help")
+    return _build(folders, table, out, given)
+
+
+@command()
+@option("--from-folder", "folder", type=PATH, required=True, metavar="DIR", help="exams and one CSV, as exported")
+@option("--out", type=PATH, metavar="DIR", help="folder of the tables [default: DIR-cohort, beside it]")
+@option("--window", default="24h", metavar="HOURS", help="a radiograph and a CT further apart are no pair: 24h, 7d")
+@option("--map", "mapping", multiple=True, metavar="COLUMN=ROLE", help="what a column is; may be given several times")
+@option("--label", multiple=True, metavar="RULE", help="NAME=COLUMN, NAME=COLUMN~TEXT or NAME=COLUMN:A|B")
+@option("--unknown", multiple=True, metavar="WORD", help="a cell that is no answer; may be given several times")
+@option("--dates", type=Choice(["dmy", "mdy"]), help="what 03/04/2021 is, where the column can't tell")
+@option("--views", default="PA,AP", metavar="LIST", help="radiographs of these views are paired")
+def init(folder: Path, out: Path | None, **given: Any) -> int:
+    """Build a cohort of one exported folder; return the exit code.
+
+    Raises:
+        BadInput: no CSV in the folder, or several; else as ``build``.
+    """
+    tables = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".csv", ".tsv")) if folder.is_dir() else []
+    if len(tables) != 1:
+        have = ", ".join(p.name for p in tables) or "none"
+        raise BadInput(f"--from-folder {folder}: one table (.csv) is expected, there is {have}. Next: embedprior "
+                       "cohort build --ct DIR --cxr DIR --labels CSV --out DIR")  # fmt: skip
+    place = out or folder.resolve().parent / f"{folder.resolve().name}-cohort"
+    return _build({"CT": folder, "CXR": folder}, tables[0], place, given)
+
+
+def _build(folders: dict[str, Path], table: Path, out: Path, given: dict[str, Any]) -> int:
+    from embedprior.cohort.base import flow_table
+    from embedprior.cohort.build import build_cohort
+    from embedprior.cohort.labels import read_label_table
+    from embedprior.imaging.radiographs import parse_views
+    from embedprior.runs import Run, hash_file
+    from embedprior.tables import LABEL_PREFIX, check_exams, check_pairs, write_table
+
+    for folder in folders.values():
+        if not folder.exists():
+            raise BadInput(f"{folder} does not exist.")
+    window = _hours(given["window"])
+    views = sorted(parse_views(given["views"]))
+    read = read_label_table(table, given["mapping"])
+    built = build_cohort(folders, read, table.parent, out, given["label"], window_hours=window,
+                         unknown=given["unknown"], dates=given["dates"], views=views)  # fmt: skip
+    exams = check_exams(built.exams, "the exams found")
+    check_pairs(built.pairs, exams, "the pairs found")
+    settings = recorded({**given, **{f"{k.lower()}_folder": v for k, v in folders.items()}, "table": table})
+    run = Run(out, "cohort build", settings, 0, {"labels": hash_file(table)})
+    write_table(exams, out / "exams.csv")
+    write_table(built.pairs, out / "pairs.csv")
+    write_table(flow_table(built.flow), out / "flow.csv")
+    write_table(built.dropped, out / "dropped.csv")
+    names = [c.removeprefix(LABEL_PREFIX) for c in exams.columns if c.startswith(LABEL_PREFIX)]
+    lines = [*built.notes, ""]
+    lines += [f"{s.step}: {s.exams} of {s.patients} patients" + (f"; dropped {s.dropped}: {s.reason}" * bool(s.dropped))
+              for s in built.flow]  # fmt: skip
+    if names:
+        (out / "study.yaml").write_text(_study(out, exams, len(built.pairs), names[0]), encoding="utf-8")
+    else:
+        lines.append("No label: no study was written. Next: --label NAME=COLUMN~TEXT")
+    lines.append(f"Next: embedprior cohort check {out}")
+    lost = [row for row in built.dropped.to_dict("records") if row["stage"] != "pairs"]
+    text = "\n".join(lines) + "\n"
+    run.finish(text, [{"exam_id": r["name"], "stage": r["stage"], "reason": r["reason"]} for r in lost])
+    print(text)
+    print(
+        f"written: {out}/exams.csv, pairs.csv, flow.csv, dropped.csv" + (", study.yaml" * bool(names)), file=sys.stderr
+    )
+    return NEEDS_ATTENTION if lost else DONE
+
+
+def _study(out: Path, exams: Any, pairs: int, label: str) -> str:
+    own = exams[(exams["modality"] == "CXR") & exams[f"label:{label}"].notna()]
+    fewest = min(own.loc[own[f"label:{label}"] == value, "patient_id"].nunique() for value in (0, 1))
+    folds = max(2, min(5, fewest))
+    kinds = exams["modality"].value_counts()
+    what = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) + f" of {exams['patient_id'].nunique()} patients"
+    return STUDY.format(what=what, out=out, title=f"{label}, {out.name}", label=label, folds=folds, pairs=pairs,
+                        validation=str(folds > 2).lower())  # fmt: skip
+
+
+@command()
+@argument("folder", type=PATH)
+@option("--out", type=PATH, metavar="CSV", help="write the findings here [default: findings.csv in the folder]")
+def check(folder: Path, out: Path | None) -> int:
+    """Check a cohort; return the exit code: 3 when something needs a decision.
+
+    Raises:
+        BadInput: no exams.csv, or a table that breaks a rule of its format.
+    """
+    from embedprior.cohort.check import check_cohort
+    from embedprior.cohort.sources.tables import read_tables
+    from embedprior.tables import write_table
+
+    found = check_cohort(read_tables(folder, "keep"), lambda step: print(f"{step} …", file=sys.stderr))
+    for row in found.findings.to_dict("records"):
+        counts = f"{row['exams']} exams of {row['patients']} patients" if row["exams"] else ""
+        said = ": ".join(part for part in (counts, row["message"]) if part)
+        print(f"{row['severity']:<7} {row['check']:<26} {said}".rstrip())
+    file = out or folder / "findings.csv"
+    write_table(found.findings, file)
+    write_table(found.duplicates, file.with_name("duplicates.csv"))
+    print(f"{found.decide} need a decision. Tables: {file}, {file.with_name('duplicates.csv').name}")
+    return NEEDS_ATTENTION if found.decide else DONE
+
+
+@command()
+@argument("folder", type=PATH)
+@option("--label", required=True, metavar="NAME", help="that is balanced over the parts")
+@option("--design", type=Choice(["kfold", "fixed", "resamples", "site"]), default="kfold", help="who is held out when")
+@option("--folds", type=COUNT, default=5, metavar="N", help="of kfold")
+@option("--resamples", type=COUNT, default=8, metavar="N", help="of resamples")
+@option("--seed", type=int, default=1, metavar="N", help="of the draw")
+def split(folder: Path, label: str, design: str, folds: int, resamples: int, seed: int) -> int:
+    """Write splits.csv once; return the exit code.
+
+    Raises:
+        BadInput: there is one already, no such label, or too few patients.
+    """
+    from embedprior.cohort.check import joined_by_file
+    from embedprior.cohort.sources.tables import read_tables
+    from embedprior.cohort.splits import (
+        fixed_split,
+        group_kfold,
+        leave_one_site_out,
+        patient_labels,
+        pilot_resamples,
+        splits_table,
+    )
+    from embedprior.tables import write_table
+
+    file = folder / "splits.csv"
+    if file.is_file():
+        raise BadInput(f"{file} is there already, and is written once. Next: remove it, if nothing was run with it.")
+    cohort = joined_by_file(read_tables(folder, "drop"))
+    labels = cohort.labels(label)
+    exams = cohort.of("CXR")
+    exams = exams[labels.loc[exams["exam_id"]].notna().to_numpy()]
+    if exams.empty:
+        raise BadInput(f"{folder}: no radiograph with label '{label}'.")
+    name = f"{design}-{folds}" if design == "kfold" else design
+    of = patient_labels(exams, labels)
+    made = {
+        "kfold": lambda: group_kfold(exams, labels, name, folds, seed),
+        "fixed": lambda: fixed_split(exams, of, name, seed=seed),
+        "resamples": lambda: pilot_resamples(exams, of, name, resamples, share=0.2),
+        "site": lambda: leave_one_site_out(exams, name),
+    }[design]()
+    table = splits_table(made, str(file))
+    write_table(table, file)
+    for one in made:
+        parts = ", ".join(f"{part} {len(one.patients(part))}" for part in ("train", "val", "test"))
+        print(f"resample {one.resample}, fold {one.fold}: patients {parts}")
+    print(f"written: {file}", file=sys.stderr)
+    return DONE
+
+
+@command()
+@argument("folders", type=PATH, nargs=-1)
+@option("--out", type=PATH, required=True, metavar="DIR", help="folder of the merged tables")
+def merge(folders: tuple[Path, ...], out: Path) -> int:
+    """Merge cohorts; return the exit code.
+
+    Raises:
+        BadInput: see ``cohort.merge.merge_cohorts``.
+    """
+    from embedprior.cohort.base import flow_table
+    from embedprior.cohort.merge import merge_cohorts
+    from embedprior.runs import Run, hash_file
+    from embedprior.tables import write_table
+
+    cohort, notes = merge_cohorts(folders, out)
+    inputs = {folder.name: hash_file(folder / "exams.csv") for folder in folders}
+    run = Run(out, "cohort merge", recorded({"folders": [str(f) for f in folders]}), 0, inputs)
+    write_table(cohort.exams, out / "exams.csv")
+    write_table(cohort.pairs, out / "pairs.csv")
+    write_table(flow_table(cohort.flow), out / "flow.csv")
+    text = "\n".join([f"{s.step}: {s.exams} exams of {s.patients} patients" for s in cohort.flow] + notes) + "\n"
+    run.finish(text, [])
+    print(text)
+    return DONE
