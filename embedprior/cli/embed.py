@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         "float32 weights under autocast; its error is measured")  # fmt: skip
 @option("--dtype", type=click.Choice(["float32", "float16", "bfloat16", "uint8"]), help="of the stored numbers")
 @option("--tokens", is_flag=True, help="store slice or patch tokens instead of one embedding an exam")
-@option("--modality", type=click.Choice(["CXR", "DRR", "CT"]), help="only exams of this modality")
+@option("--modality", type=click.Choice(["CXR", "DRR", "CT", "REPORT"]), help="only exams of this modality")
 @option("--views", metavar="LIST", help="only radiographs of these views, such as PA,AP, by the table or the DICOM "
         "header, and those whose view nothing names")  # fmt: skip
 @option("--batch-size", type=COUNT, metavar="N", help="exams read together [default: 64; 4 CT volumes]")

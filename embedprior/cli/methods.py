@@ -33,17 +33,23 @@ def encoders(pattern: str) -> int:
     Raises:
         BadInput: no encoder has such a name.
     """
-    from embedprior.encoders.registry import encoder_card, list_encoders
+    from embedprior.encoders.registry import encoder_card, list_encoders, weights_status
     from embedprior.report.formatting import aligned
 
     rows = [("name", "reads", "dim", "tokens", "weights", "licence")]
+    commands = []
     for name in list_encoders(pattern):
-        card = encoder_card(name)
+        card, status = encoder_card(name), weights_status(name)
         if card is None:
-            rows.append((name, "?", "?", "?", "?", "?"))
-        else:
-            rows.append((name, card.modality, str(card.dim), card.tokens or "none", card.weights, card.licence))
+            rows.append((name, "?", "?", "?", status, "?"))
+            continue
+        rows.append((name, card.modality, str(card.dim), card.tokens or "none", status, card.licence))
+        if status == "not here":
+            commands.append(f"  {name}: {card.command or card.weights}")
     print(aligned(rows))
+    if commands:
+        print("\nWeights that are not here, and what gets them (then --weights, or $EMBEDPRIOR_HOME/weights/NAME):")
+        print("\n".join(commands))
     return 0
 
 

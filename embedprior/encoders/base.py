@@ -23,8 +23,8 @@ class EncoderSpec(Config):
 
     Attributes:
         name: registry name.
-        modality: what it reads: ``"CXR"`` (radiographs and DRRs), ``"CT"`` (volumes) or ``"image"`` (any 2D
-            picture, key slices included).
+        modality: what it reads: ``"CXR"`` (radiographs and DRRs), ``"CT"`` (volumes), ``"image"`` (any 2D picture, key
+            slices included) or ``"REPORT"`` (text files).
         dim: length of the embedding.
         source: where the weights come from.
         weights_sha256: hash of the weights themselves, or ``"none"``.
@@ -63,6 +63,8 @@ class EncoderCard:
         tokens: what its tokens are; empty when it gives none.
         weights: where the weights come from.
         licence: licence of the weights.
+        command: that gets the weights; empty where none are needed, or they are the user's own.
+        module: of a package that brings them; empty for files.
     """
 
     modality: str
@@ -70,6 +72,8 @@ class EncoderCard:
     tokens: str
     weights: str
     licence: str
+    command: str = ""
+    module: str = ""
 
 
 class Encoder(Protocol):

@@ -49,9 +49,7 @@ class DinoV2(PictureEncoder):
         if random_init:
             digest, source = random_weights()
         else:
-            letter = self.size[0]
-            stem = f"dinov2_vit{letter}14"
-            command = f"wget {URL}/{stem}/{stem}{'_reg4' if self.registers else ''}_pretrain.pth"
+            command = self.card.command
             file = find_weights(self.name, weights, command)
             tensors = without_prefix(read_tensors(file, f"Next: {command}"), ("module.", "teacher.", "backbone."))
             load_strictly(model, to_timm(tensors, self.side // PATCH), file.name, f"DINOv2 {self.size}{reg}")
@@ -95,53 +93,55 @@ def resized(grid: Tensor, patches: int, registers: bool) -> Tensor:
     return rearrange(picture, "one dim rows columns -> one (rows columns) dim").to(grid.dtype)
 
 
-def _card(dim: int) -> EncoderCard:
-    return EncoderCard("image", dim, "256 patches", "dinov2_vit*14_pretrain.pth (--weights)", "Apache-2.0")
+def _card(dim: int, letter: str, registers: bool = False) -> EncoderCard:
+    stem, reg = f"dinov2_vit{letter}14", "_reg4" if registers else ""
+    command = f"wget {URL}/{stem}/{stem}{reg}_pretrain.pth"
+    return EncoderCard("image", dim, "256 patches", f"{stem}{reg}_pretrain.pth (--weights)", "Apache-2.0", command)
 
 
 class DinoV2Small(DinoV2):
     """ViT-S/14."""
 
-    name, card, size, dim = "dinov2-vits14", _card(384), "small", 384
+    name, card, size, dim = "dinov2-vits14", _card(384, "s"), "small", 384
 
 
 class DinoV2Base(DinoV2):
     """ViT-B/14."""
 
-    name, card, size, dim = "dinov2-vitb14", _card(768), "base", 768
+    name, card, size, dim = "dinov2-vitb14", _card(768, "b"), "base", 768
 
 
 class DinoV2Large(DinoV2):
     """ViT-L/14."""
 
-    name, card, size, dim = "dinov2-vitl14", _card(1024), "large", 1024
+    name, card, size, dim = "dinov2-vitl14", _card(1024, "l"), "large", 1024
 
 
 class DinoV2Giant(DinoV2):
     """ViT-g/14."""
 
-    name, card, size, dim = "dinov2-vitg14", _card(1536), "giant", 1536
+    name, card, size, dim = "dinov2-vitg14", _card(1536, "g"), "giant", 1536
 
 
 class DinoV2SmallReg(DinoV2Small):
     """ViT-S/14 with four registers."""
 
-    name, registers = "dinov2-vits14-reg", 4
+    name, card, registers = "dinov2-vits14-reg", _card(384, "s", True), 4
 
 
 class DinoV2BaseReg(DinoV2Base):
     """ViT-B/14 with four registers."""
 
-    name, registers = "dinov2-vitb14-reg", 4
+    name, card, registers = "dinov2-vitb14-reg", _card(768, "b", True), 4
 
 
 class DinoV2LargeReg(DinoV2Large):
     """ViT-L/14 with four registers."""
 
-    name, registers = "dinov2-vitl14-reg", 4
+    name, card, registers = "dinov2-vitl14-reg", _card(1024, "l", True), 4
 
 
 class DinoV2GiantReg(DinoV2Giant):
     """ViT-g/14 with four registers."""
 
-    name, registers = "dinov2-vitg14-reg", 4
+    name, card, registers = "dinov2-vitg14-reg", _card(1536, "g", True), 4

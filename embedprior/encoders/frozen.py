@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from embedprior.encoders.base import Encoder, EncoderSpec
 from embedprior.encoders.config import Precision
 from embedprior.encoders.readers import KeptVolumes, Reader
-from embedprior.errors import BadInput, nearest
+from embedprior.errors import BadInput, EmbedpriorError, nearest
 
 RANDOM_INIT_SEED = 0
 PARTS_AT_ONCE = {"cpu": 16, "cuda": 64}
@@ -58,6 +59,41 @@ class Network:
     pretraining: str = ""
     tokens: Callable[[Tensor], Tensor] | None = None
     channels: int = 3
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What a network with known weights makes of a fixed input: eight numbers, spread over the embedding.
+
+    Attributes:
+        shape: of the input, the sines of 0, 0.37, 0.74 ...
+        weights_sha256: of the weight file they were measured with; other weights have no golden numbers.
+        numbers: of the embedding, every (length / 8)-th.
+    """
+
+    shape: tuple[int, ...]
+    weights_sha256: str
+    numbers: tuple[float, ...]
+
+    def check(self, module: nn.Module, weights_sha256: str, name: str) -> None:
+        """Compute the numbers again, right after the weights were loaded.
+
+        Raises:
+            EmbedpriorError: they are others: the network is not the one that the weights were made for.
+        """
+        if weights_sha256 != self.weights_sha256:
+            return
+        wave = torch.sin(0.37 * torch.arange(math.prod(self.shape), dtype=torch.float64)).float()
+        with torch.inference_mode():
+            found = module.eval()(wave.reshape(self.shape)).flatten()
+        found = found[:: len(found) // len(self.numbers)][: len(self.numbers)]
+        expected = torch.tensor(self.numbers)
+        if not torch.allclose(found, expected, rtol=2e-3, atol=2e-3):
+            raise EmbedpriorError(
+                f"encoder '{name}' with its published weights gives {found.numpy().round(4).tolist()} for a fixed "
+                f"input, not {list(self.numbers)}: its network has changed. Next: the versions of torch and timm that "
+                "its caches were made with (embedprior doctor)"
+            )
 
 
 def seeded_build(build: Callable[[], Any]) -> Any:
@@ -101,12 +137,13 @@ class FrozenEncoder:
         network.module.to(self._device, self._dtype).eval().requires_grad_(False)
         facts = {"mean": list(network.mean), "std": list(network.std)}
         pictures = not reader.parts and "reader" not in reader.record()
+        modality = getattr(reader, "modality", "image" if pictures else "CT")
         sizes = PARTS_AT_ONCE if reader.parts else VOLUMES_AT_ONCE
-        self._at_once = None if pictures else sizes.get(self._device.type, sizes["cuda"])
+        self._at_once = None if modality != "CT" else sizes.get(self._device.type, sizes["cuda"])
         has_tokens = reader.parts or network.tokens is not None
         self.spec = EncoderSpec(
             name=name.replace(":", "-").replace("/", "-"),
-            modality="image" if pictures else "CT",
+            modality=modality,
             dim=network.dim,
             source=network.source,
             weights_sha256=network.weights_sha256,

