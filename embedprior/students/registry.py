@@ -156,14 +156,6 @@ METHODS: dict[str, MethodRow] = _table(
         f"{_HERE}.map_kd:SliceKd", options={"student": "pilot-dfpn", "teacher": "pilot-teacher-full"},
     ),
     MethodRow(
-        "slice-ct-only", "the network that reads the CT slice: what CT itself knows", _PILOT,
-        f"{_HERE}.map_kd:SliceCtOnly",
-    ),
-    MethodRow(
-        "slice-late-fusion", "radiograph and CT slice, an encoder each, fused", _PILOT,
-        f"{_HERE}.map_kd:SliceLateFusion",
-    ),
-    MethodRow(
         "clip-alignment", "InfoNCE to frozen CT embeddings, then a linear probe", "X2CT-CLIP, arXiv 2503.02162",
         f"{_HERE}.relational_kd:ClipAlignment",
     ),
@@ -257,6 +249,14 @@ METHODS: dict[str, MethodRow] = _table(
     MethodRow(
         "late-fusion", "one network on both embeddings", _PILOT,
         f"{_HERE}.controls:LateFusion",
+    ),
+    MethodRow(
+        "slice-ct-only", "the network that reads the CT slice: what CT itself knows", _PILOT,
+        f"{_HERE}.map_kd:SliceCtOnly",
+    ),
+    MethodRow(
+        "slice-late-fusion", "radiograph and CT slice, an encoder each, fused", _PILOT,
+        f"{_HERE}.map_kd:SliceLateFusion",
     ),
 )  # fmt: skip
 

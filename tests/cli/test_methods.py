@@ -26,7 +26,8 @@ def test_every_method_is_listed_with_source_inputs_parameters_and_marks(capsys: 
     assert rows["kernel-ridge-head"]["trainable"] == 30 * 6 + 6
     wide = 10 * 64 + 64 + 64 + 1
     assert rows["same-modality-kd"]["trainable"] == student + wide
-    assert [n for n, r in rows.items() if r["needs_ct"]] == ["ct-only", "late-fusion"]
+    oracles = ["ct-only", "late-fusion", "slice-ct-only", "slice-late-fusion"]
+    assert [n for n, r in rows.items() if r["needs_ct"]] == oracles
     assert rows["aft-kd"]["reconstruction"]
     assert not rows["proto-kd"]["reconstruction"]
 
