@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": ("doctor:doctor", "check this installation: PASS, WARN or FAIL with a fix for each"),
     "init": ("cohort:init", "make a cohort and a study of one exported folder: exams and a label table"),
     "cohort build": ("cohort:build", "find exams, read a label table as it is, pair, and write a cohort's tables"),
+    "cohort import": ("cohort:import_", "write the tables of a public set as it is published: RSPECT, CT-RATE …"),
     "cohort check": ("cohort:check", "copies, labels, ids, files and splits of a cohort, before anything is learned"),
     "cohort split": ("cohort:split", "write a cohort's split table, once"),
     "cohort merge": ("cohort:merge", "make one cohort of several folders"),

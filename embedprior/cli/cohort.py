@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from click import Choice, argument, option
+from click import Choice, FloatRange, argument, option
 
 from embedprior.cli.options import COUNT, PATH, command, recorded
 from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
@@ -160,6 +160,42 @@ def _study(out: Path, exams: Any, pairs: int, label: str) -> str:
 
 
 @command()
+@option("--source", required=True, metavar="NAME", help="layout of the set: rspect, ct-rate, lidc-idri, "
+        "covid-chestxray or that of an installed package")  # fmt: skip
+@option("--data", type=PATH, required=True, metavar="DIR", help="its folder, as it was downloaded")
+@option("--out", type=PATH, required=True, metavar="DIR", help="folder of the tables")
+@option("--missing-images", type=Choice(["error", "drop"]), default="error", help="a part of the set: drop what is not "
+        "there, and count it")  # fmt: skip
+def import_(source: str, data: Path, out: Path, missing_images: Any) -> int:
+    """Write exams.csv, pairs.csv and flow.csv of a public set; return the exit code.
+
+    Raises:
+        BadInput: see ``cohort.sources.read_cohort``; nothing was written.
+    """
+    import os
+
+    from embedprior.cohort.base import flow_table
+    from embedprior.cohort.sources import read_cohort
+    from embedprior.runs import Run
+    from embedprior.tables import write_table
+
+    cohort = read_cohort(source, data, missing_images)
+    if cohort.exams.empty:
+        raise BadInput(f"{data}: no exam of '{source}' is there.")
+    place = [os.path.relpath((data / str(path)).resolve(), out.resolve()) for path in cohort.exams["path"]]
+    run = Run(out, "cohort import", recorded({"source": source, "data": data}), 0, {})
+    write_table(cohort.exams.assign(path=place), out / "exams.csv")
+    write_table(cohort.pairs, out / "pairs.csv")
+    write_table(flow_table(cohort.flow), out / "flow.csv")
+    lines = [f"{s.step}: {s.exams} of {s.patients} patients" + (f"; dropped {s.dropped}: {s.reason}" * bool(s.dropped))
+             for s in cohort.flow]  # fmt: skip
+    text = "\n".join([*lines, f"{len(cohort.pairs)} pairs"]) + "\n"
+    run.finish(text, [])
+    print(text)
+    return DONE
+
+
+@command()
 @argument("folder", type=PATH)
 @option("--out", type=PATH, metavar="CSV", help="write the findings here [default: findings.csv in the folder]")
 def check(folder: Path, out: Path | None) -> int:
@@ -190,8 +226,12 @@ def check(folder: Path, out: Path | None) -> int:
 @option("--design", type=Choice(["kfold", "fixed", "resamples", "site"]), default="kfold", help="who is held out when")
 @option("--folds", type=COUNT, default=5, metavar="N", help="of kfold")
 @option("--resamples", type=COUNT, default=8, metavar="N", help="of resamples")
+@option("--validation", type=FloatRange(0, 0.5), default=0.0, metavar="SHARE", help="of the training patients, to "
+        "choose by")  # fmt: skip
 @option("--seed", type=int, default=1, metavar="N", help="of the draw")
-def split(folder: Path, label: str, design: str, folds: int, resamples: int, seed: int) -> int:
+def split(
+    folder: Path, label: str, design: str, folds: int, resamples: int, seed: int, validation: float
+) -> int:  # fmt: skip
     """Write splits.csv once; return the exit code.
 
     Raises:
@@ -206,6 +246,7 @@ def split(folder: Path, label: str, design: str, folds: int, resamples: int, see
         patient_labels,
         pilot_resamples,
         splits_table,
+        with_validation,
     )
     from embedprior.tables import write_table
 
@@ -214,10 +255,12 @@ def split(folder: Path, label: str, design: str, folds: int, resamples: int, see
         raise BadInput(f"{file} is there already, and is written once. Next: remove it, if nothing was run with it.")
     cohort = joined_by_file(read_tables(folder, "drop"))
     labels = cohort.labels(label)
-    exams = cohort.of("CXR")
-    exams = exams[labels.loc[exams["exam_id"]].notna().to_numpy()]
-    if exams.empty:
-        raise BadInput(f"{folder}: no radiograph with label '{label}'.")
+    known = cohort.exams[labels.loc[cohort.exams["exam_id"]].notna().to_numpy()]
+    if known.empty:
+        raise BadInput(f"{folder}: no exam with label '{label}'.")
+    # a set of CTs alone is divided by them
+    kind = next(kind for kind in ("CXR", "DRR", "CT", "REPORT") if kind in set(known["modality"]))
+    exams = known[known["modality"] == kind]
     name = f"{design}-{folds}" if design == "kfold" else design
     of = patient_labels(exams, labels)
     made = {
@@ -226,6 +269,7 @@ def split(folder: Path, label: str, design: str, folds: int, resamples: int, see
         "resamples": lambda: pilot_resamples(exams, of, name, resamples, share=0.2),
         "site": lambda: leave_one_site_out(exams, name),
     }[design]()
+    made = [with_validation(one, of, validation, seed) for one in made] if validation else made
     table = splits_table(made, str(file))
     write_table(table, file)
     for one in made:

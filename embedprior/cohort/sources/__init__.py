@@ -16,6 +16,9 @@ __all__ = ["SOURCES", "read_cohort"]
 
 SOURCES = {
     "covid-chestxray": "embedprior.cohort.sources.covid_chestxray:read_covid_chestxray",
+    "ct-rate": "embedprior.cohort.sources.ct_sets:read_ct_rate",
+    "lidc-idri": "embedprior.cohort.sources.ct_sets:read_lidc",
+    "rspect": "embedprior.cohort.sources.ct_sets:read_rspect",
     "tables": "embedprior.cohort.sources.tables:read_tables",
 }
 REGISTRY = Registry("cohort source", "embedprior.sources", SOURCES)

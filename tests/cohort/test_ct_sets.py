@@ -1,0 +1,148 @@
+"""Adapters against folders of the published layout, made here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from PIL import Image
+
+from embedprior.cli import main
+from embedprior.cohort.sources import read_cohort
+from embedprior.errors import BadInput
+from embedprior.imaging.readers import read_volume
+from tests.imaging.conftest import chest, slice_dataset
+
+STUDIES = 8
+
+
+def write_rspect(root: Path, shape: tuple[int, int, int] = (40, 64, 64)) -> Path:
+    """Eight studies; the third is indeterminate, the fourth has its instance numbers shuffled, the fifth two series."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for study in range(STUDIES):
+        uid = f"{study:02d}aa" * 3
+        for series in range(2 if study == 4 else 1):
+            folder = root / "train" / uid / f"{series}bb"
+            folder.mkdir(parents=True)
+            hu = chest(*shape)[:: 1 + series]
+            numbers = rng.permutation(len(hu)) if study == 3 else np.arange(len(hu))
+            for index, plane in enumerate(hu):
+                data = slice_dataset(plane.astype(np.int32) + 1024, index * (1 + series), f"1.2.{study}.{series}")
+                data.PixelData = (plane.astype(np.int32) + 1024 + study).astype(np.int16).tobytes()
+                data.InstanceNumber = int(numbers[index])
+                pydicom.dcmwrite(folder / f"{rng.integers(10**9):09d}.dcm", data, enforce_file_format=True)
+                positive = study % 2 == 1
+                rows.append(
+                    {"StudyInstanceUID": uid, "SeriesInstanceUID": f"{series}bb", "SOPInstanceUID": f"i{index}",
+                     "pe_present_on_image": int(positive and 10 < index < 15),
+                     "negative_exam_for_pe": int(not positive and study != 2), "rv_lv_ratio_gte_1": int(study == 1),
+                     "central_pe": 0, "indeterminate": int(study == 2)}
+                )  # fmt: skip
+    pd.DataFrame(rows).to_csv(root / "train.csv", index=False)
+    return root
+
+
+def test_rspect_labels_studies_and_leaves_out_the_indeterminate(tmp_path: Path) -> None:
+    root = write_rspect(tmp_path / "rspect")
+    cohort = read_cohort("rspect", root)
+    exams = cohort.exams.set_index("exam_id")
+    assert len(exams) == 7
+    assert "02aa02aa02aa" not in exams.index
+    assert exams["label:pe"].to_dict() == {f"{s:02d}aa" * 3: s % 2 for s in range(STUDIES) if s != 2}
+    assert exams["label:rv_lv_ratio_gte_1"].sum() == 1
+    flow = {step.step: (step.exams, step.dropped) for step in cohort.flow}
+    assert flow["one series a study"] == (8, 1)
+    assert flow["determinate"] == (7, 1)
+    assert exams.loc["04aa04aa04aa", "path"].endswith("/0bb")  # the series of more images
+    # order comes from positions: the shuffled study reads as the others do
+    shuffled, plain = (read_volume(root / exams.loc[f"{s:02d}aa" * 3, "path"])[0].hu for s in (3, 1))
+    assert np.array_equal(shuffled - 2, plain)
+    with pytest.raises(BadInput, match=r"train\.csv does not exist"):
+        read_cohort("rspect", tmp_path)
+
+
+def test_a_part_of_rspect_is_taken_and_the_rest_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_rspect(tmp_path / "rspect", (10, 16, 16))
+    (root / "train" / ("01aa" * 3)).rename(tmp_path / "elsewhere")
+    words = ["cohort", "import", "--source", "rspect", "--data", str(root), "--out", str(tmp_path / "c")]
+    assert main(words) == 2
+    assert "1 of 7 images do not exist" in capsys.readouterr().err
+    assert main([*words, "--missing-images", "drop"]) == 0
+    assert len(pd.read_csv(tmp_path / "c" / "exams.csv")) == 6
+    assert all((tmp_path / "c" / p).is_dir() for p in pd.read_csv(tmp_path / "c" / "exams.csv")["path"])
+
+
+def test_ct_rate_keeps_one_reconstruction_and_pairs_its_pictures(tmp_path: Path) -> None:
+    names = ["train_1_a_1", "train_1_a_2", "train_1_b_1", "train_2_a_2", "train_3_a_1", "valid_1_a_1"]
+    for name in names:
+        part, patient, scan, _ = name.split("_")
+        folder = tmp_path / part / f"{part}_{patient}" / f"{part}_{patient}_{scan}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.nii.gz").write_bytes(b"volume")
+    for part in ("train", "valid"):
+        own = [n for n in names if n.startswith(part)] + (["train_2_a_1"] if part == "train" else [])
+        pd.DataFrame(
+            {"VolumeName": [f"{n}.nii.gz" for n in own], "Emphysema": range(len(own)), "Atelectasis": 0}
+        ).assign(Emphysema=lambda f: f["Emphysema"] % 2).to_csv(tmp_path / f"{part}_predicted_labels.csv", index=False)
+    (tmp_path / "drr").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "drr" / "train_1_b_1.png")
+    cohort = read_cohort("ct-rate", tmp_path)
+    cts = cohort.of("CT").set_index("exam_id")
+    # of scan a of patient 1 the first; of patient 2 the second, as the first was not downloaded
+    assert sorted(cts.index) == ["train_1_a_1", "train_1_b_1", "train_2_a_2", "train_3_a_1", "valid_1_a_1"]
+    assert cts.loc["train_1_a_1", "patient_id"] == cts.loc["train_1_b_1", "patient_id"] == "train_1"
+    assert cts.loc["valid_1_a_1", "patient_id"] == "valid_1"
+    assert cts["label:Emphysema"].to_dict() == {
+        "train_1_a_1": 0, "train_1_b_1": 0, "train_2_a_2": 1, "train_3_a_1": 0, "valid_1_a_1": 0,
+    }  # fmt: skip
+    assert cohort.pairs[["cxr_exam_id", "ct_exam_id"]].to_numpy().tolist() == [["train_1_b_1-drr", "train_1_b_1"]]
+    assert [step.dropped for step in cohort.flow][:2] == [0, 2]
+    (tmp_path / "x_predicted_labels.csv").write_text("VolumeName,A\nscan7.nii.gz,1\n")
+    with pytest.raises(BadInput, match=r"'scan7\.nii\.gz' is no name of CT-RATE"):
+        read_cohort("ct-rate", tmp_path)
+
+
+def test_lidc_reads_the_modality_from_the_header(tmp_path: Path) -> None:
+    for patient in range(1, 7):
+        series = tmp_path / f"LIDC-IDRI-{patient:04d}" / "study" / "series"
+        series.mkdir(parents=True)
+        for index, plane in enumerate(chest(10, 16, 16)):
+            data = slice_dataset(plane, index, f"1.2.{patient}")
+            pydicom.dcmwrite(series / f"{index}.dcm", data, enforce_file_format=True)
+        if patient == 3:
+            film = series.parent.parent / "other" / "film"
+            film.mkdir(parents=True)
+            data = slice_dataset(
+                chest(10, 16, 16)[0], 0, "1.2.99", Modality="DX", SOPClassUID="1.2.840.10008.5.1.4.1.1.1.1"
+            )
+            pydicom.dcmwrite(film / "1.dcm", data, enforce_file_format=True)
+    cohort = read_cohort("lidc-idri", tmp_path)
+    assert cohort.exams["modality"].value_counts().to_dict() == {"CT": 6, "CXR": 1}
+    assert cohort.of("CXR")["patient_id"].tolist() == ["LIDC-IDRI-0003"]
+    assert cohort.exams["patient_id"].nunique() == 6
+
+
+@pytest.mark.slow
+def test_the_recipe_of_rspect_runs_on_its_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command of pretrain/rspect/README.md, with small images and a tiny prior."""
+    root = write_rspect(tmp_path / "RSPECT")
+    recipe = Path(__file__).parents[2] / "pretrain" / "rspect" / "pretrain.yaml"
+    monkeypatch.chdir(tmp_path)
+    run, drr = "runs/rspect", "runs/rspect/drr"
+    assert main(["cohort", "import", "--source", "rspect", "--data", str(root), "--out", f"{run}/cohort"]) == 0
+    assert main(["drr", "--cohort", f"{run}/cohort/exams.csv", "--out", drr, "--size", "64"]) == 0
+    embed = ["embed", "--cohort", f"{drr}/exams.csv", "--encoder", "efficientnet-lite0"]
+    assert main([*embed, "--modality", "DRR", "--out", f"{run}/caches/drr"]) == 0
+    slices = ["--option", "reader=slices", "--option", "every=8"]
+    assert main([*embed, "--modality", "CT", *slices, "--out", f"{run}/caches/ct"]) == 0
+    words = ["--label", "pe", "--design", "kfold", "--folds", "3", "--validation", "0.34"]
+    assert main(["cohort", "split", drr, *words]) == 0
+    tiny = ["--prior.network.preset", "tiny", "--prior.training.steps", "5", "--prior.training.batch", "2"]
+    assert main(["train", "prior", "--config", str(recipe), *tiny]) == 0
+    assert (tmp_path / run / "prior" / "run.json").is_file()
+    again = ["--init-from", f"{run}/prior", "--out", f"{run}/fine"]
+    assert main(["train", "prior", "--config", str(recipe), *tiny, *again]) == 0
