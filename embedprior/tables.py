@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from embedprior.errors import BadInput, nearest
 from embedprior.runs import write_text
+from embedprior.runs.integrity import refuse_changed_result
 
 EXAM_REQUIRED = ("exam_id", "patient_id", "modality", "path")
 EXAM_OPTIONAL = (
@@ -32,7 +33,7 @@ def read_table(path: Path | str, required: Sequence[str]) -> pd.DataFrame:
     """Read a CSV with identifiers kept as text.
 
     Raises:
-        BadInput: the file is missing or unreadable, or lacks a required column.
+        BadInput: the file is missing or unreadable, lacks a required column, or a run left it and it was changed since.
     """
     path = Path(path)
     (frame,) = read_pieces(path, required, None)
@@ -47,6 +48,7 @@ def read_pieces(path: Path, required: Sequence[str], rows: int | None) -> Iterat
     """
     if not path.is_file():
         raise BadInput(f"{path} does not exist.")
+    refuse_changed_result(path)
     try:
         header = pd.read_csv(path, nrows=0).columns
         text = [name for name in header if name in _TEXT or str(name).endswith("_exam_id")]

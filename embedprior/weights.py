@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedprior.errors import BadInput
+from embedprior.runs.files import write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -82,11 +83,10 @@ def read_tensors(file: Path | str, after: str) -> dict[str, torch.Tensor]:
     return {str(name): value for name, value in found.items()}
 
 
-def write_tensors(tensors: Mapping[str, torch.Tensor], file: Path | str) -> None:
+def write_weights(tensors: Mapping[str, torch.Tensor], file: Path | str) -> None:
     """Write tensors as safetensors, in an order that ``read_tensors`` gives back."""
-    from safetensors.torch import save_file
-
-    save_file({n: v.clone().contiguous() for n, v in tensors.items()}, file, {ORDER: json.dumps(list(tensors))})
+    whole = {name: values.clone().contiguous() for name, values in tensors.items()}
+    write_tensors(Path(file), whole, {ORDER: json.dumps(list(tensors))})
 
 
 def without_prefix(tensors: Mapping[str, torch.Tensor], prefixes: Iterable[str]) -> dict[str, torch.Tensor]:

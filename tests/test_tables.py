@@ -9,6 +9,7 @@ import pytest
 
 from embedprior.errors import BadInput
 from embedprior.evidence.reading import read_predictions
+from embedprior.runs import Run
 from embedprior.tables import (
     EXAM_REQUIRED,
     check_exams,
@@ -148,3 +149,21 @@ def test_an_evaluation_reads_the_names_as_they_were(tmp_path: Path) -> None:
     assert found["exam_id"].tolist() == [row[0] for row in rows]
     assert found["patient_id"].tolist() == [row[1] for row in rows]
     assert found["method"].astype(str).tolist() == [row[3] for row in rows]
+
+
+def test_a_table_that_a_run_left_is_not_read_once_it_was_changed(tmp_path: Path) -> None:
+    run = Run(tmp_path, "drr", {}, 0, {})
+    write_table(exams(), tmp_path / "exams.csv")
+    (tmp_path / "cohort").mkdir()
+    write_table(pairs(), tmp_path / "cohort" / "pairs.csv")
+    run.finish("# done", [])
+    for name in ("exams.csv", "cohort/pairs.csv"):
+        path = tmp_path / name
+        whole = path.read_text()
+        assert len(read_table(path, ()))
+        path.write_text(whole.replace("a", "b"))
+        with pytest.raises(BadInput, match=f"{path.name} no longer has the contents it was written with by the run"):
+            read_table(path, ())
+        path.write_text(whole)
+    write_table(exams(), tmp_path / "own.csv")  # a file that is no result of the run
+    assert len(read_table(tmp_path / "own.csv", ()))

@@ -1,96 +1,36 @@
-"""Damages every kind of file that embed, train prior and study leave, and looks whether the next command notices.
+"""Damages, kills, fills and moves what every command leaves, and looks whether that is noticed.
 
-Each file is damaged in five ways: one bit flipped, cut, emptied, replaced by a pickle, swapped with another file. The
-command that reads it is then run again. Right is: refused with the file's name, or put aside and made again with the
-same results, or, where the command does not read it, found by ``embedprior verify``. Exits 1 when a fault passed
-silently. ``--quick`` tries two of the five.
+1. Every kind of file is damaged in five ways (one bit flipped, cut, emptied, replaced by a pickle, swapped with another
+   file), and the next command that reads it is run. Right is: refused with the file's name; or made again with the same
+   results; or left out and named; or, where no command reads it, found by ``embedprior verify``.
+2. Commands are killed at durable points spread over their course, and run again: the same files must come out.
+3. Disks are full or read-only: one line, and the rest when there is room.
+4. Output folders are moved and copied, and used.
+
+Exits 1 when something passed silently. ``--quick``: two of the five damages, five kills of each command.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-import yaml
+from fault_kills import KILLED, Trial, full_disks, kills, moved, read_only
+from fault_worlds import KINDS, Kind, build, call, child
 
-from embedprior.cache import write_cache
-from embedprior.cli import main as embedprior
-from embedprior.encoders.base import EncoderSpec
-
-STUDY = {
-    "title": "faults",
-    "label": "lesion",
-    "caches": {"cxr": "caches/cxr", "ct": "caches/ct"},
-    "seeds": [1],
-    "as_published": "a check of files",
-    "fit": {"hidden": 8, "steps": 20, "validate_every": 10},
-    "prior": {
-        "samples": 2,
-        "steps": 4,
-        "training": {
-            "network": {"preset": "tiny", "depth": 1, "dim": 16, "inner": 16},
-            "training": {"steps": 5, "batch": 8, "variance_nodes": 4, "variance_draws": 1, "validation_bins": 2},
-        },
-    },
-    "designs": [{"name": "kfold", "split": "kfold", "folds": 3, "methods": ["cxr-only", "hinton-kd", "prior"]}],
-}
-KINDS = (
-    "cohort/caches/cxr/*/shard-*", "cohort/caches/cxr/*/manifest.json", "cohort/caches/cxr/*/index.csv",
-    "cohort/caches/cxr/*/views/*.csv", "cohort/caches/cxr/*/views/*.sha256", "cohort/exams.csv", "cohort/pairs.csv",
-    "run/artifacts/fit/*/artifact.json", "run/artifacts/fit/*/predictions.csv", "run/artifacts/fit/*/fit.json",
-    "run/artifacts/teacher/*/artifact.json", "run/artifacts/teacher/*/*.safetensors",
-    "run/artifacts/teacher/*/fit.json", "run/artifacts/prior/*/artifact.json", "run/artifacts/prior/*/*.safetensors",
-    "run/artifacts/prior/*/prior.json", "run/plan.json", "run/run.json", "run/predictions.csv", "run/evidence.json",
-    "run/summary.md", "run/report.html", "run/support.csv", "run/cohort/exams.csv", "run/cohort/splits.csv",
-)  # fmt: skip
-"""One file of each kind; ``metrics.jsonl`` is a log that nothing reads."""
-
-
-def write_cohort(folder: Path, patients: int = 30) -> None:
-    """Write tables and two caches of virtual embeddings."""
-    rng = np.random.default_rng(0)
-    exams, pairs = [], []
-    for i in range(patients):
-        exams += [(f"c{i:02d}", f"p{i:02d}", "CT", i % 2), (f"x{i:02d}", f"p{i:02d}", "CXR", i % 2)]
-        pairs.append((f"q{i:02d}", f"p{i:02d}", f"x{i:02d}", f"c{i:02d}", 0, 1))
-    folder.mkdir(parents=True)
-    columns = ["exam_id", "patient_id", "modality", "label:lesion"]
-    pd.DataFrame(exams, columns=columns).to_csv(folder / "exams.csv", index=False)
-    columns = ["pair_id", "patient_id", "cxr_exam_id", "ct_exam_id", "offset_days", "label_agree"]
-    pd.DataFrame(pairs, columns=columns).to_csv(folder / "pairs.csv", index=False)
-    ct = rng.normal(size=(patients, 6)) + np.arange(patients)[:, None] % 2
-    for name, letter, rows in (("ct", "c", ct), ("cxr", "x", ct[:, :4] + rng.normal(size=(patients, 4)))):
-        spec = EncoderSpec(
-            name=f"{name}-net", modality=name.upper(), dim=rows.shape[1], source="made", weights_sha256="none",
-            licence="none", profile={}, pooling="none",
-        )  # fmt: skip
-        ids = [f"{letter}{i:02d}" for i in range(patients)]
-        write_cache(folder / "caches" / name, spec, ids, ["0" * 64] * patients, rows.astype(np.float32))
-    (folder.parent / "study.yaml").write_text(yaml.safe_dump(STUDY))
-
-
-def command(*words: str | Path) -> tuple[int, str]:
-    """Run one command in this process; return its exit code and all it wrote."""
-    written = io.StringIO()
-    with contextlib.redirect_stderr(written), contextlib.redirect_stdout(written):
-        try:
-            code = embedprior([str(word) for word in words])
-        except Exception as error:
-            return 1, f"{written.getvalue()}\nTraceback: {type(error).__name__}: {error}"
-    return code, written.getvalue()
+PARTS = ("damage", "kills", "disk", "moved")
+KILLS = 25
 
 
 def flip(path: Path, other: Path) -> None:
@@ -111,84 +51,183 @@ DAMAGES: dict[str, Callable[[Path, Path], object]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One damage and what came of it: ``refused``, ``made again``, ``found by verify``, or ``SILENT``."""
+    """One damage and what came of it.
 
+    Attributes:
+        group: of files.
+        kind: pattern of the file.
+        damage: its name.
+        outcome: ``refused``, ``made again``, ``left out``, ``found by verify``, or ``SILENT``.
+        detail: in words.
+    """
+
+    group: str
     kind: str
     damage: str
     outcome: str
     detail: str
 
 
-def attempt(whole: Path, kind: str, damage: str, reference: bytes) -> Case:
-    """Damage one file of a copy, run the study again, and say what came of it."""
-    with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
-        root = Path(scratch) / "w"
-        shutil.copytree(whole, root)
-        path = sorted(root.glob(kind))[0]
-        original = path.read_bytes()
-        others = [p for p in sorted(root.glob(kind)) if p.read_bytes() != original]
-        strange = root / "cohort" / "pairs.csv" if path.name != "pairs.csv" else root / "cohort" / "exams.csv"
-        DAMAGES[damage](path, others[0] if others else strange)
-        if "artifacts/prior" in kind or "artifacts/teacher" in kind:  # else the fits, which are whole, are reused
-            shutil.rmtree(root / "run" / "artifacts" / "fit")
-        reads_results = kind == "run/predictions.csv"
-        if reads_results:
-            code, said = command("evaluate", path, "--reference", "cxr-only", "--no-bootstrap", "--no-figures",
-                                 "--out", root / "evaluated")  # fmt: skip
+def attempt(group: str, kind: Kind, damage: str) -> Case:
+    """Damage one file of the world in the working folder, run what reads it, and say what came of it."""
+    path = kind.path()
+    original = path.read_bytes()
+    others = [p for p in sorted(Path().glob(kind.shown)) if p.read_bytes() != original]
+    strange = Path("cohort/pairs.csv") if path.name != "pairs.csv" else Path("cohort/exams.csv")
+    before = {pattern: results(pattern) for pattern in kind.results}
+    for pattern in kind.prepare:
+        for folder in Path().glob(pattern):
+            shutil.rmtree(folder)
+    path.unlink()  # not through a hard link, which would change its twin too
+    path.write_bytes(original)
+    DAMAGES[damage](path, others[0] if others else strange)
+
+    def case(outcome: str, detail: str = "") -> Case:
+        return Case(group, kind.shown, damage, outcome, detail)
+
+    code, said = kind.read(path)
+    lines = [line for line in said.splitlines() if line.strip()]
+    final = lines[-1] if lines else ""
+    if "Traceback" in said:
+        return case("SILENT", f"traceback: {final}")
+    errors = [line for line in lines if line.startswith("error: ")]
+    if code == 2:
+        return case("refused" if errors and named(path, errors[-1]) else "SILENT", final)
+    if code == 3 and kind.read.__name__ == "embedded":
+        failures = Path("new/failures.csv")
+        left_out = failures.is_file() and "its sha256 is another" in failures.read_text()
+        return case("left out" if left_out else "SILENT", final)
+    if code == 3:
+        return case("found by verify" if path.name in said else "SILENT", final)
+    if code != 0 or not kind.results:
+        return case("SILENT", f"exit {code}: {final}")
+    changed = [pattern for pattern, content in before.items() if results(pattern) != content]
+    if changed:
+        return case("SILENT", f"exit 0, other {', '.join(changed)}")
+    checked, found = call("verify", path.parts[0])
+    if checked == 0:
+        return case("made again")
+    return case("found by verify" if path.name in found else "SILENT", found.strip().splitlines()[0])
+
+
+def named(path: Path, error: str) -> bool:
+    """Return whether an error names what is damaged: the file, its folder, or the cache or table that it belongs to."""
+    folder = path.parent.name
+    wanted = {path.name, path.stem, folder, *(("cxr", "embeddings") if "caches" in path.parts else ())}
+    if path.name == "plan.json" or path.parts[0] == "cohort":
+        wanted |= {"plan", "exams", "pairs"}
+    return any(name in error for name in wanted)
+
+
+def results(pattern: str) -> dict[str, bytes]:
+    """Return the files of a pattern."""
+    return {path.as_posix(): path.read_bytes() for path in sorted(Path().glob(pattern)) if path.is_file()}
+
+
+def damages_of(job: tuple[Path, str, int, Sequence[str]]) -> list[Case]:
+    """Try every damage of one kind, each on a copy of the world."""
+    world, group, number, damages = job
+    found = []
+    for damage in damages:
+        with copy_of(world) as root:
+            os.chdir(root)
+            found.append(attempt(group, KINDS[group][number], damage))
+            os.chdir("/")
+    return found
+
+
+def trials_of(job: tuple[Path, str, str, int]) -> list[Trial]:
+    """Try the kills, or full and read-only disks, of one command; or moved folders."""
+    world, part, command, wanted = job
+    with copy_of(world) as root:
+        os.chdir(root)
+        if part == "kills":
+            found = list(kills(command, wanted))
+        elif part == "disk":
+            found = [*full_disks(command), *read_only(command)]
         else:
-            code, said = study(root)
-        last = said.strip().splitlines()[-1] if said.strip() else ""
-        names = (path.name, path.parent.name, kind.split("/")[2] if "/caches/" in kind else path.name)
-        if "Traceback" in said:
-            return Case(kind, damage, "SILENT", f"traceback: {last}")
-        if code == 2:
-            named = any(name in said for name in (*names, "cxr", "exams", "pairs", "splits", "plan"))
-            return Case(kind, damage, "refused" if named else "SILENT", last)
-        same = (root / "run" / "predictions.csv").read_bytes() == reference
-        if reads_results or not same:
-            return Case(
-                kind, damage, "SILENT", f"exit {code}, {'other' if not same else 'the same'} predictions: {last}"
-            )
-        checked, found = command("verify", root)
-        if "made again" in said and checked == 0:
-            return Case(kind, damage, "made again", "")
-        if checked == 3 and path.name in found:
-            return Case(kind, damage, "found by verify", "")
-        rewritten = path.read_bytes() == original or (kind.startswith("run/") and checked == 0)
-        return Case(kind, damage, "made again" if rewritten else "SILENT", f"verify: exit {checked}")
+            found = list(moved())
+        os.chdir("/")
+    return found
 
 
-def study(root: Path) -> tuple[int, str]:
-    """Run the small study under a folder."""
-    return command("study", "run", "--config", root / "study.yaml", "--data", root / "cohort", "--out", root / "run")
+class copy_of:
+    """A copy of the world in a temporary folder, as a context manager."""
+
+    def __init__(self, world: Path) -> None:
+        self.world = world
+
+    def __enter__(self) -> Path:
+        self.folder = tempfile.TemporaryDirectory(prefix="faults-")
+        root = Path(self.folder.name) / "w"
+        shutil.copytree(self.world, root)
+        return root
+
+    def __exit__(self, *_: object) -> None:
+        self.folder.cleanup()
+
+
+def every(world: Path, parts: Sequence[str], of: Sequence[str], quick: bool, jobs: int) -> Iterator[Case | Trial]:
+    """Yield what came of every disturbance; each kind of them is tried in a process of its own."""
+    damages = ("flipped", "swapped") if quick else tuple(DAMAGES)
+    context = multiprocessing.get_context("fork")
+    with context.Pool(jobs, maxtasksperchild=1) as pool:
+        waiting = []
+        if "moved" in parts:
+            waiting.append(pool.apply_async(trials_of, ((world, "moved", "", 0),)))
+        for part in ("kills", "disk"):
+            wanted = 5 if quick else KILLS
+            commands = [name for name in KILLED if part in parts and (not of or name in of)]
+            waiting += [pool.apply_async(trials_of, ((world, part, command, wanted),)) for command in commands]
+        if "damage" in parts:
+            waiting += [
+                pool.apply_async(damages_of, ((world, group, number, damages),))
+                for group, kinds in KINDS.items() if not of or group in of for number in range(len(kinds))
+            ]  # fmt: skip
+        for one in waiting:
+            yield from one.get()
 
 
 def main(argv: Sequence[str]) -> int:
-    """Try every fault and print the table; return 1 when one passed silently."""
+    """Try everything and print the tables; return 1 when something passed silently."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="two damages of each kind of file")
+    parser.add_argument("--quick", action="store_true", help="two damages of each kind, five kills of each command")
+    parser.add_argument("--only", choices=PARTS, nargs="*", default=PARTS, help="these parts alone")
+    parser.add_argument("--of", nargs="*", default=(), help="these commands or groups of files alone")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--json", type=Path, help="write the outcomes here")
     options = parser.parse_args(argv)
     os.environ.pop("EMBEDPRIOR_HOME", None)
-    os.environ["EMBEDPRIOR_QUIET"] = "1"
-    damages = ("flipped", "swapped") if options.quick else tuple(DAMAGES)
-    cases = []
+    os.environ |= {"EMBEDPRIOR_QUIET": "1", "OMP_NUM_THREADS": "1"}
+    target = None if options.json is None else options.json.resolve()
+    started, cases, trials = time.monotonic(), list[Case](), list[Trial]()
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
-        whole = Path(scratch) / "whole"
-        write_cohort(whole / "cohort")
-        code, said = study(whole)
+        world = Path(scratch) / "world"
+        import embedprior.prior.trainer
+        import embedprior.study.run  # noqa: F401
+
+        code, said = child(lambda: build(world) or 0)
         assert code == 0, said
-        reference = (whole / "run" / "predictions.csv").read_bytes()
-        for kind in KINDS:
-            for damage in damages:
-                case = attempt(whole, kind, damage, reference)
-                cases.append(case)
-                print(f"{case.outcome:<16} {damage:<8} {kind}  {case.detail[:150]}", flush=True)
-    counts = Counter(case.outcome for case in cases)
-    print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
-    if options.json:
-        options.json.write_text(json.dumps([vars(case) for case in cases], indent=1) + "\n")
-    return 1 if counts["SILENT"] else 0
+        for one in every(world, options.only, options.of, options.quick, options.jobs):
+            if isinstance(one, Case):
+                cases.append(one)
+                print(f"{one.outcome:<16} {one.damage:<8} {one.kind}  {one.detail[:150]}", flush=True)
+            else:
+                trials.append(one)
+                print(f"{'WRONG' if one.wrong else 'right':<6} {one.command}: {one.what}  {one.wrong}", flush=True)
+    for group in KINDS:
+        own = [case for case in cases if case.group == group]
+        counts = Counter(case.outcome for case in own)
+        print(f"{group}: {len(own)} damages: {', '.join(f'{n} {name}' for name, n in sorted(counts.items()))}")
+    for command in dict.fromkeys(trial.command for trial in trials):
+        own_trials = [trial for trial in trials if trial.command == command]
+        killed = sum(trial.what.startswith("killed") for trial in own_trials)
+        bad = sum(bool(trial.wrong) for trial in own_trials)
+        print(f"{command}: {killed} kills, {len(own_trials) - killed} disks and moves, {bad} wrong")
+    print(f"{time.monotonic() - started:.0f} s")
+    if target is not None:
+        target.write_text(json.dumps([asdict(one) for one in (*cases, *trials)], indent=1) + "\n")
+    return 1 if any(case.outcome == "SILENT" for case in cases) or any(trial.wrong for trial in trials) else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Check whatever lies under a folder against the checksums it was written with: caches, artifacts and runs."""
+"""Check whatever lies under a folder against the checksums it was written with: caches, artifacts, runs, priors,
+teachers, fitted methods, encoders and bundles."""
 
 from __future__ import annotations
 
@@ -8,14 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedprior.cache.format import MANIFEST as CACHE_MANIFEST
-from embedprior.cache.format import read_pointer
 from embedprior.cache.verify import find_corruption
 from embedprior.errors import BadInput
-from embedprior.runs import hash_of, read_json
+from embedprior.runs import hash_of, read_json, read_record
 from embedprior.runs.artifacts import MANIFEST as ARTIFACT_MANIFEST
 from embedprior.runs.integrity import CHECKSUM, changed_files, damage_of, has_own_checksum
 from embedprior.runs.provenance import RECORD
 
+SEALED = {
+    "prior.json": "prior", "resume.json": "stopped training", "fitted.json": "fitted method", "teacher.json": "teacher",
+    "encoder.json": "encoder", CACHE_MANIFEST: "bundle",
+}  # fmt: skip
+"""Records that list the checksums of their files, and their own → what they describe. A cache's manifest is another."""
 DESCRIBED = ("kind", "inputs", "config", "code_tag")
 """What an artifact's folder is named by."""
 
@@ -41,9 +46,6 @@ def verify_folder(root: Path) -> Iterator[Verified]:
     Raises:
         BadInput: no such folder, or nothing there that carries checksums.
     """
-    pointed = read_pointer(root) if root.is_dir() else None
-    if pointed is not None and pointed[0].is_dir():
-        root = pointed[0]
     if not root.is_dir():
         raise BadInput(f"no folder {root}. Next: embedprior cache ls DIR")
     count = 0
@@ -58,11 +60,17 @@ def verify_folder(root: Path) -> Iterator[Verified]:
             count += 1
             names.clear()
             yield Verified("cache", here, tuple(f"{one.file}: {one.reason}" for one in find_corruption(here)))
-        elif RECORD in files:
-            count += 1
-            yield Verified("run", here, tuple(_run_problems(here)))
+        else:
+            for name in [name for name in SEALED if name in files]:
+                count += 1
+                yield Verified(SEALED[name], here, tuple(_sealed_problems(here, name)))
+            if RECORD in files:
+                count += 1
+                yield Verified("run", here, tuple(_run_problems(here)))
     if not count:
-        raise BadInput(f"{root} holds no cache, artifact or run. Next: embedprior cache ls {root}")
+        raise BadInput(
+            f"{root} holds no cache, artifact, run, prior, student or bundle. Next: embedprior cache ls {root}"
+        )
 
 
 def _artifact_problems(folder: Path) -> Iterator[str]:
@@ -74,6 +82,18 @@ def _artifact_problems(folder: Path) -> Iterator[str]:
     yield from changed_files(folder, record["files"])  # however large: what is remembered is read again here
     if hash_of({name: record.get(name) for name in DESCRIBED})[:16] != folder.name:
         yield f"{ARTIFACT_MANIFEST} describes another artifact"
+
+
+def _sealed_problems(folder: Path, name: str) -> Iterator[str]:
+    try:
+        record = read_record(folder / name)
+    except BadInput as error:
+        yield str(error).replace(f"{folder / name}", name)
+        return
+    if not has_own_checksum(record) or not isinstance(record.get("files"), dict):
+        yield f"{name} no longer has the contents it was written with (or is of an earlier version)"
+    else:
+        yield from changed_files(folder, record["files"])
 
 
 def _run_problems(folder: Path) -> Iterator[str]:

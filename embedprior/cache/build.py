@@ -162,6 +162,7 @@ def default_batch(encoder: Encoder) -> int:
 class _Block:
     number: int
     exams: list[tuple[str, str]]
+    expected: dict[str, str] = field(default_factory=dict)
 
 
 class _Blocks:
@@ -187,7 +188,7 @@ class _Blocks:
         pieces = [self._exams] if isinstance(self._exams, pd.DataFrame) else self._exams
         # A cohort is its table and where its files lie: elsewhere, the same names may be other exams.
         digest = hashlib.sha256(json.dumps(str(self._root.resolve())).encode())
-        pending: list[tuple[str, str]] = []
+        pending: list[tuple[str, str, str]] = []
         number, line, seen = 0, 2, SeenIds()
         for piece in pieces:
             refuse_repeated_exams(piece, "the exam table", seen, line)
@@ -195,7 +196,8 @@ class _Blocks:
             for start in range(0, len(piece), self._size):
                 part = piece.iloc[start : start + self._size]
                 paths = part["path"].where(part["path"].notna(), "")
-                pending += [(str(i), str(p)) for i, p in zip(part["exam_id"], paths, strict=True)]
+                stated = part["sha256"].where(part["sha256"].notna(), "") if "sha256" in part else [""] * len(part)
+                pending += [(str(i), str(p), str(s)) for i, p, s in zip(part["exam_id"], paths, stated, strict=True)]
                 while len(pending) >= self._size:
                     yield from self._own(number, pending[: self._size], digest)
                     pending, number = pending[self._size :], number + 1
@@ -203,10 +205,11 @@ class _Blocks:
             yield from self._own(number, pending, digest)
         self.view = digest.hexdigest()[:12]
 
-    def _own(self, number: int, exams: list[tuple[str, str]], digest: hashlib._Hash) -> Iterator[_Block]:
+    def _own(self, number: int, named: list[tuple[str, str, str]], digest: hashlib._Hash) -> Iterator[_Block]:
+        exams = [(exam_id, path) for exam_id, path, _ in named]
         digest.update("".join(f"{len(i)}:{i}{len(p)}:{p}" for i, p in exams).encode())
         if number % self._processes.world_size == self._processes.rank:
-            yield _Block(number, exams)
+            yield _Block(number, exams, {exam_id: stated for exam_id, _, stated in named if stated})
 
 
 @dataclass
@@ -284,7 +287,9 @@ class _Builder:
                 continue
             for start in range(0, len(block.exams), self._batch_size):
                 last = start + self._batch_size >= len(block.exams)
-                yield Task(block.number, last, block.exams[start : start + self._batch_size])
+                exams = block.exams[start : start + self._batch_size]
+                expected = {exam_id: block.expected[exam_id] for exam_id, _ in exams if exam_id in block.expected}
+                yield Task(block.number, last, exams, expected)
 
     def _lock(self, block: _Block) -> Lock:
         return Lock(self._location.folder / f".block-{table_hash(block.exams)}{LOCK}")

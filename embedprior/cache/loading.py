@@ -146,7 +146,7 @@ class ExamTable:
         return ", ".join([*parts, *([f"{self.unknown_views} of unknown view"] if self.unknown_views else [])])
 
     def __iter__(self) -> Iterator[pd.DataFrame]:
-        """Yield ``exam_id`` and ``path``, a piece at a time.
+        """Yield ``exam_id``, ``path`` and, where the table has it, ``sha256``, a piece at a time.
 
         Raises:
             BadInput: the file has become shorter since it was checked.
@@ -156,7 +156,8 @@ class ExamTable:
             if not left:
                 return
             chosen = piece["modality"].isin(self._modalities) & ~piece["exam_id"].isin(self._excluded)
-            kept = piece.loc[chosen, ["exam_id", "path"]].head(left)
+            columns = ["exam_id", "path", *(["sha256"] if "sha256" in piece.columns else [])]
+            kept = piece.loc[chosen, columns].head(left)
             left -= len(kept)
             yield kept
         if left:
@@ -171,11 +172,13 @@ class Task:
         block: number of the block in the exam table.
         last: whether it is the block's last task.
         exams: exam id and path of each.
+        expected: sha256 of the source by exam id, for exams whose table states it.
     """
 
     block: int
     last: bool
     exams: list[tuple[str, str]]
+    expected: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -215,7 +218,10 @@ class _Reader(Dataset[Loaded]):
                 if not path:
                     raise UnreadableExam("the table gives it no path")
                 stamps[exam_id] = source_stamp(self._root, path)
-                loaded.sources[exam_id] = source_hash(self._root, path)
+                found = source_hash(self._root, path)
+                if task.expected.get(exam_id, found) != found:
+                    raise UnreadableExam("its file is not the one that the table names: its sha256 is another")
+                loaded.sources[exam_id] = found
             except (UnreadableExam, OSError, IndexError, ValueError) as error:
                 loaded.failures.append((exam_id, _reason(error)))
         known = self._present.has(loaded.sources.items())
@@ -225,9 +231,9 @@ class _Reader(Dataset[Loaded]):
             if exam_id not in loaded.sources or exam_id in there:
                 continue
             try:
-                with collect_findings() as found:
+                with collect_findings() as noted:
                     array = self._encoder.read(self._root, path)
-                loaded.findings += [(exam_id, one) for one in found if one.severity != "note"]
+                loaded.findings += [(exam_id, one) for one in noted if one.severity != "note"]
                 if source_stamp(self._root, path) != stamps[exam_id]:
                     raise UnreadableExam("its file was changed while it was read; run the same command again")
             except EmbedpriorError:

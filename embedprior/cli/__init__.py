@@ -38,7 +38,7 @@ COMMANDS = {
     "cache import": ("cache:import_", "make a cache from a folder with one .npy per study"),
     "verify": (
         "verify:verify",
-        "read every byte of the caches, artifacts and runs in a folder and name what changed",
+        "read every byte of the caches, artifacts, models and runs in a folder and name what changed",
     ),
     "cache trace": ("cache:trace", "what a run was made from: artifacts, caches, and the sha256 of every source file"),
     "train encoder": (

@@ -12,7 +12,7 @@ from embedprior.errors import DONE, NEEDS_ATTENTION
 
 @command(epilog="Exit code 3: something was found. A study, run again, makes damaged artifacts anew; embed, run "
          "again, computes damaged embeddings.")  # fmt: skip
-@argument("folder", type=PATH, help="of a run, an artifact or a cache, or one that holds some")
+@argument("folder", type=PATH, help="of a run, cache, artifact, prior, student or bundle, or one that holds some")
 def verify(folder: Path) -> int:
     """Check everything under a folder; return 0 when it is whole, 3 when something was found.
 
@@ -27,5 +27,5 @@ def verify(folder: Path) -> int:
         damaged += bool(one.problems)
         for problem in one.problems:
             print(f"{one.kind} {one.path}: {problem}")
-    print(f"{count} caches, artifacts and runs read, {damaged} with problems")
+    print(f"{count} folders with checksums read, {damaged} with problems")
     return NEEDS_ATTENTION if damaged else DONE

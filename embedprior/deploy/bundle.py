@@ -6,7 +6,6 @@ the Hugging Face hub: ``README.md`` with front matter, ``config.json``, weights 
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,30 @@ from embedprior.deploy.operating import choose_operating_point, fit_calibration,
 from embedprior.deploy.scan import identifying_terms, traces
 from embedprior.encoders.base import key8
 from embedprior.errors import BadInput, nearest
-from embedprior.runs import artifacts_root, hash_file, hash_of, read_json, write_json, write_text
-from embedprior.runs.integrity import changed_files, has_own_checksum, sealed_manifest, with_checksum
+from embedprior.runs import (
+    Lock,
+    artifacts_root,
+    fsync,
+    hash_file,
+    hash_of,
+    make_folder,
+    read_json,
+    write_json,
+    write_text,
+)
+from embedprior.runs.files import explain_full_disk
+from embedprior.runs.integrity import (
+    changed_files,
+    has_own_checksum,
+    refuse_changed_result,
+    refuse_damaged_artifact,
+    sealed_manifest,
+    with_checksum,
+)
 from embedprior.students.storage import DESCRIPTION
 from embedprior.study.final import read_final
 from embedprior.tables import read_table
-from embedprior.weights import read_tensors, write_tensors
+from embedprior.weights import read_tensors, write_weights
 
 FORMAT = 2
 MANIFEST, CONFIG, CARD, MODELS, ENCODER = "manifest.json", "config.json", "README.md", "models", "encoder"
@@ -68,11 +85,13 @@ def build_bundle(
 
     Raises:
         BadInput: no such study or method, no model kept of it, a method that needs CT at inference, other weights than
-            the study's, ``out`` exists, or a patient would leave a trace in it.
+            the study's, a file of the study that was changed since, ``out`` exists or is being written, or a patient
+            would leave a trace in it.
     """
     study, out = Path(study), Path(out)
     if out.exists():
         raise BadInput(f"{out} exists. Next: give a folder that does not, or delete it.")
+    make_folder(out.parent)
     if not (study / "evidence.json").is_file():
         raise BadInput(f"no finished study in {study} (evidence.json is missing). Next: embedprior study run")
     found = read_json(study / "evidence.json")
@@ -91,6 +110,10 @@ def build_bundle(
     held_out = _rows(study, name, method)
     validation = _of_the_models(validation[validation["split"] == "val"], chosen)
     folders = [artifacts_root(study) / str(folder) for folder in chosen["model"]]
+    for folder in folders:
+        refuse_damaged_artifact(folder)
+    for read in ("evidence.json", "cohort/flow.csv"):
+        refuse_changed_result(study / read)
     abouts = [read_json(folder / DESCRIPTION)["about"] for folder in folders]
     evidence = found["designs"][name]
     if threshold is None:
@@ -126,25 +149,29 @@ def build_bundle(
     flow: list[dict[str, Any]] = [
         {str(k): v for k, v in row.items()} for row in pd.read_csv(study / "cohort" / "flow.csv").to_dict("records")
     ]
-    work = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    lock = Lock(out.with_name(f".{out.name}.lock"))
+    if not lock.acquire():
+        raise BadInput(f"{out} is being written by {lock.owner()}. Next: wait until it is done, or give another folder")
+    work = out.with_name(f".{out.name}.tmp")
     try:
-        for number, folder in enumerate(folders):
-            _copy_model(folder, work / MODELS / str(number))
-        if encoder_weights is not None:
-            config["encoder"]["weights"] = include_weights(Path(encoder_weights), first["encoder"], work / ENCODER)
-        write_json(work / CONFIG, config)
-        write_text(work / CARD, model_card(config, flow))
-        refuse_traces(work, study)
-        write_json(work / MANIFEST, sealed_manifest(work, {"format": FORMAT, "kind": "embedprior bundle"}))
-        verify(work)
-        try:
-            work.rename(out)
-        except OSError as error:
-            if not out.exists():
-                raise
-            raise BadInput(f"{out} was made meanwhile, by another process. Next: give another folder") from error
+        shutil.rmtree(work, ignore_errors=True)  # of one that was killed
+        with explain_full_disk(out):
+            for number, folder in enumerate(folders):
+                _copy_model(folder, work / MODELS / str(number))
+            if encoder_weights is not None:
+                config["encoder"]["weights"] = include_weights(Path(encoder_weights), first["encoder"], work / ENCODER)
+            write_json(work / CONFIG, config)
+            write_text(work / CARD, model_card(config, flow))
+            refuse_traces(work, study)
+            write_json(work / MANIFEST, sealed_manifest(work, {"format": FORMAT, "kind": "embedprior bundle"}))
+            verify(work)
+            for file in [*work.rglob("*"), work]:
+                fsync(file)
+        work.rename(out)
+        fsync(out.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        lock.release()
     return out
 
 
@@ -198,7 +225,7 @@ def include_weights(given: Path, key: dict[str, Any], target: Path) -> dict[str,
         elif file.suffix == ".safetensors":
             shutil.copyfile(file, target / file.name)
         else:
-            write_tensors(read_tensors(file, "Next: leave --encoder-weights out"), target / WEIGHTS)
+            write_weights(read_tensors(file, "Next: leave --encoder-weights out"), target / WEIGHTS)
     (made,) = target.glob("*.safetensors")
     place = ENCODER if given.is_dir() else f"{ENCODER}/{made.name}"
     return {"path": place, "sha256": hash_file(made), "of": digest}

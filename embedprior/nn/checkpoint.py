@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from embedprior.errors import BadInput
-from embedprior.runs import hash_file, read_record, write_json, write_tensors, write_text
-from embedprior.runs.integrity import has_own_checksum, with_checksum
+from embedprior.runs import read_record, write_json, write_tensors, write_text
+from embedprior.runs.integrity import changed_files, file_records, has_own_checksum, with_checksum
 
 STATE = "resume.json"
 FORMAT = 2
@@ -96,7 +96,7 @@ def save_state(
         "best_score": progress.best_score,
         "history": progress.history,
         "file": file.name,
-        "sha256": hash_file(file),
+        "files": file_records(folder, [file]),
         "groups": optimiser["param_groups"],
         "scalars": scalars,
         "loss_scale": dict(loss_scale or {}),
@@ -143,7 +143,7 @@ def load_state(folder: Path, fingerprint: Mapping[str, str], steps: int) -> Stat
     file = folder / record["file"]
     try:
         tensors = load_file(file)
-        whole = hash_file(file) == record["sha256"]
+        whole = not any(changed_files(folder, record["files"]))
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{file} can't be read: {error}. {again}") from error
     if not whole:

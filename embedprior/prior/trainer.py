@@ -299,7 +299,9 @@ class _Training:
     def run(self, stop_after: int | None, show_progress: bool) -> Prior:
         """Train to the end, to early stopping, or to ``stop_after``; return the best prior so far."""
         main = self._accelerator.is_main_process
-        if main:
+        if main and self._progress.step == 0:
+            (self._out / METRICS).unlink(missing_ok=True)  # of one that was stopped before its first state
+        elif main:
             drop_later_metrics(self._out / METRICS, self._progress.step)
         self._log = MetricsLog(self._out / METRICS)
         if main and self._progress.step == 0:

@@ -87,6 +87,8 @@ def artifact(
                 return Artifact(final, key, reused=False)
         finally:
             lock.release()
+    elif (left := final.parent / f".{key}.lock").exists():  # of a process that was killed just after its last rename
+        Lock(left).remove_if_stale()
     record_dependency(kind, key, final)
     return Artifact(final, key, reused=True)
 

@@ -101,7 +101,7 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     fsync(path.parent)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file of numpy arrays or of torch tensors, whole or not at all, readable as the umask says.
 
     The library itself makes files that only their owner can read, and does not bring them to the disk.
@@ -125,7 +125,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
             temporary.touch()
             mode = temporary.stat().st_mode
             try:
-                save_file(dict(tensors), temporary)
+                save_file(dict(tensors), temporary, None if metadata is None else dict(metadata))
             except SafetensorError as error:
                 number = re.search(r"\(os error (\d+)\)", str(error))
                 if number is None:

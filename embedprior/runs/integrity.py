@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,17 +197,19 @@ def refuse_damaged_artifact(folder: Path, manifest: str = "artifact.json") -> No
         raise BadInput(f"{folder} is damaged: {problem}. Next: run the command that made it again")
 
 
-def refuse_changed_result(path: Path, record: str) -> None:
-    """Check a file that a run left against the checksum in the run's record beside it, where there is one.
+def refuse_changed_result(path: Path, record: str = "run.json") -> None:
+    """Check a file that a run left against the checksum in the run's record beside it or above, where there is one.
 
     Raises:
         BadInput: it is not what the run wrote.
     """
-    try:
-        files = read_json(path.parent / record).get("files", {})
-        problem = next(changed_files(path.parent, {path.name: files[path.name]}), "")
-    except (BadInput, AttributeError, KeyError, TypeError):
-        return
+    problem = ""
+    for folder in (path.parent, path.parent.parent):
+        if path.is_file() and (folder / record).is_file():
+            with suppress(BadInput, AttributeError, KeyError, TypeError):
+                name = path.relative_to(folder).as_posix()
+                problem = next(changed_files(folder, {name: read_json(folder / record)["files"][name]}), "")
+                break
     if problem:
         raise BadInput(
             f"{path}: {problem} by the run in this folder. Next: run that command again; or, if the table was changed "

@@ -14,6 +14,7 @@ import atexit
 import json
 import os
 import secrets
+import shutil
 import socket
 import sys
 import threading
@@ -274,6 +275,7 @@ def claimed(folder: Path) -> Iterator[None]:
     count, lock = _CLAIMED.get(place, (0, Lock(place / FOLDER_LOCK)))
     if not count:
         _claim(folder, lock)
+        _clear(place)
     _CLAIMED[place] = count + 1, lock
     try:
         yield
@@ -303,6 +305,17 @@ def _claim(folder: Path, lock: Lock) -> None:
             if first is sign:
                 print(f"{folder} was being written by {lock.owner()}; waiting for a sign of life", file=sys.stderr)
         time.sleep(_POLL_S)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a killed process was writing in a folder that is ours now."""
+    for left in folder.glob(".*.tmp"):
+        if left.name.startswith((FOLDER_LOCK, ".clock.")):  # of a process that tries to get the folder just now
+            continue
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 _CLAIMED: dict[Path, tuple[int, Lock]] = {}

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 QUIET = "EMBEDPRIOR_QUIET"
+LONG_AGO_S = 3600.0
 
 
 def seed_for(seed: int, *names: str | int) -> int:
@@ -146,6 +147,9 @@ class Run:
             self._claim.enter_context(claimed(out))
         for stale in ("metrics.jsonl", "summary.md", "failures.csv"):
             (out / stale).unlink(missing_ok=True)
+        for left in out.glob(".*.tmp") if shared else ():  # of a killed run, unless others may be writing them now
+            if time.time() - left.stat().st_mtime > LONG_AGO_S:
+                left.unlink(missing_ok=True)
         self.metrics = MetricsLog(out / "metrics.jsonl")
         self._started = time.monotonic()
         self._ledger = open_log()
@@ -201,7 +205,7 @@ class Run:
         """Write ``run.json`` with the sha256 of every result that lies in the folder now, and of itself."""
         results = [path for path in self.out.iterdir() if path.is_file() and path.name not in (RECORD, "metrics.jsonl")]
         results = [path for path in results if not path.name.startswith(".")]
-        results += [path for path in (self.out / "cohort").rglob("*") if path.is_file()]
+        results += [path for name in ("cohort", "images") for path in (self.out / name).rglob("*") if path.is_file()]
         self._record["files"] = file_records(self.out, results)
         write_json(self.out / RECORD, with_checksum(self._record))
 

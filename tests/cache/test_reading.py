@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 from embedprior.cache import CacheWriter, PairDataset, build_cache, open_cache, write_cache
 from embedprior.cache.build import fill_cache
 from embedprior.cache.exchange import export_npy, export_parquet, first_shape, import_npy
+from embedprior.cache.loading import ExamTable
 from embedprior.cache.verify import diff, quantization_error
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
+from embedprior.runs import hash_file
 
 from .conftest import MeanEncoder, make_exams
 from .test_shards import Payload
@@ -218,3 +220,15 @@ def test_a_table_in_pieces_fills_the_same_cache(tmp_path: Path) -> None:
     fill_cache(pieces, tmp_path, MeanEncoder(), tmp_path / "pieces", 2)
     assert diff(open_cache(tmp_path / "whole"), open_cache(tmp_path / "pieces")).same
     assert (tmp_path / "whole" / "current").read_text() == (tmp_path / "pieces" / "current").read_text()
+
+
+def test_an_exam_whose_file_is_not_the_one_of_the_table_is_left_out(tmp_path: Path) -> None:
+    exams = make_exams(tmp_path, 3)
+    exams["sha256"] = [hash_file(tmp_path / "0.png"), "0" * 64, None]
+    cache, failures = build_cache(exams, tmp_path, MeanEncoder(), tmp_path / "caches")
+    assert list(cache.ids) == ["e0", "e2"]
+    reason = "its file is not the one that the table names: its sha256 is another"
+    assert failures == [{"exam_id": "e1", "stage": "embed", "reason": reason}]
+    exams.assign(modality="CXR").to_csv(tmp_path / "exams.csv", index=False)
+    table = ExamTable(tmp_path / "exams.csv", ("CXR",))
+    assert fill_cache(table, tmp_path, MeanEncoder(), tmp_path / "others").failures == failures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import struct
@@ -22,6 +23,8 @@ from embedprior.cli import main
 from embedprior.deploy.bundle import build_bundle, verify
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
+
+from ..runs.test_locks import dead_pid, write_owner
 
 PATIENT = "DoeJane"
 
@@ -338,3 +341,29 @@ def test_models_are_kept_afterwards_without_another_score(study: Path, tmp_path:
     held = plain.predictions.query("method == 'logistic' and split == 'test' and fold == 2")
     found = made.predict([study / "data" / "png" / f"{e}.png" for e in held["exam_id"]])
     np.testing.assert_allclose(found["score"], held["score"], atol=1e-6 * last_digits)
+
+
+def test_a_bundle_of_a_changed_study_is_refused(study: Path, tmp_path: Path) -> None:
+    models = pd.read_csv(study / "out" / "models.csv").query("method == 'logistic'")["model"]
+    weights = study / "out" / "artifacts" / models.iloc[0] / "linear.safetensors"
+    for path in (weights, study / "out" / "evidence.json", study / "out" / "cohort" / "flow.csv"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+        with pytest.raises(BadInput, match=path.name):
+            build_bundle(study / "out", "logistic", tmp_path / "b")
+        path.write_bytes(whole)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_has_one_writer_and_what_a_killed_one_left_goes(study: Path, tmp_path: Path) -> None:
+    lock = tmp_path / ".b.lock"
+    write_owner(lock, pid=os.getppid(), started=None)
+    with pytest.raises(BadInput, match="is being written by host"):
+        build_bundle(study / "out", "logistic", tmp_path / "b")
+    assert list(tmp_path.iterdir()) == [lock]
+    write_owner(lock, pid=dead_pid())
+    (tmp_path / ".b.tmp").mkdir()
+    (tmp_path / ".b.tmp" / "half.json").write_text("{")
+    build_bundle(study / "out", "logistic", tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    assert not (tmp_path / "b" / "half.json").exists()

@@ -558,8 +558,9 @@ def test_the_state_before_is_there_until_the_next_one_is_safe(
     train(pairs, small_config(), tmp_path, stop_after=10)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("resume*")}
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(path: Path) -> None:
+        if "resume-20" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("embedprior.runs.files.fsync", full)
     with pytest.raises(DiskFull, match="resume-20"):
@@ -567,3 +568,14 @@ def test_the_state_before_is_there_until_the_next_one_is_safe(
     monkeypatch.undo()
     assert {path.name: path.read_bytes() for path in tmp_path.glob("resume*")} == before
     assert same(train(pairs, small_config(), tmp_path), train(pairs, small_config(), tmp_path / "whole"))
+
+
+def test_a_training_that_was_stopped_before_its_first_state_leaves_no_line_of_its_log(
+    pairs: Pairs, tmp_path: Path
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"event": "start", "step": 0}\n{"event": "validation", "step": 0}\n')
+    train(pairs, small_config(), tmp_path)
+    events = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events if e["step"] == 0] == ["start", "validation"]
+    train(pairs, small_config(), tmp_path / "whole")
+    assert len((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()) == len(events)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from embedprior.cache.audit import SEALED, verify_folder
 from embedprior.errors import BadInput
 from embedprior.runs import artifact, integrity
 from embedprior.runs.integrity import changed_files, file_records, has_own_checksum, with_checksum
@@ -141,3 +142,21 @@ def test_a_sealed_folder_is_read_only_when_every_byte_and_its_record_are_as_writ
         with pytest.raises(BadInput, match=r"the thing in .* is damaged: inner/w\.bin .*Next: make it again"):
             read()
         integrity.write_sealed(tmp_path, "thing.json", {"format": 3, "patients": ["p1"]}, fill)
+
+
+def test_verify_reads_whatever_is_sealed_and_names_what_changed(tmp_path: Path) -> None:
+    for name, what in SEALED.items():
+        folder = tmp_path / what.replace(" ", "_")
+        integrity.write_sealed(folder, name, {"format": 1}, lambda work: (work / "w.bin").write_bytes(bytes(64)))
+    assert [(one.kind, one.problems) for one in verify_folder(tmp_path)] == [
+        (what, ()) for what in sorted(SEALED.values(), key=lambda w: w.replace(" ", "_"))
+    ]
+    for name, what in SEALED.items():
+        folder = tmp_path / what.replace(" ", "_")
+        for file in ("w.bin", name):
+            whole = (folder / file).read_bytes()
+            flip(folder / file)
+            (found,) = [one for one in verify_folder(tmp_path) if one.problems]
+            assert (found.kind, found.path) == (what, folder)
+            assert file in found.problems[0]
+            (folder / file).write_bytes(whole)

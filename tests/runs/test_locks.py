@@ -260,3 +260,20 @@ def test_a_process_forked_while_a_heartbeat_runs_can_lock(tmp_path: Path) -> Non
     alive = process.is_alive()
     process.kill()
     assert (alive, process.exitcode) == (False, 0)
+
+
+def test_what_a_killed_writer_left_in_its_folder_is_removed_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".run.json.123.tmp").write_text("{")
+    (tmp_path / ".saving-123.tmp").mkdir()
+    (tmp_path / ".saving-123.tmp" / "w.safetensors").write_text("half")
+    (tmp_path / "kept.csv").write_text("a\n")
+    write_owner(tmp_path / locks.FOLDER_LOCK, pid=dead_pid())
+    with locks.claimed(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [locks.FOLDER_LOCK, "kept.csv"]
+
+
+def test_the_lock_of_a_builder_that_was_killed_after_its_last_rename_goes(tmp_path: Path) -> None:
+    made = artifact("thing", {}, {}, "thing-1", lambda work: None, tmp_path)
+    write_owner(tmp_path / "thing" / f".{made.key}.lock", pid=dead_pid())
+    assert artifact("thing", {}, {}, "thing-1", lambda work: None, tmp_path).reused
+    assert [p.name for p in (tmp_path / "thing").iterdir()] == [made.key]

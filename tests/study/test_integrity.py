@@ -130,7 +130,7 @@ def test_verify_reads_everything_and_names_what_changed(run, cohort, capsys):
         assert path.name in capsys.readouterr().out
         path.write_bytes(whole)
     assert main(["verify", str(out)]) == 0
-    assert "holds no cache, artifact or run" in refusal(capsys, main(["verify", str(out / "cohort")]))
+    assert "holds no cache, artifact, run, prior" in refusal(capsys, main(["verify", str(out / "cohort")]))
 
 
 def test_evaluate_refuses_predictions_that_are_not_those_of_the_run_beside_them(run, tmp_path, capsys):

@@ -18,7 +18,8 @@ from embedprior.imaging.drr.config import DrrConfig
 from embedprior.imaging.drr.render import Rendered, image_name
 from embedprior.imaging.files import printable
 from embedprior.imaging.readers import CtExam
-from embedprior.runs.files import temporary_beside
+from embedprior.runs.artifacts import MANIFEST
+from embedprior.runs.files import read_record, temporary_beside
 from embedprior.tables import LABEL_PREFIX, PAIR_REQUIRED, check_exams, check_pairs, write_table
 
 IMAGES = "images"
@@ -74,13 +75,14 @@ def write_tables(
         if result.folder is None:
             continue
         who = {"patient_id": exam.patient_id, **exam.columns, "complete": result.complete}
+        written = read_record(result.folder / MANIFEST, "files")["files"]
         path = printable(Path(os.path.relpath(exam.path.resolve(), out.resolve())).as_posix())
         rows.append({"exam_id": exam.exam_id, **who, "modality": "CT", "path": path, "view": ""})
         for pose in range(config.poses):
             own = drr_id(exam.exam_id, config.view, pose)
             rows.append(
                 {"exam_id": own, **who, "modality": "DRR", "path": f"{IMAGES}/{_file_name(own)}.png",
-                 "view": config.view}
+                 "view": config.view, "sha256": written[f"{image_name(pose)}.png"]["sha256"]}
             )  # fmt: skip
             if result.complete or incomplete:
                 labels = [v for c, v in exam.columns.items() if c.startswith(LABEL_PREFIX)]
@@ -89,7 +91,7 @@ def write_tables(
                     {"pair_id": f"{own}|{exam.exam_id}", "patient_id": exam.patient_id, "cxr_exam_id": own,
                      "ct_exam_id": exam.exam_id, "offset_days": 0, "label_agree": 1 if known else float("nan")}
                 )  # fmt: skip
-    first = ["exam_id", "patient_id", "modality", "path", "view", "complete"]
+    first = ["exam_id", "patient_id", "modality", "path", "view", "complete", "sha256"]
     table = pd.DataFrame(rows)
     table = table[[*first, *(c for c in table.columns if c not in first)]] if rows else pd.DataFrame(columns=first)
     table = check_exams(table, "exams.csv")
