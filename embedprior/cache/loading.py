@@ -218,10 +218,10 @@ class _Reader(Dataset[Loaded]):
                 if not path:
                     raise UnreadableExam("the table gives it no path")
                 stamps[exam_id] = source_stamp(self._root, path)
-                found = source_hash(self._root, path)
-                if task.expected.get(exam_id, found) != found:
+                digest = source_hash(self._root, path)
+                if task.expected.get(exam_id, digest) != digest:
                     raise UnreadableExam("its file is not the one that the table names: its sha256 is another")
-                loaded.sources[exam_id] = found
+                loaded.sources[exam_id] = digest
             except (UnreadableExam, OSError, IndexError, ValueError) as error:
                 loaded.failures.append((exam_id, _reason(error)))
         known = self._present.has(loaded.sources.items())
@@ -231,9 +231,9 @@ class _Reader(Dataset[Loaded]):
             if exam_id not in loaded.sources or exam_id in there:
                 continue
             try:
-                with collect_findings() as noted:
+                with collect_findings() as found:
                     array = self._encoder.read(self._root, path)
-                loaded.findings += [(exam_id, one) for one in noted if one.severity != "note"]
+                loaded.findings += [(exam_id, one) for one in found if one.severity != "note"]
                 if source_stamp(self._root, path) != stamps[exam_id]:
                     raise UnreadableExam("its file was changed while it was read; run the same command again")
             except EmbedpriorError:
