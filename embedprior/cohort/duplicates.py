@@ -172,7 +172,8 @@ def aligned_correlation(
 
 
 def _cells(picture: UInt8[np.ndarray, "128 128"], crop: Iterable[float], side: int) -> Float[np.ndarray, "side side"]:
-    left, top, right, bottom = (float(share) * COMPARED_SIDE for share in crop)
+    # a search may step below its bound of 0 by a rounding
+    left, top, right, bottom = (max(0.0, float(share)) * COMPARED_SIDE for share in crop)
     box = (left, top, COMPARED_SIDE - right, COMPARED_SIDE - bottom)
     small = Image.fromarray(picture.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR, box=box)
     return np.asarray(small, dtype=float)
