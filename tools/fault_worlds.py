@@ -92,15 +92,15 @@ def write_inputs(root: Path, patients: int = 30) -> None:
 
 
 def write_pictures(folder: Path, rng: np.random.Generator, count: int = 24) -> None:
-    """Write chest-like pictures, half of them with a bright spot, and their exam table."""
+    """Write pictures of coarse noise, no two alike, half of them with a bright spot, and their exam table."""
     (folder / "png").mkdir(parents=True)
     y, x = np.mgrid[-1:1:96j, -1:1:96j]
-    lungs = sum(np.exp(-((((x - side) / 0.28) ** 2 + (y / 0.7) ** 2) ** 2)) for side in (-0.45, 0.45))
     rows = []
     for n in range(count):
-        spot = 0.5 * (n % 2) * np.exp(-((x - 0.45) ** 2 + (y - 0.3) ** 2) / 0.03)
-        grey = np.clip(0.75 - 0.55 * lungs + spot + 0.04 * rng.normal(size=x.shape), 0, 1)
-        Image.fromarray((255 * grey).astype(np.uint8)).save(folder / "png" / f"{n:02d}.png")
+        noise = Image.fromarray((150 * rng.random((12, 12))).astype(np.uint8))
+        spot = 100 * (n % 2) * np.exp(-((x - 0.45) ** 2 + (y - 0.3) ** 2) / 0.03)
+        grey = np.asarray(noise.resize((96, 96), Image.Resampling.BICUBIC)) + spot
+        Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).save(folder / "png" / f"{n:02d}.png")
         rows.append((f"e{n:02d}", f"p{n:02d}", "CXR", f"png/{n:02d}.png", "PA", n % 2))
     write(folder / "exams.csv", rows, "exam_id patient_id modality path view label:lesion")
 

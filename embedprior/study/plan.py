@@ -204,8 +204,9 @@ def freeze(plan: Mapping[str, Any], study: Study, out: Path | str) -> None:
     if not (out / PLAN).is_file():
         write_json(out / PLAN, plan)
         write_table(all_splits(study), out / "cohort" / SPLITS)
-    write_table(flow_table(planned_flow(study)), out / "cohort" / "flow.csv")
-    write_table(study.data[0].duplicates, out / "cohort" / "duplicates.csv")
+        # once: afterwards they are results of the run, which knows more (images that could not be read)
+        write_table(flow_table(planned_flow(study)), out / "cohort" / "flow.csv")
+        write_table(study.data[0].duplicates, out / "cohort" / "duplicates.csv")
 
 
 def planned_flow(study: Study) -> list[FlowStep]:

@@ -26,6 +26,9 @@ def draw_chest(rng: np.random.Generator, label: int) -> np.ndarray:
     y, x = np.mgrid[-1:1:96j, -1:1:96j]
     picture = 0.75 - 0.55 * (np.exp(-((((x - 0.45) / 0.28) ** 2 + (y / 0.7) ** 2) ** 2)))
     picture -= 0.55 * np.exp(-((((x + 0.45) / 0.28) ** 2 + (y / 0.7) ** 2) ** 2))
+    # anatomy of its own: pictures that are alike would be joined into one patient
+    coarse = Image.fromarray(rng.random((10, 10)).astype(np.float32)).resize((96, 96), Image.Resampling.BICUBIC)
+    picture += 0.8 * (np.asarray(coarse) - 0.5)
     if label:
         picture += 0.5 * np.exp(-((x - 0.45) ** 2 + (y - 0.3) ** 2) / 0.03)
     return np.asarray(255 * np.clip(picture + 0.04 * rng.normal(size=x.shape), 0, 1), dtype=np.uint8)
