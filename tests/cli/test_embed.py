@@ -272,6 +272,42 @@ def test_two_processes_fill_the_cache_that_one_fills(cohort: Path, tmp_path: Pat
     assert left_out[0] == left_out[1]
 
 
+@pytest.mark.slow
+def test_two_processes_fill_a_token_cache_of_volumes_as_one_does(tmp_path: Path) -> None:
+    """Six CTs of unlike length; the second run decodes none of them again, and both caches are the same to the byte."""
+    import SimpleITK as sitk
+
+    from embedprior.testing.encoders import made_up_exams
+
+    from ..cache.conftest import tree
+
+    pytest.importorskip("timm")
+    whole = sitk.ReadImage(str(made_up_exams("CT", tmp_path)[0]))
+    names = [f"{count}.nii.gz" for count in (40, 36, 32, 38, 34, 30)]
+    for name in names:
+        sitk.WriteImage(whole[:, :, : int(name[:2])], str(tmp_path / name))
+    table = pd.DataFrame({"exam_id": names, "patient_id": names, "modality": "CT", "path": names})
+    table.to_csv(tmp_path / "exams.csv", index=False)
+    (tmp_path / "p.yaml").write_text("{spacing_mm: null, crop: none, windows: [wide], side: 32, fit: stretch}")
+    words = ["-m", "embedprior", "embed", "--cohort", str(tmp_path / "exams.csv"), "--encoder", "efficientnet-lite0",
+             "--random-init", "--option", "reader=slices", "--option", f"profile={tmp_path / 'p.yaml'}", "--tokens",
+             "--batch-size", "2", "--shard-exams", "2", "--workers", "1",
+             "--keep-volumes", str(tmp_path / "kept")]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    kept = []
+    for name, launcher in (("two", two), ("one", [sys.executable])):
+        command = [*launcher, *words, "--out", str(tmp_path / name), *(["--processes", "2"] if name == "two" else [])]
+        ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        kept.append({file.name: file.stat().st_mtime_ns for file in (tmp_path / "kept").rglob("*.safetensors")})
+    assert len(kept[0]) == 6
+    assert kept[0] == kept[1]
+    one, both = (next((tmp_path / name).glob("efficientnet-lite0@*")) for name in ("one", "two"))
+    assert len(list(both.glob("shard-*"))) == 3
+    assert tree(one) == tree(both)
+
+
 def _radiograph(path: Path, view: str, inverted: bool = False, **changes: Any) -> None:
     from ..imaging.test_radiographs import frontal, write
 
