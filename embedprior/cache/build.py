@@ -126,6 +126,7 @@ def fill_cache(
         presence = Lock(location.folder / f"{BUILDER}{secrets.token_hex(4)}{LOCK}")
         stack.callback(presence.release)
         presence.create_unique()
+        processes.barrier()  # the lock that another process is just writing would be taken for a leftover
         if processes.is_main:
             with Lock(location.folder / f".repair{LOCK}"):
                 remove_leftovers(location.folder, presence.path)

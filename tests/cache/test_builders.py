@@ -8,6 +8,7 @@ import random
 import resource
 import signal
 import time
+from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from embedprior.cache.build import fill_cache
 from embedprior.cache.format import shard_files
 from embedprior.cache.verify import find_corruption
 from embedprior.runs import DiskFull
+from embedprior.runs.distributed import ProcessGroup
 
 from .conftest import MeanEncoder, expected, make_exams, tree
 
@@ -156,3 +158,27 @@ def test_a_full_disk_is_said_and_earlier_shards_stay_whole(tmp_path: Path, monke
 
 def shard_files_under(out: Path) -> list[Path]:
     return [path for folder in out.glob("means@*") for path in shard_files(folder)]
+
+
+def test_nothing_is_swept_before_every_process_of_the_launch_has_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second process that writes its lock a moment later: its temporary file is no leftover."""
+    events: list[str] = []
+
+    class Noted(ProcessGroup):
+        def barrier(self) -> None:
+            events.append("barrier")
+
+    def note(event: str, original: Callable[..., None]) -> Callable[..., None]:
+        def call(*given: object) -> None:
+            events.append(event)
+            original(*given)
+
+        return call
+
+    monkeypatch.setattr(build.Lock, "create_unique", note("lock", build.Lock.create_unique))
+    monkeypatch.setattr(build, "remove_leftovers", note("sweep", build.remove_leftovers))
+    exams = make_exams(tmp_path, 4)
+    fill_cache(exams, tmp_path, MeanEncoder(), tmp_path / "cache", processes=Noted())
+    assert events[: events.index("sweep") + 1] == ["barrier", "lock", "barrier", "sweep"]

@@ -16,8 +16,10 @@ from PIL import Image
 
 from embedprior.cache import open_cache, write_cache
 from embedprior.cli import main
+from embedprior.config import config_folder, load_config
 from embedprior.encoders.base import EncoderSpec
-from embedprior.encoders.registry import create_encoder
+from embedprior.encoders.config import TrainEncoderConfig
+from embedprior.encoders.registry import create_encoder, list_encoders
 from embedprior.errors import BadInput
 from embedprior.evidence import delong_test
 from embedprior.nn import training
@@ -303,3 +305,14 @@ def test_embeddings_of_a_sequence_teacher_name_the_patients_of_its_slice_encoder
     teacher.save(tmp_path / "teacher")
     made = write_embeddings(teacher, tmp_path / "teacher", cache, tmp_path / "ct")
     assert made.patients_seen == {*people[:10], "earlier"}
+
+
+def test_shipped_presets_name_encoders_that_exist_and_the_paper_s_numbers() -> None:
+    names = {path.stem for path in config_folder("encoder").glob("*.yaml")}
+    found = {name: load_config(TrainEncoderConfig, name, "encoder") for name in names}
+    assert {config.encoder for config in found.values()} <= set(list_encoders())
+    paper = found["pe_paper"]
+    assert (paper.training.batch_size, paper.training.lr, paper.training.balance) == (2, 1e-6, "class-weights")
+    assert (paper.kind, paper.encoder, paper.sequence.cell, paper.sequence.pool) == (
+        "sequence", "penet", "transformer", "class token",
+    )  # fmt: skip
