@@ -40,17 +40,20 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
 def test_a_group_lists_its_commands_and_needs_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     said = capsys.readouterr().out
-    assert all(f"train {name}" in said for name in ("teacher", "prior", "student"))
+    assert all(f"train {name}" in said for name in ("encoder", "teacher", "prior", "student"))
     assert "cache ls" not in said
     assert main(["train"]) == 2
-    assert "needs a command: teacher, prior, student. Next: embedprior train --help" in capsys.readouterr().err
+    assert (
+        "needs a command: encoder, teacher, prior, student, final. Next: embedprior train --help"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
         ("embedprior tr", {"train"}),
-        ("embedprior train ", {"teacher", "prior", "student"}),
+        ("embedprior train ", {"encoder", "teacher", "prior", "student", "final"}),
         ("embedprior power --corr", {"--correlation"}),
         ("embedprior study run --config demo_", {"demo_kfold"}),
         ("embedprior train prior --prior.training.war", {"--prior.training.warmup"}),
