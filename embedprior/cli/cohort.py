@@ -12,6 +12,7 @@ from click import Choice, FloatRange, argument, option
 from embedprior.cli.options import COUNT, PATH, command, recorded
 from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
 
+SHOWN = 240
 STUDY = """\
 # A first study of this cohort: {what}.
 # Check the cohort first: embedprior cohort check {out}
@@ -212,7 +213,8 @@ def check(folder: Path, out: Path | None) -> int:
     for row in found.findings.to_dict("records"):
         counts = f"{row['exams']} exams of {row['patients']} patients" if row["exams"] else ""
         said = ": ".join(part for part in (counts, row["message"]) if part)
-        print(f"{row['severity']:<7} {row['check']:<26} {said}".rstrip())
+        shown = said if len(said) <= SHOWN else f"{said[:SHOWN]} … (all of it: findings.csv)"
+        print(f"{row['severity']:<7} {row['check']:<26} {shown}".rstrip())
     file = out or folder / "findings.csv"
     write_table(found.findings, file)
     write_table(found.duplicates, file.with_name("duplicates.csv"))

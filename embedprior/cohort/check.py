@@ -167,11 +167,19 @@ def _splits(root: Path, joined: pd.DataFrame, add: Add) -> None:
         return
     group = dict(zip(joined["patient_id"], joined["group_id"], strict=True))
     splits = read_table(file, SPLIT_REQUIRED)
+    grouped = splits.assign(group_id=splits["patient_id"].map(group).fillna(splits["group_id"]))
+    sides = grouped.groupby(["design", "resample", "fold", "group_id"])["part"].nunique()
+    torn = grouped[grouped["group_id"].isin({index[-1] for index in sides[sides > 1].index})]
+    own = joined[joined["patient_id"].isin(torn["patient_id"])]
+    if len(torn):
+        names = sorted(torn["patient_id"].unique())
+        add("splits.csv", "decide", own, f"{len(names)} patients, or their files, on two sides of a fold: "
+            + ", ".join(names))  # fmt: skip
+        return
     try:
-        check_splits(splits.assign(group_id=splits["patient_id"].map(group).fillna(splits["group_id"])), str(file))
+        check_splits(grouped, str(file))
     except BadInput as error:
-        own = joined[joined["patient_id"].isin(splits["patient_id"])]
-        add("splits.csv", "decide", own, f"with patients joined who share a file or picture: {error}")
+        add("splits.csv", "decide", own, str(error))
         return
     add("splits.csv", "ok", joined.iloc[:0], "no patient, file or picture on two sides")
 

@@ -230,7 +230,7 @@ def test_check_finds_what_a_test_plants(tmp_path: Path, capsys: pytest.CaptureFi
     table.assign(group_id=table["patient_id"]).to_csv(tmp_path / "splits.csv", index=False)
     capsys.readouterr()
     assert main(["cohort", "check", str(tmp_path)]) == 3
-    assert "on two sides of one fold" in capsys.readouterr().out
+    assert "2 patients, or their files, on two sides of a fold: p1, q1" in capsys.readouterr().out
     assert main(["cohort", "split", str(tmp_path), "--label", "nodule"]) == 2
 
 
@@ -251,3 +251,41 @@ def test_merged_cohorts_keep_their_exams_apart_and_join_shared_files(tmp_path: P
     assert exams["site"].tolist() == ["a", "a", "b", "b"]
     assert all((tmp_path / "m" / path).is_file() for path in exams["path"])
     assert main(["cohort", "merge", str(tmp_path / "a"), "--out", str(tmp_path / "n")]) == 2
+
+
+def test_check_finds_the_known_defects_of_a_real_collection(tmp_path: Path, shared_data: Path) -> None:
+    """Patients 210, 211 and 214 are positive on CT and negative on the radiograph; 97 and 178 share four pictures;
+    where a picture was published tells its label."""
+    words = ["--source", "covid-chestxray", "--data", str(shared_data / "covid_chestxray"), "--out", str(tmp_path)]
+    assert main(["cohort", "import", *words]) == 0
+    assert main(["cohort", "check", str(tmp_path)]) == 3
+    found = pd.read_csv(tmp_path / "findings.csv", keep_default_na=False).set_index("check")
+    decide = found[found["severity"] == "decide"]
+    assert sorted(decide.index) == ["label covid19 from metadata", "label covid19 within pairs", "same picture"]
+    pairs = decide.loc["label covid19 within pairs"]
+    assert pairs["exams"] == 3
+    assert all(f"xray_p{patient}_" in pairs["message"] for patient in (210, 211, 214))
+    across = pd.read_csv(tmp_path / "duplicates.csv", dtype=str).query("same_patient == 'False'")
+    assert set(map(frozenset, across[["patient_a", "patient_b"]].to_numpy())) == {frozenset(("97", "178"))}
+
+
+def test_check_lists_the_patients_that_a_shipped_split_tears_apart(tmp_path: Path, shared_data: Path) -> None:
+    packed = np.load(shared_data / "nih1000_cxr.npz")
+    table = pd.DataFrame({"patient_id": packed["patient"], "part": packed["split"]})
+    sides = table.groupby("patient_id")["part"].agg(set)
+    torn = sorted(sides[sides.map(len) > 1].index)
+    assert len(torn) > 10
+    few = np.flatnonzero(np.isin(packed["patient"], [*torn[:8], *sorted(set(table["patient_id"]) - set(torn))[:4]]))
+    rows = []
+    for row in few:
+        Image.fromarray(packed["images"][row]).save(tmp_path / packed["filename"][row])
+        rows.append((packed["filename"][row], packed["patient"][row], "CXR", packed["filename"][row],
+                     int(packed["label_abnormal"][row])))  # fmt: skip
+    columns = ["exam_id", "patient_id", "modality", "path", "label:abnormal"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "exams.csv", index=False)
+    shipped = table.drop_duplicates().assign(design="shipped", resample=0, fold=0, group_id=lambda f: f["patient_id"])
+    shipped.replace({"part": {"valid": "val"}}).to_csv(tmp_path / "splits.csv", index=False)
+    assert main(["cohort", "check", str(tmp_path)]) == 3
+    message = pd.read_csv(tmp_path / "findings.csv").set_index("check").loc["splits.csv", "message"]
+    assert message.startswith(f"{len(torn)} patients, or their files, on two sides of a fold: ")
+    assert message.split(": ")[1].split(", ") == torn

@@ -9,6 +9,7 @@ import pandas as pd
 import pydicom
 import pytest
 from PIL import Image
+from scipy.ndimage import zoom
 
 from embedprior.cli import main
 from embedprior.cohort.sources import read_cohort
@@ -19,8 +20,11 @@ from tests.imaging.conftest import chest, slice_dataset
 STUDIES = 8
 
 
-def write_rspect(root: Path, shape: tuple[int, int, int] = (40, 64, 64)) -> Path:
-    """Eight studies; the third is indeterminate, the fourth has its instance numbers shuffled, the fifth two series."""
+def write_rspect(root: Path, shape: tuple[int, int, int] = (40, 64, 64), distinct: bool = False) -> Path:
+    """Eight studies; the third is indeterminate, the fourth has its instance numbers shuffled, the fifth two series.
+
+    They are one chest, unless ``distinct``: then each has tissue of its own kind here and there.
+    """
     rng = np.random.default_rng(0)
     rows = []
     for study in range(STUDIES):
@@ -29,6 +33,9 @@ def write_rspect(root: Path, shape: tuple[int, int, int] = (40, 64, 64)) -> Path
             folder = root / "train" / uid / f"{series}bb"
             folder.mkdir(parents=True)
             hu = chest(*shape)[:: 1 + series]
+            if distinct:
+                coarse = zoom(rng.normal(0, 250, (5, 6, 6)), np.array(hu.shape) / (5, 6, 6), order=1)
+                hu = np.where(hu > -300, np.clip(hu + coarse, -250, 1500), hu).astype(np.int16)
             numbers = rng.permutation(len(hu)) if study == 3 else np.arange(len(hu))
             for index, plane in enumerate(hu):
                 data = slice_dataset(plane.astype(np.int32) + 1024, index * (1 + series), f"1.2.{study}.{series}")
@@ -129,7 +136,7 @@ def test_lidc_reads_the_modality_from_the_header(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_recipe_of_rspect_runs_on_its_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command of pretrain/rspect/README.md, with small images and a tiny prior."""
-    root = write_rspect(tmp_path / "RSPECT")
+    root = write_rspect(tmp_path / "RSPECT", distinct=True)
     recipe = Path(__file__).parents[2] / "pretrain" / "rspect" / "pretrain.yaml"
     monkeypatch.chdir(tmp_path)
     run, drr = "runs/rspect", "runs/rspect/drr"
@@ -137,7 +144,7 @@ def test_the_recipe_of_rspect_runs_on_its_layout(tmp_path: Path, monkeypatch: py
     assert main(["drr", "--cohort", f"{run}/cohort/exams.csv", "--out", drr, "--size", "64"]) == 0
     embed = ["embed", "--cohort", f"{drr}/exams.csv", "--encoder", "efficientnet-lite0"]
     assert main([*embed, "--modality", "DRR", "--out", f"{run}/caches/drr"]) == 0
-    slices = ["--option", "reader=slices", "--option", "every=8"]
+    slices = ["--option", "reader=slices", "--option", "every=16"]
     assert main([*embed, "--modality", "CT", *slices, "--out", f"{run}/caches/ct"]) == 0
     words = ["--label", "pe", "--design", "kfold", "--folds", "3", "--validation", "0.34"]
     assert main(["cohort", "split", drr, *words]) == 0
