@@ -62,7 +62,7 @@ def load(config: TrainStudentConfig, needs_teacher: bool) -> Loaded:
 
     Raises:
         BadInput: a missing file (the command that makes it is named), a broken table, an unknown label, an exam
-            without an embedding of any exam, an empty part, or a teacher that saw a held-out patient.
+            without an embedding of any exam, an empty part, or a teacher or encoder that saw a held-out one.
     """
     named = {
         name: getattr(config, name)
@@ -82,6 +82,8 @@ def load(config: TrainStudentConfig, needs_teacher: bool) -> Loaded:
     rows["part"] = rows["patient_id"].map(
         fold_parts(splits, config.design, config.resample, config.fold, config.splits)
     )
+    for cache in caches.values():
+        cache.refuse_seen(rows.loc[rows["part"] == "test", "patient_id"], "test")
     labels = exams.set_index("exam_id")[column]
 
     def of(source: str, part: str) -> Cases:

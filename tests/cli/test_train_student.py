@@ -84,6 +84,23 @@ def test_a_student_is_trained_saved_scored_and_read_back(cohort: Path, capsys: p
     assert {"step", "loss", "kd", "label", "val_loss"} <= set(first)
 
 
+@pytest.mark.parametrize("name", ["cxr", "ct"])
+def test_held_out_patients_whom_an_encoder_saw_are_refused(
+    name: str, cohort: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Patient 3 is held out, patient 13 is in training."""
+    shutil.rmtree(cohort / name)
+    dim, prefix, modality = (6, "x", "CXR") if name == "cxr" else (5, "ct", "CT")
+    ids, rows = [f"{prefix}-{p}" for p in range(60)], np.ones((60, dim), np.float32)
+    for seen, code in ((("13",), 0), (("13", "3"), 2)):
+        trained = spec(name, dim, modality).model_copy(update={"patients_seen": seen, "source": f"of {seen}"})
+        write_cache(cohort / name, trained, ids, ["0"] * 60, rows)
+        assert main(words(cohort, "hinton-kd", "--out", str(cohort / f"seen-{code}"))) == code
+        shutil.rmtree(cohort / name)
+    assert "was trained on 1 patients of part 'test' (such as '3')" in capsys.readouterr().err
+    assert not (cohort / "seen-2").exists()
+
+
 def test_a_prior_leaves_its_metrics_and_says_how_it_did(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stage = {
         "network": {"preset": "tiny", "dim": 16, "depth": 1, "inner": 16}, "process": {"timesteps": 20},
