@@ -125,7 +125,7 @@ def test_unknown_and_missing_options_are_named() -> None:
         create_encoder("pixels-128", geometry="letter")
 
 
-@pytest.mark.parametrize("name", ["efficientnet-lite0", "chest-ct-resnet152"])
+@pytest.mark.parametrize("name", ["efficientnet-lite0", pytest.param("chest-ct-resnet152", marks=pytest.mark.slow)])
 def test_real_weights_are_checked_against_their_golden_embedding_after_loading(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
