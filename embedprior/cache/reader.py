@@ -82,6 +82,10 @@ class EmbeddingCache:
     def refuse_seen(self, patients: Iterable[str], part: str) -> None:
         """Check that none of these patients trained the encoder or chose its weights.
 
+        Args:
+            patients: ids that are to be held out.
+            part: of the split that they are of, for the message.
+
         Raises:
             BadInput: some did; they are counted and the first is named.
         """
