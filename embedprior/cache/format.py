@@ -183,10 +183,7 @@ def read_pointer(out: Path) -> tuple[Path, str] | None:
     pointer = out / CURRENT
     if not pointer.is_file():
         return None
-    try:
-        lines = [*pointer.read_text(encoding="utf-8").splitlines(), "", ""]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{pointer} is no text that names a cache. Next: name the cache's own folder") from error
+    lines = [*pointer.read_text(encoding="utf-8", errors="replace").splitlines(), "", ""]
     return out / lines[0].strip(), lines[1].strip()
 
 
@@ -255,7 +252,7 @@ TENSOR = "embeddings"
 PREFIX, SUFFIX = "shard-", ".safetensors"
 _MAX_HEADER_BYTES = 100_000_000
 PAGE = 4096
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -410,10 +407,11 @@ def shard_corruption(path: Path, key: str) -> str:
         return str(error).partition(" Next:")[0].removeprefix(path.name + " ")
     if header.key != key:
         return f"belongs to another cache (key {header.key}, not {key})"
-    metadata = _metadata(header.key, header.dtype, header.exam_ids, header.sources, header.counts, header.shape)
-    with path.open("rb") as handle:
+    buffer = memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as handle:
         head = handle.read(header.start)
-        checksum = _checksum(metadata, iter(lambda: handle.read(_CHUNK), b""))
+        metadata = json.loads(head[8:])["__metadata__"]["embedprior"]  # as it lies there, not written anew
+        checksum = _checksum(metadata, (buffer[:read] for read in iter(lambda: handle.readinto(buffer), 0)))
     if head != _header(metadata, checksum, header.dtype, header.shape):
         return "its contents no longer have the checksum they were written with"
     if not path.name.endswith(f"-{_exams_hash(header.exam_ids, header.sources)}{SUFFIX}"):

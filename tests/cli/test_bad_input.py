@@ -67,7 +67,7 @@ def test_a_device_that_is_not_there(
 def test_a_pointer_to_a_cache_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_cohort(tmp_path / "cohort") / "caches" / "cxr"
     (folder / "current").write_bytes(b"\xff\xfe\x00")
-    assert "current is no text" in refused(capsys, "cache", "export", folder, "--out", tmp_path / "x.npy")
+    assert "no embedding cache" in refused(capsys, "cache", "export", folder, "--out", tmp_path / "x.npy")
 
 
 def test_an_output_folder_that_is_a_dangling_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
