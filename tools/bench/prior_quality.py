@@ -8,9 +8,10 @@ and errors of a hundredth then rank the cases at AUC .6 to .7, though the scores
 embedding is a linear map of the condition plus noise of constant covariance and the head is linear: here ridge is
 enough, and the prior has to tie with it.
 
-The score is the mean of the head's probability over ``--samples`` draws. Its Monte-Carlo variance, p (1 - p) / samples
-for a confident head, reorders cases of like risk: the table of samples shows what few samples cost. ``--quick`` trains
-with fewer steps on fewer pairs and holds itself to wider bars.
+The prior chooses its settings itself (``settings: auto``) and is given no head: candidates are compared by the energy
+score. It is scored by the mean of the head's probability over ``--samples`` draws. Its Monte-Carlo variance,
+p (1 - p) / samples for a confident head, reorders cases of like risk: the table of samples shows what few samples cost.
+``--quick`` trains with fewer steps on fewer pairs and holds itself to wider bars.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neural_network import MLPRegressor
 
-from embedprior.prior.config import NetworkConfig, PriorConfig, SamplerName, TrainingConfig
+from embedprior.prior.config import PriorConfig, SamplerName, TrainingConfig
 from embedprior.prior.data import PairArrays
 from embedprior.prior.metrics import energy_distance
 from embedprior.prior.model import Prior
@@ -117,7 +118,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.quick, self.seed, self.samples, self.steps = options.quick, options.seed, options.samples, options.steps
-        self.pairs, self.budget, self.held_out = (1500, 800, 600) if options.quick else (4000, 2500, 1500)
+        self.pairs, self.budget, self.held_out = (1500, 400, 600) if options.quick else (4000, 2500, 1500)
         self.rows: dict[str, float] = {}
         self.bars: dict[str, bool] = {}
 
@@ -131,12 +132,9 @@ class Bench:
         """Return training and held-out cases of a world, and a prior trained on the former."""
         sizes = (self.pairs, self.pairs // 5, self.held_out)
         train, val, test = (draw(count, 1000 * self.seed + 1 + k, k < 2) for k, count in enumerate(sizes))
-        settings = TrainingConfig(
-            steps=self.budget, lr=1e-3, weight_decay=1.0, ema=0.999, validate_every=self.budget // 10, seed=self.seed
-        )
+        config = PriorConfig(settings="auto", training=TrainingConfig(steps=self.budget, seed=self.seed))
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            config = PriorConfig(network=NetworkConfig(preset="tiny"), training=settings)
             prior = train_prior(train.pairs("t"), val.pairs("v"), config, Path(folder), show_progress=False)
         seconds = time.perf_counter() - started
         print(f"\n{name}: {self.budget} steps on {self.pairs} pairs ({seconds:.0f} s); {self.held_out} held out")
