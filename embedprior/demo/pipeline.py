@@ -18,6 +18,7 @@ from embedprior.demo.assets import LABEL, PICTURES, VOLUMES, DemoAssets, build_a
 from embedprior.demo.config import DemoConfig
 from embedprior.errors import DONE, NEEDS_ATTENTION
 from embedprior.report import EmbeddingView, EvidenceSection, Report, summary_markdown, write_report
+from embedprior.report.fit_tables import learned_table, prior_figures, prior_warnings
 from embedprior.report.formatting import comparison_sentence, deciding_p, number
 from embedprior.runs import Run, artifacts_root, one_thread, read_json, seed_for, write_json
 from embedprior.students.base import Cases
@@ -97,11 +98,12 @@ def run_demo(config: DemoConfig, seed: int, out: Path, workers: int) -> int:
         *assets.failures,
         *({k: f[k] for k in ("exam_id", "stage", "reason")} for f in [*result.unfitted, *result.unscored]),
     ]
-    report = build_demo_report(config, seed, assets, evidence, predictions, held_out, generated, failures, out)
+    priors = prior_figures(result)
+    report = build_demo_report(config, seed, assets, evidence, predictions, held_out, generated, failures, out, priors)
     write_report(out, report)
     places = {"phantoms": assets.population.root, "ct": assets.ct.path, "cxr": assets.cxr.path}
     outputs = {name: os.path.relpath(path, out) for name, path in places.items()}
-    run.finish(summary_markdown(report), failures, outputs=outputs)
+    run.finish(summary_markdown(report), failures, outputs=outputs, priors=priors)
     print(f"\n{summary_markdown(report)}\nreport: {out / 'report.html'}  ({run.seconds:.0f} s)", file=sys.stdout)
     return NEEDS_ATTENTION if failures else DONE
 
@@ -150,6 +152,7 @@ def build_demo_report(
     generated: Float[np.ndarray, "cases samples ct_dim"] | None,
     failures: list[dict[str, str]],
     out: Path,
+    priors: list[dict[str, Any]],
 ) -> Report:
     """Return the content of the demo's report."""
     embeddings = None
@@ -166,7 +169,7 @@ def build_demo_report(
     return Report(
         title="embedprior demo: virtual patients",
         question=QUESTION,
-        lead=_lead(evidence),
+        lead=[*_lead(evidence), *prior_warnings(priors)],
         evidence=[
             EvidenceSection(
                 heading=f"{len(held_out)} held-out patients, {config.num_seeds} fits of every method",
@@ -183,6 +186,7 @@ def build_demo_report(
         pictures=[("Two held-out patients, without and with the lesion: CT (coronal, maximum over 22 mm) and "
                    "the radiograph the methods score.", _gallery(assets, held_out))],
         embeddings=embeddings,
+        tables=learned_table(priors),
         caveats=[
             "Virtual patients are drawn, not scanned: nothing here says how any method does on real images.",
             f"Prevalence among the held-out is {prevalence:.2f}. By design most patients with a lesion and few "

@@ -16,9 +16,10 @@ Array = NDArray[np.float32]
 LEAST_VARIANCE = 1e-4
 """A direction's variance is taken to be at least this share of the mean over directions."""
 
-CONSTANT = 1e-7
+CONSTANT = 1e-5
 """A dimension is constant where its largest and smallest value differ by no more than this share of the larger size:
-one unit in the last place of float32. Its spread is rounding, which must not become a unit of measurement."""
+some hundred units in the last place of float32. Such a spread must not become a unit of measurement: a case that lies
+elsewhere would come out at a million."""
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,12 @@ def prior_figures(result: StudyResult) -> list[dict[str, Any]]:
     ]
 
 
+def prior_warnings(priors: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for everything that a prior lost; null controls are not to learn."""
+    learners = [one for one in priors if one["learns"]]
+    return [f"{one['design']}: {one['method']}: {text}." for one in learners for text in one["warnings"]]
+
+
 def learned_table(priors: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Return the figures of ``prior_figures`` beside those of its rivals; no table where no prior was fitted."""
     if not priors:

@@ -11,7 +11,14 @@ import pandas as pd
 
 from embedprior.cohort.base import FlowStep, flow_table
 from embedprior.report import EvidenceSection, Report, summary_markdown, write_report
-from embedprior.report.fit_tables import choice_tables, fit_table, learned_table, prior_figures, unequal_search
+from embedprior.report.fit_tables import (
+    choice_tables,
+    fit_table,
+    learned_table,
+    prior_figures,
+    prior_warnings,
+    unequal_search,
+)
 from embedprior.report.formatting import comparison_sentence
 from embedprior.runs import Run, read_json, write_json
 from embedprior.study.config import SOURCE_ONLY, StudyConfig
@@ -131,9 +138,7 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
     for external in result.study.data[0].externals.values():
         tables.append((f"Who was included: {external.name}", flow_table(external.cohort.flow), "The external cohort."))
     priors = prior_figures(result)
-    lead += [
-        f"{one['design']}: {one['method']}: {text}." for one in priors if one["learns"] for text in one["warnings"]
-    ]
+    lead += prior_warnings(priors)
     tables += [*learned_table(priors), *choice_tables(result), fit_table(result)]
     tables += _leakage_tables(config, result.study.data[0])
     report = Report(

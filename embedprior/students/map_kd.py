@@ -291,10 +291,16 @@ class PictureOracle:
 
 @dataclass(frozen=True)
 class SliceCtOnly:
-    """The CT network alone, trained on the CTs' own labels: what the CT slice itself knows (an oracle)."""
+    """The CT network alone: what the CT slice itself knows (an oracle).
+
+    Attributes:
+        teacher: the network that reads CT slices.
+        labels: the CTs' own, or the radiographs'.
+    """
 
     budget: Budget = field(default_factory=Budget)
     teacher: TeacherKind = "pilot-teacher"
+    labels: Literal["ct", "radiograph"] = "ct"
     name: str = "slice-ct-only"
     needs_ct: bool = True
     uses_ct: bool = True
@@ -307,11 +313,11 @@ class SliceCtOnly:
         Raises:
             CannotFit: one class only, or no pictures of the CT.
         """
-        return PictureOracle(LogitStudent(*self._student().trained(ct_as_radiograph(data, "ct"), seed)), "ct")
+        return PictureOracle(LogitStudent(*self._student().trained(ct_as_radiograph(data, self.labels), seed)), "ct")
 
     def parameters(self, data: FitData) -> tuple[int, int]:
         """Return (trainable, total)."""
-        return self._student().parameters(ct_as_radiograph(data, "ct"))
+        return self._student().parameters(ct_as_radiograph(data, self.labels))
 
     def _student(self) -> CxrOnly:
         return CxrOnly(self.budget, inputs="pixels", student=self.teacher)

@@ -53,6 +53,10 @@ def test_run_folder_is_complete(demo: Path) -> None:
     record = json.loads((demo / "run.json").read_text())
     assert (record["status"], record["seed"], record["failures"]) == ("done", 1, 0)
     assert record["config"]["cohort"]["test"] == 40
+    priors = {one["method"]: one for one in record["priors"]}
+    assert set(priors) == {"prior", "prior-shuffled"}
+    assert set(priors["prior"]["auc"]) == {"prior", "direct-head"}
+    assert "Have the priors learned?" in (demo / "report.html").read_text()
     stages = [json.loads(line)["stage"] for line in (demo / "metrics.jsonl").read_text().splitlines()]
     assert stages[:3] == ["virtual patients", "frozen encoders", "embedding caches"]
     assert "prior" in (demo / "summary.md").read_text()

@@ -32,6 +32,19 @@ def test_constant_columns_keep_spread_one_and_small_units_do_not() -> None:
     assert np.abs(standard[:, 1:3]).max() < 1e-2
 
 
+def test_a_case_far_from_a_nearly_constant_dimension_is_not_blown_up() -> None:
+    """1e-3 with a spread of 1e-9: ten units in the last place of float32."""
+    train = (1e-3 + 1e-9 * np.random.default_rng(0).normal(size=(30, 1))).astype(np.float32)
+    other = np.full((1, 1), 2e-3, np.float32)
+    assert len(np.unique(train)) > 5
+    assert abs(float(Standardiser.fit(train).forward(other)[0, 0])) < 0.01
+    layer = Standardised(1)
+    layer.fit_scale(torch.from_numpy(train))
+    assert abs(float(layer.standardise(torch.from_numpy(other))[0, 0])) < 0.01
+    wide = (1e-3 + 1e-7 * np.random.default_rng(0).normal(size=(30, 1))).astype(np.float32)
+    assert float(np.std(Standardiser.fit(wide).forward(wide))) == pytest.approx(1, rel=1e-3)
+
+
 def test_several_parts_are_measured_as_one() -> None:
     values = columns()
     parts, whole = Standardiser.fit([values[:7], values[7:20], values[20:]]), Standardiser.fit(values)
