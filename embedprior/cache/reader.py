@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -78,23 +78,6 @@ class EmbeddingCache:
         """Patients whose exams trained the encoder or chose it; None = trained elsewhere."""
         seen = read_manifest(self.path).get("spec", {}).get("patients_seen")
         return None if seen is None else frozenset(seen)
-
-    def refuse_seen(self, patients: Iterable[str], part: str) -> None:
-        """Check that none of these patients trained the encoder or chose its weights.
-
-        Args:
-            patients: ids that are to be held out.
-            part: of the split that they are of, for the message.
-
-        Raises:
-            BadInput: some did; they are counted and the first is named.
-        """
-        both = sorted((self.patients_seen or frozenset()) & set(patients))
-        if both:
-            raise BadInput(
-                f"the encoder of {self.path.name} was trained on {len(both)} patients of part '{part}' (such as "
-                f"'{both[0]}'). Next: train it on the training part of this split (embedprior train encoder)"
-            )
 
     @cached_property
     def matrix(self) -> Num[np.ndarray, "exams dim"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from embedprior.config import Config
+from embedprior.errors import BadInput
 from embedprior.runs import hash_of
 
 CACHE_FORMAT = 2
@@ -124,6 +125,26 @@ def encoder_key(spec: EncoderSpec, tokens: bool = False) -> dict[str, Any]:
         "dim": spec.token_dim if tokens else spec.dim,
         "format": CACHE_FORMAT,
     }
+
+
+def refuse_seen_patients(what: str, seen: Iterable[str] | None, patients: Iterable[str], part: str) -> None:
+    """Check that no patient of a part trained an encoder or chose its weights.
+
+    Args:
+        what: the encoder, for the message.
+        seen: patients whom its training saw; None = trained elsewhere.
+        patients: of the part.
+        part: its name.
+
+    Raises:
+        BadInput: some did; they are counted and the first is named.
+    """
+    both = sorted(set(seen or ()) & set(patients))
+    if both:
+        raise BadInput(
+            f"{what} was trained on {len(both)} patients of part '{part}' (such as '{both[0]}'). Next: train it on the "
+            "training part of this split (embedprior train encoder)"
+        )
 
 
 def key8(key: dict[str, Any]) -> str:

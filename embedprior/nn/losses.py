@@ -43,6 +43,17 @@ def label_loss(
     return losses.sum() / weights.sum().clamp(min=1e-6)
 
 
+def weighed_loss(
+    logits: Float[Tensor, " cases"], label: Float[Tensor, " cases"], weight: Float[Tensor, " cases"]
+) -> Tensor:
+    """Return the mean of the weighed cross-entropies, divided by the cases and not by their weights.
+
+    In a batch of two, often both of one class, weights that the loss is divided by would cancel.
+    """
+    losses, _ = cross_entropy_of_known(logits, label, weight)
+    return losses.mean()
+
+
 def class_weights(labels: Float[np.ndarray, " cases"]) -> Float[np.ndarray, " 2"]:
     """Return n / (2 · n_class) of class 0 and class 1; n counts the labelled cases.
 

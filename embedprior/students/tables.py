@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from embedprior.cache import EmbeddingCache
 from embedprior.cache.reader import drop_unembedded
 from embedprior.cache.verify import open_verified
+from embedprior.encoders.base import refuse_seen_patients
 from embedprior.errors import BadInput
 from embedprior.runs import hash_file, hash_of, seed_for
 from embedprior.students.base import Cases, FitData, Fitted, Head, Stage
@@ -82,8 +83,9 @@ def load(config: TrainStudentConfig, needs_teacher: bool) -> Loaded:
     rows["part"] = rows["patient_id"].map(
         fold_parts(splits, config.design, config.resample, config.fold, config.splits)
     )
+    held_out = set(rows.loc[rows["part"] == "test", "patient_id"])
     for cache in caches.values():
-        cache.refuse_seen(rows.loc[rows["part"] == "test", "patient_id"], "test")
+        refuse_seen_patients(f"the encoder of {cache.path.name}", cache.patients_seen, held_out, "test")
     labels = exams.set_index("exam_id")[column]
 
     def of(source: str, part: str) -> Cases:
@@ -99,7 +101,6 @@ def load(config: TrainStudentConfig, needs_teacher: bool) -> Loaded:
     inputs = {n: hash_of(caches[n].key) if n in caches else hash_file(Path(p)) for n, p in named.items()}
     head, reason = (None, "this method uses none")
     if needs_teacher:
-        held_out = set(rows.loc[rows["part"] == "test", "patient_id"])
         head, reason = _teacher(config, kept, held_out)
     scored = {p: c for p, c in scored.items() if len(c)}
     return Loaded(FitData(kept, head, reason), scored, inputs, caches["cxr_cache"].key, (*dropped, *unembedded))

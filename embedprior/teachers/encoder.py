@@ -26,7 +26,7 @@ from embedprior.cache.build import default_batch, fill_cache
 from embedprior.cache.loading import read_ahead
 from embedprior.cache.plan import READABLE
 from embedprior.cache.reader import open_view
-from embedprior.encoders.base import Encoder, TokenEncoder, encoder_key
+from embedprior.encoders.base import Encoder, TokenEncoder, encoder_key, refuse_seen_patients
 from embedprior.encoders.config import LabelTrainingConfig, TrainEncoderConfig
 from embedprior.encoders.frozen import FrozenEncoder, autocast
 from embedprior.encoders.registry import SETTINGS
@@ -35,7 +35,7 @@ from embedprior.encoders.trained import base_encoder, read_trained, trained_enco
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.evidence import delong
 from embedprior.nn.config import FitConfig
-from embedprior.nn.losses import case_weights, cross_entropy_of_known
+from embedprior.nn.losses import case_weights, weighed_loss
 from embedprior.nn.sequence import Tokens, new_sequence, pad
 from embedprior.nn.training import Resume, ValidationHistory, generator, minimise, seeded, tensor
 from embedprior.runs import hash_file, hash_of, one_thread, seed_for
@@ -136,7 +136,8 @@ def prepare_training(config: TrainEncoderConfig, device: str) -> Prepared:
 
     Raises:
         BadInput: a missing or broken table, an unknown label or encoder, an encoder that can't be trained in this way,
-            a part without both classes, fp16 without a GPU, or ``out`` holding another encoder.
+            a part without both classes, fp16 without a GPU, ``out`` holding another encoder, or held-out patients whom
+            the network it starts from was trained on.
     """
     out, where = Path(config.out), torch.device(device)
     exams = check_exams(read_table(config.exams, EXAM_REQUIRED), config.exams)
@@ -164,6 +165,8 @@ def prepare_training(config: TrainEncoderConfig, device: str) -> Prepared:
         if other:
             raise BadInput(f"{out} holds an encoder that was trained on other {', '.join(other)}. Next: another --out")
     rows = chosen[chosen["part"].isin(PARTS)].reset_index(drop=True)
+    held_out = rows.loc[rows["part"] == "test", "patient_id"]
+    refuse_seen_patients(f"encoder '{config.encoder}'", encoder.spec.patients_seen, held_out, "test")
     return Prepared(config, encoder, rows, column, fingerprint, where)
 
 
@@ -388,17 +391,6 @@ def _fit(
             scaler=torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16"),
             resume=Resume(state, prepared.fingerprint),
         )  # fmt: skip
-
-
-def weighed_loss(
-    logits: Float[Tensor, " exams"], label: Float[Tensor, " exams"], weight: Float[Tensor, " exams"]
-) -> Tensor:
-    """Return the mean of the weighed cross-entropies, divided by the exams and not by their weights.
-
-    In a batch of two, often both of one class, weights that the loss is divided by would cancel.
-    """
-    losses, _ = cross_entropy_of_known(logits, label, weight)
-    return losses.mean()
 
 
 def rows_of_steps(count: int, size: int, seed: int, first: int = 1) -> Iterator[list[int]]:

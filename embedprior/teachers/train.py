@@ -16,7 +16,7 @@ from torch import Tensor
 from embedprior.cache import CacheWriter, EmbeddingCache
 from embedprior.cache.reader import drop_unembedded
 from embedprior.cache.verify import open_verified
-from embedprior.encoders.base import EncoderSpec
+from embedprior.encoders.base import EncoderSpec, refuse_seen_patients
 from embedprior.errors import BadInput
 from embedprior.nn.losses import case_weights
 from embedprior.nn.network import Mlp, fit_network, loss_of_labels
@@ -97,7 +97,7 @@ def read_cases(
         dropped += failures
     part_of = scans["patient_id"].map(parts)
     cases = {part: _cases(scans[part_of == part], column, cache, config.teacher.kind) for part in PARTS}
-    cache.refuse_seen(cases["test"].patient_ids, "test")
+    refuse_seen_patients(f"the encoder of {cache.path.name}", cache.patients_seen, cases["test"].patient_ids, "test")
     if not len(cases["train"]):
         raise BadInput(f"{config.exams}: no CT exam of a patient whose part is 'train' in {config.splits}.")
     inputs = {"cache": hash_of(cache.key)}

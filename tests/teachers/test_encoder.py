@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,17 @@ from embedprior.config import config_folder, load_config
 from embedprior.encoders.base import EncoderSpec
 from embedprior.encoders.config import TrainEncoderConfig
 from embedprior.encoders.registry import create_encoder, list_encoders
+from embedprior.encoders.trained import base_encoder
 from embedprior.errors import BadInput
 from embedprior.evidence import delong_test
 from embedprior.nn import training
 from embedprior.nn.config import FitConfig, SequenceConfig
-from embedprior.nn.losses import case_weights
+from embedprior.nn.losses import case_weights, weighed_loss
 from embedprior.runs import hash_file, hash_of
 from embedprior.runs.integrity import with_checksum
+from embedprior.teachers import encoder as phase_a
 from embedprior.teachers.config import TeacherConfig
-from embedprior.teachers.encoder import rows_of_steps, weighed_loss
+from embedprior.teachers.encoder import rows_of_steps
 from embedprior.teachers.train import CtCases, train_teacher, write_embeddings
 
 COUNT, SIDE = 160, 64
@@ -245,6 +248,27 @@ def test_what_can_t_be_trained_is_refused_before_anything_is_written(
     assert "needs both classes" in capsys.readouterr().err
     assert not (pictures / "refused").exists()
     assert not (volumes / "refused").exists()
+
+
+def test_a_network_that_saw_held_out_patients_is_no_start(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """p10 trains and p95 is held out."""
+
+    def seen_by(*patients: str) -> Callable[..., object]:
+        def base(*given: object) -> object:
+            encoder = base_encoder(*given)  # type: ignore[arg-type]
+            encoder.spec = encoder.spec.model_copy(update={"patients_seen": patients})  # type: ignore[misc]
+            return encoder
+
+        return base
+
+    monkeypatch.setattr(phase_a, "base_encoder", seen_by("p10", "p95"))
+    assert train(pictures, "seen", *NETWORK) == 2
+    assert "was trained on 1 patients of part 'test' (such as 'p95')" in capsys.readouterr().err
+    assert not (pictures / "seen").exists()
+    monkeypatch.setattr(phase_a, "base_encoder", seen_by("p10"))
+    assert train(pictures, "seen", *NETWORK, "--training.epochs", "1") == 0
 
 
 def test_a_damaged_or_changed_encoder_is_refused(trained: Path, sequence: Path, tmp_path: Path) -> None:
