@@ -13,6 +13,8 @@ import pandas as pd
 
 MIN_BYTES = 6
 """Shorter ids are compared with whole words and values: as bytes they would be met by chance."""
+TEXT = re.compile(rb"(?:[\x20-\x7e]|[\xc2-\xf4][\x80-\xbf]{1,3}){6,}")
+"""Runs of characters in UTF-8."""
 HEXADECIMAL = re.compile(r"[0-9a-fA-F]{1,31}")
 NEVER = {
     "patient lists": re.compile(r'"(patients_seen|patient_ids?|exam_ids?|PatientName|PatientID|PatientBirthDate)"\s*:'),
@@ -50,15 +52,35 @@ def traces(folder: Path, terms: Collection[str]) -> list[str]:
         terms: what must not be found (see ``identifying_terms``); never part of a line returned.
     """
     short = {term for term in terms if len(term.encode()) < MIN_BYTES or HEXADECIMAL.fullmatch(term)}
-    long = [term.encode() for term in set(terms) - short]
+    long = _by_beginning(set(terms) - short)
     found = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name, content = path.relative_to(folder).as_posix(), path.read_bytes()
         text = _header(content) if path.suffix == ".safetensors" else content.decode("utf-8", errors="replace")
-        if any(term in content for term in long) or short & set(_values(path, text)):
+        if _holds_any(content, long) or short & set(_values(path, text)):
             found.append(f"{name}: an id or a file name of the study")
         found += [f"{name}: {what}" for what, form in NEVER.items() if form.search(text)]
     return found
+
+
+def _by_beginning(terms: Collection[str]) -> dict[bytes, list[bytes]]:
+    found: dict[bytes, list[bytes]] = {}
+    for term in terms:
+        found.setdefault(term.encode()[:MIN_BYTES], []).append(term.encode())
+    return found
+
+
+def _holds_any(content: bytes, terms: dict[bytes, list[bytes]]) -> bool:
+    """Return whether a file holds a term: looked up at every place, so that a hundred thousand ids cost what one does.
+
+    Between the texts of a binary file lie numbers; only what could be text is looked at.
+    """
+    for run in TEXT.findall(content):
+        for start in range(len(run) - MIN_BYTES + 1):
+            for term in terms.get(run[start : start + MIN_BYTES], ()):
+                if run.startswith(term, start):
+                    return True
+    return False
 
 
 def _header(content: bytes) -> str:

@@ -137,6 +137,11 @@ def test_traces_in_weights_are_found_and_numbers_are_not_taken_for_ids(tmp_path:
     (tmp_path / "a.json").write_text(json.dumps({"auc": 0.123456789, "sha256": "ab123456cd", "patients": 17}))
     (tmp_path / "README.md").write_text("17 patients, 0.123456\n")
     assert traces(tmp_path, {"DoeJane7"}) == ["w.safetensors: an id or a file name of the study"]
+    noise = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8)
+    noise[5000:5009] = np.frombuffer("Müller42".encode(), np.uint8)  # between numbers
+    save_file({"w": noise}, tmp_path / "w.safetensors")
+    assert traces(tmp_path, {"DoeJane7", "Müller42"}) == ["w.safetensors: an id or a file name of the study"]
+    assert traces(tmp_path, {"DoeJane7", "Müller43"}) == []
     assert traces(tmp_path, {"123456", "17", "ab123456"}) == []
 
 
