@@ -79,6 +79,7 @@ def test_several_models_give_their_mean_and_its_spread(study: Path, bundle: Path
 def test_every_odd_picture_gets_a_clear_answer(study: Path, bundle: Path, tmp_path: Path, chest, dicom) -> None:
     rng = np.random.default_rng(1)
     good = chest(rng, 1)
+    good[0, :2] = 0, 255  # a DICOM file without a display window is shown over its own range
     Image.fromarray(good).save(tmp_path / "good.png")
     dicom(tmp_path / "good.dcm", good)
     dicom(tmp_path / "lateral.dcm", good, "LATERAL")
