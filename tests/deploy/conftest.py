@@ -24,8 +24,7 @@ PATIENT = "DoeJane"
 def draw_chest(rng: np.random.Generator, label: int) -> np.ndarray:
     """A bright midline between two dark lungs; a positive has a bright spot in one of them."""
     y, x = np.mgrid[-1:1:96j, -1:1:96j]
-    tissue = np.asarray(Image.fromarray(rng.normal(size=(9, 9)).astype(np.float32)).resize((96, 96)))  # of this patient
-    picture = 0.75 + 0.1 * tissue - 0.55 * (np.exp(-((((x - 0.45) / 0.28) ** 2 + (y / 0.7) ** 2) ** 2)))
+    picture = 0.75 - 0.55 * (np.exp(-((((x - 0.45) / 0.28) ** 2 + (y / 0.7) ** 2) ** 2)))
     picture -= 0.55 * np.exp(-((((x + 0.45) / 0.28) ** 2 + (y / 0.7) ** 2) ** 2))
     # anatomy of its own: pictures that are alike would be joined into one patient
     coarse = Image.fromarray(rng.random((10, 10)).astype(np.float32)).resize((96, 96), Image.Resampling.BICUBIC)
@@ -53,7 +52,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     design = {"name": "cxr", "cases": "cxr", "folds": 3, "validation": True, "methods": ["constant", "logistic"],
               "reference": "constant"}  # fmt: skip
     config = {"title": "nodule", "label": "nodule", "seeds": [1], "as_published": "a test", "keep": "all",
-              "duplicates": "report",
               "designs": [design], "inference": {"unit": "patient"}}  # fmt: skip
     (folder / "study.yaml").write_text(yaml.safe_dump(config))
     home = os.environ.pop("EMBEDPRIOR_HOME", None)
