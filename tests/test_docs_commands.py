@@ -32,11 +32,11 @@ NOT_RUN = {
     r"pip install .*": "changes the environment; that the extra exists is checked below",
     r"embedprior demo --config quick .*": "tests/demo runs it",
     r"embedprior study (plan|run) --config (demo_kfold|covid_pilot|pe_tables|mine\.yaml) .*": "minutes; tests/study",
-    r"embedprior (train (student|teacher|encoder)|generate)( .*|$)": "tests/students, tests/teachers and tests/prior run them",
+    r"embedprior (train (student|teacher|encoder)|generate)( .*|$)": "tests/students, tests/teachers, tests/prior",
     r"embedprior (drr|images check) .*(FOLDER|exams/|augmented).*": "needs CT volumes; tests/cli/test_drr.py and "
     "tests/cli/test_images_check.py run them",
-    r"embedprior embed .*(data/exams\.csv|--cohort exams\.csv|chest-ct-resnet152|runs/encoder-cxr).*": "needs a table of volumes, or "
-    "weights that are not here; tests/cli/test_embed.py",
+    r"embedprior embed .*(data/exams\.csv|--cohort exams\.csv|chest-ct-resnet152|runs/encoder-cxr).*": "needs volumes, "
+    "or weights that are not here; tests/cli/test_embed.py",
     r"embedprior (init|cohort) .*": "an export of CTs and radiographs; tests/cohort/test_build.py runs them",
     r"embedprior cache .*": "tests/cache and tests/cli run each",
     r"embedprior bundle .*--push .*": "the hub can't be reached; tests/deploy/test_hub.py has a stand-in for it",
