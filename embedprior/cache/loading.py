@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from embedprior.cache.format import CacheLocation, read_header, shard_files
 from embedprior.encoders.base import Encoder
 from embedprior.errors import BadInput, EmbedpriorError
-from embedprior.imaging.files import UnreadableExam, source_hash, source_stamp
+from embedprior.imaging.files import UnreadableExam, exam_file, source_hash, source_stamp, without_names
 from embedprior.imaging.findings import Finding, collect_findings
 from embedprior.imaging.radiographs import stated_view
 from embedprior.tables import EXAM_REQUIRED, Hashes, HashSet, SeenIds, check_exams, read_pieces
@@ -223,7 +223,7 @@ class _Reader(Dataset[Loaded]):
                     raise UnreadableExam("its file is not the one that the table names: its sha256 is another")
                 loaded.sources[exam_id] = digest
             except (UnreadableExam, OSError, IndexError, ValueError) as error:
-                loaded.failures.append((exam_id, _reason(error)))
+                loaded.failures.append((exam_id, _reason(error, self._root, path)))
         known = self._present.has(loaded.sources.items())
         there = {exam_id for exam_id, is_there in zip(loaded.sources, known, strict=True) if is_there}
         by_shape: dict[tuple[Any, ...], tuple[list[str], list[np.ndarray[Any, Any]]]] = {}
@@ -239,7 +239,7 @@ class _Reader(Dataset[Loaded]):
             except EmbedpriorError:
                 raise
             except Exception as error:  # decoders raise all kinds; one bad exam must not stop ten thousand
-                loaded.failures.append((exam_id, _reason(error)))
+                loaded.failures.append((exam_id, _reason(error, self._root, path)))
             else:
                 alike = array.shape[1:] if self._ragged else array.shape
                 ids, arrays = by_shape.setdefault((alike, array.dtype.str), ([], []))
@@ -288,11 +288,13 @@ def read_ahead(dataset: Dataset[T], items: Iterable[Any], workers: int) -> Itera
     yield from loader
 
 
-def _reason(error: Exception) -> str:
-    """Return the reason without the path, which may name a patient."""
+def _reason(error: Exception, root: Path, path: str) -> str:
+    """Return the reason without the names of files and folders, which may be a patient's."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
-    return str(error) if isinstance(error, UnreadableExam) else f"it can't be read ({type(error).__name__})"
+    if isinstance(error, UnreadableExam):
+        return without_names(str(error), exam_file(root, path)) if path else str(error)
+    return f"it can't be read ({type(error).__name__})"
 
 
 def _as_it_is(loaded: Any) -> Any:

@@ -89,7 +89,9 @@ def build_bundle(
             would leave a trace in it.
     """
     study, out = Path(study), Path(out)
+    lock = Lock(out.with_name(f".{out.name}.lock"))
     if out.exists():
+        lock.remove_if_stale()  # of one that was killed just after the bundle had its name
         raise BadInput(f"{out} exists. Next: give a folder that does not, or delete it.")
     make_folder(out.parent)
     if not (study / "evidence.json").is_file():
@@ -149,7 +151,6 @@ def build_bundle(
     flow: list[dict[str, Any]] = [
         {str(k): v for k, v in row.items()} for row in pd.read_csv(study / "cohort" / "flow.csv").to_dict("records")
     ]
-    lock = Lock(out.with_name(f".{out.name}.lock"))
     if not lock.acquire():
         raise BadInput(f"{out} is being written by {lock.owner()}. Next: wait until it is done, or give another folder")
     work = out.with_name(f".{out.name}.tmp")

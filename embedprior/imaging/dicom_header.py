@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from embedprior.imaging.dicom_elements import plain_elements
-from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, dicom_mark, files_below, is_hidden, printable
+from embedprior.imaging.files import (
+    DICOM_SUFFIXES,
+    UnreadableExam,
+    dicom_mark,
+    files_below,
+    is_hidden,
+    printable,
+    refuse_bomb,
+)
 
 MAX_FILE_BYTES = 2**31
 HEAD_BYTES = 2**15
@@ -196,6 +204,7 @@ def read_dataset(handle: IO[bytes], pixels: bool, tags: Sequence[str] | None = N
     """Return pydicom's dataset of an open file, with or without DICOM's preamble; of these tags alone where given."""
     import pydicom
 
+    refuse_bomb(handle)
     bare = dicom_mark(handle.read(132)) == "bare"
     handle.seek(0)
     return pydicom.dcmread(
@@ -207,6 +216,7 @@ def read_pixels(handle: IO[bytes]) -> bytes:
     """Return PixelData, decoding nothing else of the header."""
     import pydicom
 
+    refuse_bomb(handle)
     bare = dicom_mark(handle.read(132)) == "bare"
     handle.seek(0)
     data: bytes = pydicom.dcmread(handle, specific_tags=["PixelData"], force=bare).PixelData

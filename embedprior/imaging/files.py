@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
+import zipfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -128,6 +131,64 @@ def dicom_mark(head: bytes) -> Literal["preamble", "bare"] | None:
     group, element, length = (int.from_bytes(head[a:b], "little") for a, b in ((0, 2), (2, 4), (4, 8)))
     explicit = head[4:6] in (b"UL", b"UI", b"CS", b"SH", b"LO", b"DA", b"TM", b"OB")
     return "bare" if len(head) == 132 and group in (2, 8) and element < 0x100 and (explicit or length < 100) else None
+
+
+DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"
+MAX_INFLATED_BYTES = 2**28
+MAX_INFLATION, ALWAYS_INFLATED_BYTES = 100, 2**24
+"""A deflated DICOM file may grow by this factor at most, once it is larger than 16 MiB; pictures grow by 2 to 20."""
+
+
+def refuse_bomb(handle: IO[bytes]) -> None:
+    """Refuse a deflated DICOM file that would fill the memory: it is unpacked as a whole before any tag is read.
+
+    What it holds is counted in small pieces and thrown away; other files are not read further than their head. The
+    handle is left at its start.
+
+    Raises:
+        UnreadableExam: it unpacks to too much.
+    """
+    handle.seek(0)
+    head = handle.read(4096)
+    if DEFLATED_SYNTAX in head and head[132:138] == b"\x02\0\0\0UL":
+        handle.seek(144 + int.from_bytes(head[140:144], "little"))  # past the group of file meta information
+        unpack, total, packed = zlib.decompressobj(-zlib.MAX_WBITS), 0, 0
+        while (chunk := handle.read(2**16)) and not unpack.eof:
+            packed += len(chunk)
+            while chunk:
+                try:
+                    total += len(unpack.decompress(chunk, 2**20))
+                except zlib.error:  # damaged: what decodes the header says so
+                    chunk = b""
+                    continue
+                chunk = unpack.unconsumed_tail
+                if total > MAX_INFLATED_BYTES or total > max(ALWAYS_INFLATED_BYTES, MAX_INFLATION * packed):
+                    size = f"{total / 2**20:.0f} MiB, from {packed / 1024:.0f} KiB"
+                    raise UnreadableExam(f"a deflated file that unpacks to more than {size}")
+    handle.seek(0)
+
+
+def without_names(text: str, path: Path) -> str:
+    """Return a reason without the names of an exam's file, its folders, and the files in it: they may hold a patient's.
+
+    Example:
+        >>> without_names("DOE_JANE.dcm: header can't be decoded", Path("in/DOE_JANE.dcm"))
+        "header can't be decoded"
+    """
+    names = {path.name}
+    if path.is_dir():
+        names |= {file.name for file in files_below(path)}
+    elif zipfile.is_zipfile(path):
+        with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as packed:
+            names |= {Path(name).name for name in packed.namelist()}
+    for place in (path, *path.parents):
+        if len(place.parts) > 1:
+            text = text.replace(f"{place}/", "").replace(str(place), "")
+    for name in sorted({*names, *map(printable, names)} - {""}, key=len, reverse=True):
+        text = text.removeprefix(f"{name}: ")
+        if not name.isalpha():  # what is a word may be one of the reason
+            text = re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w.])(?:: )?", "", text)
+    return " ".join(text.split())
 
 
 def files_below(folder: Path, nested: bool = True) -> list[Path]:

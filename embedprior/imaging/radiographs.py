@@ -291,6 +291,8 @@ def _read_dicom(path: Path) -> tuple[Radiograph, list[Finding]]:
             modality_table = read_table(data.get("ModalityLUTSequence"), data)
             flipped = header.photometric == "MONOCHROME1" or str(data.get("PresentationLUTShape", "")) == "INVERSE"
             view, orientation, aspect = _view(data), _orientation(data), _aspect(data)
+    except UnreadableExam as error:
+        raise UnreadableExam(f"{name}: {error}") from None
     # as in dicom_header: whatever a damaged header leads to, its text may be a name
     except Exception as error:
         raise UnreadableExam(f"{name}: header can't be decoded as DICOM ({type(error).__name__})") from None

@@ -346,3 +346,23 @@ def test_views_leave_out_the_others_by_table_and_header(tmp_path: Path, capsys: 
     summary = (tmp_path / "o" / "summary.md").read_text()
     assert "2 of 2 exams are in the cache" in summary
     assert main([*words, "--views", "XX"]) == 2
+
+
+def test_no_reason_or_summary_names_a_file_or_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "SURNAME_JANE_19610203"
+    folder.mkdir()
+    (folder / "SURNAME_broken.png").write_bytes(b"\x89PNG\r\n\x1a\nxxxx")
+    (folder / "SURNAME_cut.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\x02\0\0\0UL")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(folder / "SURNAME.png")
+    names = ["SURNAME_broken.png", "SURNAME_cut.dcm", "SURNAME_absent.png", "SURNAME.png"]
+    table = pd.DataFrame({"exam_id": list("abcd"), "patient_id": list("pqrs"), "modality": "CXR",
+                          "path": [f"{folder.name}/{name}" for name in names]})  # fmt: skip
+    table.to_csv(tmp_path / "exams.csv", index=False)
+    out = tmp_path / "out"
+    words = ["embed", "--cohort", str(tmp_path / "exams.csv"), "--encoder", "pixels-128", "--out", str(out)]
+    assert main(words) == 3
+    failures = pd.read_csv(out / "failures.csv")
+    assert sorted(failures["exam_id"]) == ["a", "b", "c"]
+    assert failures["reason"].str.len().gt(5).all()
+    named = [path.name for path in out.rglob("*") if path.is_file() and b"SURNAME" in path.read_bytes()]
+    assert named == []

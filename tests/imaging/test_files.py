@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, DigitalXRayImageStorageForPresentation, generate_uid
 
-from embedprior.imaging.files import UnreadableExam, read_array, source_hash, split_path
-from embedprior.imaging.radiographs import read_image
+from embedprior.imaging.files import UnreadableExam, read_array, source_hash, split_path, without_names
+from embedprior.imaging.radiographs import read_image, read_radiograph
 
 
 def test_rows_of_an_array_file(tmp_path: Path) -> None:
@@ -53,3 +56,47 @@ def test_damaged_picture_is_unreadable_and_says_no_folder(tmp_path: Path, conten
     with pytest.raises(UnreadableExam) as caught:
         read_image(tmp_path, "x.png")
     assert str(tmp_path) not in str(caught.value)
+
+
+def deflated(path: Path, pixels: np.ndarray) -> Path:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    data.Modality, data.ViewPosition, data.PhotometricInterpretation = "DX", "PA", "MONOCHROME2"
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.BitsAllocated, data.BitsStored, data.HighBit = 1, 16, 12, 11
+    data.PixelRepresentation, data.PixelData = 0, pixels.astype("<u2").tobytes()
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_a_deflated_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = deflated(tmp_path / "bomb.dcm", np.zeros((4000, 4000)))
+    rng = np.random.default_rng(0)
+    real = deflated(tmp_path / "real.dcm", rng.integers(0, 4096, (600, 600)))
+    assert bomb.stat().st_size < 50_000
+    assert read_radiograph(real)[0].grey.shape == (600, 600)
+    unpacked = []
+    whole = zlib.decompress
+    monkeypatch.setattr(zlib, "decompress", lambda *args, **more: unpacked.append(1) or whole(*args, **more))
+    with pytest.raises(UnreadableExam, match=r"a deflated file that unpacks to more than 1[67] MiB"):
+        read_radiograph(bomb)
+    assert not unpacked
+
+
+def test_a_reason_names_no_file_and_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "DOE_JANE_1961" / "ct"
+    folder.mkdir(parents=True)
+    (folder / "DOE_003.dcm").write_bytes(b"x")
+    for text, path, said in (
+        ("DOE_JANE.dcm: header can't be decoded", Path("in/DOE_JANE.dcm"), "header can't be decoded"),
+        ("DOE_003.dcm: no DICOM", folder, "no DICOM"),
+        (f"{folder}/DOE_003.dcm is too short", folder, "is too short"),
+        ("frames: several-frames: 2 frames", Path("a/frames"), "several-frames: 2 frames"),
+        ("in/DOE/a.dcm is none", Path("in/DOE/a.dcm"), "is none"),
+        ("a slice is missing", Path("a/b.dcm"), "a slice is missing"),
+    ):
+        assert without_names(text, path) == said

@@ -31,7 +31,7 @@ from embedprior.imaging.drr.config import (
     volume_centre,
 )
 from embedprior.imaging.drr.physics import attenuation, attenuation_per_mm, extend_volume, to_display_image
-from embedprior.imaging.files import UnreadableExam, files_below, printable
+from embedprior.imaging.files import UnreadableExam, files_below, printable, without_names
 from embedprior.imaging.findings import Finding, lungs_complete
 from embedprior.imaging.image_files import IMAGE_SUFFIXES
 from embedprior.imaging.image_integrity import read_nifti_header
@@ -174,9 +174,9 @@ def _scan_hash(files: DicomFiles, headers: Sequence[Header]) -> str:
 
 
 def reason_of(error: Exception, exam: CtExam) -> str:
-    """Return why a CT could not be used, without the folder it lies in."""
+    """Return why a CT could not be used, without the names of files and folders."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-    return printable(text.replace(str(exam.path.parent) + "/", ""))
+    return printable(without_names(text.replace(str(exam.path), ""), exam.path))
 
 
 def render_exam(item: Scanned, config: DrrConfig, root: Path) -> Rendered:

@@ -97,7 +97,7 @@ def test_a_file_that_is_gone_is_a_failure_not_an_end(tmp_path: Path) -> None:
     write_npz(_volume(), tmp_path / "a.npz")
     found, failures = scan([CtExam("gone", "p", tmp_path / "gone.npz"), CtExam("a", "p", tmp_path / "a.npz")])
     assert [s.exam.exam_id for s in found] == ["a"]
-    assert failures == [{"exam_id": "gone", "stage": "scan", "reason": "gone.npz: no such file or folder"}]
+    assert failures == [{"exam_id": "gone", "stage": "scan", "reason": "no such file or folder"}]
 
 
 def test_table_rows_keep_ids_labels_and_site(tmp_path: Path) -> None:
