@@ -33,7 +33,7 @@ CLASSES = (
     MethodConfig,
     StudyConfig,
 )
-PICTURES = {"source", "missing_images", "duplicates", "batch_size", "encoder", "name", "options"}
+PICTURES = {"source", "missing_images", "duplicates", "batch_size", "encoder", "name", "options", "pixels"}
 """Read where pictures are embedded, which ``tests/cli/test_study_run.py`` does: here their text is looked for."""
 
 
