@@ -130,7 +130,7 @@ def main() -> int:
         turns = {"gemm": gemm, "bare": bare, "pipeline": pipeline, "gemm2": gemm, "half": bare_half}
         times = [{name: wall_seconds(work) for name, work in turns.items()} for _ in range(rounds)]
         exact, rounded = (e.embed(pictures[:16]) for e in (encoder, half))
-        volumes(table, folder, 2 if args.quick else 3, 4 if args.quick else 9, 6 if args.quick else 4)
+        volumes(table, folder, 2 if args.quick else 3, 3 if args.quick else 9, 12 if args.quick else 4)
     ceiling = [2 * 8 * GEMM**3 / ((t["gemm"] + t["gemm2"]) / 2) for t in times]
     flop = FLOP_PER_PICTURE * count
     median = statistics.median
