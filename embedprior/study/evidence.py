@@ -71,7 +71,7 @@ def design_evaluation(
     evidence = found.evidence
     named = _one_class(test, expected)  # with their names, instead of their number alone
     general = [w for w in evidence.get("warnings", []) if not (named and "hold one class only" in w)]
-    evidence["warnings"] = [*general, *warnings, *named, *one_answer(test[~test["method"].isin(controls)])]
+    evidence["warnings"] = [*general, *warnings, *named, *one_answer(test, controls)]
     return found
 
 
@@ -79,7 +79,7 @@ ONE_ANSWER, MIN_CLASS = 0.95, 0.1
 """A fit collapsed when this share of its held-out cases has one answer, unless a class is rarer than that share."""
 
 
-def one_answer(test: pd.DataFrame) -> list[str]:
+def one_answer(test: pd.DataFrame, controls: Sequence[str] = ()) -> list[str]:
     """Say which methods call (almost) every held-out case of a fit alike at the threshold .5.
 
     That is no finding where nearly all cases are of one class: then nothing is said. A method may rank cases well and
@@ -87,6 +87,7 @@ def one_answer(test: pd.DataFrame) -> list[str]:
 
     Args:
         test: held-out predictions: ``method, resample, fold, seed, label, score``.
+        controls: of these, one that gives every case one score means to.
 
     Example:
         >>> rows = {"resample": 0, "fold": 0, "seed": 0, "label": [0, 1] * 10, "method": "m", "score": 0.7}
@@ -97,7 +98,10 @@ def one_answer(test: pd.DataFrame) -> list[str]:
     for method, rows in test.groupby("method", sort=False):
         if not MIN_CLASS <= rows["label"].mean() <= 1 - MIN_CLASS:
             continue
-        fits = [(part["score"] >= 0.5).mean() for _, part in rows.groupby([*FOLD_KEY, "seed"])]
+        parts = [part["score"] for _, part in rows.groupby([*FOLD_KEY, "seed"])]
+        if method in controls and all(part.nunique() == 1 for part in parts):
+            continue
+        fits = [(part >= 0.5).mean() for part in parts]
         alike = sum(max(share, 1 - share) >= ONE_ANSWER for share in fits)
         if 2 * alike < len(fits) or alike == 0:
             continue

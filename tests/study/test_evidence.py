@@ -275,3 +275,14 @@ def test_a_method_with_one_answer_in_most_fits_is_named_with_its_answer() -> Non
 def test_one_answer_is_no_finding_where_there_is_one_class() -> None:
     assert one_answer(collapse_rows([[0.9] * 20], [0] + [1] * 19)) == []
     assert len(one_answer(collapse_rows([[0.9] * 20], [0] * 2 + [1] * 18))) == 1
+
+
+def test_a_control_that_means_to_give_one_score_has_not_collapsed() -> None:
+    labels = [0] + [1] * 4
+    constant, varied = (
+        collapse_rows([[0.8] * 5], labels, "constant"),
+        collapse_rows([[0.8, 0.9, 0.7, 0.6, 0.8]], labels),
+    )
+    both = pd.concat([constant, varied])
+    assert [text.split()[0] for text in one_answer(both, ["constant", "m"])] == ["m"]
+    assert [text.split()[0] for text in one_answer(both)] == ["constant", "m"]
