@@ -32,7 +32,7 @@ from embedprior.cache.verify import BUILDER, LOCK, Corruption, find_corruption, 
 from embedprior.cache.writer import ViewLog, write_index, write_pointer, write_view
 from embedprior.encoders.base import Dtype, Encoder, TokenEncoder
 from embedprior.errors import BadInput
-from embedprior.runs import Lock, progress
+from embedprior.runs import Lock, progress, read_json, write_json
 from embedprior.runs.distributed import ProcessGroup
 from embedprior.runs.files import explain_full_disk
 from embedprior.tables import SeenIds, read_table, refuse_repeated_exams, write_table
@@ -88,6 +88,7 @@ def fill_cache(
     exams: pd.DataFrame | Iterable[pd.DataFrame], root: Path | str, encoder: Encoder, out: Path | str,
     batch_size: int | None = None, desc: str | None = None, *, tokens: bool = False, dtype: Dtype | None = None,
     workers: int = 0, shard_exams: int | None = None, processes: ProcessGroup | None = None,
+    keep_findings: bool = False,
 ) -> FillResult:  # fmt: skip
     """Embed every exam that the cache lacks, or whose source file changed.
 
@@ -105,6 +106,8 @@ def fill_cache(
         workers: processes that read ahead of the encoder.
         shard_exams: exams of a shard, rounded up to whole batches; None = 512, or 64 with tokens.
         processes: this process among several that share the work.
+        keep_findings: write what the audits warn of into the cache's folder, before each shard, so that a kill does not
+            lose it; the caller removes it (``clear_findings``) once it is written elsewhere.
 
     Raises:
         BadInput: another cache lies in the folder (the field that differs is named), tokens or dtype are asked of an
@@ -135,7 +138,7 @@ def fill_cache(
         processes.barrier()
         size = shard_exams or (SHARD_TOKEN_EXAMS if tokens else SHARD_EXAMS)
         blocks = _Blocks(exams, root, -(-size // batch_size) * batch_size, processes)
-        builder = _Builder(location, root, encoder, batch_size, workers)
+        builder = _Builder(location, root, encoder, batch_size, workers, keep_findings)
         stack.callback(builder.close)
         total = blocks.batches(batch_size)
         for loaded in progress(builder.run(blocks), desc or spec.name, total=total):
@@ -151,7 +154,17 @@ def fill_cache(
                 write_index(location.folder)
                 write_pointer(out, location, blocks.view)
         processes.barrier()
+        if keep_findings and processes.is_main:  # also those of earlier runs, which were killed before they told them
+            findings = [one for path in journals(location.folder) for one in read_json(path)]
     return FillResult(location, blocks.view, count, embedded, failures, repaired, findings)
+
+
+def journals(folder: Path) -> list[Path]:
+    """Return the files that hold, block by block, what the audits warn of and no ``findings.csv`` has yet.
+
+    They are written before the block's shard: a kill after it would lose the warnings of exams not embedded again.
+    """
+    return sorted(folder.glob(f"{JOURNAL}*.json"))
 
 
 def default_batch(encoder: Encoder) -> int:
@@ -222,17 +235,20 @@ class _Open:
     sources: dict[str, str] = field(default_factory=dict)
     rows: dict[str, Array] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    findings: list[dict[str, str]] = field(default_factory=list)
 
 
 class _Builder:
     """Claims blocks, embeds what the readers bring, and writes a shard when a block is complete."""
 
-    def __init__(self, location: CacheLocation, root: Path, encoder: Encoder, batch_size: int, workers: int) -> None:
+    def __init__(
+        self, location: CacheLocation, root: Path, encoder: Encoder, batch_size: int, workers: int, keep_findings: bool
+    ) -> None:
         self._location, self._root, self._encoder = location, root, encoder
-        self._batch_size, self._workers = batch_size, workers
+        self._batch_size, self._workers, self._keep_findings = batch_size, workers, keep_findings
+        self.findings: list[dict[str, str]] = []
         self._open: dict[int, _Open] = {}
         self.failures: list[dict[str, str]] = []
-        self.findings: list[dict[str, str]] = []
         self.embedded = 0
         self.view_log = ViewLog(location.folder)
 
@@ -256,7 +272,7 @@ class _Builder:
         pending = self._open[loaded.task.block]
         pending.sources |= loaded.sources
         pending.failed |= dict(loaded.failures)
-        self.findings += [
+        pending.findings += [
             {"exam_id": exam_id, "severity": one.severity, "code": one.code, "message": one.message}
             for exam_id, one in loaded.findings
         ]
@@ -326,6 +342,10 @@ class _Builder:
     def _finish(self, pending: _Open) -> None:
         ids = [exam_id for exam_id, _ in pending.block.exams if exam_id in pending.rows]
         sources = [pending.sources[exam_id] for exam_id in ids]
+        self.findings += pending.findings
+        if pending.findings and self._keep_findings:
+            name = f"{JOURNAL}{pending.block.number:06d}-{table_hash(pending.block.exams)}.json"
+            write_json(self._location.folder / name, pending.findings)
         if ids:  # even when the lock was lost meanwhile: the same exams give the same name and bytes
             rows = [pending.rows[exam_id] for exam_id in ids]
             write_shard(
@@ -371,7 +391,13 @@ def summary_text(filled: FillResult, precision: dict[str, Any] | None, asked: in
     return "\n".join(lines) + "\n"
 
 
-FINDINGS = "findings.csv"
+FINDINGS, JOURNAL = "findings.csv", ".findings-"
+
+
+def clear_findings(folder: Path) -> None:
+    """Remove the journals of a cache whose findings were written, or are not wanted."""
+    for path in journals(folder):
+        path.unlink(missing_ok=True)
 
 
 def write_findings(out: Path, findings: Sequence[Mapping[str, str]]) -> None:

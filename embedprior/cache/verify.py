@@ -144,11 +144,12 @@ def repair(location: CacheLocation, found: list[Corruption]) -> None:
 
 
 def remove_leftovers(folder: Path, own: Path) -> None:
-    """Remove what killed runs left (temporary files, their locks), unless another builder is at work here."""
+    """Remove what killed runs left here and in the folder above (temporary files, their locks), unless another builder
+    is at work here."""
     for lock in folder.glob(f".*{LOCK}"):
         if lock != own and not Lock(lock).remove_if_stale() and lock.name.startswith((BUILDER, WRITER)):
             return
-    for left in folder.rglob(".*.tmp"):
+    for left in [*folder.rglob(".*.tmp"), *folder.parent.glob(".*.tmp")]:
         left.unlink(missing_ok=True)
 
 

@@ -49,7 +49,7 @@ def embed(**given: Any) -> int:
     Raises:
         BadInput: anything that can be refused before the work begins; nothing was written.
     """
-    from embedprior.cache.build import fill_cache, summary_text, write_findings
+    from embedprior.cache.build import clear_findings, fill_cache, summary_text, write_findings
     from embedprior.cache.format import cache_location
     from embedprior.cache.plan import exams_for, measure_quantization, plan, refuse_dtype, refuse_second_cache
     from embedprior.imaging.radiographs import parse_views
@@ -81,7 +81,7 @@ def embed(**given: Any) -> int:
         run.keep(location.folder)
     filled = fill_cache(
         exams, cohort.parent, encoder, out, given["batch_size"], tokens=tokens, dtype=dtype,
-        workers=given["workers"], shard_exams=given["shard_exams"], processes=processes,
+        workers=given["workers"], shard_exams=given["shard_exams"], processes=processes, keep_findings=True,
     )  # fmt: skip
     if run is not None:
         record_dependency("cache", filled.location.folder.name, filled.location.folder, filled.view)
@@ -89,6 +89,7 @@ def embed(**given: Any) -> int:
             encoder, lambda: _encoder(given | {"precision": "fp32"}), exams, cohort.parent, dtype
         )
         write_findings(out, filled.findings)
+        clear_findings(filled.location.folder)
         text = summary_text(filled, precision, exams.count)
         if exams.view_text():
             text += f"Views left out: {exams.view_text()}.\n"

@@ -4,14 +4,16 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from embedprior.cache import build_cache, open_cache
-from embedprior.cache.build import fill_cache
+from embedprior.cache import build, build_cache, open_cache
+from embedprior.cache.build import clear_findings, fill_cache
 from embedprior.cache.format import shard_files
 from embedprior.cache.verify import find_corruption
 from embedprior.errors import BadInput
+from embedprior.imaging.findings import Finding, report_findings
 
 from .conftest import MeanEncoder, make_exams, tree
 from .test_shards import Payload
@@ -106,3 +108,34 @@ def test_view_that_was_cut_is_found_and_written_again(tmp_path: Path) -> None:
     assert [d.file for d in find_corruption(folder)] == [f"views/{view.name}"]
     build_cache(exams, tmp_path, MeanEncoder(), tmp_path / "cache", BATCH)
     assert tree(folder) == before
+
+
+def test_what_the_audit_warned_of_before_a_kill_is_still_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exams of a block that was finished are not read again, so their warnings must be on the disk before its shard."""
+
+    class Warned(MeanEncoder):
+        def read(self, root: Path, path: str) -> np.ndarray:
+            report_findings([Finding("lateral", f"of {path}")])
+            return super().read(root, path)
+
+    exams = make_exams(tmp_path, 8)
+    whole = fill_cache(exams, tmp_path, Warned(), tmp_path / "whole", 2, shard_exams=2, keep_findings=True)
+    ours = [one["exam_id"] for one in whole.findings if one["message"].startswith("of ")]
+    assert ours == [f"e{i}" for i in range(8)]
+    write, calls = build.write_shard, []
+
+    def killed(*args: object) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        write(*args)
+
+    monkeypatch.setattr(build, "write_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fill_cache(exams, tmp_path, Warned(), tmp_path / "out", 2, shard_exams=2, keep_findings=True)
+    monkeypatch.undo()
+    again = fill_cache(exams, tmp_path, Warned(), tmp_path / "out", 2, shard_exams=2, keep_findings=True)
+    assert again.embedded == 4
+    assert again.findings == whole.findings
+    clear_findings(again.location.folder)
+    assert fill_cache(exams, tmp_path, Warned(), tmp_path / "out", 2, shard_exams=2, keep_findings=True).findings == []
