@@ -9,9 +9,10 @@ embedding is a linear map of the condition plus noise of constant covariance and
 enough, and the prior has to tie with it.
 
 The prior chooses its settings itself (``settings: auto``) and is given no head: candidates are compared by the energy
-score. It is scored by the mean of the head's probability over ``--samples`` draws. Its Monte-Carlo variance,
-p (1 - p) / samples for a confident head, reorders cases of like risk: the table of samples shows what few samples cost.
-``--quick`` trains with fewer steps on fewer pairs and holds itself to wider bars.
+score. It is scored by the mean of the head's probability over ``--samples`` draws. All cases share their noise, as in a
+study: with noise of its own for each, Monte-Carlo variance, p (1 - p) / samples for a confident head, would reorder
+cases of like risk. The table of samples shows what few samples cost. ``--quick`` trains with fewer steps on fewer pairs
+and holds itself to wider bars.
 """
 
 from __future__ import annotations
@@ -140,6 +141,11 @@ class Bench:
         print(f"\n{name}: {self.budget} steps on {self.pairs} pairs ({seconds:.0f} s); {self.held_out} held out")
         return train, test, prior
 
+    def drawn(self, prior: Prior, test: World) -> NDArray[np.float32]:
+        """Return the samples that are scored: one noise for all cases, as the method ``prior`` draws them."""
+        cases = [0] * len(test.label)
+        return prior.sample(test.condition, self.samples, "analytic", self.steps, self.seed, cases=cases)
+
     def direct(self, train: World, test: World, wanted: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return an MLP's regression of anything known for the training pairs, at the held-out conditions."""
         network = MLPRegressor(hidden_layer_sizes=(64, 64), early_stopping=True, random_state=self.seed)
@@ -149,7 +155,7 @@ class Bench:
         """Bayes, regression, direct_head and the prior; three heads from one training."""
         train, test, prior = self.trained(mixture, "mixture")
         bayes = self.auc("Bayes p(y | condition)", test.bayes, test.label)
-        drawn = prior.sample(test.condition, self.samples, "analytic", self.steps, self.seed)
+        drawn = self.drawn(prior, test)
         ours = self.auc(f"prior, mean of head over {self.samples} samples", by_class(drawn).mean(axis=1), test.label)
         for few in (1, 8, 16):
             self.auc(f"  over the first {few}", by_class(drawn[:, :few]).mean(axis=1), test.label)
@@ -209,7 +215,7 @@ class Bench:
         self.auc("Bayes (line)", test.bayes, test.label)
         ridge = LinearRegression().fit(train.condition, train.target).predict(test.condition)
         best = self.auc("ridge + head (line)", by_linear(ridge), test.label)
-        drawn = prior.sample(test.condition, self.samples, "analytic", self.steps, self.seed)
+        drawn = self.drawn(prior, test)
         ours = self.auc("prior, mean of head (line)", by_linear(drawn).mean(axis=1), test.label)
         tie = 0.01 if not self.quick else 0.03
         self.bars[f"line: prior and ridge tie within {tie}"] = bool(abs(ours - best) <= tie)
