@@ -30,6 +30,7 @@ from embedprior.runs import (
 )
 from embedprior.runs.files import explain_full_disk
 from embedprior.runs.integrity import (
+    CHECKSUM,
     changed_files,
     has_own_checksum,
     refuse_changed_result,
@@ -222,7 +223,8 @@ def include_weights(given: Path, key: dict[str, Any], target: Path) -> dict[str,
     for file in files:
         if file.suffix == ".json":
             content = read_json(file)
-            write_json(target / file.name, {k: v for k, v in content.items() if k not in LEFT_OUT})
+            public = {k: v for k, v in content.items() if k not in LEFT_OUT}
+            write_json(target / file.name, with_checksum(public) if CHECKSUM in content else public)
         elif file.suffix == ".safetensors":
             shutil.copyfile(file, target / file.name)
         else:

@@ -81,7 +81,7 @@ class Bundle:
             One row an image: ``image`` (its path, exam id or row), ``score`` (the mean over the models, as the study
             computes it), ``probability`` (the score after the bundle's calibration; the score itself where there is
             none), ``low`` and ``high`` (2.5 and 97.5 % of that probability over the samples of a prior, else over the
-            models; empty for one model without samples), ``decision`` (1 or 0: whether the score reaches the operating
+            models; empty where these do not differ), ``decision`` (1 or 0: whether the score reaches the operating
             point; empty without one), ``distance_percentile`` (share of held-out embeddings that lie nearer),
             ``warnings``, ``reason`` (why an image has no score) and ``bundle`` (the bundle's id). An image that can't
             be read has a reason, no score.
@@ -141,8 +141,9 @@ class Bundle:
     def _scored(self, names: Sequence[str], rows: NDArray[Any], warnings: Sequence[str]) -> pd.DataFrame:
         mean, spread = self._scores_of(rows)
         percentile = np.mean([reference.percentile(rows) for reference in self.references], axis=0)
-        several = spread.shape[0] > 1
-        low, high = np.quantile(spread, [0.025, 0.975], axis=0) if several else np.full((2, len(rows)), np.nan)
+        # one model without samples, or a deterministic method with several seeds, says nothing of a spread
+        some = np.ptp(spread, axis=0) > 0
+        low, high = np.where(some, np.quantile(spread, [0.025, 0.975], axis=0), np.nan)
         calibrated = [each if self.calibration is None else self.calibration.apply(each) for each in (mean, low, high)]
         far = "far from the training images"
         noted = [
