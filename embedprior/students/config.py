@@ -160,7 +160,7 @@ class TrainStudentConfig(Config):
     fold: int = 0
     teacher: str | None = None
     teacher_fit: FitConfig = FitConfig()
-    budget: Budget = Budget()
+    budget: Budget = Field(default_factory=Budget)
     seed: int = Field(default=0, ge=0)
     out: str
     made_by: str = "embedprior embed"

@@ -69,16 +69,16 @@ class PriorChoice(Config):
         training: on X-ray–CT pairs (and on DRR–CT pairs, unless ``pretrain`` is given). Left out, settings are chosen
             on the validation pairs (``prior.search``).
         pretrain: on DRR–CT pairs, where the cohort has any.
-        samples: CT embeddings drawn per case.
+        samples: CT embeddings drawn per case; the chance of few reorders cases of like risk (docs/generate.md).
         sampler: see ``docs/prior.md``.
         steps: network calls per sample.
     """
 
     training: PriorConfig = PriorConfig()
     pretrain: PriorConfig | None = None
-    samples: int = Field(default=8, gt=0)
+    samples: int = Field(default=64, gt=0)
     sampler: SamplerName = "analytic"
-    steps: int = Field(default=64, gt=0)
+    steps: int = Field(default=16, gt=0)
 
 
 class MethodConfig(Config):

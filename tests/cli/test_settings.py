@@ -16,6 +16,7 @@ from embedprior.cli.options import Command
 from embedprior.cli.settings import settings_command
 from embedprior.config import Config, load_config, settings_of
 from embedprior.errors import BadInput
+from embedprior.students.config import TrainStudentConfig
 
 
 class Steps(Config):
@@ -219,3 +220,13 @@ def test_the_shipped_presets_keep_their_own_sections_when_one_setting_is_typed()
     changed = before.prior.training.training.model_copy(update={"lr": 0.5})
     assert after.prior.training.training == changed
     assert after.prior.training.network == before.prior.training.network
+
+
+@pytest.mark.parametrize("word", ["hidden", "steps"])
+def test_a_budget_given_in_words_is_not_searched_over(word: str) -> None:
+    """A section that the file leaves out says nothing but what was typed."""
+    config = load_config(TrainStudentConfig, "demo", "student", {f"budget.fit.{word}": 8})
+    assert config.budget.settings == "given"
+    assert getattr(config.budget.fit, word) == 8
+    assert load_config(TrainStudentConfig, "demo", "student", {"budget.samples": 8}).budget.settings == "auto"
+    assert load_config(TrainStudentConfig, "demo", "student").budget.settings == "auto"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from embedprior import study
+from embedprior.students.config import Budget
 from embedprior.study.config import (
     Assumed,
     CacheChoice,
@@ -72,3 +73,10 @@ def test_every_setting_is_read(run, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [name for name in unread if f".{name.split('.')[1]}" in text and name.split(".")[1] in PICTURES]
     assert sorted(set(unread) - set(pictures)) == []
     assert set(BASE) <= set(StudyConfig.model_fields)
+
+
+def test_a_study_and_a_single_fit_draw_alike_by_default() -> None:
+    ours, theirs = PriorChoice(), Budget()
+    assert (ours.samples, ours.sampler, ours.steps) == (theirs.samples, theirs.sampler, theirs.steps)
+    # Below that, chance reorders cases of like risk.
+    assert ours.samples >= 64
