@@ -56,7 +56,7 @@ bench: $(READY)
 
 # The pages of docs/ as a site, in build/site; a link that leads nowhere is an error.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f tools/docs/mkdocs.yml
 
 clean:
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -194,7 +194,8 @@ def test_the_pairs_of_the_documentation_are_pairs(tmp_path: Path, monkeypatch: p
 def test_the_site_builds_and_every_link_leads_somewhere(tmp_path: Path) -> None:
     pytest.importorskip("material", reason="pip install 'embedprior[docs]'")
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")]
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", "tools/docs/mkdocs.yml", "-d"]
+    build.append(str(tmp_path / "site"))
     done = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(list((tmp_path / "site").glob("*.html"))) >= len(PAGES) - 1

@@ -110,8 +110,8 @@ def test_a_mentioned_command_has_its_options(page: str, text: str) -> None:
 
 def test_options_have_dashes_everywhere() -> None:
     theirs = {
-        "--nproc_per_node", "--rdzv_endpoint", "--rdzv_backend", "--num_processes", "--num_machines", "--machine_rank",
-        "--main_process_ip", "--main_process_port", "--num_cpu_threads_per_process",
+        "--nproc_per_node", "--rdzv_id", "--rdzv_endpoint", "--rdzv_backend", "--num_processes", "--num_machines",
+        "--machine_rank", "--main_process_ip", "--main_process_port", "--num_cpu_threads_per_process",
     }  # fmt: skip
     pages = [page for page in PAGES if page.suffix != ".py"]
     found = {option for page in pages for option in re.findall(r"(?<![\w-])--[a-z]+_[a-z_]+", text_of(page))}
