@@ -81,8 +81,8 @@ def test_reports_go_into_a_cache_and_nothing_of_their_text_is_written(
     cache = open_cache(out)
     assert cache.ids == ["r0", "r1", "r2"]
     reasons = pd.read_csv(out / "failures.csv").set_index("exam_id")["reason"]
-    assert reasons["r3"] == "3.txt: not UTF-8 text, and this encoder reads reports"
-    assert reasons["r4"] == "4.txt: no text in it, and this encoder reads reports"
+    assert reasons["r3"] == "not UTF-8 text, and this encoder reads reports"
+    assert reasons["r4"] == "no text in it, and this encoder reads reports"
     said = capfd.readouterr()
     written = b"".join(file.read_bytes() for file in out.rglob("*") if file.is_file())
     for text in (written, (said.out + said.err).encode()):

@@ -175,7 +175,10 @@ def test_a_radiograph_teacher_reads_the_picture_the_student_reads(small: FitData
 
 
 def test_pixels_and_tokens_that_are_not_there_are_asked_for(small: FitData, budget: Budget) -> None:
+    (stage,) = small.stages
+    bare = Stage(*(replace(part, pixels=None, tokens=None, ct_pixels=None) for part in (stage.train, stage.val)))
+    data = replace(small, stages=(bare,))
     with pytest.raises(CannotFit, match="pixels-128"):
-        build_method("cxr-only", budget, inputs="pixels").fit(small, 0)
+        build_method("cxr-only", budget, inputs="pixels").fit(data, 0)
     with pytest.raises(CannotFit, match="token cache"):
-        build_method("hinton-kd", budget, inputs="tokens").fit(small, 0)
+        build_method("hinton-kd", budget, inputs="tokens").fit(data, 0)

@@ -194,7 +194,7 @@ def get_renderer(name: str = "planesweep") -> Renderer:
 
     Example:
         >>> get_renderer("planesweep").version
-        1
+        2
     """
     return cast(Renderer, REGISTRY.load(name))
 
