@@ -26,7 +26,10 @@ PARTS = ("train", "val", "test")
 PREDICTION_REQUIRED = ("exam_id", "patient_id", "label", "method", "score", "fold", "seed", "split")
 Hashes = NDArray[np.uint64]
 _MAX_RUNS = 24
-_TEXT = {"exam_id", "patient_id", "group_id", "pair_id", "cxr_exam_id", "ct_exam_id", "path", "modality"}
+_TEXT = {
+    "exam_id", "patient_id", "group_id", "pair_id", "cxr_exam_id", "ct_exam_id", "path", "modality",
+    "image", "bundle", "sha256",
+}  # fmt: skip
 
 
 def read_table(path: Path | str, required: Sequence[str]) -> pd.DataFrame:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import optimize, special
 
+from embedprior.deploy.files import scored_before
 from embedprior.deploy.operating import fit_calibration, held_out_rates
+from embedprior.errors import BadInput
 
 
 def rows_of(scores: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
@@ -78,3 +81,12 @@ def test_rates_are_those_of_the_held_out_cases_at_the_validation_threshold() -> 
         )
     declared = held_out_rates(rows, "patient", 0.85)
     assert declared["specificity"]["value"] == 1.0
+
+
+def test_an_earlier_table_is_known_by_a_bundle_id_that_looks_like_a_number(tmp_path: Path) -> None:
+    """482448e92749 is hexadecimal, and infinite as a decimal number; 0012 is a file, not 12."""
+    table = tmp_path / "scores.csv"
+    table.write_text("image,score,bundle\n0012,0.5,482448e92749\n0013,,482448e92749\n")
+    assert scored_before(table, "482448e92749" + 52 * "0") == {"0012": False, "0013": True}
+    with pytest.raises(BadInput, match="another bundle"):
+        scored_before(table, "482448e92740" + 52 * "0")
