@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
+from typing import Any
 
 EXPLICIT_LITTLE = re.compile(r"1\.2\.840\.10008\.1\.2\.(1|4\.\d+|5)")
 """Transfer syntaxes whose elements name their representation and are little endian: uncompressed, and compressed."""
@@ -68,3 +70,31 @@ def plain_elements(head: bytes, tags: Collection[int]) -> tuple[dict[int, tuple[
         elif tag in tags:
             elements[tag] = (vr, head[start:place])
     return None
+
+
+@cache
+def tag_of(keyword: str) -> int:
+    """Return the number of an element that DICOM names so."""
+    from pydicom.datadict import tag_for_keyword
+
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    return tag
+
+
+def plain_dataset(head: bytes, keywords: Sequence[str]) -> Any | None:
+    """Return these elements of a plainly written file as pydicom's dataset, None for any other (``plain_elements``)."""
+    found = plain_elements(head, frozenset(tag_of(keyword) for keyword in keywords))
+    return None if found is None else as_dataset(found[0])
+
+
+def as_dataset(elements: Mapping[int, tuple[bytes, bytes]]) -> Any:
+    """Return elements (representation and bytes by tag) as pydicom's dataset."""
+    import pydicom
+    from pydicom.dataelem import RawDataElement
+    from pydicom.tag import BaseTag
+
+    data = pydicom.Dataset()
+    for tag, (vr, value) in elements.items():
+        data[tag] = RawDataElement(BaseTag(tag), vr.decode(), len(value), value, 0, False, True)
+    return data

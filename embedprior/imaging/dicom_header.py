@@ -7,14 +7,14 @@ import logging
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from embedprior.imaging.dicom_elements import plain_elements
+from embedprior.imaging.dicom_elements import as_dataset, plain_elements, tag_of
 from embedprior.imaging.files import (
     DICOM_SUFFIXES,
     UnreadableExam,
@@ -223,15 +223,6 @@ def read_pixels(handle: IO[bytes]) -> bytes:
     return data
 
 
-@cache
-def _tag(keyword: str) -> int:
-    from pydicom.datadict import tag_for_keyword
-
-    tag = tag_for_keyword(keyword)
-    assert tag is not None
-    return tag
-
-
 class _Converted:
     """A dataset whose values are converted once for equal bytes: most are the same in every slice of a series.
 
@@ -242,12 +233,12 @@ class _Converted:
 
     def __init__(self, data: Any, values: dict[tuple[Any, ...], Any]) -> None:
         self._data, self._values = data, values
-        self._signed = getattr(data.get_item(_tag("PixelRepresentation")), "value", None)
+        self._signed = getattr(data.get_item(tag_of("PixelRepresentation")), "value", None)
         self.file_meta = getattr(data, "file_meta", {})
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an element's value by its keyword, as pydicom's ``get``."""
-        raw = self._data.get_item(_tag(name))
+        raw = self._data.get_item(tag_of(name))
         content = getattr(raw, "value", None)
         # text that depends on the file's character set is converted each time
         if raw is None or not isinstance(content, bytes) or len(content) > 64 or raw.VR in ("LO", "PN", "SH", "SQ"):
@@ -274,7 +265,7 @@ _POSITION = re.compile(rb" *[-+0-9.eE]+ *(\\ *[-+0-9.eE]+ *){2}")
 
 @cache
 def _field_tags() -> frozenset[int]:
-    return frozenset(_tag(field) for field in FIELDS)
+    return frozenset(tag_of(field) for field in FIELDS)
 
 
 def _quick_header(files: DicomFiles, name: str, head: bytes) -> Header | None:
@@ -291,7 +282,7 @@ def _quick_header(files: DicomFiles, name: str, head: bytes) -> Header | None:
         return None
     key = (syntax, *(item for item in elements.items() if item[0] not in OWN_FIELDS))
     if key not in files.values:
-        data = _dataset(elements)
+        data = as_dataset(elements)
         if not data.get("Rows") or not data.get("Columns"):
             return None
         try:
@@ -308,23 +299,6 @@ def _quick_header(files: DicomFiles, name: str, head: bytes) -> Header | None:
     instance = uid.rstrip(b"\0").decode()
     shared: Header = files.values[key]
     return replace(shared, name=name, instance_uid=instance, position=(x, y, z), pixels_at=pixels_at)
-
-
-def plain_dataset(head: bytes, keywords: Sequence[str]) -> Any | None:
-    """Return these elements of a plainly written file as pydicom's dataset, None for any other (``plain_elements``)."""
-    found = plain_elements(head, frozenset(_tag(keyword) for keyword in keywords))
-    return None if found is None else _dataset(found[0])
-
-
-def _dataset(elements: Mapping[int, tuple[bytes, bytes]]) -> Any:
-    import pydicom
-    from pydicom.dataelem import RawDataElement
-    from pydicom.tag import BaseTag
-
-    data = pydicom.Dataset()
-    for tag, (vr, value) in elements.items():
-        data[tag] = RawDataElement(BaseTag(tag), vr.decode(), len(value), value, 0, False, True)
-    return data
 
 
 def parse_header(data: Any, name: str) -> Header:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from embedprior.errors import BadInput
 from embedprior.imaging.audit import audit_geometry, audit_hu
-from embedprior.imaging.dicom_header import HEAD_BYTES, MODALITIES, plain_dataset, quiet_pydicom, read_dataset
+from embedprior.imaging.dicom_elements import plain_dataset
+from embedprior.imaging.dicom_header import HEAD_BYTES, MODALITIES, quiet_pydicom, read_dataset
 from embedprior.imaging.dicom_series import MIN_SLICES, read_series
 from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, files_below, is_dicom, printable
 from embedprior.imaging.findings import Finding, UnusableExam, worst
