@@ -320,11 +320,8 @@ def _of_view(folder: Path, key: dict[str, Any], shards: list[tuple[Path, ShardHe
 
 def _of_all_cohorts(folder: Path, key: dict[str, Any], shards: list[tuple[Path, ShardHeader]]) -> EmbeddingCache:
     views = sorted((folder / VIEWS).glob("*.csv"))
-    pairs = dict.fromkeys(pair for view in views for pair in read_view(view))
-    if not views:
-        pairs = dict.fromkeys(
-            pair for _, header in shards for pair in zip(header.exam_ids, header.sources, strict=True)
-        )
+    whole = (pair for _, header in shards for pair in zip(header.exam_ids, header.sources, strict=True))
+    pairs = (pair for view in views for pair in read_view(view)) if views else whole
     chosen: dict[str, str] = {}
     for exam_id, source in pairs:
         if chosen.setdefault(exam_id, source) != source:
@@ -332,8 +329,10 @@ def _of_all_cohorts(folder: Path, key: dict[str, Any], shards: list[tuple[Path, 
                 f"{folder.name} holds exam '{exam_id}' of two cohorts with different contents. Next: open the folder "
                 "above it (its 'current' names one cohort), or give the table: open_cache(path, exams=..., root=...)."
             )
-    order = {exam_id: n for n, exam_id in enumerate(i for _, header in shards for i in header.exam_ids)}
-    ids = sorted(chosen, key=lambda exam_id: order.get(exam_id, -1))
+    ids, have = list(chosen), [exam_id for _, header in shards for exam_id in header.exam_ids]
+    if ids != have:
+        order = {exam_id: n for n, exam_id in enumerate(have)}
+        ids.sort(key=lambda exam_id: order.get(exam_id, -1))
     return _chosen(folder, key, shards, ids, [chosen[exam_id] for exam_id in ids])
 
 
