@@ -10,13 +10,11 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
 from embedprior.cache.format import CacheLocation, read_header, shard_files
 from embedprior.encoders.base import Encoder
@@ -26,7 +24,11 @@ from embedprior.imaging.findings import Finding, collect_findings
 from embedprior.imaging.radiographs import stated_view
 from embedprior.tables import EXAM_REQUIRED, Hashes, HashSet, SeenIds, check_exams, read_pieces
 
+if TYPE_CHECKING:  # what checks a cache imports this module, and needs no torch
+    import torch
+
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _GRAIN_NS = 50_000_000
 
@@ -201,7 +203,13 @@ class Loaded:
     batches: list[tuple[list[str], torch.Tensor | list[torch.Tensor]]] = field(default_factory=list)
 
 
-class _Reader(Dataset[Loaded]):
+class Indexed(Protocol[T_co]):
+    """What a ``DataLoader`` reads items of."""
+
+    def __getitem__(self, item: Any, /) -> T_co: ...
+
+
+class _Reader:
     """Reads what is missing of a task; exams that the cache holds already are hashed only."""
 
     def __init__(self, root: Path, encoder: Encoder, location: CacheLocation) -> None:
@@ -245,6 +253,8 @@ class _Reader(Dataset[Loaded]):
                 ids, arrays = by_shape.setdefault((alike, array.dtype.str), ([], []))
                 ids.append(exam_id)
                 arrays.append(array)
+        import torch
+
         for ids, arrays in by_shape.values():
             each = [torch.from_numpy(array) for array in arrays]
             loaded.batches.append((ids, each if self._ragged else torch.stack(each)))
@@ -266,7 +276,7 @@ def load(
     yield from read_ahead(_Reader(root, encoder, location), tasks, workers)
 
 
-def read_ahead(dataset: Dataset[T], items: Iterable[Any], workers: int) -> Iterator[T]:
+def read_ahead(dataset: Indexed[T], items: Iterable[Any], workers: int) -> Iterator[T]:
     """Yield ``dataset[item]`` of every item in order, read by worker processes ahead of the caller.
 
     Args:
@@ -274,8 +284,11 @@ def read_ahead(dataset: Dataset[T], items: Iterable[Any], workers: int) -> Itera
         items: taken a few ahead of what is yielded when there are workers.
         workers: how many; 0 = this process reads.
     """
+    import torch
+    from torch.utils.data import DataLoader
+
     loader: DataLoader[T] = DataLoader(
-        dataset,
+        dataset,  # type: ignore[arg-type]
         batch_size=None,
         sampler=items,
         num_workers=workers,

@@ -169,7 +169,7 @@ def main(argv: Sequence[str]) -> int:
         raise
     except OSError as error:
         return _refuse(_of_the_system(error), 1)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         return _refuse(_of_a_missing_package(error), 1)
     except ValueError as error:
         from embedprior.evidence.errors import EvidenceError
@@ -186,20 +186,25 @@ def _of_the_system(error: OSError) -> str:
     """Return an error of the operating system in words, with the file it was about."""
     from embedprior.runs import is_full
 
+    if error.errno is None:  # of the loader: a shared library of a package is missing or of another build
+        return f"{error}. What was finished is kept. Next: embedprior doctor"
     named = f" ({error.filename})" if error.filename is not None else ""
     fix = "make room and run the same command again" if is_full(error) else "see that it can be read and written"
     return f"{error.strerror or error}{named}. What was finished is kept. Next: {fix}"
 
 
-def _of_a_missing_package(error: ModuleNotFoundError) -> str:
-    """Return what to do about a package that can't be imported.
+def _of_a_missing_package(error: ImportError) -> str:
+    """Return what to do about a package that can't be imported: it is missing, or broken.
 
     Raises:
-        ModuleNotFoundError: a module of embedprior itself: that is a fault of its own.
+        ImportError: a module of embedprior itself: that is a fault of its own.
     """
     name = (error.name or "").partition(".")[0]
     if name in ("", "embedprior"):
         raise error
+    if not isinstance(error, ModuleNotFoundError):
+        reason = " ".join(str(error).split())
+        return f"'{name}' is installed, but can't be imported ({reason}). Next: pip install --force-reinstall {name}"
     return f"'{name}' can't be imported: this command needs it. Next: pip install {name}; embedprior doctor"
 
 
