@@ -19,10 +19,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from embedprior.encoders.base import EncoderSpec, differing_field, encoder_key, key8
+from embedprior.encoders.base import CACHE_FORMAT, EncoderSpec, differing_field, encoder_key, key8
 from embedprior.errors import BadInput, choose
 from embedprior.runs import hash_file, make_folder, read_json, write_file, write_json
-from embedprior.runs.integrity import CHECKSUM, has_own_checksum, with_checksum
+from embedprior.runs.integrity import CHECKSUM, has_own_checksum, refuse_other_format, with_checksum
 
 MANIFEST = "manifest.json"
 CURRENT = "current"
@@ -100,12 +100,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("key"), dict):
         raise BadInput(f"{folder / MANIFEST} holds no key. Next: run the command that filled the cache again.")
-    own = has_own_checksum(manifest) if CHECKSUM in manifest else set(manifest) <= {"key", "spec"}
-    if not own:
+    if not (has_own_checksum(manifest) if CHECKSUM in manifest else set(manifest) <= {"key", "spec"}):
         raise BadInput(
             f"{folder / MANIFEST} no longer has the contents it was written with: its key, or what it says of the "
             "encoder (patients_seen). Next: run the command that filled the cache again."
         )
+    again = "run the command that filled it again, into another folder"
+    refuse_other_format(f"the cache {folder}", manifest["key"].get("format", CACHE_FORMAT), CACHE_FORMAT, again)
     return manifest
 
 
@@ -115,8 +116,7 @@ def key_of(folder: Path) -> dict[str, Any]:
     Raises:
         BadInput: see ``read_manifest``.
     """
-    key: dict[str, Any] = read_manifest(folder)["key"]
-    return key
+    return dict(read_manifest(folder)["key"])
 
 
 def refuse_other_key(name: str, have: Mapping[str, Any], want: Mapping[str, Any]) -> None:

@@ -35,6 +35,7 @@ from embedprior.runs.integrity import (
     has_own_checksum,
     refuse_changed_result,
     refuse_damaged_artifact,
+    refuse_other_format,
     sealed_manifest,
     with_checksum,
 )
@@ -282,8 +283,7 @@ def verify(folder: Path) -> str:
     refuse = f"the bundle {folder} is refused: "
     if not isinstance(record, dict) or not isinstance(record.get("files"), dict) or not has_own_checksum(record):
         raise BadInput(f"{refuse}{MANIFEST} no longer has the contents it was written with.")
-    if record.get("format") != FORMAT:
-        raise BadInput(f"{refuse}format {record.get('format')}. Allowed: {FORMAT}.")
+    refuse_other_format(f"{refuse}it", record.get("format"), FORMAT, "embedprior bundle again, from its study")
     for name in record["files"]:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BadInput(f"{refuse}'{name}' leads out of its folder.")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from embedprior.errors import BadInput
 from embedprior.runs import read_record, write_json, write_tensors, write_text
-from embedprior.runs.integrity import changed_files, file_records, has_own_checksum, with_checksum
+from embedprior.runs.integrity import changed_files, file_records, has_own_checksum, refuse_other_format, with_checksum
 
 STATE = "resume.json"
 FORMAT = 2
@@ -122,8 +122,8 @@ def load_state(folder: Path, fingerprint: Mapping[str, str], steps: int) -> Stat
         return None
     record = read_record(folder / STATE)
     again = f"Next: delete {folder}, or choose another --out, and train again"
-    if record.get("format") != FORMAT and "fingerprint" in record:
-        raise BadInput(f"{folder / STATE}: format {record.get('format', 1)}. Allowed: {FORMAT}. {again}")
+    if "fingerprint" in record:
+        refuse_other_format(str(folder / STATE), record.get("format", 1), FORMAT, again.removeprefix("Next: "))
     if not has_own_checksum(record):
         raise BadInput(f"{folder / STATE} no longer has the contents it was written with. {again}")
     begun = record["fingerprint"]

@@ -162,6 +162,33 @@ def write_sealed(folder: Path, manifest: str, record: Mapping[str, Any], fill: C
         shutil.rmtree(work, ignore_errors=True)
 
 
+def refuse_other_format(what: str, found: Any, known: int, again: str) -> None:
+    """Check the number of the format that something was written in.
+
+    Args:
+        what: it is, and where.
+        found: the number in its record; None where formats had none yet.
+        known: the number that this version reads and writes.
+        again: what to do.
+
+    Raises:
+        BadInput: another number.
+
+    Example:
+        >>> refuse_other_format("the prior in p", 3, 4, "train it again")
+        Traceback (most recent call last):
+        ...
+        embedprior.errors.BadInput: the prior in p is of format 3, of an earlier version of embedprior. Allowed: 4. \
+Next: train it again, or read it with the version that wrote it
+    """
+    if found != known:
+        age = "a later" if isinstance(found, int) and found > known else "an earlier"
+        raise BadInput(
+            f"{what} is of format {found}, of {age} version of embedprior. Allowed: {known}. Next: {again}, or read it "
+            "with the version that wrote it"
+        )
+
+
 def read_sealed(folder: Path, manifest: str, what: str, version: int, again: str) -> dict[str, Any]:
     """Return the record of a folder that ``write_sealed`` wrote, every byte of its files checked.
 
@@ -176,8 +203,7 @@ def read_sealed(folder: Path, manifest: str, what: str, version: int, again: str
         BadInput: no record there, one of another format, or a file that is not what was written; it is named.
     """
     record = read_record(folder / manifest)
-    if record.get("format") != version:
-        raise BadInput(f"{folder}: {what} format {record.get('format')}. Allowed: {version}. Next: {again}")
+    refuse_other_format(f"the {what} in {folder}", record.get("format"), version, again)
     if not has_own_checksum(record) or not isinstance(record.get("files"), dict):
         raise BadInput(f"{folder / manifest} no longer has the contents it was written with. Next: {again}")
     problem = next(changed_files(folder, record["files"]), "")

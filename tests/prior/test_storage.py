@@ -76,14 +76,14 @@ def test_a_file_cut_short_is_refused(folder: Path, file: str, length: int, messa
 def test_a_prior_of_another_format_is_refused(folder: Path) -> None:
     description = json.loads((folder / DESCRIPTION).read_text())
     (folder / DESCRIPTION).write_text(json.dumps({**description, "format": 1}))
-    with pytest.raises(BadInput, match="prior format 1"):
+    with pytest.raises(BadInput, match="of format 1, of an earlier version"):
         Prior.load(folder)
 
 
 @pytest.mark.parametrize("content", ["[1]", "{}", '{"format": 4}', "[" * 200_000], ids=["list", "{}", "format", "deep"])
 def test_a_description_of_another_shape_is_refused_in_one_line(folder: Path, content: str) -> None:
     (folder / DESCRIPTION).write_text(content)
-    with pytest.raises(BadInput, match=DESCRIPTION if content != "{}" else "prior format None") as refused:
+    with pytest.raises(BadInput, match=DESCRIPTION if content != "{}" else "of format None") as refused:
         Prior.load(folder)
     assert "\n" not in str(refused.value)
 

@@ -129,7 +129,7 @@ def test_a_sealed_folder_is_read_only_when_every_byte_and_its_record_are_as_writ
     whole = (tmp_path / "thing.json").read_text()
     for said, changed in (
         ("no longer has the contents", whole.replace("p1", "p2")),
-        ("thing format 2. Allowed: 3", whole.replace('"format": 3', '"format": 2')),
+        (r"of format 2, of an earlier version of embedprior\. Allowed: 3", whole.replace('"format": 3', '"format": 2')),
         ("holds a list", "[1]"),
         ("not valid JSON", whole[:-20]),
     ):
