@@ -161,8 +161,9 @@ def _study(out: Path, exams: Any, pairs: int, label: str) -> str:
 
 
 @command()
-@option("--source", required=True, metavar="NAME", help="layout of the set: rspect, ct-rate, lidc-idri, "
-        "covid-chestxray or that of an installed package")  # fmt: skip
+@option("--source", required=True, metavar="NAME", help="layout of the set: bimcv-covid19, "
+        "covid-chestxray, ct-rate, inspect, lidc-idri, mimic-cxr, rad-chestct, rspect, or one of an installed package"
+        )  # fmt: skip
 @option("--data", type=PATH, required=True, metavar="DIR", help="its folder, as it was downloaded")
 @option("--out", type=PATH, required=True, metavar="DIR", help="folder of the tables")
 @option("--missing-images", type=Choice(["error", "drop"]), default="error", help="a part of the set: drop what is not "

@@ -6,6 +6,7 @@ twice) and in ``image_integrity`` (files that are cut short or damaged, values t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ FIELDS = (
     "pixdim[1]", "pixdim[2]", "pixdim[3]", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
 """What ``audit_header`` looks at, by SimpleITK's names."""
+RAD_CHESTCT, RAD_CHESTCT_SPACING_MM = re.compile(r"(trn|val|tst)\d{5}\.npz"), 0.8
+"""Names and spacing of RAD-ChestCT's volumes (Draelos et al., Medical Image Analysis 2021, appendix A.2)."""
 TURN_DEG, SCALE_SHARE = 1.0, 0.01
 """Two orientations of a file count as one up to this: headers store 32-bit numbers, and one is made from the other."""
 
@@ -123,6 +126,8 @@ def _refuse_size(path: Path, size: tuple[int, ...], components: int) -> None:
 def _read_npz(path: Path) -> tuple[Volume, list[Finding]]:
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
+            if stored.files == ["ct"] and RAD_CHESTCT.fullmatch(path.name):
+                return _rad_chestct(path, stored["ct"])
             missing = [key for key in ("hu", "spacing_mm") if key not in stored.files]
             if missing:
                 wanted = "Expected hu (z, y, x) and spacing_mm (x, y, z)"
@@ -137,12 +142,25 @@ def _read_npz(path: Path) -> tuple[Volume, list[Finding]]:
     # numpy, zipfile and zlib raise their own kinds for a damaged member, down to SyntaxError for its header
     except Exception as error:
         raise UnreadableExam(f"{path.name}: damaged, or not an .npz of numbers ({type(error).__name__})") from None
-    if values.ndim != 3 or values.dtype.kind not in "iuf" or 0 in values.shape:
-        raise UnreadableExam(f"{path.name}: 'hu' is {values.dtype} {values.shape}; expected numbers (z, y, x)")
+    _refuse_shape(path, "hu", values)
     if lost := audit_grid(spacing, direction):
         raise UnusableExam(path.name, lost)
     hu, findings = to_int16(values)
     return Volume(hu, spacing, origin, direction), findings
+
+
+def _rad_chestct(path: Path, values: np.ndarray[Any, Any]) -> tuple[Volume, list[Finding]]:
+    """RAD-ChestCT stores HU (z, y, x): apex to base, front to back, the patient's right to left; and no spacing."""
+    _refuse_shape(path, "ct", values)
+    hu, findings = to_int16(np.ascontiguousarray(values[::-1]))
+    spacing = RAD_CHESTCT_SPACING_MM
+    said = f"no spacing or axes in the file; those RAD-ChestCT was published with were taken: {spacing} mm, apex first"
+    return Volume(hu, (spacing, spacing, spacing), (0.0, 0.0, 0.0)), [*findings, Finding("default-axes", said)]
+
+
+def _refuse_shape(path: Path, name: str, values: np.ndarray[Any, Any]) -> None:
+    if values.ndim != 3 or values.dtype.kind not in "iuf" or 0 in values.shape:
+        raise UnreadableExam(f"{path.name}: '{name}' is {values.dtype} {values.shape}; expected numbers (z, y, x)")
 
 
 def _three(values: np.ndarray[Any, Any]) -> Triple:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 from scipy.ndimage import zoom
 
@@ -15,7 +16,7 @@ from embedprior.cli import main
 from embedprior.cohort.sources import read_cohort
 from embedprior.errors import BadInput
 from embedprior.imaging.readers import read_volume
-from tests.imaging.conftest import chest, slice_dataset
+from tests.imaging.conftest import SPACING, STEP, chest, slice_dataset
 
 STUDIES = 8
 
@@ -83,31 +84,73 @@ def test_a_part_of_rspect_is_taken_and_the_rest_counted(tmp_path: Path, capsys: 
     assert all((tmp_path / "c" / p).is_dir() for p in pd.read_csv(tmp_path / "c" / "exams.csv")["path"])
 
 
-def test_ct_rate_keeps_one_reconstruction_and_pairs_its_pictures(tmp_path: Path) -> None:
-    names = ["train_1_a_1", "train_1_a_2", "train_1_b_1", "train_2_a_2", "train_3_a_1", "valid_1_a_1"]
-    for name in names:
-        part, patient, scan, _ = name.split("_")
-        folder = tmp_path / part / f"{part}_{patient}" / f"{part}_{patient}_{scan}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.nii.gz").write_bytes(b"volume")
+def write_ct_rate(root: Path, shape: tuple[int, int, int] | None = None, patients: int = 6) -> Path:
+    """The folders of CT-RATE and DRR-RATE. Patient 1 has two scans, the first in two reconstructions; patient 2 a scan
+    whose first reconstruction is not there; the last training patient a scan that is listed as no chest."""
+    rng = np.random.default_rng(0)
+    scans = ["train_1_a_1", "train_1_a_2", "train_1_b_1", "train_2_a_2"]
+    scans += [f"train_{patient}_a_1" for patient in range(3, patients + 1)] + ["valid_1_a_1"]
+    dataset = root / "dataset"
+    for name in scans:
+        part, patient, scan, number = name.split("_")
+        place = Path(f"{part}_{patient}", f"{part}_{patient}_{scan}", f"{name}.nii.gz")
+        fixed, raw = dataset / f"{part}_fixed" / place, dataset / part / place
+        for file in (fixed, raw):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        raw.write_bytes(b"stored values, of another spacing")
+        fixed.write_bytes(b"volume")
+        if shape is not None:
+            # reconstructions of one scan are one body; scans differ
+            body = np.random.default_rng([ord(scan), int(patient), len(part)])
+            coarse = zoom(body.normal(0, 250, (5, 6, 6)), np.array(shape) / (5, 6, 6), order=1)
+            hu = chest(*shape)
+            hu = np.where(hu > -300, np.clip(hu + coarse, -250, 1500), hu) + rng.normal(0, 5 * int(number), shape)
+            image = sitk.GetImageFromArray(np.rint(hu).astype(np.int16))
+            image.SetSpacing((*SPACING, STEP))
+            sitk.WriteImage(image, str(fixed))
+        for view in ("AP", "LATERAL"):
+            drawn = root / "DRR-RATE" / part / view / place.parent / f"{name}.png"
+            drawn.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (64, 64), dtype=np.uint8)).save(drawn)
+    labels = dataset / "multi_abnormality_labels"
+    labels.mkdir()
     for part in ("train", "valid"):
-        own = [n for n in names if n.startswith(part)] + (["train_2_a_1"] if part == "train" else [])
-        pd.DataFrame(
-            {"VolumeName": [f"{n}.nii.gz" for n in own], "Emphysema": range(len(own)), "Atelectasis": 0}
-        ).assign(Emphysema=lambda f: f["Emphysema"] % 2).to_csv(tmp_path / f"{part}_predicted_labels.csv", index=False)
-    (tmp_path / "drr").mkdir()
-    Image.new("L", (8, 8)).save(tmp_path / "drr" / "train_1_b_1.png")
-    cohort = read_cohort("ct-rate", tmp_path)
+        own = [name for name in scans if name.startswith(part)] + ["train_2_a_1"] * (part == "train")
+        scan_of = [name.rsplit("_", 1)[0] for name in own]
+        marks = [len(set(scan_of[: index + 1])) % 2 for index in range(len(own))]
+        pd.DataFrame({"VolumeName": [f"{name}.nii.gz" for name in own], "Emphysema": marks, "Atelectasis": 0}).to_csv(
+            labels / f"{part}_predicted_labels.csv", index=False
+        )
+    metadata = dataset / "metadata"
+    metadata.mkdir()
+    (metadata / "no_chest_train.txt").write_text(f"train_fixed/train_{patients}_a/train_{patients}_a_1.nii.gz\n")
+    return root
+
+
+def test_ct_rate_keeps_one_reconstruction_and_pairs_its_frontal_picture(tmp_path: Path) -> None:
+    cohort = read_cohort("ct-rate", write_ct_rate(tmp_path))
     cts = cohort.of("CT").set_index("exam_id")
-    # of scan a of patient 1 the first; of patient 2 the second, as the first was not downloaded
-    assert sorted(cts.index) == ["train_1_a_1", "train_1_b_1", "train_2_a_2", "train_3_a_1", "valid_1_a_1"]
-    assert cts.loc["train_1_a_1", "patient_id"] == cts.loc["train_1_b_1", "patient_id"] == "train_1"
-    assert cts.loc["valid_1_a_1", "patient_id"] == "valid_1"
-    assert cts["label:Emphysema"].to_dict() == {
-        "train_1_a_1": 0, "train_1_b_1": 0, "train_2_a_2": 1, "train_3_a_1": 0, "valid_1_a_1": 0,
+    # of scan a of patient 1 the first; of patient 2 the second, as the first was not downloaded; patient 6 has no chest
+    assert sorted(cts.index) == [
+        "train_1_a_1", "train_1_b_1", "train_2_a_2", "train_3_a_1", "train_4_a_1", "train_5_a_1", "valid_1_a_1",
+    ]  # fmt: skip
+    assert cts.loc["train_1_a_1", "group_id"] == cts.loc["train_1_b_1", "group_id"] == "train_1"
+    assert cts.loc["valid_1_a_1", "group_id"] == "valid_1"
+    assert cts["label:Emphysema"].astype(int).to_dict() == {
+        "train_1_a_1": 1, "train_1_b_1": 0, "train_2_a_2": 1, "train_3_a_1": 0, "train_4_a_1": 1, "train_5_a_1": 0,
+        "valid_1_a_1": 1,
     }  # fmt: skip
-    assert cohort.pairs[["cxr_exam_id", "ct_exam_id"]].to_numpy().tolist() == [["train_1_b_1-drr", "train_1_b_1"]]
-    assert [step.dropped for step in cohort.flow][:2] == [0, 2]
+    assert all("_fixed/" in path for path in cts["path"])
+    assert [(step.step, step.dropped) for step in cohort.flow] == [
+        ("volumes of the label tables", 0), ("a chest", 1), ("one reconstruction a scan", 2),
+    ]  # fmt: skip
+    assert dict(cohort.pairs[["cxr_exam_id", "ct_exam_id"]].to_numpy()) == {f"{name}-drr": name for name in cts.index}
+    drrs = cohort.of("DRR")
+    assert set(drrs["view"]) == {"AP"}
+    assert all("/AP/" in path for path in drrs["path"])
+
+
+def test_ct_rate_refuses_a_name_of_another_form(tmp_path: Path) -> None:
     (tmp_path / "x_predicted_labels.csv").write_text("VolumeName,A\nscan7.nii.gz,1\n")
     with pytest.raises(BadInput, match=r"'scan7\.nii\.gz' is no name of CT-RATE"):
         read_cohort("ct-rate", tmp_path)

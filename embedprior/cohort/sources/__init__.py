@@ -15,9 +15,13 @@ from embedprior.registry import Registry
 __all__ = ["SOURCES", "read_cohort"]
 
 SOURCES = {
+    "bimcv-covid19": "embedprior.cohort.sources.bimcv:read_bimcv",
     "covid-chestxray": "embedprior.cohort.sources.covid_chestxray:read_covid_chestxray",
     "ct-rate": "embedprior.cohort.sources.ct_sets:read_ct_rate",
+    "inspect": "embedprior.cohort.sources.ct_sets:read_inspect",
     "lidc-idri": "embedprior.cohort.sources.ct_sets:read_lidc",
+    "mimic-cxr": "embedprior.cohort.sources.mimic_cxr:read_mimic_cxr",
+    "rad-chestct": "embedprior.cohort.sources.ct_sets:read_rad_chestct",
     "rspect": "embedprior.cohort.sources.ct_sets:read_rspect",
     "tables": "embedprior.cohort.sources.tables:read_tables",
 }

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from embedprior.cohort.base import Cohort, FlowStep, MissingImages, flow_step, without_missing
+from embedprior.cohort.sources.published import Selection
 from embedprior.errors import BadInput
 from embedprior.tables import LABEL_PREFIX, PAIR_REQUIRED, require_columns
 
@@ -40,19 +41,14 @@ def read_covid_chestxray(root: Path | str, missing_images: MissingImages = "erro
     rows = pd.read_csv(source, dtype={"patientid": str, "filename": str, "folder": str})
     require_columns(rows, REQUIRED, str(source))
     rows = rows.rename(columns={"patientid": "patient_id"})
-    flow = [flow_step("rows of metadata.csv", rows, 0)]
-
-    def keep(wanted: pd.Series, step: str, reason: str) -> pd.DataFrame:
-        left = rows[wanted].reset_index(drop=True)
-        flow.append(flow_step(step, left, len(rows) - len(left), reason))
-        return left
-
-    rows = keep(rows["modality"].isin(MODALITY), "X-ray or CT", "another modality")
+    chosen = Selection(rows, "rows of metadata.csv")
+    rows = chosen.keep(rows["modality"].isin(MODALITY), "X-ray or CT", "another modality")
     said = rows["finding"].notna() & (rows["finding"].astype(str).str.strip().str.lower() != "todo")
-    rows = keep(said, "finding known", "finding empty or todo")
+    rows = chosen.keep(said, "finding known", "finding empty or todo")
     named = rows["filename"].notna() & rows["patient_id"].notna()
-    rows = keep(named, "patient and file named", "no patient id or file name")
-    rows = keep(~rows["filename"].duplicated(), "one row per file", "file name repeated (first row kept)")
+    rows = chosen.keep(named, "patient and file named", "no patient id or file name")
+    rows = chosen.keep(~rows["filename"].duplicated(), "one row per file", "file name repeated (first row kept)")
+    flow = chosen.flow
     exams = _exams(rows)
     exams, gone = without_missing(exams, root, missing_images, str(source))
     flow.append(flow_step("image exists", exams, gone, "image file does not exist"))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from embedprior.cohort.base import Cohort, MissingImages, flow_step, without_missing
+from embedprior.cohort.base import Cohort, MissingImages, flow_step
+from embedprior.cohort.sources.published import published_cohort
 from embedprior.tables import EXAM_REQUIRED, PAIR_REQUIRED, SPLIT_REQUIRED, check_splits, read_table
 
 
@@ -23,12 +24,7 @@ def read_tables(root: Path | str, missing_images: MissingImages = "error") -> Co
     pairs = read_table(pairs_file, PAIR_REQUIRED) if pairs_file.is_file() else pd.DataFrame(columns=PAIR_REQUIRED)
     Cohort(root, exams, pairs, ()).checked(str(source))
     flow = (flow_step("rows of exams.csv", exams, 0),)
-    kept, dropped = without_missing(exams, root, missing_images, str(source))
-    whole = Cohort(root, exams, pairs, flow)
-    if dropped:
-        gone = exams.loc[~exams["exam_id"].isin(kept["exam_id"]), "exam_id"]
-        whole = whole.drop(list(gone), "image exists", "image file does not exist")
-    return whole.checked(str(source))
+    return published_cohort(root, exams, pairs, flow, missing_images, source)
 
 
 def read_splits(path: Path | str, patients: list[str] | None = None) -> pd.DataFrame:
