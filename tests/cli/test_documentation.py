@@ -17,7 +17,7 @@ from embedprior.config import config_folder
 
 ROOT = Path(__file__).parents[2]
 PLACES = (
-    "*.md", "docs/*.md", "pretrain/**/*.md", "pretrain/**/*.py", "pretrain/**/*.yaml", "configs/**/*.yaml",
+    "*.md", "docs/**/*.md", "pretrain/**/*.md", "pretrain/**/*.py", "pretrain/**/*.yaml", "configs/**/*.yaml",
     "notebooks/*.ipynb", "embedprior/**/*.py", "train_prior.py",
 )  # fmt: skip
 PAGES = [page for place in PLACES for page in sorted(ROOT.glob(place)) if page.name != "CHANGELOG.md"]
