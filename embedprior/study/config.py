@@ -114,6 +114,7 @@ class Design(Config):
         validation: some of the training patients choose checkpoints and thresholds: the next fold of a k-fold,
             else ``validation_share``. Without it budgets are fixed. Held-out patients never choose anything.
         validation_share: share of the training groups that choose, by label (not for ``kfold``).
+        cxr_label_fraction: the study's, for this design alone.
         methods: registered names, names of the study's ``methods``, or ``source-only``.
         reference: what every other method is compared with.
         question: one sentence, the heading in the report.
@@ -133,6 +134,7 @@ class Design(Config):
     site_column: Literal["site", "source"] = "site"
     validation: bool = False
     validation_share: float = Field(default=0.2, gt=0, lt=1)
+    cxr_label_fraction: float | None = Field(default=None, ge=0.01, le=1)
     methods: tuple[str, ...] = Field(min_length=1)
     reference: str = "cxr-only"
     question: str = ""
@@ -320,6 +322,17 @@ class StudyConfig(Config):
     def fit_seeds(self) -> tuple[int, ...]:
         """Seeds of the fits."""
         return self.seeds or tuple(self.seed + i for i in range(MIN_SEEDS))
+
+    def label_share(self, design: Design) -> float:
+        """Return the share of the training patients of a design whose radiographs' labels are known.
+
+        Example:
+            >>> few = Design(name="few", methods=("cxr-only",), cxr_label_fraction=0.1)
+            >>> StudyConfig(title="", label="pe", cxr_label_fraction=0.5, designs=(few,)).label_share(few)
+            0.1
+        """
+        given = (design.cxr_label_fraction, self.cxr_label_fraction, self.label_fraction)
+        return next(share for share in given if share is not None)
 
     @model_validator(mode="after")
     def _names_meet(self) -> Self:

@@ -301,7 +301,7 @@ def fold_data(inputs: StudyInputs, design: Design, one: Fold) -> FoldData:
         if outside
         else cases_of(parts["test"], inputs.caches, paired)
     )
-    share = config.label_fraction if config.cxr_label_fraction is None else config.cxr_label_fraction
+    share = config.label_share(design)
     with_target = set(targets["patient_id"])
     known = _patients_with_labels(inputs, one, with_target, config.label_fraction)
     known_cxr = _patients_with_labels(inputs, one, with_target, share)
@@ -315,7 +315,9 @@ def fold_data(inputs: StudyInputs, design: Design, one: Fold) -> FoldData:
     teacher = None
     if paired and any(inputs.infos[m].uses_ct for m in design.methods):
         teacher = _teacher_data(inputs, design, one, known)
-    scored = {part: cases[part] for part in ("val", "test") if len(cases[part])}
+    # A threshold is chosen on scored validation cases: a label that is not known may not choose it either.
+    may_choose = cases["val"].take(np.flatnonzero(val.known))
+    scored = {part: found for part, found in (("val", may_choose), ("test", cases["test"])) if len(found)}
     counts = _counts(parts)
     if min(config.label_fraction, share) < 1:
         counts |= {"train_images_labelled": int(train.known.sum())}

@@ -340,6 +340,25 @@ def test_labels_of_radiographs_can_be_rarer_than_those_of_cts(run):
     assert moved["cxr-only"] > 0.01
 
 
+def test_a_design_may_have_few_labelled_radiographs_where_another_has_all(run):
+    base = {
+        "split": "kfold", "folds": 3, "validation": True, "methods": ["cxr-only", "ct-only"], "reference": "cxr-only"
+    }  # fmt: skip
+    few, every = base | {"name": "few", "cxr_label_fraction": 0.1}, base | {"name": "every"}
+    code, out = run(hypotheses=[], designs=[few, every])
+    assert code == 0
+    support = pd.read_csv(out / "support.csv").set_index(["design", "fold"])
+    # of 12 training patients, six of either label, a tenth: one of each
+    assert support.loc["few", "train_images_labelled"].tolist() == [2, 2, 2]
+    table = pd.read_csv(out / "predictions.csv")
+    held_out = table[table["split"] == "test"]
+    assert held_out.groupby("design")["exam_id"].nunique().to_dict() == {"few": 36, "every": 36}
+    # a threshold is chosen on these: of 12 validation patients, likewise
+    chosen = table[table["split"] == "val"].groupby(["design", "fold"])["exam_id"].nunique()
+    assert (chosen["few"] == 2).all()
+    assert (chosen["every"] == 12).all()
+
+
 def test_sweep_adjusts_over_all_its_settings_together(run):
     code, out = run(sweep={"fit.hidden": [4, 8], "fit.lr": [0.001, 0.01]})
     assert code == 0
