@@ -25,6 +25,7 @@ COMMANDS = {
     "cohort build": ("cohort:build", "find exams, read a label table as it is, pair, and write a cohort's tables"),
     "cohort import": ("cohort:import_", "write the tables of a public set as it is published: RSPECT, CT-RATE …"),
     "cohort check": ("cohort:check", "copies, labels, ids, files and splits of a cohort, before anything is learned"),
+    "cohort reports": ("cohort:reports", "add a table of radiology reports to a cohort, one text file a report"),
     "cohort split": ("cohort:split", "write a cohort's split table, once"),
     "cohort merge": ("cohort:merge", "make one cohort of several folders"),
     "encoders": ("methods:encoders", "the frozen encoders: what they read and return, their weights and licences"),
@@ -46,11 +47,33 @@ COMMANDS = {
         "train an encoder on labels (phase A), or a sequence model over its slices; freeze it",
     ),
     "train teacher": ("train:teacher", "train a CT classifier on an embedding or token cache; its head is then frozen"),
+    "train alignment": (
+        "train:alignment",
+        "train radiograph, CT and report embeddings into one space (contrastive, X2CT-CLIP)",
+    ),
     "train prior": ("train:prior", "train the diffusion prior from radiograph embeddings to CT embeddings"),
     "train student": ("train:student", "fit one method on caches and tables, and score the held-out cases"),
     "train final": ("train:final", "fit one method of a finished study once more, on everybody"),
     "methods": ("methods:methods", "every method a study can run: source, inputs, parameters, oracles, controls"),
     "generate": ("generate:generate", "draw CT-like embeddings from a radiograph cache, and measure their quality"),
+    "align": (
+        "embeddings:align",
+        "write a cache into the common space of an alignment; exams already there are kept",
+    ),
+    "evaluate-embeddings retrieval": (
+        "embeddings:retrieval",
+        "does a radiograph's embedding find its own CT, and the CT its radiograph: recall@k, against chance",
+    ),
+    "evaluate-embeddings linear-probe": (
+        "embeddings:linear_probe",
+        "linear probes (or any method) on frozen embeddings, several labels, compared on the same cases",
+    ),
+    "evaluate-embeddings few-shot": (
+        "embeddings:few_shot",
+        "the same on shares of the training patients, in several draws",
+    ),
+    "evaluate-embeddings zero-shot": ("embeddings:zero_shot", "score by text prompts in the space of an alignment"),
+    "evaluate-embeddings external": ("embeddings:external", "train on one cohort, score another with the same labels"),
     "study plan": ("study:plan", "freeze a study: every fit, its cost, the difference each hypothesis could show"),
     "study run": ("study:run", "compare methods on the same held-out cases of a cohort"),
     "compare": ("compare:compare", "how two runs differ: settings, cases, code, scores, verdicts"),
@@ -69,8 +92,9 @@ GROUPS = {
     "cache": "embedding caches: what there is, whether it is whole, from and to other formats",
     "cohort": "from exported files and labels to the checked tables of a cohort",
     "images": "volumes and radiographs before anything is made of them",
+    "evaluate-embeddings": "what embeddings are worth: retrieval, probes, few labels, prompts, another cohort",
     "study": "compare methods on the same held-out cases: freeze the plan, then run it",
-    "train": "train one stage alone: an encoder, a CT teacher, the prior, one method, or a study's final model",
+    "train": "train one stage alone: encoder, alignment, CT teacher, prior, one method, or a study's final model",
 }
 """First words of commands → what the commands that begin with them are for."""
 

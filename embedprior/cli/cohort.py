@@ -282,6 +282,39 @@ def split(
     return DONE
 
 
+@command(epilog="The text goes into DIR/reports alone, readable by its owner; embed it with --encoder hf-text:FOLDER.")
+@option("--table", type=PATH, required=True, metavar="FILE", help="CSV with one row a CT")
+@option("--key", required=True, metavar="COLUMN", help="its column of CT exam ids, or of the volumes' file names")
+@option("--section", "sections", multiple=True, required=True, metavar="NAME=COLUMN", help="findings, impression, "
+        "technique, clinical or comparison, and the column of its text; may be repeated")  # fmt: skip
+@option("--exams", type=PATH, required=True, metavar="FILE", help="exam table of the cohort")
+@option("--pairs", type=PATH, required=True, metavar="FILE", help="pair table of the cohort")
+@option("--out", type=PATH, required=True, metavar="DIR", help="folder of the new tables and the text files")
+def reports(table: Path, key: str, sections: tuple[str, ...], exams: Path, pairs: Path, out: Path) -> int:
+    """Write tables and text files; return the exit code.
+
+    Raises:
+        BadInput: see ``cohort.reports.read_reports``; nothing was written.
+    """
+    from embedprior.cohort.reports import read_reports, write_reports
+    from embedprior.runs import Run, hash_file
+
+    columns = {}
+    for text in sections:
+        name, equals, column = text.partition("=")
+        if not equals or not column:
+            raise BadInput(f"--section {text}. Allowed: NAME=COLUMN, such as --section findings=Findings_EN")
+        columns[name] = column
+    made = read_reports(table, key, columns, exams, pairs, out)
+    inputs = {"table": hash_file(table), "exams": hash_file(exams), "pairs": hash_file(pairs)}
+    run = Run(out, "cohort reports", {"key": key, "sections": columns}, 0, inputs)
+    write_reports(made, out)
+    text = "\n".join(made.notes) + "\n"
+    run.finish(text, [])
+    print(text)
+    return DONE
+
+
 @command()
 @argument("folders", type=PATH, nargs=-1)
 @option("--out", type=PATH, required=True, metavar="DIR", help="folder of the merged tables")

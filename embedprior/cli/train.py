@@ -1,4 +1,5 @@
-"""``embedprior train``: an encoder, a CT teacher, the prior (``train_prior.py``), a method, or a study's final fit."""
+"""``embedprior train``: an encoder, an alignment, a CT teacher, the prior (``train_prior.py``), a method, or a study's
+final fit."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from click import option
 
+from embedprior.alignment.config import TrainAlignmentConfig
 from embedprior.cli.options import DEVICE, PATH, command
 from embedprior.cli.settings import settings_command
 from embedprior.encoders.config import TrainEncoderConfig
@@ -47,6 +49,41 @@ def encoder(config: TrainEncoderConfig, device: str) -> int:
     print(summary)
     print(f"encoder: {out}. Next: embedprior embed --encoder {out}", file=sys.stderr)
     return NEEDS_ATTENTION if outcome.failures else DONE
+
+
+@settings_command(TrainAlignmentConfig, "alignment", "trimodal")
+@option("--device", type=DEVICE, default="cpu", help="where it is trained: cpu or cuda")
+def alignment(config: TrainAlignmentConfig, device: str) -> int:
+    """Train one alignment; return the exit code. Everything that can be refused is refused before a file is written.
+
+    Raises:
+        BadInput: see ``alignment.data.load`` and ``alignment.train.train_alignment``.
+    """
+    from embedprior.runs.distributed import process_group
+
+    processes = process_group(command="train alignment --config ...")
+    from embedprior.alignment.data import load
+    from embedprior.alignment.train import train_alignment
+    from embedprior.report.transfer_report import alignment_summary
+    from embedprior.runs import Run
+
+    loaded = load(config)
+    fitted, history = train_alignment(
+        loaded.train, loaded.val, config.alignment, loaded.caches, processes, device,
+        progress_bar="alignment" if processes.is_main else None,
+    )  # fmt: skip
+    if not processes.is_main:
+        return DONE
+    out = Path(config.out)
+    run = Run(out, "train alignment", config, config.alignment.seed, loaded.inputs)
+    for record in history:
+        run.metrics.write(event="validation", **record)
+    fitted.save(out)
+    summary = alignment_summary(config, fitted, history, loaded.notes)
+    run.finish(summary, list(loaded.dropped))
+    print(summary)
+    print(f"alignment: {out}. Next: embedprior align --alignment {out} --side cxr --cache DIR", file=sys.stderr)
+    return _attention(loaded.dropped)
 
 
 @settings_command(TrainTeacherConfig, "teacher", "demo")

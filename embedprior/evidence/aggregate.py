@@ -280,7 +280,7 @@ def macro(blocks: Sequence[Block], joints: Sequence[Joint]) -> tuple[Block, Join
     results = [j.result for j in joints]
     result = _by_influence(summed, results, np.mean([r.auc for r in results], axis=0), "; ".join(reasons) or None)
     result = replace(result, n_pos=sum(r.n_pos for r in results), n_neg=sum(r.n_neg for r in results))
-    pooled = replace(first, label_name="macro", patients=patients, n_unknown=sum(b.n_unknown for b in blocks))
+    pooled = replace(first, label_name="macro", n_unknown=sum(b.n_unknown for b in blocks))
     return pooled, replace(
         joints[0], result=result, one_table=False, test=f"influence over patients, macro mean of {len(blocks)} labels"
     )

@@ -140,7 +140,9 @@ def label_overlap(
     left, right = _sides(queries, gallery)
     asked, have = np.asarray(query_labels, dtype=np.float64), np.asarray(gallery_labels, dtype=np.float64)
     if asked.shape != (len(left), have.shape[-1]) or have.shape[0] != len(right) or not have.shape[-1]:
-        raise EvidenceError(f"labels have shapes {asked.shape} and {have.shape}; give one row an exam, the same labels.")
+        raise EvidenceError(
+            f"labels have shapes {asked.shape} and {have.shape}; give one row an exam, the same labels."
+        )
     found = {k: np.empty(len(left)) for k in ks}
     chance = np.empty(len(left))
     for rows in _blocks(len(left), len(right)):
@@ -224,7 +226,7 @@ def _none_among(whole: Ints, targets: Ints, drawn: Ints) -> Floats:
     possible = drawn <= others
     rest = np.where(possible, others - drawn, 0)
     logs = gammaln(others + 1) - gammaln(rest + 1) - gammaln(whole + 1) + gammaln(whole - drawn + 1)
-    return np.where(possible, np.exp(np.minimum(logs, 0.0)), 0.0)
+    return np.asarray(np.where(possible, np.exp(np.minimum(logs, 0.0)), 0.0), dtype=np.float64)
 
 
 def _jaccard(asked: Floats, have: Floats) -> Floats:

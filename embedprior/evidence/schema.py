@@ -124,7 +124,8 @@ def method_row(block: Block, joint: Joint, method: str, oracle: bool, rules: Rul
         "n_pos": joint.result.n_pos,
         "n_neg": joint.result.n_neg,
         "n_cases": joint.result.n_pos + joint.result.n_neg,
-        "n_patients": block.n_patients,
+        # labels are known for different patients: of their macro mean, the joint estimate knows how many take part
+        "n_patients": block.n_patients if joint.one_table else joint.result.n_clusters,
         "n_folds": 1 if block.folds is None else len(block.fold_names),
         "n_seeds": len(per_seed),
         "auc_per_seed": [value(a) for a in per_seed] if len(per_seed) > 1 else None,

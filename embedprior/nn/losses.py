@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -100,3 +100,37 @@ def prototype_cosines(
 ) -> Float[Tensor, "cases classes"]:
     """Return M_k(i) = cos(f_i, prototype_k), the map that ProtoKD compares (Wang 2023, arXiv 2303.09830)."""
     return F.normalize(features, dim=1) @ F.normalize(prototypes, dim=1).T
+
+
+def info_nce(
+    first: Float[Tensor, "cases dim"],
+    second: Float[Tensor, "cases dim"],
+    group: Int[Tensor, " cases"],
+    scale: Tensor | float,
+    present: Bool[Tensor, " cases"] | None = None,
+) -> Tensor:
+    """Return symmetric InfoNCE, ½[CE(s·AᵀB) + CE(s·BᵀA)] on unit vectors (X2CT-CLIP, arXiv 2503.02162).
+
+    Cases of one group (a patient, or patients that belong together) are taken out of each other's denominators: a
+    second radiograph, or a second reconstruction of one scan, is no negative. With fewer than two groups the loss is 0.
+
+    Args:
+        first, second: latents, normalised here; row i of one belongs to row i of the other.
+        group: numbers.
+        scale: of the cosines (inverse temperature).
+        present: cases that have both, such as those with a report; the others take no part. None = all.
+
+    Example:
+        >>> latents = torch.eye(2)
+        >>> info_nce(latents, latents, torch.tensor([0, 1]), 1.0)  # ln(1 + 1/e)
+        tensor(0.3133)
+    """
+    if present is not None:
+        first, second, group = first[present], second[present], group[present]
+    if not len(group):
+        return (first.sum() + second.sum()) * 0.0
+    cosines = scale * F.normalize(first, dim=1) @ F.normalize(second, dim=1).T
+    own = torch.eye(len(group), dtype=torch.bool, device=group.device)
+    cosines = cosines.masked_fill((group[:, None] == group[None, :]) & ~own, -torch.inf)
+    rows = torch.arange(len(group), device=group.device)
+    return (F.cross_entropy(cosines, rows) + F.cross_entropy(cosines.T, rows)) / 2

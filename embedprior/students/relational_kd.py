@@ -8,11 +8,11 @@ from typing import ClassVar, cast
 import numpy as np
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embedprior.nn.losses import label_loss
+from embedprior.nn.losses import info_nce, label_loss
 from embedprior.students.base import Cases, FitData, Fitted
 from embedprior.students.config import Count, Positive, Share, Weight
 from embedprior.students.controls import probe
@@ -20,7 +20,7 @@ from embedprior.students.feature_kd import StandardisedCt
 from embedprior.students.logit_kd import hinton
 from embedprior.students.network import ProbeReadout, StudentNetwork, student_inputs
 from embedprior.students.student import LogitStudent, Sizes, StudentMethod, labelled
-from embedprior.students.training import Batch, LabelsAnd, Objective, same_patient
+from embedprior.students.training import Batch, LabelsAnd, Objective
 
 
 def distance_relations(student: Tensor, teacher: Tensor) -> Tensor:
@@ -138,35 +138,6 @@ class CrdKd(StudentMethod):
         return InBatchContrast(data, network, self)
 
 
-def info_nce(
-    student: Float[Tensor, "cases latent"],
-    teacher: Float[Tensor, "cases latent"],
-    patient: Int[Tensor, " cases"],
-    scale: float,
-) -> Tensor:
-    """Return symmetric InfoNCE, ½[CE(s·AᵀB) + CE(s·BᵀA)] on unit vectors (X2CT-CLIP, arXiv 2503.02162).
-
-    Batch of one patient are taken out of each other's denominators: a second radiograph, or a second reconstruction of
-    one scan, is no negative.
-
-    Args:
-        student: latents of the radiographs.
-        teacher: latents of the CTs, row by row.
-        patient: numbers.
-        scale: of the cosines (inverse temperature).
-
-    Example:
-        >>> latents = torch.eye(2)
-        >>> info_nce(latents, latents, torch.tensor([0, 1]), 1.0)  # ln(1 + 1/e)
-        tensor(0.3133)
-    """
-    cosines = scale * F.normalize(student, dim=1) @ F.normalize(teacher, dim=1).T
-    own = torch.eye(len(patient), dtype=torch.bool, device=patient.device)
-    cosines = cosines.masked_fill(same_patient(patient) & ~own, -torch.inf)
-    rows = torch.arange(len(patient), device=patient.device)
-    return (F.cross_entropy(cosines, rows) + F.cross_entropy(cosines.T, rows)) / 2
-
-
 class Aligned(Objective):
     """Symmetric InfoNCE between the student's latents and the CT embeddings."""
 
@@ -190,7 +161,7 @@ class ClipAlignment(StudentMethod):
     """Radiographs aligned to CT embeddings of every pair (X2CT-CLIP, arXiv 2503.02162), then logistic regression.
 
     The CT side is frozen, the student and a linear map without bias are trained, the temperature is fixed. The term
-    with reports is left out (this package has no report embeddings), and z_CT is standardised first, since an
+    with reports is left out (``embedprior train alignment`` has it), and z_CT is standardised first, since an
     arbitrary encoder's embeddings share a large common direction that a CLIP encoder's do not. The probe is fitted on
     the labelled radiographs' latents.
 

@@ -536,3 +536,24 @@ def test_an_auc_of_zero_in_every_resample_is_not_certain() -> None:
     frame["score"] = 1.0 - frame.label
     row = check(evaluate_predictions(frame, "ref", train_size=160))["methods"][0]
     assert (row["auc"], row["ci_low"], row["ci_high"]) == (0.0, None, None)
+
+
+def test_macro_of_labels_known_for_different_patients_counts_everyone() -> None:
+    """The mean over two labels whose AUCs are independent has half the sum of their variances, a quarter each."""
+    rng = np.random.default_rng(0)
+    tables = []
+    for label, start in (("embolism", 0), ("effusion", 200)):
+        truth = np.arange(120) % 2
+        for method in ("ref", "a"):
+            ids = [f"p{start + i}" for i in range(120)]
+            score = rng.normal(size=120) + truth
+            tables.append(
+                pd.DataFrame({"exam_id": ids, "patient_id": ids, "label": truth, "method": method, "score": score,
+                              "label_name": label})
+            )  # fmt: skip
+    evidence = check(evaluate_predictions(pd.concat(tables[:2] + [t.iloc[:90] for t in tables[2:]]), "ref"))
+    parts = [by_method(evidence, label)["a"] for label in ("embolism", "effusion")]
+    macro = by_method(evidence, "macro")["a"]
+    assert macro["auc"] == pytest.approx(np.mean([row["auc"] for row in parts]))
+    assert macro["se"] == pytest.approx(np.sqrt(sum(row["se"] ** 2 for row in parts)) / 2, rel=1e-6)
+    assert (parts[1]["n_patients"], macro["n_patients"]) == (90, 210)

@@ -9,9 +9,9 @@ from scipy.spatial.distance import cdist
 from scipy.special import expit, log_softmax, softmax
 from scipy.stats import entropy, pearsonr
 
+from embedprior.nn.losses import info_nce
 from embedprior.students.feature_kd import orthogonality
 from embedprior.students.logit_kd import decoupled, dist, hinton, soft_label_loss
-from embedprior.students.relational_kd import info_nce
 
 RNG = np.random.default_rng(0)
 T = lambda array: torch.tensor(array, dtype=torch.float64)  # noqa: E731

@@ -1,0 +1,260 @@
+"""The trained alignment: a projection for each side, unit vectors out of it, and caches of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from embedprior.alignment.config import MODALITIES, SIDES, AlignmentConfig, Side
+from embedprior.cache import CacheWriter, EmbeddingCache
+from embedprior.config import parse_config
+from embedprior.encoders.base import EncoderSpec
+from embedprior.errors import BadInput
+from embedprior.nn.network import Standardised
+from embedprior.nn.sequence import SequenceModel, Tokens, pad
+from embedprior.nn.training import contiguous, seeded, tensor
+from embedprior.runs import hash_file, hash_of, progress, write_tensors
+from embedprior.runs.integrity import read_sealed, write_sealed
+
+DEFAULT_DIM = 512
+MAX_SCALE = 100.0
+FORMAT, TRANSFORM_VERSION, BATCH = 1, 1, 1024
+DESCRIPTION, WEIGHTS = "alignment.json", "alignment.safetensors"
+
+Inputs = Float[np.ndarray, "exams inputs"] | Sequence[Tokens]
+"""What a side's cache holds: one embedding an exam, or the tokens of each."""
+
+
+class Projection(Standardised):
+    """Standardise → dropout → linear without bias; with ``hidden``, a layer of that width and GELU before it.
+
+    Mean and spread of the training exams are part of the weights, so a constant offset between two encoders costs
+    nothing. The published projection has no standardisation.
+    """
+
+    def __init__(self, inputs: int, outputs: int, config: AlignmentConfig) -> None:
+        super().__init__(inputs)
+        first: list[nn.Module] = [nn.Dropout(config.dropout)] if config.dropout else []
+        if config.hidden:
+            first += [nn.Linear(inputs, config.hidden), nn.GELU()]
+        self.layers = nn.Sequential(*first, nn.Linear(config.hidden or inputs, outputs, bias=False))
+
+    def forward(self, inputs: Float[Tensor, "exams inputs"]) -> Float[Tensor, "exams outputs"]:
+        """Return the projected embeddings, not yet of length 1."""
+        out: Tensor = self.layers(self.standardise(inputs))
+        return out
+
+
+class AlignmentNetwork(nn.Module):
+    """The projections of the trained sides, and the temperature; other sides are used as they are.
+
+    Args:
+        widths: side → length of its embeddings (or tokens).
+        tokens: sides whose caches hold tokens.
+        config: of the alignment.
+
+    Raises:
+        BadInput: sides that are not trained of another length than the space, or tokens on such a side.
+    """
+
+    def __init__(self, widths: Mapping[Side, int], tokens: Sequence[Side], config: AlignmentConfig) -> None:
+        super().__init__()
+        self.config, self.widths, self.token_sides = config, dict(widths), tuple(tokens)
+        self.dim = _common_dim(widths, config)
+        refused = [side for side in tokens if side != "cxr"]
+        if refused:
+            raise BadInput(f"the cache of side '{refused[0]}' holds tokens. Allowed there: one embedding an exam.")
+        self.sides = nn.ModuleDict()
+        for side in (s for s in SIDES if s in config.train_sides and s in widths):
+            if side in tokens:
+                self.sides[side] = SequenceModel(widths[side], config.tokens.model_copy(update={"dim": self.dim}))
+            else:
+                self.sides[side] = Projection(widths[side], self.dim, config)
+        start = torch.tensor(float(np.log(1 / config.temperature)))
+        self.log_scale = nn.Parameter(start, requires_grad=config.learn_temperature)
+
+    @property
+    def scale(self) -> Tensor:
+        """1 / temperature."""
+        return self.log_scale.exp().clamp(max=MAX_SCALE) if self.config.learn_temperature else self.log_scale.exp()
+
+    def forward(self, side: Side, inputs: Tensor, lengths: Tensor | None = None) -> Float[Tensor, "exams dim"]:
+        """Return unit vectors of a side's embeddings, or of its padded tokens with their ``lengths``."""
+        if side not in self.sides:
+            return F.normalize(inputs, dim=-1)
+        model = self.sides[side]
+        return F.normalize(model(inputs) if lengths is None else model(inputs, lengths), dim=-1)
+
+
+def new_network(train: Mapping[Side, Inputs], config: AlignmentConfig) -> AlignmentNetwork:
+    """Return an untrained network whose scales are those of the training exams.
+
+    Raises:
+        BadInput: see ``AlignmentNetwork``.
+    """
+    tokens = [side for side, rows in train.items() if not isinstance(rows, np.ndarray)]
+    widths: dict[Side, int] = {side: int(rows[0].shape[-1]) for side, rows in train.items()}
+    with seeded(config.seed, "initial weights", "alignment"):
+        network = AlignmentNetwork(widths, tokens, config)
+    for side, model in network.sides.items():
+        rows = next(rows for name, rows in train.items() if name == side)
+        if isinstance(model, SequenceModel):
+            model.fit_scale_of_exams(list(rows))
+        elif isinstance(model, Projection):
+            model.fit_scale(tensor(np.asarray(rows)))
+    return network
+
+
+def inputs_of(rows: Inputs, chosen: Sequence[int] | np.ndarray, longest: int) -> tuple[Tensor, Tensor | None]:
+    """Return some exams' embeddings, or their padded tokens and lengths."""
+    if isinstance(rows, np.ndarray):
+        return tensor(rows[np.asarray(chosen)]), None
+    return pad([rows[int(i)] for i in chosen], longest)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Frozen projections into the common space.
+
+    Attributes:
+        network: of the sides.
+        caches: side → hash of the key of the cache it was trained on.
+        patients: part (``train``, ``val``) → ids of the patients it has seen.
+
+    Example:
+        >>> config = AlignmentConfig(beta=0.0, dim=4, train_sides=("cxr", "ct"))
+        >>> rows = {"cxr": np.eye(3, 5, dtype=np.float32), "ct": np.eye(3, 6, dtype=np.float32)}
+        >>> alignment = Alignment(new_network(rows, config), {}, {})
+        >>> alignment.embed("cxr", rows["cxr"]).shape
+        (3, 4)
+    """
+
+    network: AlignmentNetwork
+    caches: Mapping[str, str]
+    patients: Mapping[str, list[str]]
+
+    @property
+    def dim(self) -> int:
+        """Length of the common space."""
+        return self.network.dim
+
+    @torch.no_grad()
+    def embed(self, side: Side, rows: Inputs) -> Float[np.ndarray, "exams dim"]:
+        """Return unit vectors (float32) of a side's embeddings or tokens.
+
+        Raises:
+            BadInput: the alignment has no such side, or the embeddings are of another length.
+        """
+        if side not in self.network.widths:
+            have = ", ".join(self.network.widths)
+            raise BadInput(f"this alignment has no side '{side}'. Allowed: {have}.")
+        width = self.network.widths[side]
+        wrong = next((np.shape(r) for r in rows if np.shape(r)[-1] != width), None)
+        if wrong is not None:
+            raise BadInput(f"embeddings of shape {wrong} for side '{side}'. Allowed: {width} numbers, as in training.")
+        self.network.eval()
+        longest, parts = self.network.config.tokens.max_tokens, [np.empty((0, self.dim), np.float32)]
+        for start in range(0, len(rows), BATCH):
+            values, lengths = inputs_of(rows, range(start, min(start + BATCH, len(rows))), longest)
+            parts.append(self.network(side, values, lengths).numpy())
+        return np.concatenate(parts)
+
+    def save(self, folder: Path | str) -> None:
+        """Write weights (safetensors), then ``alignment.json`` with the checksums, which marks completion."""
+        description = {
+            "format": FORMAT, "config": self.network.config.model_dump(mode="json"), "widths": self.network.widths,
+            "tokens": list(self.network.token_sides), "dim": self.dim, "caches": dict(self.caches),
+            "patients": {part: sorted(ids) for part, ids in self.patients.items()},
+        }  # fmt: skip
+        state = contiguous(self.network.state_dict())
+        write_sealed(Path(folder), DESCRIPTION, description, lambda out: write_tensors(out / WEIGHTS, state))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Alignment:
+        """Return the alignment saved in ``folder``; reads safetensors and JSON only, executes nothing.
+
+        Raises:
+            BadInput: no alignment there, a damaged one, or one of another format.
+        """
+        folder = Path(folder)
+        if not (folder / DESCRIPTION).is_file():
+            raise BadInput(f"{folder} holds no alignment ({DESCRIPTION} is missing). Next: embedprior train alignment")
+        record = read_sealed(folder, DESCRIPTION, "alignment", FORMAT, "copy or train the alignment again")
+        config = parse_config(AlignmentConfig, record["config"], str(folder / DESCRIPTION))
+        network = AlignmentNetwork(record["widths"], record["tokens"], config)
+        try:
+            network.load_state_dict(load_file(folder / WEIGHTS))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise BadInput(f"the alignment in {folder} is damaged: {str(error)[:200]}. Next: train it again") from error
+        network.eval().requires_grad_(False)
+        return cls(network, record["caches"], record["patients"])
+
+
+def spec_of(alignment: Alignment, folder: Path, side: Side, cache: EmbeddingCache) -> EncoderSpec:
+    """Return the provenance of a cache's aligned embeddings."""
+    seen = {patient for ids in alignment.patients.values() for patient in ids}
+    return EncoderSpec(
+        name=f"aligned-{side}",
+        modality=MODALITIES[side][0],
+        dim=alignment.dim,
+        source="embedprior train alignment",
+        weights_sha256=hash_file(folder / WEIGHTS),
+        licence="that of the embeddings it was trained on",
+        profile={"transform_version": TRANSFORM_VERSION, "side": side, "embeddings": hash_of(cache.key)},
+        pooling="none",
+        patients_seen=tuple(sorted(seen | (cache.patients_seen or frozenset()))),
+    )
+
+
+def write_aligned(folder: Path | str, side: Side, cache: EmbeddingCache, out: Path | str) -> EmbeddingCache:
+    """Write every exam of a cache into the common space; what ``out`` holds already is kept.
+
+    Args:
+        folder: of a saved alignment.
+        side: what the cache's exams are.
+        cache: of the encoder that this side was trained on; any cohort.
+        out: folder of caches.
+
+    Raises:
+        BadInput: no alignment, no such side, or a cache of another encoder than in training.
+    """
+    folder = Path(folder)
+    alignment = Alignment.load(folder)
+    if side not in alignment.caches:
+        raise BadInput(f"this alignment has no side '{side}'. Allowed: {', '.join(alignment.caches)}.")
+    if alignment.caches[side] != hash_of(cache.key):
+        raise BadInput(
+            f"{cache.path.name} is not of the encoder that side '{side}' was trained on (another cache key). "
+            "Embeddings of different origin are never mixed. Next: embed these exams with that encoder"
+        )
+    with CacheWriter(Path(out), spec_of(alignment, folder, side, cache)) as writer:
+        sources = dict(zip(cache.ids, cache.sources, strict=True))
+        todo = [exam for exam in cache.ids if not writer.has(exam, sources[exam])]
+        chunks = [todo[start : start + BATCH] for start in range(0, len(todo), BATCH)]
+        for chunk in progress(chunks, f"aligned-{side}", total=len(chunks)):
+            rows = [np.asarray(cache.tokens(exam)) for exam in chunk] if cache.has_tokens else cache.take(chunk)
+            writer.append(chunk, [sources[exam] for exam in chunk], alignment.embed(side, rows))
+        return writer.close()
+
+
+def _common_dim(widths: Mapping[Side, int], config: AlignmentConfig) -> int:
+    fixed = {side: width for side, width in widths.items() if side not in config.train_sides}
+    dim = config.dim or next(iter(fixed.values()), DEFAULT_DIM)
+    odd = {side: width for side, width in fixed.items() if width != dim}
+    if odd:
+        side, width = next(iter(odd.items()))
+        raise BadInput(
+            f"side '{side}' is used as it is, with {width} numbers; the space has {dim}. Sides that are not trained "
+            "must come from one model. Next: train it too: "
+            f'--alignment.train-sides "[{", ".join([*config.train_sides, side])}]"'
+        )
+    return dim

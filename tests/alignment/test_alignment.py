@@ -1,0 +1,227 @@
+"""Training, saving and applying an alignment; what it gains on a planted cohort, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from embedprior.alignment.config import AlignmentConfig
+from embedprior.alignment.model import Alignment
+from embedprior.alignment.planted import LABELS, PlantedTriplesConfig, planted_triples
+from embedprior.alignment.train import train_alignment
+from embedprior.cache import open_cache, write_cache
+from embedprior.cli import main
+from embedprior.encoders.base import EncoderSpec
+from embedprior.errors import BadInput
+from embedprior.evidence import delong_test
+from embedprior.evidence.retrieval import rank_targets
+from embedprior.nn.standardise import Standardiser
+from embedprior.students.controls import probe
+
+SIDES = ("cxr", "ct", "report")
+FIT = {"dim": 8, "batch_size": 256, "steps": 400, "validate_every": 50, "lr": 0.01, "temperature": 0.2}
+
+
+def settings(**changes: object) -> AlignmentConfig:
+    return AlignmentConfig(**{"train_sides": SIDES, **FIT, **changes})
+
+
+def few_label_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Logistic regression on few labelled radiographs, half of them to choose the penalty: (labels, test cases)."""
+    scaler, cut = Standardiser.fit(train), len(train) // 2
+    x, z = scaler.wide(train), scaler.wide(test)
+    found = [probe(x[cut:], y[cut:], x[:cut], y[:cut], "none") for y in labels.T]
+    return np.array([z @ weights + bias for weights, bias in found])
+
+
+@pytest.fixture(scope="module")
+def scores() -> dict[str, np.ndarray]:
+    """Scores of a probe on 60 labelled patients: unaligned, and aligned by CT alone, with reports, with noise."""
+    found: dict[str, np.ndarray] = {}
+    for reports, carried in (("reports", (0, 1, 2)), ("noise", ())):
+        truth = PlantedTriplesConfig(report_labels=carried)
+        train, val, labelled, test = planted_triples(truth, (2000, 300, 60, 1500), seed=4)
+        found["labels"] = test.labels.T
+
+        def add(name: str, config: AlignmentConfig, sets: tuple = (train, val, labelled, test)) -> None:
+            fitted, _ = train_alignment(sets[0].cases, sets[1].cases, config, {})
+            left, right = (fitted.embed("cxr", each.cases.cxr) for each in sets[2:])
+            found[name] = few_label_scores(left, sets[2].labels, right)
+
+        add(reports, settings())
+        if reports == "reports":
+            add("pairs", settings(beta=0.0))
+            found["unaligned"] = few_label_scores(labelled.cases.cxr, labelled.labels, test.cases.cxr)
+            found["best"] = test.best.T
+    return found
+
+
+def apart(scores: dict[str, np.ndarray], label: int, first: str, second: str) -> tuple[float, float]:
+    found = delong_test(scores["labels"][label], scores[first][label], scores[second][label])
+    return found.ci
+
+
+def test_the_aligned_probe_beats_the_unaligned_on_every_label_that_ct_carries(scores: dict[str, np.ndarray]) -> None:
+    for label in (0, 1):
+        assert apart(scores, label, "pairs", "unaligned")[0] > 0, LABELS[label]
+        assert apart(scores, label, "best", "pairs")[1] > -0.01  # and nothing beats what the radiograph shows
+
+
+def test_reports_help_where_they_carry_more_than_the_pairs_do(scores: dict[str, np.ndarray]) -> None:
+    assert apart(scores, 2, "reports", "pairs")[0] > 0  # the finding that no CT embedding carries
+    assert apart(scores, 2, "reports", "unaligned")[0] > 0
+
+
+def test_reports_of_noise_do_not_help(scores: dict[str, np.ndarray]) -> None:
+    for label in range(3):
+        assert apart(scores, label, "noise", "pairs")[0] < 0, LABELS[label]
+    assert apart(scores, 2, "reports", "noise")[0] > 0
+
+
+def test_an_alignment_retrieves_and_reads_back_as_it_was(tmp_path: Path) -> None:
+    train, val, test = planted_triples(PlantedTriplesConfig(signal=2.0), (600, 100, 200), seed=1)
+    fitted, history = train_alignment(train.cases, val.cases, settings(steps=200), {"cxr": "a", "ct": "b"})
+    fitted.save(tmp_path)
+    again = Alignment.load(tmp_path)
+    cxr, ct = again.embed("cxr", test.cases.cxr), again.embed("ct", test.cases.ct)
+    assert (cxr == fitted.embed("cxr", test.cases.cxr)).all()
+    assert np.linalg.norm(cxr, axis=1) == pytest.approx(np.ones(200), abs=1e-5)
+    ranks = rank_targets(cxr, ct, test.cases.patients, test.cases.patients)
+    assert ranks.hits(10).mean() > 3 * ranks.chance(10).mean()
+    assert {"val_loss", "val_cxr-ct", "val_cxr-report", "temperature"} <= set(history[0])
+    assert again.patients == {"train": sorted(train.cases.patients), "val": sorted(val.cases.patients)}
+    weights = tmp_path / "alignment.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(BadInput, match="damaged"):
+        Alignment.load(tmp_path)
+
+
+def test_sides_that_are_not_trained_are_used_as_they_are() -> None:
+    """As published: CT and report come from one frozen model, alpha is 0, and only the radiograph's side learns."""
+    train, val = planted_triples(PlantedTriplesConfig(ct_dim=10, report_dim=10), (80, 40), seed=0)
+    fitted, _ = train_alignment(train.cases, val.cases, AlignmentConfig(steps=5, validate_every=5), {})
+    assert (fitted.dim, list(fitted.network.sides)) == (10, ["cxr"])
+    ct = train.cases.ct / np.linalg.norm(train.cases.ct, axis=1, keepdims=True)
+    np.testing.assert_allclose(fitted.embed("ct", train.cases.ct), ct, atol=1e-6)
+    odd = planted_triples(PlantedTriplesConfig(), (20,), seed=9)[0].cases
+    with pytest.raises(BadInput, match="side 'report' is used as it is, with 10 numbers; the space has 12"):
+        train_alignment(odd, val.cases, AlignmentConfig(steps=1), {})
+
+
+def test_patch_tokens_of_the_radiograph_are_read() -> None:
+    train, val = planted_triples(PlantedTriplesConfig(cxr_dim=8, ct_dim=6, signal=3.0), (200, 60), seed=0)
+    rng = np.random.default_rng(0)
+
+    def as_tokens(rows: np.ndarray) -> list[np.ndarray]:
+        """The embedding is one of several tokens, the others are noise."""
+        made = [0.3 * rng.normal(size=(int(rng.integers(2, 6)), 8)).astype(np.float32) for _ in rows]
+        for tokens, row in zip(made, rows, strict=True):
+            tokens[int(rng.integers(len(tokens)))] = row
+        return made
+
+    cases, others = (replace(each.cases, cxr=as_tokens(np.asarray(each.cases.cxr))) for each in (train, val))
+    config = settings(
+        steps=150,
+        batch_size=64,
+        lr=3e-3,
+        beta=0.0,
+        tokens={"cell": "transformer", "hidden": 8, "pool": "attention", "dropout": 0.0},
+    )
+    fitted, _ = train_alignment(cases, others, config, {})
+    ranks = rank_targets(
+        fitted.embed("cxr", others.cxr), fitted.embed("ct", others.ct), others.patients, others.patients
+    )
+    assert ranks.hits(10).mean() > 1.5 * ranks.chance(10).mean()
+
+
+def write_cohort(folder: Path, people: int = 60) -> None:
+    """Caches and tables of planted patients, the first with two reconstructions; every fifth has no report."""
+    planted = planted_triples(PlantedTriplesConfig(cxr_dim=16, signal=2.0), (people,), seed=2)[0]
+    rows = {"cxr": np.asarray(planted.cases.cxr), "ct": planted.cases.ct, "report": planted.cases.report}
+    ids = {side: [f"{side}{i}" for i in range(people)] for side in rows}
+    ids["ct"].append("ct0b")
+    rows["ct"] = np.vstack([rows["ct"], rows["ct"][:1] + 0.01])
+    patients = [f"P-{i:03}" for i in range(people)]
+    for side, modality in (("cxr", "CXR"), ("ct", "CT"), ("report", "REPORT")):
+        spec = EncoderSpec(
+            name=f"frozen-{side}", modality=modality, dim=rows[side].shape[1], source="test", weights_sha256="none",
+            licence="none", profile={}, pooling="none",
+        )  # fmt: skip
+        write_cache(folder / side, spec, ids[side], ids[side], rows[side])
+    tables = [
+        pd.DataFrame({"exam_id": ids[side], "patient_id": [*patients, "P-000"][: len(ids[side])], "modality": modality})
+        for side, modality in (("cxr", "CXR"), ("ct", "CT"), ("report", "REPORT"))
+    ]
+    for name, values in zip(LABELS, planted.labels.T, strict=True):
+        tables[0][f"label:{name}"] = values
+    pd.concat(tables).assign(path="x").to_csv(folder / "exams.csv", index=False)
+    pairs = pd.DataFrame(
+        {"pair_id": [f"pair{i}" for i in range(people)], "patient_id": patients, "cxr_exam_id": ids["cxr"],
+         "ct_exam_id": ids["ct"][:people], "offset_days": 0, "label_agree": 1,
+         "report_exam_id": [name if i % 5 else "" for i, name in enumerate(ids["report"])]}
+    )  # fmt: skip
+    extra = pairs.iloc[:1].assign(pair_id="again", ct_exam_id="ct0b")
+    pd.concat([pairs, extra]).to_csv(folder / "pairs.csv", index=False)
+    part = (["train"] * 3 + ["val", "test"]) * (people // 5)
+    pd.DataFrame(
+        {"patient_id": patients, "group_id": patients, "design": "fixed", "resample": 0, "fold": 0, "part": part}
+    ).to_csv(folder / "splits.csv", index=False)
+
+
+def train_command(folder: Path, *more: str) -> list[str]:
+    words = ["train", "alignment", "--config", "trimodal", "--out", str(folder / "alignment"), *more]
+    for side in SIDES:
+        words += [f"--{side}-cache", str(folder / side)]
+    for name in ("exams", "pairs", "splits"):
+        words += [f"--{name}", str(folder / f"{name}.csv")]
+    return [*words, "--alignment.dim", "6", "--alignment.steps", "40", "--alignment.validate-every", "20"]
+
+
+def test_the_commands_train_and_apply_an_alignment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_cohort(tmp_path)
+    assert main(train_command(tmp_path)) == 0
+    said = capsys.readouterr().out
+    assert "train: 37 pairs of 36 patients in 36 groups, " in said
+    alignment = Alignment.load(tmp_path / "alignment")
+    for side in SIDES:
+        out = tmp_path / "aligned" / side
+        words = ["align", "--alignment", str(tmp_path / "alignment"), "--side", side, "--cache", str(tmp_path / side)]
+        assert main([*words, "--out", str(out)]) == 0
+        found, source = open_cache(out), open_cache(tmp_path / side)
+        assert found.ids == source.ids
+        np.testing.assert_array_equal(found.matrix, alignment.embed(side, source.matrix))
+        assert found.key["encoder"] == f"aligned-{side}"
+        assert found.patients_seen == set(alignment.patients["train"]) | set(alignment.patients["val"])
+    assert main([*words[:4], "ct", "--cache", str(tmp_path / "cxr"), "--out", str(tmp_path / "x")]) == 2
+    assert "another cache key" in capsys.readouterr().err
+
+
+def test_what_can_not_be_trained_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cohort(tmp_path, 20)
+    words = train_command(tmp_path)
+    without = [w for n, w in enumerate(words) if w != "--report-cache" and words[n - 1] != "--report-cache"]
+    for changed, message in (
+        ([*without, "--report-cache", "null"], "no report_cache is given"),
+        ([*words, "--alignment.train-sides", "[cxr]", "--alignment.alpha", "1"], "alpha above 0 trains nothing"),
+        ([*words, "--alignment.train-sides", "[ct]"], "train_sides must hold cxr"),
+        ([*words, "--alignment.beta", "0", "--alignment.gamma", "0"], "aligned with nothing"),
+    ):
+        assert main(changed) == 2
+        assert message in capsys.readouterr().err
+    pairs = pd.read_csv(tmp_path / "pairs.csv")
+    pairs.loc[1, "report_exam_id"] = "report2"
+    pairs.to_csv(tmp_path / "pairs.csv", index=False)
+    assert main(words) == 2
+    assert "belongs to another patient" in capsys.readouterr().err
+    pairs.drop(columns="report_exam_id").to_csv(tmp_path / "pairs.csv", index=False)
+    assert main(words) == 2
+    assert "no column 'report_exam_id'" in capsys.readouterr().err
+    assert not (tmp_path / "alignment").exists()
