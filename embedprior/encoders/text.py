@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
+from embedprior.cohort.reports import checked_sections, chosen_sections
 from embedprior.encoders.config import Precision
 from embedprior.encoders.frozen import FrozenEncoder, Network
 from embedprior.encoders.loaders import hugging_face_model, open_clip_model, own_weights
@@ -35,18 +36,24 @@ class TextReader:
         tokenize: text → ids and mask, each of ``length``.
         length: tokens.
         vocabulary: hash of what the tokenizer is made of.
+        sections: that are read, such as ``findings,impression``; none: the whole text.
     """
 
     parts, modality = False, "REPORT"
 
-    def __init__(self, tokenize: Callable[[str], tuple[Sequence[int], Sequence[int]]], length: int, vocabulary: str):
+    def __init__(
+        self, tokenize: Callable[[str], tuple[Sequence[int], Sequence[int]]], length: int, vocabulary: str,
+        sections: str | Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self._tokenize, self._length, self._vocabulary = tokenize, length, vocabulary
+        self._sections = checked_sections(sections)
 
     def read(self, root: Path | str, path: str) -> Int[np.ndarray, "two length"]:
         """Return one report.
 
         Raises:
-            UnreadableExam: no such file, no text, or empty; the message holds nothing of it.
+            UnreadableExam: no such file, no text, empty, or without the sections that are read; the message holds
+                nothing of it.
         """
         name = Path(path).name
         try:
@@ -58,14 +65,19 @@ class TextReader:
             raise UnreadableExam(f"{name}: {error.strerror}") from None
         if "\0" in text or not text.strip():
             raise UnreadableExam(f"{name}: no text in it, and this encoder reads reports")
+        if self._sections:
+            text = chosen_sections(text, self._sections)
+            if not text:
+                raise UnreadableExam(f"{name}: no section {' or '.join(self._sections)} in it")
         return np.array(self._tokenize(text), dtype=np.int64)
 
     def record(self) -> dict[str, Any]:
         """Return what goes into the cache key."""
-        return {
+        whole = {
             "transform_version": TRANSFORM_VERSION, "reader": "text", "length": self._length,
             "vocabulary": self._vocabulary,
         }  # fmt: skip
+        return whole | ({"sections": list(self._sections)} if self._sections else {})
 
 
 class TextEncoder(FrozenEncoder):
@@ -84,6 +96,7 @@ class HuggingFaceText(TextEncoder):
         random_init: random weights, stamped into the cache key. For trials of the plumbing only.
         pool: the first token's output, or the mean over the real tokens.
         length: tokens that are read; None = as many as the model has positions, at most 512.
+        sections: of the report that are read, such as ``findings,impression``; none: the whole text.
         precision, device: see ``FrozenEncoder``.
         licence: of the weights.
 
@@ -93,7 +106,8 @@ class HuggingFaceText(TextEncoder):
 
     def __init__(
         self, model: str, random_init: bool = False, pool: Pool = "class token", length: int | None = None,
-        precision: Precision = "fp32", device: str = "cpu", licence: str = "that of the weights",
+        sections: str | Sequence[str] = (), precision: Precision = "fp32", device: str = "cpu",
+        licence: str = "that of the weights",
     ) -> None:  # fmt: skip
         allowed = get_args(Pool)
         if pool not in allowed:
@@ -119,7 +133,9 @@ class HuggingFaceText(TextEncoder):
 
         vocabulary = hash_of([hash_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()])
         found = Network(network, features, int(config.hidden_size), (), (), source, digest, licence, pool)
-        super().__init__(f"hf-text:{folder.name}", found, TextReader(tokenize, most, vocabulary), precision, device)
+        super().__init__(
+            f"hf-text:{folder.name}", found, TextReader(tokenize, most, vocabulary, sections), precision, device
+        )
 
 
 class OpenClipText(TextEncoder):
@@ -132,6 +148,7 @@ class OpenClipText(TextEncoder):
         model: name or folder.
         weights: of the whole model, both towers; None = the folder's.
         random_init: random weights, stamped into the cache key. For trials of the plumbing only.
+        sections: of the report that are read, such as ``findings,impression``; none: the whole text.
         precision, device: see ``FrozenEncoder``.
         licence: of the weights.
 
@@ -140,8 +157,9 @@ class OpenClipText(TextEncoder):
     """
 
     def __init__(
-        self, model: str, weights: Path | str | None = None, random_init: bool = False, precision: Precision = "fp32",
-        device: str = "cpu", licence: str = "that of the weights",
+        self, model: str, weights: Path | str | None = None, random_init: bool = False,
+        sections: str | Sequence[str] = (), precision: Precision = "fp32", device: str = "cpu",
+        licence: str = "that of the weights",
     ) -> None:  # fmt: skip
         network, file, _, name = open_clip_model(model)
         spoken = f"open_clip-text:{name}"
@@ -161,5 +179,5 @@ class OpenClipText(TextEncoder):
             dim = int(network.encode_text(sample[None]).shape[-1])
         vocabulary = hash_of([type(tokenizer).__name__, tokenize("no acute cardiopulmonary abnormality")])
         found = Network(network, features, dim, (), (), source, digest, licence, "text projection")
-        reader = TextReader(tokenize, len(sample), vocabulary)
+        reader = TextReader(tokenize, len(sample), vocabulary, sections)
         super().__init__(spoken, found, reader, precision, device)
