@@ -33,6 +33,9 @@ NOT_RUN = {
     r"embedprior demo --config quick .*": "tests/demo runs it",
     r"embedprior study (plan|run) --config (demo_kfold|covid_pilot|pe_tables|mine\.yaml) .*": "minutes; tests/study",
     r"embedprior (train (student|teacher|encoder)|generate)( .*|$)": "tests/students, tests/teachers, tests/prior",
+    r"embedprior (train alignment|align|evaluate-embeddings) .*": "tests/alignment, tests/transfer, and the recipe of "
+    "tests/pretrain/test_ct_rate_alignment.py",
+    r"embedprior embed .*hf-text:FOLDER.*": "a folder of a text model; tests/encoders/test_text.py",
     r"embedprior (drr|images check) .*(FOLDER|exams/|augmented).*": "needs CT volumes; tests/cli/test_drr.py and "
     "tests/cli/test_images_check.py run them",
     r"embedprior embed .*(data/exams\.csv|--cohort exams\.csv|chest-ct-resnet152|runs/encoder-cxr).*": "needs volumes, "

@@ -234,7 +234,8 @@ def _jaccard(asked: Floats, have: Floats) -> Floats:
     one_asked, one_have = np.nan_to_num(asked), np.nan_to_num(have)
     both = one_asked @ one_have.T
     either = one_asked @ known_have.T + known_asked @ one_have.T - both
-    return np.divide(both, either, out=np.ones_like(both), where=either > 0)
+    found: Floats = np.divide(both, either, out=np.ones_like(both), where=either > 0)
+    return found
 
 
 def _sides(queries: ArrayLike, gallery: ArrayLike) -> tuple[Floats, Floats]:

@@ -123,7 +123,7 @@ def probes_summary(verb: str, found: Mapping[str, ProbeResult | ZeroShotResult])
 
 
 def _overview(found: Mapping[str, ProbeResult | ZeroShotResult]) -> str:
-    """One line a share and system: the macro mean over labels, or the one label."""
+    """One line a share and system: the mean of ROC-AUC and PR-AUC over labels, or the one label's."""
     rows = []
     for name, result in found.items():
         methods = result.evidence["methods"]
@@ -134,6 +134,9 @@ def _overview(found: Mapping[str, ProbeResult | ZeroShotResult]) -> str:
             if row["label_name"] == wanted:
                 auc = estimate(fixed(row["auc"]), interval(row["ci_low"], row["ci_high"]))
                 system = row["method"] + (" (needs CT)" if row["oracle"] else "")
-                rows.append([name or "all", system, row["reason"] or auc, str(labels), str(row["n_seeds"])])
-    header = ["training patients", "system", "mean AUC over labels (95 % CI)", "labels", "draws"]
-    return markdown_table(header, rows, [False, False, True, True, True])
+                own = [each for each in methods if each["method"] == row["method"] and each["label_name"] in names]
+                areas = [each["metrics"]["pr_auc"]["value"] for each in own if "pr_auc" in each["metrics"]]
+                area = fixed(None if None in areas or not areas else sum(areas) / len(areas))
+                rows.append([name or "all", system, row["reason"] or auc, area, str(labels), str(row["n_seeds"])])
+    header = ["training patients", "system", "mean ROC-AUC over labels (95 % CI)", "mean PR-AUC", "labels", "draws"]
+    return markdown_table(header, rows, [False, False, True, True, True, True])

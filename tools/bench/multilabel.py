@@ -61,8 +61,8 @@ def main() -> int:
     met = seconds <= bar
     print(
         f"{LABELS} labels x {exams:,} exams x {len(METHODS)} methods ({len(frame):,} rows): {seconds:.1f} s of CPU, "
-        f"bar <= {bar:g} s {'met' if met else 'MISSED'}; {seconds / floor:.0f} times the sorting alone ({floor:.2f} s); "
-        f"{len(family)} tests in one Holm family"
+        f"bar <= {bar:g} s {'met' if met else 'MISSED'}; "
+        f"{seconds / floor:.0f} times the sorting alone ({floor:.2f} s); {len(family)} tests in one Holm family"
     )
     if args.json:
         figures = {"exams": exams, "seconds": seconds, "bar": bar, "floor": floor, "tests": len(family), "met": met}
