@@ -18,7 +18,7 @@ from embedprior.runs.provenance import RECORD
 
 SEALED = {
     "prior.json": "prior", "resume.json": "stopped training", "fitted.json": "fitted method", "teacher.json": "teacher",
-    "encoder.json": "encoder", CACHE_MANIFEST: "bundle",
+    "encoder.json": "encoder", "alignment.json": "alignment", CACHE_MANIFEST: "bundle",
 }  # fmt: skip
 """Records that list the checksums of their files, and their own → what they describe. A cache's manifest is another."""
 DESCRIBED = ("kind", "inputs", "config", "code_tag")

@@ -203,6 +203,11 @@ def test_the_commands_train_and_apply_an_alignment(tmp_path: Path, capsys: pytes
         assert found.patients_seen == set(alignment.patients["train"]) | set(alignment.patients["val"])
     assert main([*words[:4], "ct", "--cache", str(tmp_path / "cxr"), "--out", str(tmp_path / "x")]) == 2
     assert "another cache key" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "alignment")]) == 0
+    weights = tmp_path / "alignment" / "alignment.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
+    assert main(["verify", str(tmp_path / "alignment")]) == 3
+    assert "alignment.safetensors" in capsys.readouterr().out
 
 
 def test_what_can_not_be_trained_is_refused_before_anything_is_written(

@@ -124,6 +124,7 @@ def test_smaller_shares_are_part_of_larger_ones_and_draws_differ() -> None:
     assert shares[0.1] < shares[0.5] < shares[1.0]
     assert shares[1.0] == set(many.rows("train")) | set(many.rows("val"))
     assert [len(shares[f] & set(many.rows("train").tolist())) for f in shares] == [15, 75, 150]
+    assert [len(shares[f] & set(many.rows("val").tolist())) for f in shares] == [5, 25, 50]
     assert shares[0.1] != set(drawn_rows(many, 0.1, seed=2).tolist())
 
 
