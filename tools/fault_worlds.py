@@ -289,7 +289,7 @@ def trained_on(path: Path) -> Answer:
 
 def compared(path: Path) -> Answer:
     """Compare two studies."""
-    return call("compare", "run", "keep")
+    return call("report", "--compare", "run", "keep")
 
 
 STUDY_KINDS = (

@@ -76,7 +76,7 @@ COMMANDS = {
     "evaluate-embeddings external": ("embeddings:external", "train on one cohort, score another with the same labels"),
     "study plan": ("study:plan", "freeze a study: every fit, its cost, the difference each hypothesis could show"),
     "study run": ("study:run", "compare methods on the same held-out cases of a cohort"),
-    "compare": ("compare:compare", "how two runs differ: settings, cases, code, scores, verdicts"),
+    "report": ("report:report", "a finished run's report anew or as a paper's tables; or how two runs differ"),
     "bundle": (
         "deploy:bundle",
         "the X-ray-only model of a study as one folder, with its card",

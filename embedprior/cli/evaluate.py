@@ -84,7 +84,7 @@ def evaluate(**given: Any) -> int:
         methods=given["methods"], positive=given["positive"],
     )  # fmt: skip
     if not given["no_figures"]:
-        pool.submit(importlib.import_module, "embedprior.report.figures")
+        pool.submit(importlib.import_module, "embedprior.report.curves")
     blocks = held_out_blocks(frame, unit, patient_label)
     family = [*(read_family(given["family"]) if given["family"] else ()), *given["claims"]]
     known = _registered_oracles(blocks[0].methods, given["oracles"])
@@ -206,7 +206,7 @@ def _write(given: dict[str, Any], blocks: Any, evidence: dict[str, Any], digest:
 
     out, figures = given["out"], {}
     if not given["no_figures"]:
-        from embedprior.report.figures import draw_curves
+        from embedprior.report.curves import draw_curves
 
         figures = draw_curves(blocks, evidence)
     run = Run(out, "evaluate", recorded(given), given["seed"], {"predictions": digest})

@@ -17,10 +17,17 @@ from embedprior.cohort.base import Cohort
 from embedprior.demo.assets import LABEL, PICTURES, VOLUMES, DemoAssets, build_assets
 from embedprior.demo.config import DemoConfig
 from embedprior.errors import DONE, NEEDS_ATTENTION
-from embedprior.report import EmbeddingView, EvidenceSection, Report, summary_markdown, write_report
-from embedprior.report.fit_tables import learned_table, prior_figures, prior_warnings
-from embedprior.report.formatting import comparison_sentence, deciding_p, number
-from embedprior.runs import Run, artifacts_root, one_thread, read_json, seed_for, write_json
+from embedprior.report import EmbeddingView, EvidenceSection, Figure, Report
+from embedprior.report.checklists import checklists
+from embedprior.report.conclusions import boundary_table
+from embedprior.report.fit_tables import cost_tables, learned_table, prior_figures, prior_warnings
+from embedprior.report.formatting import comparison_sentence
+from embedprior.report.gallery import neighbours_figure
+from embedprior.report.output import finish_report
+from embedprior.report.store import compared_scores
+from embedprior.report.study_figures import case_pictures
+from embedprior.report.verdicts import verdict_sentences
+from embedprior.runs import Run, artifacts_root, one_thread, seed_for, write_json
 from embedprior.students.base import Cases
 from embedprior.study.config import Design, Hypothesis, InferenceConfig, PriorChoice, StudyConfig
 from embedprior.study.evidence import all_evidence
@@ -99,12 +106,14 @@ def run_demo(config: DemoConfig, seed: int, out: Path, workers: int) -> int:
         *({k: f[k] for k in ("exam_id", "stage", "reason")} for f in [*result.unfitted, *result.unscored]),
     ]
     priors = prior_figures(result)
-    report = build_demo_report(config, seed, assets, evidence, predictions, held_out, generated, failures, out, priors)
-    write_report(out, report)
+    report = build_demo_report(
+        config, seed, assets, evidence, predictions, held_out, generated, failures, priors, settings,
+        result,
+    )  # fmt: skip
     places = {"phantoms": assets.population.root, "ct": assets.ct.path, "cxr": assets.cxr.path}
     outputs = {name: os.path.relpath(path, out) for name, path in places.items()}
-    run.finish(summary_markdown(report), failures, outputs=outputs, priors=priors)
-    print(f"\n{summary_markdown(report)}\nreport: {out / 'report.html'}  ({run.seconds:.0f} s)", file=sys.stdout)
+    summary = finish_report(run, report, failures, outputs=outputs, priors=priors)
+    print(f"\n{summary}\nreport: {out / 'report.html'}  ({run.seconds:.0f} s)", file=sys.stdout)
     return NEEDS_ATTENTION if failures else DONE
 
 
@@ -134,7 +143,6 @@ NOTES = {
     "prior-shuffled": "the prior trained on pairs shuffled between patients, in both stages: should know nothing",
     "prior": "mean over samples of the CT head's probability; no radiograph label used",
 }
-CONTROL = "prior-shuffled"
 LEAD_METHODS = ("ct-only", "prior")
 QUESTION = (
     "On virtual patients with a lesion that CT shows plainly and a radiograph only in part: does CT, used only in "
@@ -151,8 +159,9 @@ def build_demo_report(
     held_out: Cases,
     generated: Float[np.ndarray, "cases samples ct_dim"] | None,
     failures: list[dict[str, str]],
-    out: Path,
     priors: list[dict[str, Any]],
+    settings: StudyConfig,
+    result: StudyResult,
 ) -> Report:
     """Return the content of the demo's report."""
     embeddings = None
@@ -169,12 +178,13 @@ def build_demo_report(
     return Report(
         title="embedprior demo: virtual patients",
         question=QUESTION,
+        verdict=verdict_sentences(evidence),
         lead=[*_lead(evidence), *prior_warnings(priors)],
         evidence=[
             EvidenceSection(
                 heading=f"{len(held_out)} held-out patients, {config.num_seeds} fits of every method",
                 evidence=evidence,
-                predictions=predictions[predictions["split"] == "test"],
+                predictions=compared_scores(evidence, predictions),
                 method_notes=NOTES,
                 intro=[
                     "Declared before anything was scored: each deployable method against cxr-only, and the prior "
@@ -183,10 +193,13 @@ def build_demo_report(
             )
         ],
         flow=assets.population.flow,
-        pictures=[("Two held-out patients, without and with the lesion: CT (coronal, maximum over 22 mm) and "
-                   "the radiograph the methods score.", _gallery(assets, held_out))],
+        pictures=[*case_pictures(settings, result, {DESIGN: evidence}), *_neighbours(assets, held_out, generated),
+                  Figure("patients", "Two held-out patients, without and with the lesion: CT (coronal, maximum over "
+                         "22 mm) and the radiograph the methods score.", _gallery(assets, held_out))],
         embeddings=embeddings,
-        tables=learned_table(priors),
+        tables=[*learned_table(priors), *cost_tables(result)],
+        boundary=boundary_table(settings, result, {DESIGN: evidence}),
+        checklists=checklists(settings, result, {DESIGN: evidence}),
         caveats=[
             "Virtual patients are drawn, not scanned: nothing here says how any method does on real images.",
             f"Prevalence among the held-out is {prevalence:.2f}. By design most patients with a lesion and few "
@@ -194,29 +207,28 @@ def build_demo_report(
             "Encoders are trained on the training patients and frozen; the X-ray encoder never sees a CT or a DRR.",
             "Intervals take the trained encoders as given: another training sample would move them further.",
         ],
-        run={k: v for k, v in read_json(out / "run.json").items() if k != "status"},  # it still says "running"
         failures=pd.DataFrame(failures),
     )  # fmt: skip
 
 
+def _neighbours(
+    assets: DemoAssets, held_out: Cases, generated: Float[np.ndarray, "cases samples ct_dim"] | None
+) -> list[Figure]:
+    if generated is None:
+        return []
+    population, ids = assets.population, list(assets.ct.ids)
+    ct_of = dict(zip(population.pairs["cxr_exam_id"], population.pairs["ct_exam_id"], strict=True))
+    figure = neighbours_figure(
+        population.root, population.exams, dict(zip(held_out.exam_ids, generated.mean(axis=1), strict=True)),
+        dict(zip(ids, assets.ct.take(ids), strict=True)), ct_of, f"label:{LABEL}",
+    )  # fmt: skip
+    return [] if figure is None else [figure]
+
+
 def _lead(evidence: Mapping[str, Any]) -> list[str]:
-    declared = [tuple(pair) for pair in evidence["family"]]
     by_pair = {(c["a"], c["b"]): c for c in evidence["comparisons"]}
-    against = [pair for pair in declared if pair[1] == evidence["reference"] and pair[0] != CONTROL]
-    better = [a for a, b in against if _significantly_better(by_pair[a, b], evidence["alpha"])]
-    first = (
-        f"{len(better)} of {len(against)} methods that use CT in training alone score above {evidence['reference']} at "
-        f"the family-wise 5 % level{': ' + ', '.join(better) if better else ''}."
-    )
-    shown = [
-        pair for pair in (("ct-only", evidence["reference"]), *declared) if pair in by_pair and pair[0] in LEAD_METHODS
-    ]
-    return [first, *[comparison_sentence(by_pair[pair], evidence["alpha"]) for pair in shown]]
-
-
-def _significantly_better(comparison: Mapping[str, Any], alpha: float) -> bool:
-    delta, (_, p) = number(comparison["delta"]), deciding_p(comparison)
-    return delta is not None and p is not None and delta > 0 and p < alpha
+    pairs = [("ct-only", evidence["reference"]), *((a, b) for a, b in evidence["family"] if a in LEAD_METHODS)]
+    return [comparison_sentence(by_pair[pair], evidence["alpha"]) for pair in pairs if pair in by_pair]
 
 
 def _gallery(assets: DemoAssets, held_out: Cases) -> bytes:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedprior.evidence.delong import Bools, Floats
 from embedprior.evidence.predictions import Block
 
 GRID = 401
 Curve = tuple[Floats, Floats]
+IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,54 @@ def mean_pr(sweeps: Sequence[Sweep]) -> Curve | None:
     if len(sweeps) == 1 and sweeps[0].hits.size <= 10 * GRID:
         return sweeps[0].precision_recall()
     return _average(sweeps, grid, [_precision_at(grid, *s.precision_recall()) for s in sweeps])
+
+
+def roc_band(
+    parts: Sequence[tuple[Bools, Floats, IntArray]], alpha: float = 0.05, replicates: int = 200, seed: int = 0
+) -> tuple[Floats, Floats, Floats]:
+    """Return (false positive rate, lower, upper sensitivity): a pointwise band of ``mean_roc`` by resampled patients.
+
+    Patients are drawn with replacement within their class, and keep all their cases in every part. Pointwise: at each
+    rate by itself the curve lies inside with probability 1 - alpha, not everywhere at once.
+
+    Args:
+        parts: labels, scores and patient number (0, 1, …, the same in every part) of each fold, seed and resample.
+        alpha, replicates, seed: of the band.
+
+    Example:
+        >>> rng = np.random.default_rng(1)
+        >>> labels = np.arange(60) % 2 == 0
+        >>> grid, low, high = roc_band([(labels, labels + rng.normal(size=60), np.arange(60))])
+        >>> bool((low <= high).all()), grid.size
+        (True, 101)
+    """
+    grid = np.linspace(0, 1, 101)
+    both = [part for part in parts if part[0].any() and not part[0].all()]
+    count = 1 + max(int(patients.max()) for _, _, patients in parts)
+    positive = np.zeros(count, dtype=bool)
+    there = np.zeros(count, dtype=bool)
+    for labels, _, patients in parts:
+        there[patients] = True
+        positive[patients[labels]] = True
+    rng = np.random.default_rng(seed)
+    drawn = np.zeros((replicates, count))
+    for group in (np.flatnonzero(there & positive), np.flatnonzero(there & ~positive)):
+        if group.size:
+            drawn[:, group] = rng.multinomial(group.size, np.full(group.size, 1 / group.size), size=replicates)
+    total, weights = np.zeros((replicates, grid.size)), np.zeros(replicates)
+    for labels, scores, patients in both:
+        order = np.argsort(-scores, kind="stable")
+        ends = np.append(np.flatnonzero(np.diff(scores[order])), order.size - 1)
+        weight = drawn[:, patients[order]]
+        hits, false = (np.cumsum(weight * of, axis=1)[:, ends] for of in (labels[order], ~labels[order]))
+        share = hits[:, -1] * false[:, -1]
+        for i in np.flatnonzero(share):
+            fpr, tpr = np.append(0.0, false[i] / false[i, -1]), np.append(0.0, hits[i] / hits[i, -1])
+            total[i] += share[i] * np.interp(grid, fpr, tpr)
+        weights += share
+    curves = total[weights > 0] / weights[weights > 0, None]
+    low, high = np.quantile(curves, [alpha / 2, 1 - alpha / 2], axis=0)
+    return grid, low, high
 
 
 def _average(sweeps: Sequence[Sweep], grid: Floats, curves: list[Floats]) -> Curve | None:

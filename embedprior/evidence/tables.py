@@ -81,13 +81,13 @@ def latex(evidence: Mapping[str, Any]) -> str:
             continue
         lines = [
             r"\begin{table}",
-            rf"\caption{{{_tex(table.title)}}}",
+            rf"\caption{{{latex_text(table.title)}}}",
             rf"\begin{{tabular}}{{{'l' * len(table.header)}}}",
         ]
-        lines += [r"\toprule", " & ".join(map(_tex, table.header)) + r" \\", r"\midrule"]
-        lines += [" & ".join(map(_tex, row)) + r" \\" for row in table.rows]
+        lines += [r"\toprule", " & ".join(map(latex_text, table.header)) + r" \\", r"\midrule"]
+        lines += [" & ".join(map(latex_text, row)) + r" \\" for row in table.rows]
         lines += [r"\bottomrule", r"\end{tabular}"]
-        lines += [rf"\par\footnotesize [{i}] {_tex(note)}" for i, note in enumerate(table.notes, 1)]
+        lines += [rf"\par\footnotesize [{i}] {latex_text(note)}" for i, note in enumerate(table.notes, 1)]
         parts.append("\n".join([*lines, r"\end{table}"]) + "\n")
     return "\n".join(parts)
 
@@ -220,11 +220,13 @@ def _markdown(text: str) -> str:
     return _HTML.sub("&lt;", " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|"))
 
 
-def _tex(text: str) -> str:
+def latex_text(text: str) -> str:
+    """Return text so that LaTeX shows it as it is."""
     for plain, escaped in (
         ("\\", r"\textbackslash "), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("$", r"\$"),
         ("{", r"\{"), ("}", r"\}"), ("~", r"\textasciitilde "), ("^", r"\textasciicircum "),
-        ("<", r"$<$"), (">", r"$>$"), ("Δ", r"$\Delta$"), ("–", "--"),
+        ("<", r"$<$"), (">", r"$>$"), ("Δ", r"$\Delta$"), ("–", "--"), ("−", "$-$"), ("±", r"$\pm$"),
+        ("≥", r"$\geq$"), ("\u202f", r"\,"), ("\u00a0", "~"), ("→", r"$\to$"), ("×", r"$\times$"),
     ):  # fmt: skip
         text = text.replace(plain, escaped)
     return text

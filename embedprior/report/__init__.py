@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from embedprior.report.content import EmbeddingView, EvidenceSection, Report
-from embedprior.report.page import report_html, results_table, summary_markdown, write_report
+from embedprior.report.content import EmbeddingView, EvidenceSection, Figure, Report
+from embedprior.report.markdown import results_table, summary_markdown
+from embedprior.report.output import report_html, write_report
 
 __all__ = [
     "EmbeddingView",
     "EvidenceSection",
+    "Figure",
     "Report",
     "report_html",
     "results_table",

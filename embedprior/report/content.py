@@ -15,6 +15,29 @@ from embedprior.report import formatting
 Floats = NDArray[np.floating[Any]]
 
 
+Table = tuple[str, pd.DataFrame, str]
+"""Heading, table and a note below it."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure with what it shows.
+
+    Attributes:
+        name: of its files (``name.png``, ``name.csv``).
+        caption: stands below it.
+        png: PNG bytes.
+        data: the numbers that are drawn; empty for photographs.
+        alt: what it shows, in words, for who can't see it; the caption where empty.
+    """
+
+    name: str
+    caption: str
+    png: bytes
+    data: pd.DataFrame = field(default_factory=pd.DataFrame)
+    alt: str = ""
+
+
 @dataclass(frozen=True)
 class EvidenceSection:
     """One set of methods scored on the same held-out cases.
@@ -24,10 +47,12 @@ class EvidenceSection:
         evidence: ``methods`` (``method, auc, se, ci_low, ci_high, ci_method, n_pos, n_neg, n_patients, reason``,
             optional ``oracle``) and ``comparisons`` (``a, b, delta, ci_low, ci_high, z, p, p_holm,
             min_detectable_delta, reason``, optional ``verdict``). Undefined values are None or NaN, with ``reason``.
-        predictions: the held-out scores, for the ROC curves: ``exam_id, patient_id, label, method, score, fold,
-            seed, split``.
+        predictions: the held-out scores, for the curves: ``exam_id, patient_id, label, method, score, fold,
+            seed, split``, optional ``resample``.
         method_notes: method → what a reader has to know about it.
         intro: sentences that stand above the table.
+        key: name of the design in ``evidence.json`` and ``predictions.csv``; empty where these hold one alone.
+        tables: of this set alone: support, further metrics, AUC by resample.
     """
 
     heading: str
@@ -35,6 +60,8 @@ class EvidenceSection:
     predictions: pd.DataFrame = field(default_factory=pd.DataFrame)
     method_notes: Mapping[str, str] = field(default_factory=dict)
     intro: Sequence[str] = ()
+    key: str = ""
+    tables: Sequence[Table] = ()
 
 
 @dataclass(frozen=True)
@@ -65,13 +92,18 @@ class Report:
     Attributes:
         title: name of the study.
         question: what was asked, one sentence.
-        lead: what was found, significant or not, in plain sentences.
+        verdict: what became of the declared claims, and what it would take to know more: two sentences a design.
+        lead: what else a reader has to know before the figures.
         evidence: the comparisons, each with its own case list.
+        boundary: ``question, answer, why``: what may be concluded from this study, and what may not.
         flow: ``step, exams, patients, dropped, reason``: how the cohort came about.
-        tables: (heading, table, note).
-        pictures: (caption, PNG bytes).
+        lead_figures: stand right under the verdict.
+        figures: of the whole study.
+        tables: of the whole study.
+        pictures: exams, and maps of embeddings.
         embeddings: for the t-SNE panel.
         caveats: what the figures do not show.
+        checklists: of reporting guidelines.
         run: versions, config, seed, seconds, git.
         failures: items that were skipped, with the reason.
     """
@@ -81,12 +113,17 @@ class Report:
     lead: Sequence[str]
     evidence: Sequence[EvidenceSection]
     flow: pd.DataFrame = field(default_factory=pd.DataFrame)
-    tables: Sequence[tuple[str, pd.DataFrame, str]] = ()
-    pictures: Sequence[tuple[str, bytes]] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Figure] = ()
     embeddings: EmbeddingView | None = None
     caveats: Sequence[str] = ()
     run: Mapping[str, Any] = field(default_factory=dict)
     failures: pd.DataFrame = field(default_factory=pd.DataFrame)
+    verdict: Sequence[str] = ()
+    boundary: pd.DataFrame = field(default_factory=pd.DataFrame)
+    lead_figures: Sequence[Figure] = ()
+    figures: Sequence[Figure] = ()
+    checklists: Sequence[Table] = ()
 
 
 ORACLE_HEADING = "needs CT at inference (oracle)"
@@ -128,7 +165,7 @@ class ComparisonRow:
 
     a: str
     b: str
-    state: formatting.State
+    tone: formatting.Tone
     sentence: str
     delta: str
     z: str
@@ -282,14 +319,14 @@ def _comparison_row(
     return ComparisonRow(
         a=a,
         b=b,
-        state=formatting.state_of(comparison, alpha),
+        tone=formatting.tone_of(comparison),
         sentence=f"{', '.join(block)}: {sentence}" if show_block else sentence,
         delta=formatting.estimate(formatting.signed(comparison.get("delta")), limits),
         z=formatting.fixed(comparison.get("z"), 2),
         p=formatting.bare_p(comparison.get("p"), alpha),
         p_holm=formatting.bare_p(comparison.get("p_holm"), alpha),
         detectable=_detectable(formatting.number(comparison.get("min_detectable_delta"))),
-        verdict=str(comparison.get("verdict") or ""),
+        verdict=formatting.verdict_of(comparison) or str(comparison.get("verdict") or ""),
         cases=cases,
         mark=footnotes.mark(comparison.get("reason")) if missing or comparison.get("reason") else None,
     )

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from embedprior.errors import BadInput
 from embedprior.nn.standardise import Standardiser
-from embedprior.report.content import EmbeddingView
+from embedprior.report.content import EmbeddingView, Figure
 from embedprior.report.figures import BLUE, GREEN, INK, MUTED, ORANGE, VERMILION, png
 
 Floats = NDArray[np.float64]
@@ -50,8 +51,8 @@ def standardised(view: EmbeddingView) -> tuple[Floats, Floats, Floats]:
     return scaler.wide(ct), scaler.wide(generated), Standardiser.fit(cxr).wide(cxr)
 
 
-def embedding_figure(view: EmbeddingView) -> tuple[bytes | None, str]:
-    """Return (PNG bytes, caption); None and the reason when there are too few cases.
+def embedding_figure(view: EmbeddingView) -> Figure | str:
+    """Return the map, or the reason why there is none: too few cases.
 
     Spaces of different width cannot share a map: the radiographs then get a panel of their own.
 
@@ -61,26 +62,28 @@ def embedding_figure(view: EmbeddingView) -> tuple[bytes | None, str]:
     ct, generated, cxr = standardised(view)
     labels = np.asarray(view.labels, dtype=np.float64)
     if len(ct) < MIN_CASES:
-        return None, f"No t-SNE: {len(ct)} held-out cases have all three embeddings, {MIN_CASES} are needed."
+        return f"No t-SNE: {len(ct)} held-out cases have all three embeddings, {MIN_CASES} are needed."
     kept = np.arange(len(ct))
     if len(ct) > MAX_CASES:
         kept = np.sort(np.random.default_rng(view.seed).choice(len(ct), MAX_CASES, replace=False))
     ct, generated, cxr, labels = ct[kept], generated[kept], cxr[kept], labels[kept]
     joint = ct.shape[1] == cxr.shape[1]
     groups = [[ct, generated, cxr]] if joint else [[ct, generated], [cxr]]
-    figure = Figure(figsize=(5.2, 5.4) if joint else (5.2, 9.2), layout="constrained")
+    figure = Canvas(figsize=(5.2, 5.4) if joint else (5.2, 9.2), layout="constrained")
     panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
-    spaces = iter(SPACES)
+    spaces, places = iter(SPACES), list[pd.DataFrame]()
     for axes, arrays in zip(panels, groups, strict=True):
         points = np.split(tsne(np.concatenate(arrays), view.seed), len(arrays))
-        for positions, (_, colour, size) in zip(points, spaces, strict=False):
+        for positions, (name, colour, size) in zip(points, spaces, strict=False):
             _scatter(axes, positions, labels, colour, size)
+            places.append(pd.DataFrame({"space": name, "x": positions[:, 0], "y": positions[:, 1], "label": labels}))
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_color("#c9cfd8")
     figure.legend(
         handles=_legend(view.label_name, labels), loc="outside lower left", ncols=2, fontsize=9, frameon=False
     )
-    return png(figure), _caption(joint, len(kept), len(view.labels), view.seed)
+    caption = _caption(joint, len(kept), len(view.labels), view.seed)
+    return Figure("embedding-map", caption, png(figure), pd.concat(places, ignore_index=True))
 
 
 def tsne(values: Floats, seed: int) -> Floats:
@@ -142,7 +145,7 @@ def path_figure(clouds: Mapping[str, Floats], seed: int) -> bytes:
     """
     names = ["real", *(name for name, _, _ in SAMPLING_STATES)]
     places = dict(zip(names, np.split(tsne(np.concatenate([clouds[n] for n in names]), seed), len(names)), strict=True))
-    figure = Figure(figsize=(9.6, 3.7), layout="constrained")
+    figure = Canvas(figsize=(9.6, 3.7), layout="constrained")
     for axes, (name, title, colour) in zip(
         figure.subplots(1, 3, sharex=True, sharey=True), SAMPLING_STATES, strict=True
     ):

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from embedprior.report.content import EvidenceSection, Report
-from embedprior.report.formatting import comparison_sentence
-from embedprior.report.page import write_report
+from embedprior.report.output import write_report
+from embedprior.report.store import shown_record
+from embedprior.report.verdicts import verdict_sentences
 from embedprior.runs import read_json
 
 
@@ -22,20 +23,13 @@ def write_evaluation_report(out: Path, name: str, evidence: Mapping[str, Any], f
         name: of the predictions table.
         evidence: what ``evaluate_predictions`` returned. frame: the table, for the curves.
     """
-    declared = [c for c in evidence["comparisons"] if c["in_family"]]
-    lead = [comparison_sentence(c, evidence["alpha"]) for c in declared[:MAX_LEAD]]
-    if len(declared) > MAX_LEAD:
-        lead.append(f"{len(declared) - MAX_LEAD} further comparisons stand below.")
     test = frame[frame["split"].astype(str) == "test"] if "split" in frame.columns else frame
     report = Report(
         title=f"Evaluation of {name}",
         question=f"Does another method score higher than {evidence['reference']}?",
-        lead=lead,
+        verdict=verdict_sentences(evidence),
+        lead=[],
         evidence=[EvidenceSection(f"All methods against {evidence['reference']}", evidence, test)],
-        run={k: v for k, v in read_json(out / "run.json").items() if k != "uses"},
+        run=shown_record(read_json(out / "run.json")),
     )
     return write_report(out, report)
-
-
-#: Sentences at the top of the page.
-MAX_LEAD = 12

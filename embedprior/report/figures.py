@@ -1,23 +1,20 @@
-"""The report's figures as PNG bytes: ROC and precision-recall curves, calibration, decision curves, forests."""
+"""The report's main figures: ROC curves with bands, forests of AUCs and of their differences; and how figures look."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
-from embedprior.evidence.curves import mean_pr, mean_roc, sweep, sweeps_of
-from embedprior.evidence.predictions import Block, held_out_blocks
+from embedprior.evidence.curves import mean_roc, roc_band, sweep
 from embedprior.report import formatting
-from embedprior.report.content import alpha_of, oracles
+from embedprior.report.content import Figure, alpha_of, oracles
 
 Floats = NDArray[np.float64]
 
@@ -28,10 +25,10 @@ DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5, 1, 1.5)), (0, (1, 1)))
 WIDTH_INCHES, DPI = 5.2, 170
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Canvas, dpi: int = DPI) -> bytes:
     """Return a figure as PNG bytes without a time stamp."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -66,10 +63,8 @@ def method_roc(rows: pd.DataFrame) -> tuple[Floats, Floats] | None:
     Scores of different folds and seeds are never pooled: the curves are averaged at equal false positive rate,
     weighted by positives x negatives, so that the area under the mean is the fold-stratified AUC.
     """
-    keys = [k for k in ("resample", "fold", "seed") if k in rows.columns and rows[k].notna().any()]
-    groups = [group for _, group in rows.groupby(keys, dropna=False)] if keys else [rows]
     sweeps = []
-    for group in groups:
+    for group in fits_of(rows):
         positive = group["label"].to_numpy(dtype=np.float64) == 1
         if positive.any() and not positive.all():
             sweeps.append(sweep(positive, group["score"].to_numpy(dtype=np.float64)))
@@ -88,8 +83,39 @@ def style_of(methods: list[str], needs_ct: frozenset[str]) -> dict[str, dict[str
     return styles
 
 
-def roc_figure(evidence: Mapping[str, Any], predictions: pd.DataFrame, label: str | None = None) -> bytes | None:
-    """Return the ROC curves of every method, or None when none can be drawn.
+#: Curves of more methods than this can't be told apart; tables hold all of them.
+MAX_CURVES = 8
+
+
+def shown_methods(evidence: Mapping[str, Any], limit: int = MAX_CURVES) -> list[str]:
+    """Return the methods that a figure of curves shows: the reference, those of declared claims, others, one oracle.
+
+    Example:
+        >>> rows = [{"method": name, "auc": 0.8, "oracle": name == "ct"} for name in ("ct", "a", "b", "cxr")]
+        >>> shown_methods({"methods": rows, "comparisons": [], "reference": "cxr"}, 3)
+        ['cxr', 'a', 'ct']
+    """
+    needs_ct = oracles(evidence)
+    known = [str(m["method"]) for m in evidence.get("methods", ()) if formatting.number(m.get("auc")) is not None]
+    claimed = [c[end] for c in evidence.get("comparisons", ()) if c.get("in_family", True) for end in ("a", "b")]
+    ordered = dict.fromkeys([str(evidence.get("reference")), *map(str, claimed), *known])
+    deployable = [m for m in ordered if m in known and m not in needs_ct]
+    oracle = [m for m in dict.fromkeys(known) if m in needs_ct]
+    room = limit if not oracle else limit - 1
+    chosen = deployable[:room]
+    return chosen + oracle[: limit - len(chosen)]
+
+
+def left_out(evidence: Mapping[str, Any], shown: Sequence[str]) -> str:
+    """Return a sentence about the methods that a figure leaves out; empty where it shows all."""
+    known = dict.fromkeys(
+        m["method"] for m in evidence.get("methods", ()) if formatting.number(m.get("auc")) is not None
+    )
+    return f" {len(shown)} of {len(known)} methods are drawn; the tables hold all." if len(known) > len(shown) else ""
+
+
+def roc_figure(evidence: Mapping[str, Any], predictions: pd.DataFrame, label: str | None = None) -> Figure | None:
+    """Return the ROC curves, a band around those of the first declared claim; None when none can be drawn.
 
     The AUCs in the legend are the evaluated ones, never recomputed here.
 
@@ -107,19 +133,28 @@ def roc_figure(evidence: Mapping[str, Any], predictions: pd.DataFrame, label: st
     aucs = {str(m["method"]): m.get("auc") for m in declared}
     needs_ct = oracles(evidence)
     styles = style_of(list(aucs), needs_ct)
-    scored = set(rows["method"])
-    curves = {m: method_roc(rows[rows["method"] == m]) for m in aucs if m in scored}
+    scored, chosen = set(rows["method"]), shown_methods(evidence)
+    curves = {m: method_roc(rows[rows["method"] == m]) for m in chosen if m in scored and m in aucs}
     if not any(curve is not None for curve in curves.values()):
         return None
-    ordered = [m for m in curves if m not in needs_ct] + [m for m in curves if m in needs_ct]
-    legend_inches = 0.2 * len(ordered) + 0.25
-    figure = Figure(figsize=(WIDTH_INCHES, WIDTH_INCHES - 0.3 + legend_inches), layout="constrained")
+    banded = [m for m in curves if m not in needs_ct][:2]
+    first = next((c for c in evidence.get("comparisons", ()) if c.get("in_family")), None)
+    if first is not None and first["a"] in curves and first["b"] in curves:
+        banded = [str(first["a"]), str(first["b"])]
+    legend_inches = 0.2 * len(curves) + 0.25
+    figure = Canvas(figsize=(WIDTH_INCHES, WIDTH_INCHES - 0.3 + legend_inches), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#b9c0ca", linewidth=1, zorder=0)
-    for method in ordered:
-        curve, name = curves[method], method + (" (oracle: needs CT)" if method in needs_ct else "")
+    drawn: list[pd.DataFrame] = []
+    for method, curve in curves.items():
+        name = method + (" (oracle: needs CT)" if method in needs_ct else "")
         x, y = curve if curve is not None else (np.array([]), np.array([]))
         axes.plot(x, y, label=f"{name}  {formatting.fixed(aucs[method])}", **styles[method])
+        drawn.append(pd.DataFrame({"method": method, "false_positive_rate": x, "sensitivity": y}))
+        if method in banded and curve is not None:
+            grid, low, high = roc_band(_parts(rows[rows["method"] == method]), alpha_of(evidence))
+            axes.fill_between(grid, low, high, color=styles[method]["color"], alpha=0.13, linewidth=0)
+            drawn.append(pd.DataFrame({"method": method, "false_positive_rate": grid, "low": low, "high": high}))
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.set_xlabel("1 − specificity", fontsize=10, color=INK)
     axes.set_ylabel("sensitivity", fontsize=10, color=INK)
@@ -128,27 +163,106 @@ def roc_figure(evidence: Mapping[str, Any], predictions: pd.DataFrame, label: st
         loc="outside lower left", fontsize=9, frameon=False, title="AUC", title_fontsize=9, alignment="left",
         labelspacing=0.3,
     )  # fmt: skip
-    return png(figure)
+    suffix, percent = f" for {label}" if label else "", formatting.percent(alpha_of(evidence))
+    caption = (
+        f"ROC curves on the held-out cases{suffix}{_averaging(evidence)}. Bands: "
+        f"{percent} at each point, by resampled patients, for {' and '.join(banded)}.{left_out(evidence, list(curves))}"
+    )
+    alt = "ROC curves. AUC: " + ", ".join(f"{m} {formatting.fixed(aucs[m])}" for m in curves)
+    name = "roc" + (f"-{label}" if label else "")
+    return Figure(name, caption, png(figure), pd.concat(drawn, ignore_index=True), alt)
 
 
-def forest_figure(evidence: Mapping[str, Any]) -> bytes | None:
+def _averaging(evidence: Mapping[str, Any]) -> str:
+    rows = evidence.get("methods", ())
+    kinds = (("n_folds", "folds"), ("n_seeds", "seeds"), ("n_resamples", "resamples"))
+    names = [name for key, name in kinds if any((m.get(key) or 1) > 1 for m in rows)]
+    return f", averaged over {' and '.join(names)} at equal false positive rate" if names else ""
+
+
+def fits_of(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return one method's rows by resample, fold and seed: what one fit scored."""
+    keys = [k for k in ("resample", "fold", "seed") if k in rows.columns and rows[k].notna().any()]
+    return [group for _, group in rows.groupby(keys, dropna=False)] if keys else [rows]
+
+
+def _parts(rows: pd.DataFrame) -> list[tuple[NDArray[np.bool_], Floats, NDArray[np.int64]]]:
+    number = rows.assign(number=pd.factorize(rows["patient_id"])[0])
+    return [
+        (part["label"].to_numpy() == 1, part["score"].to_numpy(dtype=np.float64), part["number"].to_numpy(np.int64))
+        for part in fits_of(number)
+    ]
+
+
+def auc_figure(evidence: Mapping[str, Any]) -> Figure | None:
+    """Return a forest of the AUCs with their intervals, oracles apart; None when no AUC has an interval."""
+    rows = [m for m in evidence.get("methods", ()) if formatting.number(m.get("auc")) is not None]
+    if not any(formatting.number(m.get("ci_low")) is not None for m in rows):
+        return None
+    needs_ct, several = oracles(evidence), len({m.get("label_name") for m in rows}) > 1
+    rows = sorted(rows, key=lambda m: str(m["method"]) in needs_ct)
+    figure = Canvas(figsize=(WIDTH_INCHES, 0.3 * len(rows) + 0.9), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0.5, color="#b9c0ca", linewidth=1)
+    for place, row in enumerate(rows):
+        colour = MUTED if str(row["method"]) in needs_ct else BLUE
+        low, high = (formatting.number(row.get(k)) for k in ("ci_low", "ci_high"))
+        if low is not None and high is not None:
+            axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+        axes.plot([row["auc"]], [place], marker="o", markersize=6, color=colour)
+    names = [
+        short_name(row["method"]) + (f" · {row['label_name']}" if several else "")
+        + (" (needs CT)" if str(row["method"]) in needs_ct else "") for row in rows
+    ]  # fmt: skip
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(f"AUC ({formatting.percent(alpha_of(evidence))} CI)", fontsize=10, color=INK)
+    clean(axes)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#e5e8ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    data = pd.DataFrame([{k: m.get(k) for k in ("method", "label_name", "auc", "ci_low", "ci_high")} for m in rows])
+    alt = "AUC by method: " + "; ".join(
+        f"{m['method']} {formatting.fixed(m['auc'])} ({formatting.interval(m.get('ci_low'), m.get('ci_high'))})"
+        for m in rows
+    )
+    return Figure("auc", "AUC of every method; grey: needs CT at inference.", png(figure), data, alt)
+
+
+#: A longer name is cut in figures; tables hold it whole.
+MAX_NAME = 34
+
+
+def short_name(name: Any) -> str:
+    """Return a method's name as figures show it: cut in the middle where it would take the figure's width.
+
+    Example:
+        >>> short_name("prior"), short_name("a" * 40 + "end")
+        ('prior', 'aaaaaaaaaaaaaaaaaa…aaaaaaaaaaaaend')
+    """
+    text = str(name)
+    return text if len(text) <= MAX_NAME else f"{text[:18]}…{text[-(MAX_NAME - 19) :]}"
+
+
+def forest_figure(evidence: Mapping[str, Any]) -> Figure | None:
     """Return the differences of AUC with their intervals, grouped by what they are compared with.
 
-    Filled points are significant, hollow ones are not; a bracket marks the smallest detectable difference.
-    Comparisons with an oracle stand at the bottom in grey. None when there is nothing to draw.
+    Filled points are of supported claims; a bracket marks the smallest detectable difference. Comparisons with an
+    oracle stand at the bottom in grey. None when there is nothing to draw.
     """
     comparisons, needs_ct, alpha = list(evidence.get("comparisons", ())), oracles(evidence), alpha_of(evidence)
     if not any(formatting.number(c.get("delta")) is not None for c in comparisons):
         return None
     lines = list(_forest_lines(comparisons, needs_ct))
-    figure = Figure(figsize=(WIDTH_INCHES, 0.33 * len(lines) + 0.95), layout="constrained")
+    figure = Canvas(figsize=(WIDTH_INCHES, 0.33 * len(lines) + 0.95), layout="constrained")
     axes = figure.subplots()
     axes.set_xlim(*_reach(comparisons))
     axes.axvline(0, color=INK, linewidth=1)
     for row, (_, comparison, is_oracle) in enumerate(lines):
         if comparison is None:
             continue
-        _forest_row(axes, row, comparison, alpha, MUTED if is_oracle else BLUE)
+        _forest_row(axes, row, comparison, MUTED if is_oracle else BLUE)
     axes.set_yticks(range(len(lines)), [text for text, _, _ in lines])
     for tick, (_, comparison, _) in zip(axes.get_yticklabels(), lines, strict=True):
         tick.set_fontweight("bold" if comparison is None else "normal")
@@ -159,7 +273,14 @@ def forest_figure(evidence: Mapping[str, Any]) -> bytes | None:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#e5e8ec", linewidth=0.8)
     axes.set_axisbelow(True)
-    return png(figure)
+    names = ("a", "b", "label_name", "delta", "ci_low", "ci_high", "p", "p_holm", "min_detectable_delta", "verdict")
+    data = pd.DataFrame([{k: c.get(k) for k in names} for c in comparisons])
+    caption = (
+        "Differences of AUC. Filled points: claims that are supported; all others are hollow. Orange brackets: the "
+        "smallest difference that these sizes could detect."
+    )
+    alt = " ".join(formatting.comparison_sentence(c, alpha) for c in comparisons[:20])
+    return Figure("differences", caption, png(figure), data, alt)
 
 
 def _reach(comparisons: list[Mapping[str, Any]]) -> tuple[float, float]:
@@ -180,17 +301,17 @@ def _forest_lines(
     names = list(dict.fromkeys(map(group, comparisons)))
     several_labels = len({c.get("label_name") for c in comparisons}) > 1
     for is_oracle, reference in sorted(names, key=lambda name: name[0]):
-        yield f"{'oracle against' if is_oracle else 'against'} {reference}", None, is_oracle
+        yield f"{'oracle against' if is_oracle else 'against'} {short_name(reference)}", None, is_oracle
         for comparison in comparisons:
             if group(comparison) == (is_oracle, reference):
                 suffix = f" · {comparison['label_name']}" if several_labels else ""
-                yield f"{comparison['a']}{suffix}", comparison, is_oracle
+                yield f"{short_name(comparison['a'])}{suffix}", comparison, is_oracle
 
 
-def _forest_row(axes: Axes, row: int, comparison: Mapping[str, Any], alpha: float, colour: str) -> None:
+def _forest_row(axes: Axes, row: int, comparison: Mapping[str, Any], colour: str) -> None:
     delta, low, high = (formatting.number(comparison.get(k)) for k in ("delta", "ci_low", "ci_high"))
     if delta is None:
-        axes.text(0.01, row, "not testable", va="center", fontsize=8, color=MUTED, style="italic")
+        axes.text(0.01, row, "no difference can be computed", va="center", fontsize=8, color=MUTED, style="italic")
         return
     detectable = formatting.number(comparison.get("min_detectable_delta"))
     if detectable is not None:
@@ -198,9 +319,9 @@ def _forest_row(axes: Axes, row: int, comparison: Mapping[str, Any], alpha: floa
             axes.plot([edge, edge], [row - 0.22, row + 0.22], color=ORANGE, linewidth=1.6)
     if low is not None and high is not None:
         axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
-    significant = formatting.state_of(comparison, alpha) in ("higher", "lower")
+    supported = formatting.tone_of(comparison) == "supported"
     axes.plot(
-        [delta], [row], marker="o", markersize=6.5, color=colour, markerfacecolor=colour if significant else "white",
+        [delta], [row], marker="o", markersize=6.5, color=colour, markerfacecolor=colour if supported else "white",
         markeredgewidth=1.6,
     )  # fmt: skip
     if low is None or high is None:
@@ -208,107 +329,3 @@ def _forest_row(axes: Axes, row: int, comparison: Mapping[str, Any], alpha: floa
             "no interval", (delta, row), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8,
             color=MUTED, style="italic",
         )  # fmt: skip
-
-
-Draw = Callable[[Axes, str, dict[str, Any]], bool]
-
-
-def draw_curves(predictions: pd.DataFrame | Sequence[Block], evidence: Mapping[str, Any]) -> dict[str, bytes]:
-    """Draw the curves of every method, one set per label.
-
-    Args:
-        predictions: the long table that was evaluated, or its ``held_out_blocks``.
-        evidence: what ``evaluate_predictions`` made of them.
-
-    Returns:
-        ``{file name: PNG}``: ``roc``, ``precision_recall``, ``calibration`` and ``decision`` (with ``-LABEL`` where
-        there are several labels). A figure without a defined curve, such as the calibration of scores that are no
-        probabilities, is left out. Several seeds, folds and resamples are averaged; oracles are grey.
-    """
-    blocks = predictions
-    if isinstance(blocks, pd.DataFrame):
-        blocks = held_out_blocks(blocks, evidence["unit"], evidence["patient_label"])
-    labels = list(dict.fromkeys(b.label_name for b in blocks))
-    drawn: dict[str, bytes] = {}
-    for label in labels:
-        mine = [b for b in blocks if b.label_name == label]
-        rows = [r for r in evidence["methods"] if r["label_name"] == label and r["method"] in mine[0].methods]
-        suffix = f"-{label}".replace("/", "_") if len(labels) > 1 else ""
-        for name, figure in _figures(mine, rows).items():
-            if figure is not None:
-                drawn[f"{name}{suffix}.png"] = png(figure)
-    return drawn
-
-
-def _figures(blocks: Sequence[Block], rows: Sequence[Mapping[str, Any]]) -> dict[str, Figure | None]:
-    by_name = {r["method"]: r for r in rows}
-    with ThreadPoolExecutor() as pool:
-        sweeps = dict(zip(by_name, pool.map(lambda m: sweeps_of(blocks, m), by_name), strict=True))
-    prevalence = sum(b.labels.sum() for b in blocks) / max(sum(b.labels.size for b in blocks), 1)
-
-    def roc(axes: Axes, method: str, style: dict[str, Any]) -> bool:
-        points = mean_roc(sweeps[method])
-        auc = by_name[method]["auc"]
-        if points is None or auc is None:
-            return False
-        axes.plot(*points, label=f"{method}: {auc:.3f}", **style)
-        return True
-
-    def pr(axes: Axes, method: str, style: dict[str, Any]) -> bool:
-        points = mean_pr(sweeps[method])
-        if points is None:
-            return False
-        axes.plot(*points, drawstyle="steps-pre", label=method, **style)
-        return True
-
-    def calibration(axes: Axes, method: str, style: dict[str, Any]) -> bool:
-        bins = [b for b in by_name[method]["reliability"] or () if b["n"] > 0]
-        axes.plot(
-            [b["mean_score"] for b in bins], [b["observed"] for b in bins], marker="o", ms=3, label=method, **style
-        )
-        return bool(bins)
-
-    def decision(axes: Axes, method: str, style: dict[str, Any]) -> bool:
-        curve = by_name[method]["decision_curve"] or ()
-        low, high = ([c.get(k) for c in curve] for k in ("ci_low", "ci_high"))
-        if curve and None not in (*low, *high):
-            axes.fill_between([c["threshold"] for c in curve], low, high, color=style["color"], alpha=0.12, lw=0)
-        axes.plot([c["threshold"] for c in curve], [c["net_benefit"] for c in curve], label=method, **style)
-        return bool(curve)
-
-    found = {
-        "roc": _figure(rows, roc, "False positive rate", "Sensitivity", [(0, 1), (0, 1)], "chance"),
-        "precision_recall": _figure(
-            rows, pr, "Recall", "Precision", [(0, 1), (prevalence, prevalence)], f"prevalence {prevalence:.3f}"
-        ),
-        "calibration": _figure(rows, calibration, "Mean score", "Observed share", [(0, 1), (0, 1)], "perfect"),
-    }
-    curves = [r["decision_curve"] for r in rows if r["decision_curve"]]
-    if curves:
-        all_line = [c["threshold"] for c in curves[0]], [c["treat_all"] for c in curves[0]]
-        figure = _figure(rows, decision, "Threshold probability", "Net benefit", list(all_line), "treat all")
-        if figure is not None:
-            axes = figure.axes[0]
-            axes.axhline(0, color=MUTED, lw=0.8)
-            top = max(c["net_benefit"] for curve in curves for c in curve)
-            axes.set_ylim(-0.25 * max(top, 0.05), 1.15 * max(top, prevalence, 0.05))
-        found["decision"] = figure
-    return found
-
-
-def _figure(
-    rows: Sequence[Mapping[str, Any]], draw: Draw, x: str, y: str, guide: Sequence[Any], guide_name: str
-) -> Figure | None:
-    figure = Figure(figsize=(5.2, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(*guide, color=MUTED, lw=0.8, ls=(0, (4, 3)), label=guide_name)
-    styles = cycle([{"color": c, "ls": d, "lw": 1.6} for d in DASHES for c in PALETTE])
-    drawn = [
-        draw(axes, r["method"], {"color": MUTED, "lw": 1.2, "ls": "-"} if r["oracle"] else next(styles)) for r in rows
-    ]
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    clean(axes)
-    axes.legend(frameon=False, fontsize=8)
-    return figure if any(drawn) else None

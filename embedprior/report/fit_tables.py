@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from embedprior.report.content import Table
 from embedprior.runs import read_json
 from embedprior.study.config import method_infos
 from embedprior.study.run import StudyResult
 from embedprior.study.runner import RECORD
 
-Table = tuple[str, pd.DataFrame, str]
 RIVAL = "direct-head"
 """Has the same optimum as a prior."""
 AUC_TOLERANCE, BRIER_TOLERANCE = 0.01, 0.05
@@ -34,6 +34,19 @@ def fit_table(result: StudyResult) -> Table:
     table = frame.groupby("method", sort=False).sum().reset_index()
     table["seconds"] = table["seconds"].round(1)
     return ("Fits", table, "Seconds of this run; a reused fit costs only the time to find it.")
+
+
+def cost_tables(result: StudyResult) -> list[Table]:
+    """Return what each method costs: fits and their time, parameters that are trained, optimiser steps."""
+    _, table, note = fit_table(result)
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for _, method, fit in _fits(result):
+        rows.setdefault(method, []).append(fit)
+    for name, key in (("parameters trained", "trainable"), ("parameters in all", "total"), ("steps a fit", "steps")):
+        known = {m: [one[key] for one in fits if one.get(key) is not None] for m, fits in rows.items()}
+        table[name] = [round(fmean(known[m])) if known.get(m) else None for m in table["method"]]
+    note += " Parameters in all count frozen heads that a method reads, not the encoders before the caches."
+    return [("Parameters and compute", table, note)]
 
 
 def choice_tables(result: StudyResult) -> list[Table]:

@@ -12,7 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-State = Literal["higher", "lower", "not significant", "not testable"]
+from embedprior.evidence.tables import latex_text
+
+Tone = Literal["supported", "excluded", "open"]
+EXPLORATORY = "exploratory"
 
 UNDEFINED = "–"
 MINUS = "−"
@@ -112,53 +115,67 @@ def deciding_p(comparison: Mapping[str, Any]) -> tuple[str, float | None]:
     return ("Holm p", holm) if holm is not None else ("p", number(comparison.get("p")))
 
 
-def state_of(comparison: Mapping[str, Any], alpha: float = 0.05) -> State:
-    """Return which of four states a comparison is in at level ``alpha``."""
-    delta, (_, p) = number(comparison.get("delta")), deciding_p(comparison)
-    if delta is None or p is None:
-        return "not testable"
-    if p > alpha:
-        return "not significant"
-    return "higher" if delta > 0 else "lower"
+def verdict_of(comparison: Mapping[str, Any]) -> str:
+    """Return the verdict on a declared claim, as the evidence gives it; empty for what was only looked at."""
+    verdict = str(comparison.get("verdict") or "")
+    return "" if verdict == EXPLORATORY else verdict
+
+
+def tone_of(comparison: Mapping[str, Any]) -> Tone:
+    """Return how a comparison is coloured: by its verdict alone, so that colour and words can't disagree."""
+    verdict = verdict_of(comparison)
+    if verdict.startswith("supported"):
+        return "supported"
+    return "excluded" if verdict.startswith("excluded") else "open"
+
+
+def claim_words(comparison: Mapping[str, Any]) -> str:
+    """Return what is claimed: ``prior better than cxr-only``, ``… not worse than … by 0.03``, ``… within ±0.03 of …``.
+
+    Example:
+        >>> claim_words({"a": "prior", "b": "direct-head", "kind": "non-inferior", "margin": 0.03})
+        'prior not worse than direct-head by 0.03'
+    """
+    a, b, margin = comparison["a"], comparison["b"], number(comparison.get("margin"))
+    if margin is None:
+        return f"{a} better than {b}"
+    return f"{a} within ±{margin:g} of {b}" if comparison.get("kind") == "equivalent" else (
+        f"{a} not worse than {b} by {margin:g}")  # fmt: skip
 
 
 def comparison_sentence(comparison: Mapping[str, Any], alpha: float = 0.05, cases: str = "") -> str:
-    """Return what a comparison of AUC a - AUC b shows, in words.
+    """Return what a comparison of AUC a - AUC b shows, in words: the verdict first, then the figures it rests on.
+
+    A comparison that was not declared has no verdict: its figures are described, and p is not adjusted.
 
     Args:
         comparison: one entry of ``evidence["comparisons"]``.
         alpha: level of the tests and intervals.
         cases: the support in words, appended.
     """
-    a, b, state = comparison["a"], comparison["b"], state_of(comparison, alpha)
+    verdict, reason = verdict_of(comparison), comparison.get("reason")
     tail = f"; {cases}" if cases else ""
-    if state == "not testable":
-        delta = number(comparison.get("delta"))
-        seen = f"Δ = {signed(delta)}, " if delta is not None else ""
-        return f"{a} against {b}: not testable: {seen}{comparison.get('reason') or NO_REASON}{tail}."
+    head = f"{claim_words(comparison)}: {verdict}" if verdict else f"{comparison['a']} against {comparison['b']}"
+    if number(comparison.get("delta")) is None:
+        return f"{head}: no difference can be computed: {reason or NO_REASON}{tail}."
+    figures = f"ΔAUC {signed(comparison['delta'])}"
+    if number(comparison.get("ci_low")) is not None and number(comparison.get("ci_high")) is not None:
+        figures += f" ({percent(alpha)} CI {interval(comparison['ci_low'], comparison['ci_high'], sign=True)})"
     name, p = deciding_p(comparison)
-    test = f"{name} {p_digits(p, alpha)}" if p is not None else ""
-    if name == "p":
-        test += " (not adjusted: outside the declared family)"
+    if p is None:
+        return f"{head}: {figures}, no test: {reason or NO_REASON}{tail}."
+    figures += f", {name} {p_digits(p, alpha)}"
     raw = number(comparison.get("p"))
-    if name != "p" and state == "not significant" and raw is not None and raw <= alpha:
-        test += f" ({p_value(raw, alpha)} before adjustment)"
-    limits = interval(comparison.get("ci_low"), comparison.get("ci_high"), sign=True)
-    verdict = str(comparison.get("verdict") or "")
-    tail = (f"; verdict: {verdict}" if verdict and verdict != "exploratory" else "") + tail
-    figures = f"Δ = {signed(comparison['delta'])}, {percent(alpha)} CI {limits}, {test}"
+    if name == "p":
+        figures += " (not adjusted: outside the declared family)"
+    elif raw is not None and raw <= alpha < p:
+        figures += f" ({p_value(raw, alpha)} before adjustment)"
     corrected = comparison.get("corrected") or {}
     if number(corrected.get("p")) is not None:
         figures += f"; paying for the choice of training cases {p_value(corrected['p'], alpha)} ({corrected['test']})"
-    margin = number(comparison.get("margin"))
-    if margin is not None:
-        same = "as good as" if comparison.get("kind") == "equivalent" else "not worse than"
-        sign = "±" if comparison.get("kind") == "equivalent" else MINUS
-        shown = "shown" if p is not None and p <= alpha else "not shown"
-        return f"{a} is {same} {b} within {sign}{margin:g}: {shown}: {figures}{tail}."
-    if state != "not significant":
-        return f"{a} is {state} than {b}: {figures}{tail}."
-    return f"{a} against {b}: not significant: {figures}; {detectable_words(comparison)}{tail}."
+    if verdict and not verdict.startswith("supported"):
+        figures += f"; {detectable_words(comparison)}"
+    return f"{head}: {figures}{tail}."
 
 
 def detectable_words(comparison: Mapping[str, Any]) -> str:
@@ -206,9 +223,9 @@ def cell(value: Any, digits: int = 3) -> str:
     return str(value)
 
 
-def text_table(frame: pd.DataFrame) -> TextTable:
-    """Return a data frame as texts; a float column of whole numbers is shown without decimals."""
-    shown = frame.head(MAX_ROWS)
+def text_table(frame: pd.DataFrame, rows: int = MAX_ROWS) -> TextTable:
+    """Return the first rows of a data frame as texts; a float column of whole numbers is shown without decimals."""
+    shown = frame.head(rows)
     columns, numeric = [], []
     for position in range(shown.shape[1]):
         column = shown.iloc[:, position]
@@ -259,6 +276,33 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric
     rule = ["---:" if right else "---" for right in numeric]
     lines = [[escaped(h) for h in header], rule, *([escaped(c) for c in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def latex_table(caption: str, frame: pd.DataFrame, note: str = "") -> str:
+    """Return a data frame as a LaTeX table (booktabs), all rows, every text escaped.
+
+    Example:
+        >>> print(latex_table("AUC", pd.DataFrame({"method": ["cxr_only"], "AUC": [0.8]})))
+        \\begin{table}
+        \\caption{AUC}
+        \\begin{tabular}{lr}
+        \\toprule
+        method & AUC \\\\
+        \\midrule
+        cxr\\_only & 0.800 \\\\
+        \\bottomrule
+        \\end{tabular}
+        \\end{table}
+        <BLANKLINE>
+    """
+    shown = text_table(frame, len(frame))
+    columns = "".join("r" if right else "l" for right in shown.numeric)
+    lines = [r"\begin{table}", rf"\caption{{{latex_text(caption)}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines += [" & ".join(map(latex_text, shown.header)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(latex_text, row)) + r" \\" for row in shown.rows]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par\footnotesize {latex_text(note)}"] if note else []
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:

@@ -3,49 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from embedprior.cohort.base import FlowStep, flow_table
-from embedprior.report import EvidenceSection, Report, summary_markdown, write_report
+from embedprior.evidence.decision import SUPPORTED, SUPPORTED_SMALL
+from embedprior.report.checklists import checklists
+from embedprior.report.conclusions import boundary_table
+from embedprior.report.content import EvidenceSection, Report, Table
 from embedprior.report.fit_tables import (
     choice_tables,
-    fit_table,
+    cost_tables,
     learned_table,
     prior_figures,
     prior_warnings,
     unequal_search,
 )
-from embedprior.report.formatting import comparison_sentence
-from embedprior.runs import Run, read_json, write_json
+from embedprior.report.output import finish_report
+from embedprior.report.spreads import label_curve_figure
+from embedprior.report.store import compared_scores
+from embedprior.report.study_figures import case_pictures, estimate_of, label_curve_data, sweep_results
+from embedprior.report.verdicts import verdict_sentences
+from embedprior.runs import Run, write_json
 from embedprior.study.config import SOURCE_ONLY, StudyConfig
 from embedprior.study.confounding import label_conflicts, method_notes, source_by_label, within_source
 from embedprior.study.designs import design_flow
 from embedprior.study.evidence import all_evidence, hypothesis_table
 from embedprior.study.leakage import shared_text
+from embedprior.study.plan import family_size
 from embedprior.study.prepare import StudyData
 from embedprior.study.run import DesignResult, StudyResult
 from embedprior.tables import write_table
-
-Table = tuple[str, pd.DataFrame, str]
-
-
-def sweep_tables(config: StudyConfig, result: StudyResult, evidence: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Return, for each design of a sweep, every method's AUC in every combination of settings."""
-    if not config.sweep:
-        return []
-    tables = []
-    for design in config.designs:
-        rows = []
-        for part in (c for c in result.designs if c.design.name == design.name):
-            aucs = {m["method"]: estimate(m) for m in evidence[part.key]["methods"]}
-            rows.append({**part.variant.settings, **aucs})
-        note = "AUC (95 % CI) by setting. No setting was chosen; Holm adjusts over all of them together."
-        tables.append((f"Sweep: {design.name}", pd.DataFrame(rows), note))
-    return tables
 
 
 def metric_table(metrics: Sequence[str], key: str, evidence: Mapping[str, Any]) -> list[Table]:
@@ -58,21 +49,12 @@ def metric_table(metrics: Sequence[str], key: str, evidence: Mapping[str, Any]) 
         row = {"method": method["method"]}
         for name in metrics:
             found = panel.get(name) or {}
-            row[name] = estimate({"auc": found.get("value"), **{k: found.get(k) for k in ("ci_low", "ci_high")}})
+            row[name] = estimate_of({"auc": found.get("value"), **{k: found.get(k) for k in ("ci_low", "ci_high")}})
             if found.get("value") is None:
                 reasons.append(found.get("reason") or f"{name} is not computed for this design")
         rows.append(row)
     note = "Undefined: " + "; ".join(dict.fromkeys(reasons)) + "." if reasons else ""
     return [(f"Other metrics: {key}", pd.DataFrame(rows), note)]
-
-
-def estimate(row: Mapping[str, Any]) -> str:
-    """Return ``0.812 (0.760–0.855)``, without the interval where there is none, or a dash."""
-    if row["auc"] is None:
-        return "–"
-    if row["ci_low"] is None or row["ci_high"] is None:
-        return f"{row['auc']:.3f}"
-    return f"{row['auc']:.3f} ({row['ci_low']:.3f}–{row['ci_high']:.3f})"
 
 
 SUPPORT_COLUMNS = {
@@ -115,40 +97,48 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
     """Return the report of a study: sentences, tables, and the evidence they rest on."""
     evidence = all_evidence(config, result)
     hypotheses = hypothesis_table(config.hypotheses, evidence, [d.name for d in config.designs if d.split == "fixed"])
-    sections, tables, lead = [], [], []
+    _one_verdict(config, hypotheses, evidence)
+    sections, tables, lead, verdict = [], [], [], []
     if len(hypotheses):
         tables.append(("Declared hypotheses", hypotheses, "Declared in the configuration, before any score was seen."))
-    tables += sweep_tables(config, result, evidence)
+    swept, figures = sweep_results(config, result, evidence)
+    tables += swept
     for part in result.designs:
         rows = result.predictions[result.predictions["design"] == part.key]
         test = rows[rows["split"] == "test"]
         own = evidence[part.key]
         notes = method_notes(part.design, part.targets, result.uses_ct)
-        compared = [m["method"] for m in own["methods"] if m["auc"] is not None]
-        drawn = test[test["method"].isin(compared)] if test["resample"].nunique() == 1 else test.iloc[:0]
         heading = part.design.question or part.design.name
         heading += f" ({part.variant.label})" if part.variant.label else ""
-        # The warnings stand in the introduction, so that the summary has them too.
-        shown = {**own, "warnings": []}
-        sections.append(EvidenceSection(heading, shown, drawn, notes, _intro(part, own)))
         inside = _inside_sources(part, test)
+        own_tables = _design_tables(part, test, result.support, own, inside)
+        own_tables += metric_table(part.variant.config.metrics, part.key, own)
+        scores = compared_scores(own, rows.drop(columns="design"))
+        sections.append(EvidenceSection(heading, own, scores, notes, _intro(part, own), part.key, own_tables))
         lead += _findings(part, own, inside)
-        tables += _design_tables(part, test, result.support, own, inside)
-        tables += metric_table(part.variant.config.metrics, part.key, own)
+        verdict += verdict_sentences(own, part.key if len(result.designs) > 1 else "", _family_of(part, config, result))
     for external in result.study.data[0].externals.values():
         tables.append((f"Who was included: {external.name}", flow_table(external.cohort.flow), "The external cohort."))
     priors = prior_figures(result)
     lead += prior_warnings(priors)
-    tables += [*learned_table(priors), *choice_tables(result), fit_table(result)]
+    tables += [*learned_table(priors), *choice_tables(result), *cost_tables(result)]
     tables += _leakage_tables(config, result.study.data[0])
+    alpha = config.inference.alpha
+    curve = label_curve_figure(label_curve_data(result, evidence), "", alpha)
     report = Report(
         title=config.title,
         question="; ".join(d.question for d in config.designs if d.question),
+        verdict=verdict,
         lead=lead,
         evidence=sections,
+        boundary=boundary_table(config, result, evidence),
         flow=flow_table(scored_flow(result)),
+        lead_figures=[] if curve is None else [curve],
+        figures=figures,
         tables=tables,
+        pictures=case_pictures(config, result, evidence),
         caveats=[*_caveats(config, result), *unequal_search(result), *config.caveats],
+        checklists=checklists(config, result, evidence),
         failures=pd.DataFrame(failure_records(result)),
     )
     found = {"schema_version": 1, "designs": evidence, "hypotheses": hypotheses.to_dict("records")}
@@ -176,20 +166,35 @@ def write_tables(out: Path, result: StudyResult) -> None:
 def write_results(out: Path, result: StudyResult, content: StudyReport, run: Run) -> str:
     """Write evidence, summary and report; return the summary."""
     write_json(out / "evidence.json", content.evidence)
-    run.finish("", failure_records(result), **({"priors": content.priors} if content.priors else {}))
-    record = {k: v for k, v in read_json(out / "run.json").items() if k != "uses"}  # every fit: pages of them
-    report = replace(content.report, run=record)
-    summary = summary_markdown(report)
-    (out / "summary.md").write_text(summary, encoding="utf-8")
-    write_report(out, report)
-    run.seal()
-    return summary
+    priors = {"priors": content.priors} if content.priors else {}
+    return finish_report(run, content.report, failure_records(result), **priors)
 
 
 def failure_records(result: StudyResult) -> list[dict[str, str]]:
     """Return what was skipped: images that can't be read, fits that failed, cases without a score."""
     skipped = [*result.failures, *result.unfitted, *result.unscored]
     return [{k: f[k] for k in ("exam_id", "stage", "reason")} for f in skipped]
+
+
+def _one_verdict(config: StudyConfig, hypotheses: pd.DataFrame, evidence: Mapping[str, dict[str, Any]]) -> None:
+    """Give a claim on a fixed split the status that the hypotheses' table gives it, wherever else it is shown."""
+    fixed = {d.name for d in config.designs if d.split == "fixed"}
+    for h in config.hypotheses:
+        if h.design not in fixed or h.declared is None:
+            continue
+        for key in (k for k in evidence if k.split("@")[0] == h.design):
+            named = hypotheses[hypotheses["hypothesis"] == h.name]
+            if "settings" in named:
+                named = named[named["settings"] == key.partition("@")[2]]
+            for row in evidence[key]["comparisons"]:
+                if row["claim"] == h.declared.text and len(named) and row["verdict"] in (SUPPORTED, SUPPORTED_SMALL):
+                    row["verdict"] = str(named["status"].iloc[0])
+
+
+def _family_of(part: DesignResult, config: StudyConfig, result: StudyResult) -> int | None:
+    """Return the claims that Holm adjusts over, as the plan counts them; None where a design is judged by itself."""
+    declared = any(h.design == part.design.name and h.declared is not None for h in config.hypotheses)
+    return family_size(config, result.study) if declared else None
 
 
 def _intro(part: DesignResult, evidence: Mapping[str, Any]) -> list[str]:
@@ -231,7 +236,7 @@ def _intro(part: DesignResult, evidence: Mapping[str, Any]) -> list[str]:
     reasons = {m["reason"] for m in evidence["methods"]}
     if any(m.get("auc_per_resample") for m in evidence["methods"]) and len(reasons) == 1 and None not in reasons:
         sentences.append(f"Each AUC is a mean over the resamples and has no interval: {reasons.pop()}.")
-    return [*sentences, *(f"Note: {text}." for text in evidence.get("warnings", ()))]
+    return sentences
 
 
 def _outside(part: DesignResult) -> str:
@@ -258,12 +263,11 @@ def _inside_sources(part: DesignResult, rows: pd.DataFrame) -> dict[str, pd.Data
 
 def _findings(part: DesignResult, evidence: Mapping[str, Any], inside: Mapping[str, pd.DataFrame]) -> list[str]:
     targets, name = part.targets, part.key
+    sentences = []
     declared = [c for c in evidence["comparisons"] if c["in_family"]]
     if declared and all(c["p"] is None for c in declared):
         why = declared[0]["reason"]
         sentences = [f"{name}: none of the {len(declared)} declared comparisons can be tested: {why}."]
-    else:
-        sentences = [f"{name}: {comparison_sentence(c, evidence['alpha'])}" for c in declared]
     for row in evidence["methods"]:
         if row["auc"] is None:
             sentences.append(f"{name}: {row['method']} has no AUC: {row['reason']}.")

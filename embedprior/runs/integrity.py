@@ -243,6 +243,30 @@ def refuse_changed_result(path: Path, record: str = "run.json") -> None:
         )
 
 
+def reseal(folder: Path, names: Iterable[str], record: str = "run.json") -> None:
+    """Bring the checksums of some results of a run up to date, after these were written anew; the others stay.
+
+    Args:
+        folder: of the run.
+        names: files, and folders that hold nothing else.
+        record: of the run.
+
+    Raises:
+        BadInput: the record is not what the run wrote.
+    """
+    kept = read_json(folder / record)
+    if not has_own_checksum(kept):
+        raise BadInput(f"{folder / record} no longer has the contents it was written with. Next: run the command again")
+    files = kept["files"]
+    for name in names:
+        path = folder / name
+        for known in [one for one in files if one == name or one.startswith(f"{name}/")]:
+            del files[known]
+        found = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+        files |= file_records(folder, found)
+    write_json(folder / record, with_checksum(kept))
+
+
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     for where, names, files in os.walk(folder):
         names.sort()

@@ -117,6 +117,10 @@ class MetricsLog:
             handle.write(json.dumps(canonical(fields), sort_keys=True) + "\n")
 
 
+FOLDERS = ("cohort", "images", "figures", "tables")
+"""Folders of a run whose files are results, under a checksum each."""
+
+
 class Run:
     """The folder of one command: ``run.json``, ``metrics.jsonl``, ``summary.md``, ``failures.csv``.
 
@@ -205,7 +209,7 @@ class Run:
         """Write ``run.json`` with the sha256 of every result that lies in the folder now, and of itself."""
         results = [path for path in self.out.iterdir() if path.is_file() and path.name not in (RECORD, "metrics.jsonl")]
         results = [path for path in results if not path.name.startswith(".")]
-        results += [path for name in ("cohort", "images") for path in (self.out / name).rglob("*") if path.is_file()]
+        results += [path for name in FOLDERS for path in (self.out / name).rglob("*") if path.is_file()]
         self._record["files"] = file_records(self.out, results)
         write_json(self.out / RECORD, with_checksum(self._record))
 

@@ -11,7 +11,7 @@ from embedprior.evidence import evaluate_predictions
 from embedprior.evidence.curves import mean_pr, mean_roc, sweep, sweeps_of
 from embedprior.evidence.predictions import blocks_of, held_out_blocks
 from embedprior.evidence.tables import latex, markdown
-from embedprior.report.figures import draw_curves
+from embedprior.report.curves import draw_curves
 
 
 def frame(folds: int = 1, seeds: int = 1) -> pd.DataFrame:

@@ -87,6 +87,7 @@ def evidence() -> dict[str, Any]:
     undefined = {
         "delta": None, "ci_low": None, "ci_high": None, "z": None, "p": None, "p_holm": None,
         "min_detectable_delta": None, "reason": "AUC undefined: only positives (7)",
+        "verdict": "not testable at this size",
     }  # fmt: skip
     return {
         "unit": "patient",
@@ -98,11 +99,11 @@ def evidence() -> dict[str, Any]:
             method("broken", None, se=None, reason="AUC undefined: only positives (7)"),
         ],
         "comparisons": [
-            compared("ct_only", "cxr_only", delta=0.17, p=0.00001, p_holm=None),
-            compared("prior", "cxr_only"),
+            compared("ct_only", "cxr_only", delta=0.17, p=0.00001, p_holm=None, verdict="exploratory"),
+            compared("prior", "cxr_only", verdict="supported"),
             compared(
                 "prior", "direct_head", delta=-0.004, ci_low=-0.02, ci_high=0.012, z=-0.49, p=0.624, p_holm=0.624,
-                min_detectable_delta=0.023,
+                min_detectable_delta=0.023, verdict="inconclusive",
             ),
             compared("broken", "cxr_only", **undefined),
         ],

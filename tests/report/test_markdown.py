@@ -36,7 +36,7 @@ def test_a_footnote_that_only_a_comparison_needs_is_left_to_its_sentence(evidenc
 def test_the_summary_holds_the_answer_the_readings_and_the_research_use_line(report: Report) -> None:
     text = summary_markdown(report)
     assert text.index("The prior gains 0.041.") < text.index("| cxr_only |")
-    assert "- prior against direct_head: not significant: Δ = −0.004" in text
+    assert "- prior better than direct_head: inconclusive: ΔAUC −0.004" in text
     assert "Research use only" in text
 
 

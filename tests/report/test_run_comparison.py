@@ -102,9 +102,9 @@ def test_the_command_prints_writes_and_returns_3_for_a_difference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = _run(tmp_path / "a"), _run(tmp_path / "b", SCORES | {"prior": [0.1, 0.4, 0.35, 0.9]})
-    assert main(["compare", str(a), str(a)]) == 0
+    assert main(["report", "--compare", str(a), str(a)]) == 0
     capsys.readouterr()
-    assert main(["compare", str(a), str(b), "--out", str(tmp_path / "new" / "c.md")]) == 3
+    assert main(["report", "--compare", str(a), str(b), "--out", str(tmp_path / "new" / "c.md")]) == 3
     printed = capsys.readouterr().out
     assert printed.strip() == (tmp_path / "new" / "c.md").read_text().strip()
     assert "| main | prior |" in printed
