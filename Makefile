@@ -7,7 +7,7 @@ JOBS ?= 2
 
 DATA ?= ../shared/data/covid_chestxray
 
-.PHONY: venv demo study mutants test test-isa test-all lint bench docs clean
+.PHONY: venv demo study mutants browser test test-isa test-all lint bench docs clean
 
 venv: $(READY)
 
@@ -47,6 +47,17 @@ test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 	$(BIN)/python tools/faults.py
 	$(MAKE) mutants
+	$(MAKE) browser
+
+# Pages of reports in headless Chromium: valid HTML, axe, no overflow, sorting by keyboard, print. Needs chromium, node
+# and java beside Python; what checks is installed into build/browser.
+browser: $(READY)
+	mkdir -p build/browser
+	cp tools/browser/package.json build/browser/
+	npm install --silent --no-audit --no-fund --ignore-scripts --prefix build/browser
+	OMP_NUM_THREADS=1 $(BIN)/embedprior demo --config quick --out build/browser/demo > /dev/null
+	PYTHONPATH=. $(BIN)/python tools/browser/pages.py build/browser/pages > build/browser/pages.txt
+	node tools/browser/check.mjs build/browser/demo/report.html $$(cat build/browser/pages.txt)
 
 mutants: $(READY)
 	$(BIN)/python tools/mutants.py

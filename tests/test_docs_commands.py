@@ -28,7 +28,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 NOT_RUN = {
-    r"make (test|test-all|bench|docs|demo|study)": "minutes; that the target exists is checked below",
+    r"make (test|test-all|bench|browser|docs|demo|study)": "minutes; that the target exists is checked below",
     r"pip install .*": "changes the environment; that the extra exists is checked below",
     r"embedprior demo --config quick .*": "tests/demo runs it",
     r"embedprior study (plan|run) --config (demo_kfold|covid_pilot|pe_tables|mine\.yaml) .*": "minutes; tests/study",
@@ -42,6 +42,7 @@ NOT_RUN = {
     "or weights that are not here; tests/cli/test_embed.py",
     r"embedprior (init|cohort) .*": "an export of CTs and radiographs; tests/cohort/test_build.py runs them",
     r"embedprior cache .*": "tests/cache and tests/cli run each",
+    r"embedprior report .*": "tests/report runs each",
     r"embedprior bundle .*--push .*": "the hub can't be reached; tests/deploy/test_hub.py has a stand-in for it",
     r"embedprior (train final|bundle|predict) .*(DIR|BUNDLE).*": "the same commands with names are run below",
     r"embedprior evaluate .*(prior|--prevalence).*": "needs rows of a prior; tests/cli/test_evaluate.py",
