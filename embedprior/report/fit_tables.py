@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import pandas as pd
@@ -21,7 +21,7 @@ AUC_TOLERANCE, BRIER_TOLERANCE = 0.01, 0.05
 
 
 def fit_table(result: StudyResult) -> Table:
-    """Return what the fits were: how many, how many were there already, how many failed, and their time."""
+    """Return what the fits were: how many, how many were there already, how many failed, and what each method costs."""
     frame = pd.DataFrame(
         [
             {
@@ -33,7 +33,34 @@ def fit_table(result: StudyResult) -> Table:
     )  # fmt: skip
     table = frame.groupby("method", sort=False).sum().reset_index()
     table["seconds"] = table["seconds"].round(1)
-    return ("Fits", table, "Seconds of this run; a reused fit costs only the time to find it.")
+    records: dict[str, list[Mapping[str, Any]]] = {}
+    for outcome in (o for o in result.outcomes if o.path is not None):
+        assert outcome.path is not None
+        records.setdefault(outcome.job.method, []).append(read_json(outcome.path / RECORD))
+    costs = pd.DataFrame([{"method": name, **_cost_of(found)} for name, found in records.items()], columns=COSTS)
+    note = (
+        "Seconds: of this run; a reused fit costs only the time to find it. A fit: the median over the fits when they "
+        "were made, of the wall clock with networks that several methods share (as if this method had trained them "
+        "itself), and of the processor without them. Peak memory: of the process, libraries and data included."
+    )
+    return ("Fits", table.merge(costs, on="method", how="left").fillna("–"), note)
+
+
+COSTS = ("method", "parameters", "seconds a fit", "CPU seconds a fit", "peak memory (MB)")
+
+
+def _cost_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return parameters trained, seconds and memory of one method; fits of earlier versions hold less."""
+    alone = [float(one["seconds"]) + float(one.get("shared_seconds", 0)) for one in records]
+    busy = [float(one["cpu_seconds"]) for one in records if "cpu_seconds" in one]
+    peaks = [float(one["peak_mb"]) for one in records if one.get("peak_mb") is not None]
+    trained = {fit["trainable"] for one in records if (fit := one.get("fit"))}
+    return {
+        "parameters": f"{max(trained):,}" if trained else "–",
+        "seconds a fit": f"{median(alone):.2f}",
+        "CPU seconds a fit": f"{median(busy):.2f}" if busy else "–",
+        "peak memory (MB)": f"{max(peaks):.0f}" if peaks else "–",
+    }
 
 
 def cost_tables(result: StudyResult) -> list[Table]:

@@ -25,10 +25,12 @@ from embedprior.runs.locks import Lock, claimed
 from embedprior.runs.provenance import record_dependency
 from embedprior.runs.run import (
     QUIET,
+    Cost,
     MetricsLog,
     Run,
     git_revision,
     inner_bar,
+    measured,
     one_thread,
     progress,
     progress_bar,
@@ -37,8 +39,8 @@ from embedprior.runs.run import (
 )
 
 __all__ = [
-    "QUIET", "Artifact", "DiskFull", "Lock", "MetricsLog", "Run", "artifact", "artifacts_root", "canonical", "claimed",
-    "fsync", "git_revision", "hash_array", "hash_file", "hash_of", "inner_bar", "is_full", "make_folder", "one_thread",
-    "progress", "progress_bar", "read_json", "read_record", "record_dependency", "seed_for", "versions", "write_file",
-    "write_json", "write_tensors", "write_text",
+    "QUIET", "Artifact", "Cost", "DiskFull", "Lock", "MetricsLog", "Run", "artifact", "artifacts_root", "canonical",
+    "claimed", "fsync", "git_revision", "hash_array", "hash_file", "hash_of", "inner_bar", "is_full", "make_folder",
+    "measured", "one_thread", "progress", "progress_bar", "read_json", "read_record", "record_dependency",
+    "seed_for", "versions", "write_file", "write_json", "write_tensors", "write_text",
 ]  # fmt: skip

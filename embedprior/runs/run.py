@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -58,6 +59,48 @@ def progress_bar(
     interval = 0.1 if sys.stderr.isatty() else 15.0
     chosen: dict[str, Any] = {"mininterval": interval, "maxinterval": 2 * interval, "leave": True, **settings}
     return _bar_class()(items, desc=desc, total=total, disable=disable, **chosen)
+
+
+@dataclass
+class Cost:
+    """What a piece of work cost this process.
+
+    Attributes:
+        seconds: wall clock.
+        cpu_seconds: of the processor, all threads together: the same on a busy machine.
+        peak_mb: the largest resident memory meanwhile, that of the libraries and the data included, in 10^6 bytes; None
+            where the system does not tell (it does on Linux).
+    """
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_mb: float | None = None
+
+    def record(self) -> dict[str, float | None]:
+        """Return it for a JSON file."""
+        return asdict(self)
+
+
+@contextmanager
+def measured() -> Iterator[Cost]:
+    """Yield a cost that is filled in when the block ends.
+
+    Example:
+        >>> with measured() as cost:
+        ...     total = sum(range(1000))
+        >>> cost.seconds >= 0
+        True
+    """
+    cost, started, busy = Cost(), time.monotonic(), time.process_time()
+    with suppress(OSError):  # not Linux
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts from here
+    yield cost
+    cost.seconds = round(time.monotonic() - started, 3)
+    cost.cpu_seconds = round(time.process_time() - busy, 3)
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        peak_kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+        cost.peak_mb = round(int(peak_kib) * 1024 / 1e6, 1)
 
 
 SHORT_WAIT_S = 2.0

@@ -23,11 +23,14 @@ from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Stage
 from embedprior.students.config import Budget, Count, InputKind, NetworkKind, Positive, Share, TeacherKind, Weight
 from embedprior.students.logit_kd import CxrOnly, hinton
 from embedprior.students.network import StudentNetwork
-from embedprior.students.pilot_networks import TEACHER_WIDTHS
-from embedprior.students.student import LogitStudent, StudentMethod
+from embedprior.students.student import LogitStudent, StudentMethod, shared_network
 from embedprior.students.training import Batch, FitSummary, Objective
 
 Maps = Float[Tensor, "cases channels rows columns"]
+
+
+SharedNetwork = tuple[StudentNetwork, float]
+"""A trained network, and the seconds that another fit spent on it."""
 
 
 def ct_as_radiograph(data: FitData, labels: Literal["ct", "radiograph"]) -> FitData:
@@ -53,7 +56,7 @@ class CtNetworkTeaches(Objective):
     """Labels, softened logits of a frozen CT network, and a term between both networks' deepest maps.
 
     Args:
-        teacher: reads CT slices.
+        shared: the network that reads CT slices, with the seconds that another fit spent on it.
         temperature: of the softened logits.
         soft_share: their weight; the labels have the rest.
         weight: of the term, which ``transfer`` gives.
@@ -62,9 +65,10 @@ class CtNetworkTeaches(Objective):
     reads_ct = False
     term = ""
 
-    def __init__(self, teacher: StudentNetwork, temperature: float, soft_share: float, weight: float = 0.0) -> None:
+    def __init__(self, shared: SharedNetwork, temperature: float, soft_share: float, weight: float = 0.0) -> None:
         super().__init__({"label": 1 - soft_share, "kd": soft_share, self.term: weight})
-        self.teacher, self.temperature = teacher.eval().requires_grad_(False), temperature
+        self.teacher, self.shared_seconds = shared[0].eval().requires_grad_(False), shared[1]
+        self.temperature = temperature
         self.trained_before = (self.teacher,)
 
     def train(self, mode: bool = True) -> CtNetworkTeaches:
@@ -118,10 +122,10 @@ class SliceKd(StudentMethod):
         """Fit the CT network, and return the terms."""
         return CtNetworkTeaches(self.ct_network(data, seed), self.temperature, self.soft_share)
 
-    def ct_network(self, data: FitData, seed: int) -> StudentNetwork:
-        """Return the network that reads CT slices, trained on the last stage."""
+    def ct_network(self, data: FitData, seed: int) -> SharedNetwork:
+        """Return the network that reads CT slices, trained on the last stage; all rows of a study share it."""
         own = CxrOnly(self.budget, inputs="pixels", student=self.teacher)
-        return own.trained(ct_as_radiograph(data, self.teacher_labels), seed + 1)[0]
+        return shared_network(own, ct_as_radiograph(data, self.teacher_labels), seed + 1)
 
     def _stages(self, data: FitData, seed: int) -> tuple[Stage, ...]:
         # DRRs come without pictures here.
@@ -173,11 +177,11 @@ class HintMaps(CtNetworkTeaches):
 
     term = "hint"
 
-    def __init__(self, channels: int, width: int, teacher: StudentNetwork, temperature: float, soft_share: float,
+    def __init__(self, channels: int, width: int, shared: SharedNetwork, temperature: float, soft_share: float,
                  weight: float) -> None:  # fmt: skip
-        super().__init__(teacher, temperature, soft_share, weight)
+        super().__init__(shared, temperature, soft_share, weight)
         self.student_map = nn.Conv2d(channels, width, 1, bias=False)
-        self.teacher_map = nn.Conv2d(TEACHER_WIDTHS[-1], width, 1, bias=False)
+        self.teacher_map = nn.Conv2d(self.teacher.channels, width, 1, bias=False)
 
     def transfer(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the term."""
@@ -205,8 +209,8 @@ class SliceHint(SliceKd):
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
         """Fit the CT network, and return the terms."""
-        teacher, channels = self.ct_network(data, seed), network.config.hidden
-        return HintMaps(channels, self.width, teacher, self.temperature, self.soft_share, self.weight)
+        shared, channels = self.ct_network(data, seed), network.channels
+        return HintMaps(channels, self.width, shared, self.temperature, self.soft_share, self.weight)
 
 
 class HallucinatedMean(CtNetworkTeaches):
@@ -214,9 +218,9 @@ class HallucinatedMean(CtNetworkTeaches):
 
     term = "hallucination"
 
-    def __init__(self, channels: int, teacher: StudentNetwork, weight: float) -> None:
-        super().__init__(teacher, 1.0, 0.0, weight)
-        width = TEACHER_WIDTHS[-1]
+    def __init__(self, channels: int, shared: SharedNetwork, weight: float) -> None:
+        super().__init__(shared, 1.0, 0.0, weight)
+        width = self.teacher.channels
         self.guess = nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, width))
 
     def transfer(self, student: Maps, teacher: Maps) -> Tensor:
@@ -237,7 +241,7 @@ class SliceHallucination(SliceKd):
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
         """Fit the CT network, and return the terms."""
-        return HallucinatedMean(network.config.hidden, self.ct_network(data, seed), self.weight)
+        return HallucinatedMean(network.channels, self.ct_network(data, seed), self.weight)
 
 
 def one_above_the_other(cases: Cases) -> Cases:

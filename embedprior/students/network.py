@@ -140,6 +140,9 @@ class StudentNetwork(nn.Module):
         latent: width of the readout's latents, where it has any.
         student: ``shared``, or one of the pilot's (``pilot_networks``), which reads pixels and has a head of its own in
             place of the linear readout. ``config.hidden`` is then its width.
+
+    Attributes:
+        channels: of the deepest maps, where it reads pixels.
     """
 
     def __init__(
@@ -161,7 +164,7 @@ class StudentNetwork(nn.Module):
             self.backbone = PixelBackbone(config)
         else:
             self.backbone = (TokenBackbone if kind == "tokens" else EmbeddingBackbone)(dim, config)
-        self.config = config
+        self.config, self.channels = config, getattr(self.backbone, "channels", config.hidden)
         self.readout: nn.Module
         if readout == "probe":
             self.readout = ProbeReadout(config, latent)

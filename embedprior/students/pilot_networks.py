@@ -167,6 +167,7 @@ class MapNetwork(nn.Module):
     def __init__(self, widths: tuple[int, ...], dpe: Dpe = "none", mhra: bool = False, dfpn: bool = False) -> None:
         super().__init__()
         self.encoder, deepest = Encoder(widths), widths[-1]
+        self.channels = deepest
         self.dpe = None if dpe == "none" else PositionWeighting(deepest, dpe == "rescaled")
         self.mhra = GatedAttention(deepest) if mhra else None
         self.dfpn = Pyramid(widths) if dfpn else None
@@ -196,7 +197,7 @@ class FusionNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.cxr, self.ct = Encoder(STUDENT_WIDTHS), Encoder(STUDENT_WIDTHS)
-        self.width = STUDENT_WIDTHS[-1]
+        self.width = self.channels = STUDENT_WIDTHS[-1]
         self.mix = nn.Sequential(nn.Linear(2 * self.width, self.width), nn.ReLU(), nn.Dropout(0.2))
         self.head: nn.Module = nn.Linear(self.width, 2)
 

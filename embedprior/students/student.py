@@ -20,7 +20,7 @@ from embedprior.nn.config import FitConfig
 from embedprior.nn.search import Search
 from embedprior.nn.stages import ALL_OR_NOTHING, StageWeight, choose_weight, patient_folds
 from embedprior.nn.training import ValidationHistory, contiguous
-from embedprior.runs import read_json, write_json, write_tensors
+from embedprior.runs import artifact, hash_array, hash_of, measured, read_json, write_json, write_tensors
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage, shuffled_stage
 from embedprior.students.config import Budget, InputKind, NetworkKind
 from embedprior.students.network import StudentNetwork, new_student
@@ -145,7 +145,7 @@ class StudentMethod:
         trainable, total = _counts(network, objective, head)
         return network, FitSummary(
             trainable, total, steps, perf_counter() - started, names, tuple(course.history), course.weight, search,
-            (*notes, *course.notes),
+            (*notes, *course.notes), shared_seconds=objective.shared_seconds,
         )  # fmt: skip
 
     def _with_settings(
@@ -276,6 +276,52 @@ class _Course:
             total += count * validation_loss(network, objective, rest)
             weight += count
         return total / weight if weight else float("nan")
+
+
+NETWORK_TAG = "network-1"
+"""Raised when a network that methods learn from comes out otherwise."""
+
+
+def shared_network(own: StudentMethod, data: FitData, seed: int) -> tuple[StudentNetwork, float]:
+    """Return a trained network that several methods learn from, and the seconds that another fit spent on it.
+
+    It is kept under ``budget.artifacts``, so that the first of them trains it and the others read it; without such a
+    folder it is trained here.
+
+    Args:
+        own: the method that trains it.
+        data: what it learns from.
+        seed: of its training.
+
+    Raises:
+        CannotFit: see ``StudentMethod.fit``.
+    """
+    root, here = own.budget.artifacts, list[StudentNetwork]()
+    if root is None:
+        return own.trained(data, seed)[0], 0.0
+
+    def build(work: Path) -> None:
+        with measured() as cost:
+            here.append(own.trained(data, seed)[0])
+        LogitStudent(here[0]).save(work)
+        write_json(work / "cost.json", cost.record())
+
+    parts = {f"{i}: {name}": _digest(cases) for i, stage in enumerate(data.stages)
+             for name, cases in zip(("train", "val"), stage.parts, strict=True)}  # fmt: skip
+    options = vars(own) | {"budget": own.budget.model_copy(update={"artifacts": None})}
+    settings = {"method": own.name, "options": options, "seed": seed}
+    made = artifact("network", parts, settings, f"{NETWORK_TAG}/{own.version}", build, root)
+    if here:
+        return here[0], 0.0
+    with torch.random.fork_rng(devices=[]):  # building a network draws weights, which the file's then replace
+        return LogitStudent.load(made.path).network, float(read_json(made.path / "cost.json")["seconds"])
+
+
+def _digest(cases: Cases) -> str:
+    """Return a hash of everything that a network can learn from these cases, but for CT embeddings: it has none."""
+    arrays = (cases.label, cases.cxr, cases.tokens, cases.pixels)
+    return hash_of([cases.source, list(cases.exam_ids), list(cases.patient_ids),
+                    *("" if a is None else hash_array(np.ascontiguousarray(a)) for a in arrays)])  # fmt: skip
 
 
 def lowest(history: ValidationHistory) -> float:

@@ -62,6 +62,7 @@ class Objective(nn.Module):
         reads_ct: reads the CT's embedding, or its head's logit; not so where a network reads the CT's picture.
         trained_before: modules that the method trained first, and froze; they count as trained.
         notes: what a reader of the result must know of these terms on these cases.
+        shared_seconds: that modules of ``trained_before`` took in another fit, which left them.
     """
 
     reads_labels = True
@@ -73,6 +74,7 @@ class Objective(nn.Module):
         self.weights = dict(weights or {})
         self.trained_before: tuple[nn.Module, ...] = ()
         self.notes: tuple[str, ...] = ()
+        self.shared_seconds = 0.0
 
     def losses(self, labelled: Batch, pairs: Batch) -> dict[str, Tensor]:
         """Return the losses by name, before weighting.
@@ -128,6 +130,7 @@ class FitSummary:
         search: how the settings were chosen; None where they were given.
         notes: what a reader of the result must know: a choice that could not be made, say.
         learned: of a prior: its figures on the validation pairs (see ``prior.assessment.assess``).
+        shared_seconds: wall clock of networks that it learned from and that another fit had trained already.
     """
 
     trainable: int
@@ -140,6 +143,7 @@ class FitSummary:
     search: Search | None = None
     notes: tuple[str, ...] = ()
     learned: Mapping[str, Any] | None = field(default=None, repr=False)
+    shared_seconds: float = 0.0
 
     def record(self) -> dict[str, Any]:
         """Return it for a JSON file, without the history and the time."""

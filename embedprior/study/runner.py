@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ import pandas as pd
 
 from embedprior.cohort.splits import Fold
 from embedprior.errors import BadInput
-from embedprior.runs import Artifact, artifact, hash_array, hash_of, seed_for, write_json, write_text
+from embedprior.runs import Artifact, artifact, hash_array, hash_of, measured, seed_for, write_json, write_text
 from embedprior.students.base import (
     Cases,
     FitData,
@@ -197,17 +196,19 @@ class FoldRunner:
         done: list[Fitted] = []
 
         def build(work: Path) -> None:
-            started = time.monotonic()
             external = job.fold_id.design in self.inputs.externals
-            table, unscored, fitted = score_fit(method, data, cases.scored, job, independent=external)
+            with measured() as cost:
+                table, unscored, fitted = score_fit(method, data, cases.scored, job, independent=external)
             done.append(fitted)
+            summary = getattr(fitted, "fit_summary", None)
             write_text(work / SCORES, table.to_csv(index=False))
             write_json(
                 work / RECORD,
                 {
-                    "method": job.method, "seconds": round(time.monotonic() - started, 3), "unscored": unscored,
+                    "method": job.method, **cost.record(), "unscored": unscored,
+                    "shared_seconds": 0.0 if summary is None else round(summary.shared_seconds, 3),
                     "patients_seen": _seen(data, cases.teacher if info.uses_ct else None),
-                    "fit": None if (summary := getattr(fitted, "fit_summary", None)) is None else summary.record(),
+                    "fit": None if summary is None else summary.record(),
                 },
             )  # fmt: skip
 
@@ -337,13 +338,12 @@ def train_teacher(inputs: StudyInputs, data: TeacherData, seed: int) -> tuple[An
     own_seed = seed_for(seed, stream) if stream else seed
 
     def build(work: Path) -> None:
-        started = time.monotonic()
-        head = train_head(
-            data.train, data.train_label, data.val, data.val_label, settings, own_seed, balance=config.balance
-        )
-        head.save(work)
-        seconds = round(time.monotonic() - started, 3)
-        write_json(work / RECORD, {"method": TEACHER, "seconds": seconds, "patients_seen": data.patients})
+        with measured() as cost:
+            head = train_head(
+                data.train, data.train_label, data.val, data.val_label, settings, own_seed, balance=config.balance
+            )
+            head.save(work)
+        write_json(work / RECORD, {"method": TEACHER, **cost.record(), "patients_seen": data.patients})
 
     hashes = {
         "embeddings": hash_array(data.train), "labels": hash_array(data.train_label), "val": hash_array(data.val),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,9 +136,9 @@ def test_the_losses_of_a_row_by_hand(kind: str) -> None:
     student = new_student(cases, "pixels", BUDGET.fit, 1, student="pilot").eval()
     teacher = new_student(cases, "pixels", BUDGET.fit, 2, student="pilot-teacher").eval()
     made: Any = {
-        "attention": lambda: AttentionMaps(teacher, 4.0, 0.6, 0.2),
-        "hint": lambda: HintMaps(128, 16, teacher, 4.0, 0.6, 0.2),
-        "hallucination": lambda: HallucinatedMean(128, teacher, 1.0),
+        "attention": lambda: AttentionMaps((teacher, 0.0), 4.0, 0.6, 0.2),
+        "hint": lambda: HintMaps(128, 16, (teacher, 0.0), 4.0, 0.6, 0.2),
+        "hallucination": lambda: HallucinatedMean(128, (teacher, 0.0), 1.0),
     }[kind]()
     rows = batch(student, cases)
     named = {name: float(value) for name, value in made.eval().losses(rows, rows).items()}
@@ -213,3 +215,47 @@ def test_a_ct_without_a_picture_is_refused_with_the_way_out() -> None:
 def test_a_pilot_student_of_embeddings_is_refused() -> None:
     with pytest.raises(BadInput, match="student 'pilot' reads pixels, inputs is 'embedding'"):
         build_method("cxr-only", BUDGET, student="pilot")
+
+
+def test_rows_share_one_ct_network_and_score_as_if_each_had_trained_its_own(tmp_path: Path) -> None:
+    kept = BUDGET.model_copy(update={"artifacts": tmp_path})
+    test, made = pairs(20, 9).without_ct(), {}
+    for name in ("slice-kd", "slice-hint"):
+        alone: Any = build_method(name, BUDGET).fit(data(), 3)
+        shared: Any = build_method(name, kept).fit(data(), 3)
+        np.testing.assert_array_equal(alone.scores(test), shared.scores(test))
+        assert alone.fit_summary.shared_seconds == 0
+        assert alone.fit_summary.trainable == shared.fit_summary.trainable
+        made[name] = shared.fit_summary.shared_seconds
+    folders = list((tmp_path / "network").glob("[!.]*"))
+    assert len(folders) == 1
+    spent = json.loads((folders[0] / "cost.json").read_text())["seconds"]
+    assert made == {"slice-kd": 0.0, "slice-hint": spent}
+    assert spent > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"options": {"teacher": "pilot-teacher-mhra"}},
+        {"seed": 4},
+        {"budget": {"fit": BUDGET.fit.model_copy(update={"steps": 41})}},
+        {"pictures": True},
+        {"labels": True},
+    ],
+)
+def test_a_ct_network_of_other_data_or_settings_is_not_shared(tmp_path: Path, change: dict[str, Any]) -> None:
+    first = data(16)
+    kept = BUDGET.model_copy(update={"artifacts": tmp_path})
+    build_method("slice-kd", kept).fit(first, 3)
+    train = first.target.train
+    if "pictures" in change:
+        assert train.ct_pixels is not None
+        train = replace(train, ct_pixels=255 - train.ct_pixels)
+    if "labels" in change:
+        train = replace(train, ct_label=1 - train.ct_label)
+    before = len(list((tmp_path / "network").glob("[!.]*")))
+    budget = kept.model_copy(update=change.get("budget", {}))
+    other = FitData((Stage(train, first.target.val),), None, "none")
+    build_method("slice-kd", budget, **change.get("options", {})).fit(other, change.get("seed", 3))
+    assert len(list((tmp_path / "network").glob("[!.]*"))) == before + 1
