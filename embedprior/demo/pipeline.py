@@ -129,7 +129,7 @@ def _generated(
     if not any(o.job == job and o.path is not None for o in result.outcomes):
         return held_out, None
     with one_thread():
-        fitted = method_of(inputs, job.method, {}).fit(runner.data(job), job.seed)
+        fitted = method_of(inputs, job.method, {}, job.fold_id.design).fit(runner.data(job), job.seed)
         assert isinstance(fitted, PriorStudent)
         return held_out, fitted.generate(held_out.without_ct())
 

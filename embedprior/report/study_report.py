@@ -31,7 +31,7 @@ from embedprior.runs import Run, write_json
 from embedprior.study.config import SOURCE_ONLY, StudyConfig
 from embedprior.study.confounding import label_conflicts, method_notes, source_by_label, within_source
 from embedprior.study.designs import design_flow
-from embedprior.study.evidence import all_evidence, hypothesis_table
+from embedprior.study.evidence import all_evidence, balanced_accuracies, hypothesis_table
 from embedprior.study.leakage import shared_text
 from embedprior.study.plan import family_size
 from embedprior.study.prepare import StudyData
@@ -55,6 +55,18 @@ def metric_table(metrics: Sequence[str], key: str, evidence: Mapping[str, Any]) 
         rows.append(row)
     note = "Undefined: " + "; ".join(dict.fromkeys(reasons)) + "." if reasons else ""
     return [(f"Other metrics: {key}", pd.DataFrame(rows), note)]
+
+
+def threshold_table(thresholds: Sequence[float], key: str, test: pd.DataFrame) -> list[Table]:
+    """Return every method's balanced accuracy at each threshold, a mean over the fits that hold out both classes."""
+    if not thresholds:
+        return []
+    rows = [
+        {"method": method, **{f"{t:g}": f"{value:.3f}" for t, value in balanced_accuracies(own, thresholds).items()}}
+        for method, own in test.groupby("method", sort=False)
+    ]
+    note = "Balanced accuracy at each threshold. None is chosen here: the best of them is the best partly by chance."
+    return [(f"Threshold sweep: {key}", pd.DataFrame(rows), note)]
 
 
 SUPPORT_COLUMNS = {
@@ -113,6 +125,7 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
         inside = _inside_sources(part, test)
         own_tables = _design_tables(part, test, result.support, own, inside)
         own_tables += metric_table(part.variant.config.metrics, part.key, own)
+        own_tables += threshold_table(part.variant.config.thresholds, part.key, test)
         scores = compared_scores(own, rows.drop(columns="design"))
         sections.append(EvidenceSection(heading, own, scores, notes, _intro(part, own), part.key, own_tables))
         lead += _findings(part, own, inside)
@@ -218,7 +231,7 @@ def _intro(part: DesignResult, evidence: Mapping[str, Any]) -> list[str]:
         chosen = "fixed training budget, no checkpoint is chosen"
     if part.user_splits:
         how, chosen = "splits as given by the user", "the patients marked val, if any, choose the checkpoint"
-    seeds = len(part.variant.config.fit_seeds)
+    seeds = len(part.variant.config.seeds_of(design))
     fits = f" Every fit with {seeds} seeds." if seeds > 1 else ""
     if part.variant.config.as_published:
         fits += f" Seeds as published ({part.variant.config.as_published})."

@@ -62,12 +62,17 @@ def checked(method: str, built: type, options: Mapping[str, Any]) -> dict[str, A
 
 
 InputKind = Literal["embedding", "tokens", "pixels"]
-TeacherKind = Literal[
-    "pilot-teacher", "pilot-teacher-dpe", "pilot-teacher-dpe-rescaled", "pilot-teacher-mhra", "pilot-teacher-full",
-    "pilot-teacher-full-rescaled",
-]  # fmt: skip
+TrunkKind = Literal["efficientnet-lite0", "timm:resnet18"]
+"""A pretrained encoder of the registry, all of it trained on."""
+TeacherKind = (
+    Literal[
+        "pilot-teacher", "pilot-teacher-dpe", "pilot-teacher-dpe-rescaled", "pilot-teacher-mhra", "pilot-teacher-full",
+        "pilot-teacher-full-rescaled",
+    ]
+    | TrunkKind
+)  # fmt: skip
 NetworkKind = Literal["shared", "pilot", "pilot-dfpn", "pilot-fusion"] | TeacherKind
-"""The network that learns: the one of all methods, or one of the pilot study's, which read pixels."""
+"""The network that learns: the one of all methods, or one that reads pixels: the pilot study's, or a trunk."""
 
 
 class Augmentation(Config):

@@ -20,7 +20,44 @@ from embedprior.students.student import StudentMethod
 from embedprior.students.training import Batch, LabelsAnd, Objective
 
 
-def confidence_gate(teacher: Logits, label: Logits, method: ConfidenceGate) -> Float[Tensor, " cases"]:
+@dataclass(frozen=True)
+class Gate:
+    """Where the CT teacher is followed.
+
+    Attributes:
+        gate_temperature: of the teacher's probability in the gate.
+        threshold_positive, threshold_negative: least confidence, by the class that the teacher predicts.
+        power: of the confidence in the weight; 0 makes the gate open or shut.
+        floor: least weight.
+        only_where_right: shut where the teacher contradicts a known label.
+    """
+
+    gate_temperature: Positive = 1.0
+    threshold_positive: Share = 0.7
+    threshold_negative: Share = 0.7
+    power: Weight = 1.0
+    floor: Share = 0.0
+    only_where_right: bool = True
+
+
+@dataclass(frozen=True)
+class Sure:
+    """Where the CT teacher's prediction counts as a label.
+
+    Attributes:
+        weight: λ of the term: .5, 1 or 1.5 in its grid.
+        threshold: τ of the teacher's confidence: .7 or .8.
+        gate_temperature: T_g of the teacher's probability in the threshold.
+        kind: ``hard`` or ``soft``.
+    """
+
+    weight: Weight = 1.0
+    threshold: Share = 0.7
+    gate_temperature: Positive = 1.0
+    kind: Literal["hard", "soft"] = "soft"
+
+
+def confidence_gate(teacher: Logits, label: Logits, method: Gate) -> Float[Tensor, " cases"]:
     """Return the weight of each case: confidence^power where the teacher is sure and right, else the floor.
 
     confidence = max(p, 1 − p) of the teacher's probability p. A case without a label can't show the teacher wrong.
@@ -36,7 +73,7 @@ def confidence_gate(teacher: Logits, label: Logits, method: ConfidenceGate) -> F
 
 
 @dataclass(frozen=True)
-class ConfidenceGate(StudentMethod):
+class ConfidenceGate(Gate, StudentMethod):
     """Softened logits, each case weighed by how sure the CT teacher is (GAP-KD, the pilot study's revision).
 
     (1 − share) · labels + share · T² · Σ w · KL / max(Σ w, 1). The code that this follows has thresholds of margin and
@@ -45,21 +82,10 @@ class ConfidenceGate(StudentMethod):
     Attributes:
         soft_share: weight of the softened logits.
         temperature: T.
-        gate_temperature: of the teacher's probability in the gate.
-        threshold_positive, threshold_negative: least confidence, by the class that the teacher predicts.
-        power: of the confidence in the weight; 0 makes the gate open or shut.
-        floor: least weight.
-        only_where_right: shut where the teacher contradicts a known label.
     """
 
     soft_share: Share = 0.6
     temperature: Positive = 4.0
-    gate_temperature: Positive = 1.0
-    threshold_positive: Share = 0.7
-    threshold_negative: Share = 0.7
-    power: Weight = 1.0
-    floor: Share = 0.0
-    only_where_right: bool = True
     name: str = "confidence-gate"
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:
@@ -78,7 +104,7 @@ class ConfidenceGate(StudentMethod):
         return objective
 
 
-def pseudo_label_loss(logits: Logits, teacher: Logits, method: PseudoLabel) -> Tensor:
+def pseudo_label_loss(logits: Logits, teacher: Logits, method: Sure) -> Tensor:
     """Return the mean over the cases where the teacher is surer than the threshold; 0 where there is none.
 
     ``hard``: cross-entropy against the class that the teacher predicts; ``soft``: KL from its probability at T = 1.
@@ -93,20 +119,9 @@ def pseudo_label_loss(logits: Logits, teacher: Logits, method: PseudoLabel) -> T
 
 
 @dataclass(frozen=True)
-class PseudoLabel(StudentMethod):
-    """Labels, and the CT teacher's prediction as a label wherever it is sure (the pilot study's revision).
+class PseudoLabel(Sure, StudentMethod):
+    """Labels, and the CT teacher's prediction as a label wherever it is sure (the pilot study's revision)."""
 
-    Attributes:
-        weight: λ of the term: .5, 1 or 1.5 in its grid.
-        threshold: τ of the teacher's confidence: .7 or .8.
-        gate_temperature: T_g of the teacher's probability in the threshold.
-        kind: ``hard`` or ``soft``.
-    """
-
-    weight: Weight = 1.0
-    threshold: Share = 0.7
-    gate_temperature: Positive = 1.0
-    kind: Literal["hard", "soft"] = "soft"
     name: str = "pseudo-label"
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> Objective:

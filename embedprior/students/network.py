@@ -21,7 +21,7 @@ from embedprior.nn.network import Standardised
 from embedprior.nn.training import seeded
 from embedprior.students.base import CannotFit, Cases
 from embedprior.students.config import InputKind
-from embedprior.students.pilot_networks import FusionNetwork, MapNetwork, MapOutput, new_map_network
+from embedprior.students.pilot_networks import FusionNetwork, MapNetwork, MapOutput, TrunkNetwork, new_map_network
 
 CHUNK = 512
 """Cases scored at once."""
@@ -138,8 +138,8 @@ class StudentNetwork(nn.Module):
         config: capacity and dropout.
         readout: one of ``READOUTS``.
         latent: width of the readout's latents, where it has any.
-        student: ``shared``, or one of the pilot's (``pilot_networks``), which reads pixels and has a head of its own in
-            place of the linear readout. ``config.hidden`` is then its width.
+        student: ``shared``, or one that reads pixels (``pilot_networks``) and has a head of its own in place of the
+            linear readout. ``config.hidden`` is then its width.
 
     Attributes:
         channels: of the deepest maps, where it reads pixels.
@@ -151,7 +151,7 @@ class StudentNetwork(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.settings: dict[str, Any] = {"kind": kind, "dim": dim, "readout": readout, "latent": latent}
-        self.backbone: EmbeddingBackbone | PixelBackbone | MapNetwork | FusionNetwork
+        self.backbone: EmbeddingBackbone | PixelBackbone | MapNetwork | FusionNetwork | TrunkNetwork
         if student != "shared":
             self.settings["student"] = student
             if kind != "pixels":
@@ -182,7 +182,7 @@ class StudentNetwork(nn.Module):
     def outputs(self, inputs: Tensor) -> tuple[Float[Tensor, "cases hidden"], Float[Tensor, " cases"], Tensor | None]:
         """Return features, logits and, of pixels, the deepest maps (cases, channels, rows, columns)."""
         maps: Tensor | None = None
-        if isinstance(self.backbone, MapNetwork | FusionNetwork):
+        if isinstance(self.backbone, MapNetwork | FusionNetwork | TrunkNetwork):
             found: MapOutput = self.backbone(inputs)
             features, logits, maps = found.features, found.logits, found.maps
             if isinstance(self.readout, nn.Identity):
@@ -210,10 +210,14 @@ def new_student(
 
     Raises:
         CannotFit: the cases have no such input.
+        BadInput: a pretrained trunk's weights are not there.
     """
     inputs = student_inputs(cases, kind)
     with seeded(seed, "initial weights"):
-        return StudentNetwork(kind, 0 if kind == "pixels" else inputs.shape[-1], config, readout, latent, student)
+        made = StudentNetwork(kind, 0 if kind == "pixels" else inputs.shape[-1], config, readout, latent, student)
+    if isinstance(made.backbone, TrunkNetwork):
+        made.backbone.load_pretrained()
+    return made
 
 
 def student_inputs(cases: Cases, kind: InputKind) -> Tensor:

@@ -1,12 +1,13 @@
 """The pilot study's small networks (arXiv 2603.29167): encoders of 3×3 blocks, and the modules DPE, MHRA and DFPN.
 
-Written from the operators' description. Their parameters add up to the published numbers, to the last one.
+Written from the operators' description. Their parameters add up to the published numbers, to the last one. A pretrained
+encoder of the registry may stand in place of either network, as a trunk that gives the same outputs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from embedprior.errors import BadInput
+from embedprior.students.config import TrunkKind
+
+if TYPE_CHECKING:
+    from embedprior.encoders.frozen import Network
 
 Dpe = Literal["none", "published", "rescaled"]
 STUDENT_WIDTHS, TEACHER_WIDTHS = (32, 64, 128), (32, 64, 128, 256)
@@ -220,13 +225,64 @@ class FusionNetwork(nn.Module):
         return MapOutput(features, two_class_logit(self.head(features)), maps)
 
 
-def new_map_network(name: str) -> MapNetwork | FusionNetwork:
-    """Return an untrained network by its name: of ``MAP_NETWORKS``, or ``pilot-fusion``.
+class TrunkNetwork(nn.Module):
+    """A pretrained convolutional encoder of timm with a linear head of two outputs; all of it learns.
+
+    Args:
+        name: of the encoder in the registry.
+
+    Attributes:
+        width, channels: of its features and maps.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        network = _encoder(name, random_init=True)
+        self.module: Any = network.module.requires_grad_(True)
+        self.width = self.channels = network.dim
+        self.register_buffer("mean", torch.tensor(network.mean).reshape(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(network.std).reshape(1, 3, 1, 1))
+        self.head: nn.Module = nn.Linear(self.width, 2)
+
+    def load_pretrained(self) -> None:
+        """Take over the encoder's published weights.
+
+        Raises:
+            BadInput: they are not there.
+        """
+        self.module.load_state_dict(_encoder(self.name).module.state_dict())
+
+    def fit_scale(self, inputs: Tensor) -> None:
+        """Leave the grey values as they are: the encoder's own mean and deviation scale them."""
+
+    def forward(self, pictures: Float[Tensor, "cases height width"]) -> MapOutput:
+        """Return features, logits and the maps of the last level."""
+        grey = repeat(pictures.float() / 255.0, "cases height width -> cases 3 height width")
+        maps = self.module.forward_features((grey - self.get_buffer("mean")) / self.get_buffer("std"))
+        features = _pool(maps)
+        logits = two_class_logit(self.head(features)) if isinstance(self.head, nn.Linear) else features[:, 0]
+        return MapOutput(features, logits, maps)
+
+
+def _encoder(name: str, **options: bool) -> Network:
+    from embedprior.encoders.frozen import FrozenEncoder
+    from embedprior.encoders.registry import create_encoder
+
+    encoder = create_encoder(name, **options)
+    assert isinstance(encoder, FrozenEncoder)
+    return encoder.backbone
+
+
+def new_map_network(name: str) -> MapNetwork | FusionNetwork | TrunkNetwork:
+    """Return an untrained network by its name: of ``MAP_NETWORKS``, ``pilot-fusion``, or a trunk's.
 
     Example:
         >>> new_map_network("pilot-dfpn").width
         128
     """
+    if name in get_args(TrunkKind):
+        return TrunkNetwork(name)
     return FusionNetwork() if name == "pilot-fusion" else MapNetwork(**MAP_NETWORKS[name])
 
 

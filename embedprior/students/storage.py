@@ -31,7 +31,7 @@ KINDS = {
     "constant": f"{_HERE}.controls:Constant",
     "head-on-ct": f"{_HERE}.controls:HeadOnCt",
     "fused": f"{_HERE}.controls:FusedStudent",
-    "picture-oracle": f"{_HERE}.map_kd:PictureOracle",
+    "picture-oracle": f"{_HERE}.slice_kd:PictureOracle",
 }
 """What a folder may hold. The folder names a kind, never code."""
 ENTRY_POINTS = "embedprior.fitted"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -117,6 +117,8 @@ class Design(Config):
         cxr_label_fraction: the study's, for this design alone.
         methods: registered names, names of the study's ``methods``, or ``source-only``.
         reference: what every other method is compared with.
+        seeds: of this design's fits; none = the study's.
+        balance: of this design's labelled training cases; None = the study's.
         question: one sentence, the heading in the report.
     """
 
@@ -137,6 +139,8 @@ class Design(Config):
     cxr_label_fraction: float | None = Field(default=None, ge=0.01, le=1)
     methods: tuple[str, ...] = Field(min_length=1)
     reference: str = "cxr-only"
+    seeds: tuple[int, ...] = ()
+    balance: Balance | None = None
     question: str = ""
 
     @property
@@ -271,6 +275,7 @@ class StudyConfig(Config):
         inference: intervals, tests and error rate.
         assumed: what the plan's detectable differences rest on.
         metrics: shown beside the AUC.
+        thresholds: at each of which every method's balanced accuracy is shown; none is chosen.
         keep: fitted models that are kept for ``embedprior bundle``, beside their scores: ``none``, those of each
             design's ``last`` fold, or ``all``; never one that needs CT. It changes no number.
         seconds_per_fit: declared seconds of one fit by method, for the plan's cost; measured ones come first.
@@ -313,6 +318,7 @@ class StudyConfig(Config):
     inference: InferenceConfig = InferenceConfig()
     assumed: Assumed = Assumed()
     metrics: tuple[str, ...] = ()
+    thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     keep: Literal["none", "last", "all"] = "none"
     seconds_per_fit: dict[str, float] = Field(default_factory=dict)
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
@@ -320,7 +326,7 @@ class StudyConfig(Config):
 
     @property
     def fit_seeds(self) -> tuple[int, ...]:
-        """Seeds of the fits."""
+        """Seeds of the fits, where a design does not name its own."""
         return self.seeds or tuple(self.seed + i for i in range(MIN_SEEDS))
 
     def label_share(self, design: Design) -> float:
@@ -334,18 +340,27 @@ class StudyConfig(Config):
         given = (design.cxr_label_fraction, self.cxr_label_fraction, self.label_fraction)
         return next(share for share in given if share is not None)
 
+    def seeds_of(self, design: Design) -> tuple[int, ...]:
+        """Return the seeds of a design's fits."""
+        return design.seeds or self.fit_seeds
+
+    def balance_of(self, design: Design) -> Balance:
+        """Return how a design balances its labelled training cases."""
+        return self.balance if design.balance is None else design.balance
+
     @model_validator(mode="after")
     def _names_meet(self) -> Self:
         designs = {d.name: d for d in self.designs}
         if len(designs) != len(self.designs):
             raise ValueError("two designs bear one name")
-        if len(set(self.fit_seeds)) != len(self.fit_seeds):
-            raise ValueError("'seeds' holds a seed twice")
-        if len(self.fit_seeds) < MIN_SEEDS and not self.as_published:
-            raise ValueError(
-                f"{len(self.seeds)} seeds: give at least {MIN_SEEDS}, or say in 'as_published' which protocol "
-                "fixes them"
-            )
+        for where, seeds in (("", self.fit_seeds), *((f"design '{d.name}': ", d.seeds) for d in self.designs)):
+            if len(set(seeds)) != len(seeds):
+                raise ValueError(f"{where}'seeds' holds a seed twice")
+            if 0 < len(seeds) < MIN_SEEDS and not self.as_published:
+                raise ValueError(
+                    f"{where}{len(seeds)} seeds: give at least {MIN_SEEDS}, or say in 'as_published' which protocol "
+                    "fixes them"
+                )
         known = _registered_names(self)
         for design in self.designs:
             _refuse_unknown_methods(design, known, self.caches)

@@ -115,6 +115,28 @@ def one_answer(test: pd.DataFrame, controls: Sequence[str] = ()) -> list[str]:
     return found
 
 
+def balanced_accuracies(rows: pd.DataFrame, thresholds: Sequence[float]) -> dict[float, float]:
+    """Return one method's balanced accuracy at each threshold: the mean over its fits that hold out both classes.
+
+    Args:
+        rows: held-out predictions of the method: ``resample, fold, seed, label, score``.
+        thresholds: a score at or above one is a positive answer.
+
+    Example:
+        >>> fit = {"resample": 0, "fold": 0, "seed": 0, "label": [0, 0, 1, 1], "score": [0.2, 0.6, 0.4, 0.8]}
+        >>> balanced_accuracies(pd.DataFrame(fit), [0.3, 0.5, 0.9])
+        {0.3: 0.75, 0.5: 0.5, 0.9: 0.5}
+    """
+    fits = [part for _, part in rows.groupby([*FOLD_KEY, "seed"]) if part["label"].nunique() == 2]
+    if not fits:
+        return dict.fromkeys(thresholds, float("nan"))
+    right = {
+        t: [((part["score"] >= t) == (part["label"] == 1)).groupby(part["label"]).mean().mean() for part in fits]
+        for t in thresholds
+    }
+    return {t: float(sum(values) / len(values)) for t, values in right.items()}
+
+
 def _left_out(test: pd.DataFrame, expected: pd.DataFrame | None) -> list[str]:
     """Say which folds no method could be fitted in: their cases are in no comparison."""
     if expected is None:

@@ -90,7 +90,7 @@ def train_final(
     settings = {"method": method, "design": variant.key(chosen), "plan": plan["hash"]}
     with claimed(out):
         run = Run(out, "train final", settings, config.seed, {**plan["inputs"], "plan": plan["hash"]})
-    jobs = [FitJob(where, variant.key(chosen), seed, method) for seed in variant.config.fit_seeds]
+    jobs = [FitJob(where, variant.key(chosen), seed, method) for seed in variant.config.seeds_of(chosen)]
     rows, scores, patients = _fit(own, jobs)
     write_table(rows, out / MODELS)
     write_table(scores, out / SCORES)
@@ -125,7 +125,7 @@ def _fit(inputs: StudyInputs, jobs: list[FitJob]) -> tuple[pd.DataFrame, pd.Data
             data = runner.data(job)
             if not len(data.target.train):
                 raise CannotFit(f"{job}: no case is left to train on")
-            method = method_of(inputs, job.method, {})
+            method = method_of(inputs, job.method, {}, job.fold_id.design)
             place = {"design": job.fold_id.design, "resample": 0, "fold": 0, "seed": job.seed, "name": job.method}
             made = keep_model(inputs, place | {"final": True}, method, data, hash_of(runner.identity(job)), None)
             size = sum(file.stat().st_size for file in made.path.rglob("*") if file.is_file())

@@ -111,7 +111,7 @@ def family_size(config: StudyConfig, study: Study) -> int:
 PLAN, SPLITS = "plan.json", "splits.csv"
 SCHEMA_VERSION = 1
 FROZEN = ("config", "inputs", "fits", "code")
-NOT_IN_THE_HASH = ("caveats", "title", "metrics", "seconds_per_fit", "keep")
+NOT_IN_THE_HASH = ("caveats", "title", "metrics", "thresholds", "seconds_per_fit", "keep")
 """Settings that change no number: they may be edited without another plan."""
 
 
@@ -347,7 +347,7 @@ def _designs(study: Study) -> list[dict[str, Any]]:
                 {
                     "design": variant.key(design), "split": design.split, "cases": len(targets),
                     "patients": int(targets["patient_id"].nunique()), "methods": list(design.methods),
-                    "rounds": len(folds), "seeds": len(variant.config.fit_seeds),
+                    "rounds": len(folds), "seeds": len(variant.config.seeds_of(design)),
                     "held_out_pos": float(by["pos"]), "held_out_neg": float(by["neg"]),
                     "per": " in each resample" if design.split == "resamples" else "",
                 }

@@ -96,7 +96,7 @@ def fit_jobs(study: Study) -> list[FitJob]:
                 where = FoldId(number, design.name, one.resample, one.fold)
                 found += [
                     FitJob(where, variant.key(design), seed, method)
-                    for seed in variant.config.fit_seeds
+                    for seed in variant.config.seeds_of(design)
                     for method in design.methods
                 ]
     return found
@@ -142,7 +142,7 @@ class FoldRunner:
             self._heads[where, seed] = (
                 (None, "no method of this design uses it", "none")
                 if cases.teacher is None
-                else train_teacher(self.inputs, cases.teacher, seed)
+                else train_teacher(self.inputs, cases.teacher, seed, where.design)
             )
         return self._heads[where, seed]
 
@@ -172,7 +172,7 @@ class FoldRunner:
         hashes = {"cases": self._digests[info.uses_ct], "teacher": teacher}
         if named.method == SOURCE_ONLY:
             hashes["sources"] = hash_of(self._sources())
-        budget = budget_of(self.inputs).model_copy(update={"artifacts": None})
+        budget = budget_of(self.inputs, job.fold_id.design).model_copy(update={"artifacts": None})
         settings = {
             "row": job.method, "method": named, "budget": budget, "seed": job.seed,
             "fold": job.fold_id.fold, "resample": job.fold_id.resample,
@@ -192,7 +192,7 @@ class FoldRunner:
         data = self.data(job)
         info = self.inputs.infos[job.method]
         hashes, settings, tag = self.identity(job)
-        method = method_of(self.inputs, job.method, self._sources())
+        method = method_of(self.inputs, job.method, self._sources(), job.fold_id.design)
         done: list[Fitted] = []
 
         def build(work: Path) -> None:
@@ -233,24 +233,25 @@ def named_method(inputs: StudyInputs, name: str) -> MethodConfig:
     return inputs.config.methods.get(name, MethodConfig(method=name))
 
 
-def budget_of(inputs: StudyInputs) -> Budget:
-    """Return the budget that every method of the study is given."""
+def budget_of(inputs: StudyInputs, design: str) -> Budget:
+    """Return the budget that every method of a design is given."""
     config, chosen = inputs.config, inputs.config.prior
     stages = (chosen.pretrain, chosen.training) if chosen.pretrain is not None else (chosen.training,)
     return Budget(
-        fit=config.fit, settings="given" if "fit" in config.model_fields_set else "auto", balance=config.balance,
+        fit=config.fit, settings="given" if "fit" in config.model_fields_set else "auto",
+        balance=config.balance_of(inputs.design(design)),
         augment=config.augment,
         stages=stages, artifacts=inputs.artifacts,
         samples=chosen.samples, sampler=chosen.sampler, steps=chosen.steps,
     )  # fmt: skip
 
 
-def method_of(inputs: StudyInputs, name: str, sources: Mapping[str, str]) -> Method:
-    """Return a method of the study, with the budget that all methods share."""
+def method_of(inputs: StudyInputs, name: str, sources: Mapping[str, str], design: str) -> Method:
+    """Return a method of a design, with the budget that all its methods share."""
     named = named_method(inputs, name)
     if named.method == SOURCE_ONLY:
         return SourceOnly(sources)
-    return build_method(named.method, budget_of(inputs), **named.options)
+    return build_method(named.method, budget_of(inputs, design), **named.options)
 
 
 def score_fit(
@@ -324,7 +325,7 @@ def refuse_seen_patients(data: FitData, held_out: Cases, teacher: set[str] | Non
         raise BadInput(f"{len(both)} held-out patients took part in training: {', '.join(both[:5])}.")
 
 
-def train_teacher(inputs: StudyInputs, data: TeacherData, seed: int) -> tuple[Any, str, str]:
+def train_teacher(inputs: StudyInputs, data: TeacherData, seed: int, design: str) -> tuple[Any, str, str]:
     """Train the CT head of one fold on the CTs' own labels, or reuse it.
 
     Returns:
@@ -333,14 +334,14 @@ def train_teacher(inputs: StudyInputs, data: TeacherData, seed: int) -> tuple[An
     from embedprior.teachers.teacher import OneClass, TeacherHead, train_head
 
     config = inputs.config
-    settings = config.teacher or config.fit
+    settings, balance = config.teacher or config.fit, config.balance_of(inputs.design(design))
     stream = inputs.teacher_stream
     own_seed = seed_for(seed, stream) if stream else seed
 
     def build(work: Path) -> None:
         with measured() as cost:
             head = train_head(
-                data.train, data.train_label, data.val, data.val_label, settings, own_seed, balance=config.balance
+                data.train, data.train_label, data.val, data.val_label, settings, own_seed, balance=balance
             )
             head.save(work)
         write_json(work / RECORD, {"method": TEACHER, **cost.record(), "patients_seen": data.patients})
@@ -353,7 +354,7 @@ def train_teacher(inputs: StudyInputs, data: TeacherData, seed: int) -> tuple[An
         made = artifact(
             "teacher",
             hashes,
-            {"head": settings, "seed": own_seed, "balance": config.balance},
+            {"head": settings, "seed": own_seed, "balance": balance},
             TEACHER_TAG,
             build,
             inputs.artifacts,

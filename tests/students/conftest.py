@@ -29,6 +29,23 @@ def pairs(count: int, seed: int, prefix: str = "p", labelled: int | None = None)
     return Cases(names, names, label, cxr.astype(np.float32), ct, ct_label)
 
 
+SIDE = 32
+
+
+def slice_pairs(count: int, seed: int, labelled: int | None = None) -> Cases:
+    """A square on the left shows the finding: plainly in the CT slice, faintly in the radiograph."""
+    rng = np.random.default_rng(seed)
+    label = (np.arange(count) % 2).astype(float)
+    cxr, ct = (rng.normal(100, 25, size=(count, SIDE, SIDE)) for _ in range(2))
+    ct[:, 8:24, 2:14] += 80 * label[:, None, None]
+    cxr[:, 8:24, 2:14] += 12 * label[:, None, None]
+    known = np.where(np.arange(count) < (count if labelled is None else labelled), label, np.nan)
+    names = [f"{seed}-{i}" for i in range(count)]
+    blank = np.zeros((count, 2), np.float32)
+    cxr, ct = (np.clip(pictures, 0, 255).astype(np.uint8) for pictures in (cxr, ct))
+    return Cases(names, names, known, blank, blank, label.copy(), pixels=cxr, ct_pixels=ct)
+
+
 @pytest.fixture(scope="session")
 def small() -> FitData:
     """48 pairs, 24 of them labelled, and a teacher."""

@@ -29,27 +29,14 @@ from embedprior.students.network import StudentNetwork, new_student
 from embedprior.students.registry import Budget, build_method
 from embedprior.students.training import Batch, Objective, to_tensors, train_student
 
-SIDE = 32
+from .conftest import SIDE, slice_pairs
+
 BUDGET = Budget(fit=FitConfig(steps=40, batch_size=16, lr=3e-3, validate_every=10, hidden=16), balance="class-weights")
 ROWS = ("slice-kd", "slice-attention", "slice-hint", "slice-hallucination", "jdcnet")
 
 
-def pairs(count: int, seed: int, labelled: int | None = None) -> Cases:
-    """A square on the left shows the finding: plainly in the CT slice, faintly in the radiograph."""
-    rng = np.random.default_rng(seed)
-    label = (np.arange(count) % 2).astype(float)
-    cxr, ct = (rng.normal(100, 25, size=(count, SIDE, SIDE)) for _ in range(2))
-    ct[:, 8:24, 2:14] += 80 * label[:, None, None]
-    cxr[:, 8:24, 2:14] += 12 * label[:, None, None]
-    known = np.where(np.arange(count) < (count if labelled is None else labelled), label, np.nan)
-    names = [f"{seed}-{i}" for i in range(count)]
-    blank = np.zeros((count, 2), np.float32)
-    cxr, ct = (np.clip(pictures, 0, 255).astype(np.uint8) for pictures in (cxr, ct))
-    return Cases(names, names, known, blank, blank, label.copy(), pixels=cxr, ct_pixels=ct)
-
-
 def data(count: int = 32, labelled: int | None = None) -> FitData:
-    return FitData((Stage(pairs(count, 1, labelled), pairs(16, 2)),), None, "none")
+    return FitData((Stage(slice_pairs(count, 1, labelled), slice_pairs(16, 2)),), None, "none")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +59,7 @@ def test_a_row_trains_the_published_number_of_parameters(method: str, options: d
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_learns_and_reads_no_ct_when_it_scores(name: str) -> None:
-    fitted, test = build_method(name, BUDGET).fit(data(), 3), pairs(60, 9)
+    fitted, test = build_method(name, BUDGET).fit(data(), 3), slice_pairs(60, 9)
     scores = fitted.scores(test.without_ct())
     np.testing.assert_array_equal(scores, fitted.scores(test))
     assert roc_auc_score(test.label, scores) > 0.8
@@ -83,7 +70,7 @@ def test_a_row_learns_and_reads_no_ct_when_it_scores(name: str) -> None:
 def test_an_oracle_needs_the_ct_slice(name: str) -> None:
     method = build_method(name, BUDGET)
     assert method.needs_ct
-    fitted, test = method.fit(data(), 3), pairs(40, 9)
+    fitted, test = method.fit(data(), 3), slice_pairs(40, 9)
     assert roc_auc_score(test.label, fitted.scores(test)) > 0.95
     with pytest.raises(CtNotAvailable):
         fitted.scores(test.without_ct())
@@ -91,7 +78,7 @@ def test_an_oracle_needs_the_ct_slice(name: str) -> None:
 
 def test_a_swapped_teacher_hurts() -> None:
     """What the student learns without labels it has from the CT network, right or wrong."""
-    right, test = data(48), pairs(80, 9)
+    right, test = data(48), slice_pairs(80, 9)
     swapped = Stage(*(replace(cases, ct_label=1 - cases.ct_label) for cases in right.target.parts))
     aucs = []
     for stage in (right.target, swapped):
@@ -102,7 +89,7 @@ def test_a_swapped_teacher_hurts() -> None:
 
 
 def test_the_ct_network_learns_the_cts_labels_or_the_radiographs() -> None:
-    cases = pairs(8, 1)
+    cases = slice_pairs(8, 1)
     other = replace(cases, ct_label=np.where(np.arange(8) == 0, np.nan, 1 - cases.label))
     stage = FitData((Stage(other, other),), None)
     ct = ct_as_radiograph(stage, "ct").target.train
@@ -132,7 +119,7 @@ def batch(network: StudentNetwork, cases: Cases) -> Batch:
 
 @pytest.mark.parametrize("kind", ["attention", "hint", "hallucination"])
 def test_the_losses_of_a_row_by_hand(kind: str) -> None:
-    cases = pairs(6, 1)
+    cases = slice_pairs(6, 1)
     student = new_student(cases, "pixels", BUDGET.fit, 1, student="pilot").eval()
     teacher = new_student(cases, "pixels", BUDGET.fit, 2, student="pilot-teacher").eval()
     made: Any = {
@@ -194,7 +181,7 @@ class Spy(Objective):
 @pytest.mark.parametrize("independent", [False, True])
 def test_a_ct_slice_is_flipped_with_its_radiograph_unless_each_has_a_coin_of_its_own(independent: bool) -> None:
     ramp = np.tile(np.arange(SIDE, dtype=np.uint8), (8, SIDE, 1))
-    cases = replace(pairs(8, 1), pixels=ramp, ct_pixels=ramp)
+    cases = replace(slice_pairs(8, 1), pixels=ramp, ct_pixels=ramp)
     budget = BUDGET.model_copy(update={"augment": Augmentation(flip=True, independent=independent)})
     tensors, spy = to_tensors(cases, "pixels", None, "none"), Spy()
     network = new_student(cases, "pixels", BUDGET.fit, 0, student="pilot")
@@ -207,7 +194,7 @@ def test_a_ct_slice_is_flipped_with_its_radiograph_unless_each_has_a_coin_of_its
 
 
 def test_a_ct_without_a_picture_is_refused_with_the_way_out() -> None:
-    bare = replace(pairs(8, 1), ct_pixels=None)
+    bare = replace(slice_pairs(8, 1), ct_pixels=None)
     with pytest.raises(CannotFit, match=r"no picture of the CT\. Next: give a pixels-128 cache"):
         SliceKd(BUDGET).fit(FitData((Stage(bare, bare),), None), 0)
 
@@ -219,7 +206,7 @@ def test_a_pilot_student_of_embeddings_is_refused() -> None:
 
 def test_rows_share_one_ct_network_and_score_as_if_each_had_trained_its_own(tmp_path: Path) -> None:
     kept = BUDGET.model_copy(update={"artifacts": tmp_path})
-    test, made = pairs(20, 9).without_ct(), {}
+    test, made = slice_pairs(20, 9).without_ct(), {}
     for name in ("slice-kd", "slice-hint"):
         alone: Any = build_method(name, BUDGET).fit(data(), 3)
         shared: Any = build_method(name, kept).fit(data(), 3)

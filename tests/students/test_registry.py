@@ -6,9 +6,10 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,11 +30,17 @@ READS_UNLABELLED = [
 ]
 
 
+def all_but_slow(names: Iterable[str]) -> list[Any]:
+    """Rows of networks of CT slices take seconds each and share their code: one stands for all in `make test`."""
+    alike = [name for name in METHODS if name.startswith("slice-") and name != "slice-kd"]
+    return [pytest.param(name, marks=pytest.mark.slow) if name in alike else name for name in names]
+
+
 def visible(cases: Cases, name: str) -> Cases:
     return cases if FACTS[name].needs_ct else cases.without_ct()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", all_but_slow(METHODS))
 def test_every_method_keeps_every_promise_of_the_protocol(name: str) -> None:
     kept = check_method(name)
     assert ("it learns nothing from CT (uses_ct = False)" in kept) == (not FACTS[name].uses_ct)
@@ -47,7 +54,7 @@ def test_every_method_keeps_every_promise_of_the_protocol(name: str) -> None:
     assert ("it reads pixels alone when asked to" in kept) == ("pixels" in FACTS[name].inputs)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", all_but_slow(METHODS))
 def test_a_fit_counts_what_it_trained(name: str, small: FitData, budget: Budget) -> None:
     info = FACTS[name]
     fit_summary = build_method(name, budget).fit(small, 7).fit_summary  # type: ignore[attr-defined]
@@ -59,7 +66,7 @@ def test_a_fit_counts_what_it_trained(name: str, small: FitData, budget: Budget)
         assert fit_summary.losses
 
 
-@pytest.mark.parametrize("name", READS_UNLABELLED)
+@pytest.mark.parametrize("name", all_but_slow(READS_UNLABELLED))
 def test_every_method_that_uses_ct_learns_from_unlabelled_pairs(name: str, small: FitData, budget: Budget) -> None:
     train = small.target.train
     few = FitData((Stage(train.take(np.flatnonzero(train.known)), small.target.val),), small.teacher)

@@ -45,7 +45,7 @@ def main() -> int:
     for repetition in progress(range(repetitions), "shuffled priors", total=repetitions):
         seeded = replace(job, seed=seed_for(options.seed, "shuffled bench", repetition) % 2**31)
         with one_thread():
-            fitted = method_of(inputs, job.method, {}).fit(runner.data(seeded), seeded.seed)
+            fitted = method_of(inputs, job.method, {}, job.fold_id.design).fit(runner.data(seeded), seeded.seed)
             scores = fitted.scores(held_out.without_ct())
         aucs.append(float(roc_auc_score(held_out.label, scores)))
     mean, se = float(np.mean(aucs)), float(np.std(aucs, ddof=1) / np.sqrt(repetitions))
