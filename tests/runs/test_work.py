@@ -1,16 +1,19 @@
-"""Progress bars."""
+"""Progress bars, and what work costs."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import time
 from multiprocessing.connection import Connection
 
+import numpy as np
 import pytest
 
-from embedprior.runs import QUIET, inner_bar, progress, run
+from embedprior.runs import QUIET, inner_bar, measured, progress, run
 from embedprior.runs.run import progress_bar
 
 FORK = multiprocessing.get_context("fork")
@@ -101,3 +104,21 @@ def _draw_without_end(ready: Connection) -> None:
     bar.get_lock().acquire()
     ready.send("drawing")
     signal.pause()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is known on Linux alone")
+def test_a_cost_is_that_of_its_block_alone() -> None:
+    with measured() as large:
+        block = np.ones(200 * 2**20 // 8)
+        del block
+        time.sleep(0.05)
+    with measured() as small:
+        started = time.process_time()
+        while time.process_time() - started < 0.05:
+            pass
+    assert large.peak_mb is not None
+    assert small.peak_mb is not None
+    assert large.peak_mb - small.peak_mb > 150  # the peak of the first block is not the second's
+    assert large.seconds >= 0.05
+    assert small.cpu_seconds >= 0.05
+    assert set(small.record()) == {"seconds", "cpu_seconds", "peak_mb"}

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from embedprior.students import registry
 from embedprior.students.base import Cases, FitData, Fitted
@@ -107,6 +107,61 @@ def test_a_method_that_collapsed_to_one_answer_is_named_in_summary_report_and_ev
         content = (out / file).read_text()
         assert text in " ".join(content.split())
         assert "cxr-only collapsed" not in content
+
+
+def test_a_design_may_have_seeds_and_a_class_balance_of_its_own(run, tmp_path):
+    one = {"split": "kfold", "folds": 3, "validation": True, "methods": ["cxr-only"]}
+    designs = [{**one, "name": "plain"}, {**one, "name": "other", "seeds": [1, 5], "balance": "sampler"}]
+    code, out = run(designs=designs, hypotheses=[])
+    assert code == 0
+    table = pd.read_csv(out / "predictions.csv")
+    assert {name: set(part["seed"]) for name, part in table.groupby("design")} == {"plain": {1}, "other": {1, 5}}
+    plans = json.loads((out / "plan.json").read_text())["designs"]
+    assert {p["design"]: p["seeds"] for p in plans} == {"plain": 1, "other": 2}
+    assert "Every fit with 2 seeds." in (out / "summary.md").read_text()
+    _, balanced = run(designs=[{**one, "name": "other"}], hypotheses=[], balance="sampler", out="balanced")
+    key = ["exam_id", "split", "fold", "seed"]
+    expected = pd.read_csv(balanced / "predictions.csv").set_index(key)["score"]
+    found = table[(table["design"] == "other") & (table["seed"] == 1)].set_index(key)["score"]
+    np.testing.assert_array_equal(found.loc[expected.index], expected)
+    plain = table[table["design"] == "plain"].set_index(key)["score"]
+    assert not np.allclose(plain.loc[expected.index], expected)
+
+
+def test_too_few_seeds_of_a_design_are_refused(run, capsys):
+    design = {**BASE["designs"][0], "seeds": [1, 2]}
+    code, _ = run(designs=[design], seeds=[], as_published="")
+    assert "design 'kfold': 2 seeds: give at least 3" in refusal(capsys, code)
+
+
+def test_a_threshold_sweep_shows_balanced_accuracy_at_each_threshold(run):
+    code, out = run(seeds=[1, 2], thresholds=[0.2, 0.5])
+    assert code == 0
+    table = pd.read_csv(out / "predictions.csv")
+    test = table[(table["split"] == "test") & (table["method"] == "cxr-only")]
+    fits = [part for _, part in test.groupby(["fold", "seed"])]
+    expected = [np.mean([balanced_accuracy_score(p["label"], p["score"] >= t) for p in fits]) for t in (0.2, 0.5)]
+    section = (out / "summary.md").read_text().split("## Threshold sweep: kfold")[1]
+    row = next(line for line in section.splitlines() if line.startswith("| cxr-only"))
+    assert [cell.strip() for cell in row.strip("| ").split("|")][1:] == [f"{value:.3f}" for value in expected]
+
+
+def test_every_method_has_its_time_and_memory_in_the_table_of_fits(run):
+    code, out = run()
+    assert code == 0
+    section = (out / "summary.md").read_text().split("## Fits")[1]
+    heading, _, *lines = [line for line in section.splitlines() if line.startswith("|")]
+    names = [cell.strip() for cell in heading.strip("| ").split("|")]
+    shown = {cells[0].strip(): dict(zip(names, map(str.strip, cells), strict=True))
+             for line in lines[:2] if (cells := line.strip("| ").split("|"))}  # fmt: skip
+    every = [json.loads(file.read_text()) for file in (out / "artifacts" / "fit").glob("*/fit.json")]
+    for name, row in shown.items():
+        records = [one for one in every if one["method"] == name]
+        assert len(records) == 3
+        assert row["seconds a fit"] == f"{np.median([r['seconds'] for r in records]):.2f}"
+        assert row["CPU seconds a fit"] == f"{np.median([r['cpu_seconds'] for r in records]):.2f}"
+        assert row["peak memory (MB)"] == f"{max(r['peak_mb'] for r in records):.0f}"
+        assert all(r["peak_mb"] > 50 for r in records)
 
 
 def test_method_that_reads_ct_at_inference_fails_and_the_rest_go_on(run, odd):
