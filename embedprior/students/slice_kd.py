@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embedprior.nn.losses import label_loss
+from embedprior.nn.losses import info_nce, label_loss
 from embedprior.runs import read_json, write_json
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Stage
 from embedprior.students.config import Budget, Count, InputKind, Positive, Share, TeacherKind, Weight
@@ -25,7 +25,7 @@ from embedprior.students.logit_kd import CxrOnly, softened_divergence
 from embedprior.students.map_kd import CtNetworkMethod, CtNetworkTeaches, SharedNetwork, SliceKd, ct_as_radiograph
 from embedprior.students.network import StudentNetwork
 from embedprior.students.pilot_networks import MapOutput
-from embedprior.students.relational_kd import angle_relations, distance_relations, info_nce
+from embedprior.students.relational_kd import angle_relations, distance_relations
 from embedprior.students.student import LogitStudent
 from embedprior.students.training import Batch, FitSummary, Objective
 
