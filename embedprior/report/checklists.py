@@ -41,7 +41,7 @@ def _facts(config: StudyConfig, result: StudyResult, evidence: Mapping[str, Mapp
     designs = {p.design.name: p for p in result.designs}
     splits = "; ".join(f"{name}: {p.design.split}" for name, p in designs.items())
     external = [n for n, p in designs.items() if p.design.split in ("external", "site")]
-    seeds = ", ".join(str(s) for s in config.fit_seeds)
+    seeds = ", ".join(str(s) for s in sorted({s for d in config.designs for s in config.seeds_of(d)}))
     own = next(iter(evidence.values()))
     counts = "; ".join(
         f"{name}: {len(p.targets)} X-rays of {p.targets['patient_id'].nunique()} patients, "
@@ -80,9 +80,9 @@ def _facts(config: StudyConfig, result: StudyResult, evidence: Mapping[str, Mapp
         "uncertainty": f"{100 * (1 - config.inference.alpha):g} % intervals by DeLong's variance; Holm over "
                        f"{len(families)} declared claims",
         "robustness": f"sweep over {', '.join(config.sweep)}" if config.sweep else
-                      f"{len(config.fit_seeds)} seeds, folds or resamples",
+                      f"training seeds {seeds}, folds or resamples",
         "external": f"yes: {', '.join(external)}" if external else "none",
-        "imbalance": f"balance: {config.balance}",
+        "imbalance": f"balance: {', '.join(sorted({config.balance_of(d) for d in config.designs}))}",
         "flow": "'Who was included', drawn from the counts of this run",
         "participants": counts + (f"; known: {', '.join(there)}" if there else ""),
         "results": aucs,

@@ -46,17 +46,15 @@ def fit_table(result: StudyResult) -> Table:
     return ("Fits", table.merge(costs, on="method", how="left").fillna("–"), note)
 
 
-COSTS = ("method", "parameters", "seconds a fit", "CPU seconds a fit", "peak memory (MB)")
+COSTS = ("method", "seconds a fit", "CPU seconds a fit", "peak memory (MB)")
 
 
 def _cost_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return parameters trained, seconds and memory of one method; fits of earlier versions hold less."""
+    """Return seconds and memory of one method's fits; those of earlier versions hold less."""
     alone = [float(one["seconds"]) + float(one.get("shared_seconds", 0)) for one in records]
     busy = [float(one["cpu_seconds"]) for one in records if "cpu_seconds" in one]
     peaks = [float(one["peak_mb"]) for one in records if one.get("peak_mb") is not None]
-    trained = {fit["trainable"] for one in records if (fit := one.get("fit"))}
     return {
-        "parameters": f"{max(trained):,}" if trained else "–",
         "seconds a fit": f"{median(alone):.2f}",
         "CPU seconds a fit": f"{median(busy):.2f}" if busy else "–",
         "peak memory (MB)": f"{max(peaks):.0f}" if peaks else "–",

@@ -146,10 +146,10 @@ def test_a_threshold_sweep_shows_balanced_accuracy_at_each_threshold(run):
     assert [cell.strip() for cell in row.strip("| ").split("|")][1:] == [f"{value:.3f}" for value in expected]
 
 
-def test_every_method_has_its_time_and_memory_in_the_table_of_fits(run):
+def test_every_method_has_its_time_and_memory_in_the_report(run):
     code, out = run()
     assert code == 0
-    section = (out / "summary.md").read_text().split("## Fits")[1]
+    section = (out / "summary.md").read_text().split("## Parameters and compute")[1]
     heading, _, *lines = [line for line in section.splitlines() if line.startswith("|")]
     names = [cell.strip() for cell in heading.strip("| ").split("|")]
     shown = {cells[0].strip(): dict(zip(names, map(str.strip, cells), strict=True))
