@@ -34,7 +34,7 @@ CLASSES = (
     MethodConfig,
     StudyConfig,
 )
-OF_A_DESIGN = ("fit_seeds", "seeds_of", "balance_of")
+OF_A_DESIGN = ("fit_seeds", "seeds_of", "balance_of", "label_share")
 """Methods of the configuration that hand a setting on to the code that runs it."""
 PICTURES = {"source", "missing_images", "duplicates", "batch_size", "encoder", "name", "options", "pixels"}
 """Read where pictures are embedded, which ``tests/cli/test_study_run.py`` does: here their text is looked for."""
