@@ -15,6 +15,22 @@ MODALITIES: dict[Side, tuple[str, ...]] = {"cxr": ("CXR", "DRR"), "ct": ("CT",),
 Weight = Annotated[float, Field(ge=0)]
 
 
+class PixelShape(Config):
+    """A small convolutional network that reads the radiograph itself, trained from random weights.
+
+    Attributes:
+        channels: of the stride-2 convolutions, first to last.
+        grid: cells per side that average pooling keeps; 1 forgets where in the picture something was.
+        dropout: before the last layer while training.
+        shift: largest random shift of a batch while training, in pixels.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 48)
+    grid: int = Field(2, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    shift: int = Field(3, ge=0)
+
+
 class AlignmentConfig(Config):
     """L = alpha · L(CT, report) + beta · L(CXR, report) + gamma · L(CXR, CT).
 
@@ -30,6 +46,7 @@ class AlignmentConfig(Config):
         hidden: width of a hidden layer in each projection; 0 = a linear map without bias, as published.
         dropout: on the input of each projection while training.
         tokens: the model of the radiograph's patch tokens, where its cache holds tokens; its dim is not read.
+        pixels: the network of the radiograph's pixels, where its cache holds those (encoder pixels-128).
         temperature: similarities are divided by it.
         learn_temperature: train it too, from this value on; never below 0.01.
         batch_size: patients a step, one pair of each.
@@ -49,6 +66,7 @@ class AlignmentConfig(Config):
     hidden: int = Field(0, ge=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     tokens: SequenceShape = SequenceShape(cell="transformer", hidden=64, pool="attention", dropout=0.1)
+    pixels: PixelShape = PixelShape()
     temperature: float = Field(0.07, gt=0)
     learn_temperature: bool = False
     batch_size: int = Field(360, ge=2)

@@ -40,7 +40,7 @@ class Triples:
     Attributes:
         patients: ids.
         groups: number of each case's group: patients that belong together, with all their exams.
-        cxr: embeddings (cases, dim), or a list of patch tokens.
+        cxr: embeddings (cases, dim), pixels as bytes (cases, pixels), or a list of patch tokens.
         ct: embeddings (cases, dim).
         report: embeddings (cases, dim), zeros where there is none; None without reports.
         has_report: cases with a report.

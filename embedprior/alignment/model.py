@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embedprior.alignment.config import MODALITIES, SIDES, AlignmentConfig, Side
+from embedprior.alignment.config import MODALITIES, SIDES, AlignmentConfig, PixelShape, Side
 from embedprior.cache import CacheWriter, EmbeddingCache
 from embedprior.config import parse_config
 from embedprior.encoders.base import EncoderSpec
+from embedprior.encoders.config import CnnConfig
+from embedprior.encoders.small_cnn import SmallCnn, shift_pictures
 from embedprior.errors import BadInput
 from embedprior.nn.network import Standardised
 from embedprior.nn.sequence import SequenceModel, Tokens, pad
@@ -30,8 +34,9 @@ MAX_SCALE = 100.0
 FORMAT, TRANSFORM_VERSION, BATCH = 1, 1, 1024
 DESCRIPTION, WEIGHTS = "alignment.json", "alignment.safetensors"
 
-Inputs = Float[np.ndarray, "exams inputs"] | Sequence[Tokens]
-"""What a side's cache holds: one embedding an exam, or the tokens of each."""
+Kind = Literal["tokens", "pixels"]
+Inputs = Num[np.ndarray, "exams inputs"] | Sequence[Tokens]
+"""What a side's cache holds: one embedding (or the pixels, as bytes) an exam, or the tokens of each."""
 
 
 class Projection(Standardised):
@@ -54,28 +59,53 @@ class Projection(Standardised):
         return out
 
 
+class PixelEncoder(nn.Module):
+    """Square pictures, row by row (uint8) → the common space; ``encoders.small_cnn`` from random weights."""
+
+    def __init__(self, pixels: int, outputs: int, shape: PixelShape) -> None:
+        super().__init__()
+        self.side, self.shift = math.isqrt(pixels), shape.shift
+        self.network = SmallCnn(
+            CnnConfig(channels=shape.channels, grid=shape.grid, dropout=shape.dropout, dim=outputs, slices="mean")
+        )
+        self.network.head = nn.Linear(1, 1).requires_grad_(False)  # of labels, which there are none of here
+
+    def forward(self, rows: Tensor) -> Float[Tensor, "exams outputs"]:
+        """Return the features, not yet of length 1."""
+        pictures = rows.reshape(len(rows), self.side, self.side).float() / 127.5 - 1.0
+        return self.network.features(shift_pictures(pictures, self.shift) if self.training else pictures)
+
+
 class AlignmentNetwork(nn.Module):
     """The projections of the trained sides, and the temperature; other sides are used as they are.
 
     Args:
         widths: side → length of its embeddings (or tokens).
-        tokens: sides whose caches hold tokens.
+        kinds: sides whose caches hold something else than embeddings → ``tokens`` or ``pixels``.
         config: of the alignment.
 
     Raises:
-        BadInput: sides that are not trained of another length than the space, or tokens on such a side.
+        BadInput: sides that are not trained of another length than the space, tokens or pixels of another side than
+            the radiograph's, or pictures that are no squares.
     """
 
-    def __init__(self, widths: Mapping[Side, int], tokens: Sequence[Side], config: AlignmentConfig) -> None:
+    def __init__(self, widths: Mapping[Side, int], kinds: Mapping[Side, Kind], config: AlignmentConfig) -> None:
         super().__init__()
-        self.config, self.widths, self.token_sides = config, dict(widths), tuple(tokens)
+        self.config, self.widths, self.kinds = config, dict(widths), dict(kinds)
         self.dim = _common_dim(widths, config)
-        refused = [side for side in tokens if side != "cxr"]
+        refused = [side for side in kinds if side != "cxr"]
         if refused:
-            raise BadInput(f"the cache of side '{refused[0]}' holds tokens. Allowed there: one embedding an exam.")
+            raise BadInput(
+                f"the cache of side '{refused[0]}' holds {kinds[refused[0]]}. Allowed there: one embedding an exam."
+            )
+        if kinds.get("cxr") == "pixels" and math.isqrt(widths["cxr"]) ** 2 != widths["cxr"]:
+            raise BadInput(f"the radiographs' cache holds {widths['cxr']} bytes an exam: no square picture.")
         self.sides = nn.ModuleDict()
         for side in (s for s in SIDES if s in config.train_sides and s in widths):
-            if side in tokens:
+            kind = kinds.get(side)
+            if kind == "pixels":
+                self.sides[side] = PixelEncoder(widths[side], self.dim, config.pixels)
+            elif kind == "tokens":
                 self.sides[side] = SequenceModel(widths[side], config.tokens.model_copy(update={"dim": self.dim}))
             else:
                 self.sides[side] = Projection(widths[side], self.dim, config)
@@ -101,10 +131,10 @@ def new_network(train: Mapping[Side, Inputs], config: AlignmentConfig) -> Alignm
     Raises:
         BadInput: see ``AlignmentNetwork``.
     """
-    tokens = [side for side, rows in train.items() if not isinstance(rows, np.ndarray)]
+    kinds = {side: kind for side, rows in train.items() if (kind := kind_of(rows)) is not None}
     widths: dict[Side, int] = {side: int(rows[0].shape[-1]) for side, rows in train.items()}
     with seeded(config.seed, "initial weights", "alignment"):
-        network = AlignmentNetwork(widths, tokens, config)
+        network = AlignmentNetwork(widths, kinds, config)
     for side, model in network.sides.items():
         rows = next(rows for name, rows in train.items() if name == side)
         if isinstance(model, SequenceModel):
@@ -114,8 +144,17 @@ def new_network(train: Mapping[Side, Inputs], config: AlignmentConfig) -> Alignm
     return network
 
 
+def kind_of(rows: Inputs) -> Kind | None:
+    """Return ``pixels`` for bytes, ``tokens`` for several rows an exam, None for one embedding an exam."""
+    if not isinstance(rows, np.ndarray):
+        return "tokens"
+    return "pixels" if rows.dtype == np.uint8 else None
+
+
 def inputs_of(rows: Inputs, chosen: Sequence[int] | np.ndarray, longest: int) -> tuple[Tensor, Tensor | None]:
-    """Return some exams' embeddings, or their padded tokens and lengths."""
+    """Return some exams' embeddings or pixels, or their padded tokens and lengths."""
+    if kind_of(rows) == "pixels":
+        return torch.from_numpy(np.asarray(rows)[np.asarray(chosen)]), None
     if isinstance(rows, np.ndarray):
         return tensor(rows[np.asarray(chosen)]), None
     return pad([rows[int(i)] for i in chosen], longest)
@@ -172,7 +211,7 @@ class Alignment:
         """Write weights (safetensors), then ``alignment.json`` with the checksums, which marks completion."""
         description = {
             "format": FORMAT, "config": self.network.config.model_dump(mode="json"), "widths": self.network.widths,
-            "tokens": list(self.network.token_sides), "dim": self.dim, "caches": dict(self.caches),
+            "kinds": self.network.kinds, "dim": self.dim, "caches": dict(self.caches),
             "patients": {part: sorted(ids) for part, ids in self.patients.items()},
         }  # fmt: skip
         state = contiguous(self.network.state_dict())
@@ -190,7 +229,7 @@ class Alignment:
             raise BadInput(f"{folder} holds no alignment ({DESCRIPTION} is missing). Next: embedprior train alignment")
         record = read_sealed(folder, DESCRIPTION, "alignment", FORMAT, "copy or train the alignment again")
         config = parse_config(AlignmentConfig, record["config"], str(folder / DESCRIPTION))
-        network = AlignmentNetwork(record["widths"], record["tokens"], config)
+        network = AlignmentNetwork(record["widths"], record["kinds"], config)
         try:
             network.load_state_dict(load_file(folder / WEIGHTS))
         except (OSError, RuntimeError, SafetensorError) as error:

@@ -98,7 +98,7 @@ def train_alignment(
     average_gradients([p for p in network.parameters() if p.requires_grad])
 
     def loss(step: int) -> Tensor:
-        return _loss(network, train, batches(step), config, device, processes)[0]
+        return batch_loss(network, train, batches(step), config, device, processes)[0]
 
     chunks = _validation_chunks(val, config.batch_size)
     terms: dict[str, float] = {}
@@ -108,7 +108,7 @@ def train_alignment(
         terms.clear()
         for rows in chunks:
             share = len(rows) / sum(map(len, chunks))
-            value, named = _loss(network, val, rows, config, device)
+            value, named = batch_loss(network, val, rows, config, device)
             total += share * float(value)
             for name, term in named.items():
                 terms[name] = terms.get(name, 0.0) + share * float(term)
@@ -129,7 +129,7 @@ def train_alignment(
     return Alignment(network, caches, seen), history
 
 
-def _loss(
+def batch_loss(
     network: AlignmentNetwork, cases: Triples, rows: Int[np.ndarray, " some"], config: AlignmentConfig, device: str,
     processes: ProcessGroup | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip

@@ -121,7 +121,7 @@ def few_shot(
         oracles, seed: see ``linear_probe``.
 
     Returns:
-        Share in percent → result.
+        Share in percent → result. A share at which no label can be trained is named in ``skipped`` of the first one.
 
     Raises:
         BadInput: a share outside (0, 1], fewer than 5 draws, or as ``linear_probe``.
@@ -133,6 +133,7 @@ def few_shot(
         raise BadInput(f"{draws} draws. Allowed: {MIN_DRAWS} or more; a single draw of few patients says little.")
     names = [f"{100 * f:g} %" for f in sorted(set(fractions))]
     found: dict[str, tuple[pd.DataFrame, list[dict[str, str]], UnjudgedEvaluation]] = {}
+    impossible: list[dict[str, str]] = []
     for name, fraction in zip(names, sorted(set(fractions)), strict=True):
         tables, skipped = list[pd.DataFrame](), dict[str, str]()
         for draw in range(1 if fraction == 1 else draws):
@@ -143,13 +144,16 @@ def few_shot(
             skipped |= {record["label"]: f"draw {draw + 1}: {record['reason']}" for record in lost}
         table = pd.concat(tables) if tables else pd.DataFrame({"label_name": []})
         table = table[~table["label_name"].isin(list(skipped))]
+        lost = [{"label": label, "reason": reason} for label, reason in skipped.items()]
         if len(table):
-            lost = [{"label": label, "reason": reason} for label, reason in skipped.items()]
             found[name] = (table, lost, _unjudged(table, probes, oracles, 0))
+        else:
+            impossible.append({"label": f"every label at {name}", "reason": lost[0]["reason"]})
     if not found:
         raise BadInput("no share of the training patients holds both classes of any label in every draw.")
     evidence = judged([unjudged for _, _, unjudged in found.values()])
     evidences = dict(zip(found, evidence, strict=True))
+    next(iter(found.values()))[1].extend(impossible)
     return {name: ProbeResult(table, evidences[name], lost) for name, (table, lost, _) in found.items()}
 
 

@@ -143,6 +143,31 @@ def test_patch_tokens_of_the_radiograph_are_read() -> None:
     assert ranks.hits(10).mean() > 1.5 * ranks.chance(10).mean()
 
 
+def test_an_encoder_of_pixels_is_trained_with_the_projections(tmp_path: Path) -> None:
+    """The picture shows two findings as bright corners, of which the CT knows; its brightness is of no use."""
+    train, val, test = planted_triples(PlantedTriplesConfig(ct_labels=(0, 1), anatomy=0), (300, 60, 100), seed=0)
+    rng = np.random.default_rng(0)
+
+    def pictures(labels: np.ndarray) -> np.ndarray:
+        grey = rng.integers(60, 120, (len(labels), 1, 1)) + rng.normal(0, 10, (len(labels), 32, 32))
+        grey[:, 4:12, 4:12] += 80 * labels[:, 0, None, None]
+        grey[:, 20:28, 20:28] += 80 * labels[:, 1, None, None]
+        return np.clip(grey, 0, 255).astype(np.uint8).reshape(len(labels), -1)
+
+    cases, others = (replace(each.cases, cxr=pictures(each.labels)) for each in (train, val))
+    config = settings(beta=0.0, steps=150, batch_size=64, lr=3e-3, pixels={"channels": [8, 16], "dropout": 0.0})
+    fitted, _ = train_alignment(cases, others, config, {"cxr": "a", "ct": "b"})
+    fitted.save(tmp_path)
+    shown = pictures(test.labels)
+    found = Alignment.load(tmp_path).embed("cxr", shown)
+    np.testing.assert_array_equal(found, fitted.embed("cxr", shown))
+    side = found @ found[(test.labels[:, :2] == [1, 0]).all(axis=1)].mean(axis=0)
+    own, opposite = (side[(test.labels[:, :2] == pair).all(axis=1)].mean() for pair in ([1, 0], [0, 1]))
+    assert own > opposite + 0.2
+    with pytest.raises(BadInput, match="no square picture"):
+        train_alignment(replace(cases, cxr=shown[:1].repeat(300, axis=0)[:, :1000]), others, config, {})
+
+
 def write_cohort(folder: Path, people: int = 60) -> None:
     """Caches and tables of planted patients, the first with two reconstructions; every fifth has no report."""
     planted = planted_triples(PlantedTriplesConfig(cxr_dim=16, signal=2.0), (people,), seed=2)[0]

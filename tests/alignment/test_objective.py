@@ -15,11 +15,13 @@ from safetensors.numpy import load_file
 from scipy.special import logsumexp
 
 from embedprior.alignment.config import AlignmentConfig
-from embedprior.alignment.model import WEIGHTS
-from embedprior.alignment.objective import objective
+from embedprior.alignment.data import Triples
+from embedprior.alignment.model import WEIGHTS, new_network
+from embedprior.alignment.objective import average_gradients, objective
 from embedprior.alignment.planted import PlantedTriplesConfig, planted_triples
-from embedprior.alignment.train import GroupBatches, train_alignment
+from embedprior.alignment.train import GroupBatches, batch_loss, train_alignment
 from embedprior.nn.losses import info_nce
+from embedprior.runs.distributed import ProcessGroup
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,18 +107,20 @@ import sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from test_objective import small
+from test_objective import gradients, small
 from embedprior.alignment.train import train_alignment
 from embedprior.runs.distributed import process_group
 processes = process_group(2)
 assert processes.world_size == 2
 train, val, config = small()
+slopes = gradients(train, config, processes)
 found, history = train_alignment(train, val, config, {{}}, processes)
 if processes.is_main:
     found.save({out!r})
     import json
     from pathlib import Path
     (Path({out!r}) / "history.json").write_text(json.dumps(history))
+    (Path({out!r}) / "gradients.json").write_text(json.dumps(slopes))
 torch.distributed.destroy_process_group()
 """
 
@@ -135,6 +139,14 @@ def small():
     return train, val, config
 
 
+def gradients(train: Triples, config: AlignmentConfig, processes: ProcessGroup) -> dict[str, list[float]]:
+    """Of one step's loss by parameter: AdamW would hide a factor that all of them share."""
+    network = new_network(train.sides, config)
+    average_gradients([p for p in network.parameters() if p.requires_grad])
+    batch_loss(network, train, GroupBatches(train.groups, 16, 0)(1), config, "cpu", processes)[0].backward()
+    return {name: p.grad.flatten().tolist() for name, p in network.named_parameters() if p.grad is not None}
+
+
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     train, val, config = small()
     one, history = train_alignment(train, val, config, {})
@@ -151,5 +163,10 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     assert {"log_scale", "sides.cxr.layers.0.weight", "sides.report.layers.0.weight"} <= set(weights[0])
     for name, value in weights[0].items():
         np.testing.assert_allclose(weights[1][name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    slopes = json.loads((tmp_path / "two" / "gradients.json").read_text())
+    alone = gradients(train, config, ProcessGroup())
+    assert set(slopes) == set(alone) >= {"log_scale", "sides.cxr.layers.0.weight"}
+    for name, values in alone.items():
+        np.testing.assert_allclose(slopes[name], values, rtol=1e-3, atol=1e-6, err_msg=name)
     other = json.loads((tmp_path / "two" / "history.json").read_text())
     np.testing.assert_allclose([r["loss"] for r in other], [r["loss"] for r in history], rtol=1e-5)

@@ -44,7 +44,7 @@ def test_a_group_lists_its_commands_and_needs_one(capsys: pytest.CaptureFixture[
     assert "cache ls" not in said
     assert main(["train"]) == 2
     assert (
-        "needs a command: encoder, teacher, prior, student, final. Next: embedprior train --help"
+        "needs a command: encoder, teacher, alignment, prior, student, final. Next: embedprior train --help"
         in capsys.readouterr().err
     )
 
@@ -53,7 +53,7 @@ def test_a_group_lists_its_commands_and_needs_one(capsys: pytest.CaptureFixture[
     ("typed", "offered"),
     [
         ("embedprior tr", {"train"}),
-        ("embedprior train ", {"encoder", "teacher", "prior", "student", "final"}),
+        ("embedprior train ", {"encoder", "teacher", "alignment", "prior", "student", "final"}),
         ("embedprior power --corr", {"--correlation"}),
         ("embedprior study run --config demo_", {"demo_kfold"}),
         ("embedprior train prior --prior.training.war", {"--prior.training.warmup"}),

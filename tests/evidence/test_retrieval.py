@@ -110,6 +110,9 @@ def test_label_overlap_counts_ties_and_unknown_labels() -> None:
     found, chance = label_overlap(np.array([[1.0, 0.0]]), gallery, query, labels, (1, 2, 3, 4))
     assert [float(found[k][0]) for k in (1, 2, 3, 4)] == pytest.approx([0.5, 0.5, 0.5, 0.375])
     assert chance == pytest.approx([0.375])
+    # the query's second finding is unknown in the only exam: of the others one of two is shared
+    unknown, _ = label_overlap(gallery[:1], gallery[:1], np.array([[1, 1, 0]]), np.array([[1, np.nan, 1]]), (1,))
+    assert unknown[1] == pytest.approx([0.5])
     both_normal, _ = label_overlap(np.array([[1.0, 0.0]]), gallery[2:3], np.zeros((1, 3)), labels[2:3], (1,))
     assert both_normal[1] == pytest.approx([1.0])
 

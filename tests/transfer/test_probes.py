@@ -142,6 +142,11 @@ def test_auc_rises_with_the_share_and_draws_count_as_seeds() -> None:
     each = [delong(g["label"].to_numpy(), g["score"].to_numpy()).auc[0] for _, g in first.groupby("seed")]
     own = next(r for r in found["5 %"].evidence["methods"] if r["label_name"] == LABELS[0])
     assert own["auc"] == pytest.approx(np.mean(each))
+    least = few_shot(cases(), [Probe("plain")], (0.001, 1.0))
+    assert list(least) == ["100 %"]
+    (lost,) = least["100 %"].skipped
+    assert lost["label"] == "every label at 0.1 %"
+    assert "the 1 labelled training cases hold fewer than two classes" in lost["reason"]
     with pytest.raises(BadInput, match="5 or more"):
         few_shot(cases(), [Probe("plain")], (0.05,), draws=3)
     with pytest.raises(BadInput, match=r"share 1\.5"):
