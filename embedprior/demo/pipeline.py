@@ -11,23 +11,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from embedprior.cohort.base import Cohort
 from embedprior.demo.assets import LABEL, PICTURES, VOLUMES, DemoAssets, build_assets
 from embedprior.demo.config import DemoConfig
 from embedprior.errors import DONE, NEEDS_ATTENTION
-from embedprior.report import EmbeddingView, EvidenceSection, Figure, Report
+from embedprior.report import EvidenceSection, Figure, Report
 from embedprior.report.checklists import checklists
 from embedprior.report.conclusions import boundary_table
 from embedprior.report.fit_tables import cost_tables, learned_table, prior_figures, prior_warnings
 from embedprior.report.formatting import comparison_sentence
-from embedprior.report.gallery import neighbours_figure
 from embedprior.report.output import finish_report
 from embedprior.report.store import compared_scores
-from embedprior.report.study_figures import case_pictures
+from embedprior.report.study_figures import case_pictures, generated_pictures
 from embedprior.report.verdicts import verdict_sentences
-from embedprior.runs import Run, artifacts_root, one_thread, seed_for, write_json
+from embedprior.runs import Run, artifacts_root, seed_for, write_json
 from embedprior.students.base import Cases
 from embedprior.study.config import Design, Hypothesis, InferenceConfig, PriorChoice, StudyConfig
 from embedprior.study.evidence import all_evidence
@@ -35,7 +33,7 @@ from embedprior.study.inputs import Caches, StudyInputs, patients_seen
 from embedprior.study.plan import PLAN, make_plan
 from embedprior.study.prepare import NO_DUPLICATES, Variant, split_cohort
 from embedprior.study.run import StudyResult, inputs_of, run_fits
-from embedprior.study.runner import FoldRunner, Study, fit_jobs, method_of
+from embedprior.study.runner import FoldRunner, Study, fit_jobs
 from embedprior.tables import write_table
 
 DESIGN = "fixed"
@@ -100,14 +98,14 @@ def run_demo(config: DemoConfig, seed: int, out: Path, workers: int) -> int:
     write_table(predictions, out / "predictions.csv")
     evidence = all_evidence(settings, result)[DESIGN]
     write_json(out / "evidence.json", evidence)
-    held_out, generated = _generated(study, inputs, result)
+    held_out = FoldRunner(inputs).cases(fit_jobs(study)[0].fold_id).scored["test"]
     failures = [
         *assets.failures,
         *({k: f[k] for k in ("exam_id", "stage", "reason")} for f in [*result.unfitted, *result.unscored]),
     ]
     priors = prior_figures(result)
     report = build_demo_report(
-        config, seed, assets, evidence, predictions, held_out, generated, failures, priors, settings,
+        config, seed, assets, evidence, predictions, held_out, failures, priors, settings,
         result,
     )  # fmt: skip
     places = {"phantoms": assets.population.root, "ct": assets.ct.path, "cxr": assets.cxr.path}
@@ -115,23 +113,6 @@ def run_demo(config: DemoConfig, seed: int, out: Path, workers: int) -> int:
     summary = finish_report(run, report, failures, outputs=outputs, priors=priors)
     print(f"\n{summary}\nreport: {out / 'report.html'}  ({run.seconds:.0f} s)", file=sys.stdout)
     return NEEDS_ATTENTION if failures else DONE
-
-
-def _generated(
-    study: Study, inputs: StudyInputs, result: StudyResult
-) -> tuple[Cases, Float[np.ndarray, "cases samples ct_dim"] | None]:
-    """Return the held-out cases, with CT, and the CT embeddings that the first repetition's prior draws for them."""
-    from embedprior.students.prior_method import PriorStudent
-
-    job = next(u for u in fit_jobs(study) if u.method == "prior")
-    runner = FoldRunner(inputs)
-    held_out = runner.cases(job.fold_id).scored["test"]
-    if not any(o.job == job and o.path is not None for o in result.outcomes):
-        return held_out, None
-    with one_thread():
-        fitted = method_of(inputs, job.method, {}, job.fold_id.design).fit(runner.data(job), job.seed)
-        assert isinstance(fitted, PriorStudent)
-        return held_out, fitted.generate(held_out.without_ct())
 
 
 NOTES = {
@@ -157,23 +138,12 @@ def build_demo_report(
     evidence: Mapping[str, Any],
     predictions: pd.DataFrame,
     held_out: Cases,
-    generated: Float[np.ndarray, "cases samples ct_dim"] | None,
     failures: list[dict[str, str]],
     priors: list[dict[str, Any]],
     settings: StudyConfig,
     result: StudyResult,
 ) -> Report:
     """Return the content of the demo's report."""
-    embeddings = None
-    if generated is not None:
-        embeddings = EmbeddingView(
-            ct=held_out.paired_ct(),
-            generated=generated[:, 0],
-            cxr=held_out.cxr,
-            labels=held_out.label,
-            label_name="lesion",
-            seed=seed_for(seed, "t-SNE") % 2**31,
-        )
     prevalence = float(held_out.label.mean())
     return Report(
         title="embedprior demo: virtual patients",
@@ -193,10 +163,9 @@ def build_demo_report(
             )
         ],
         flow=assets.population.flow,
-        pictures=[*case_pictures(settings, result, {DESIGN: evidence}), *_neighbours(assets, held_out, generated),
+        pictures=[*case_pictures(settings, result, {DESIGN: evidence}), *generated_pictures(settings, result),
                   Figure("patients", "Two held-out patients, without and with the lesion: CT (coronal, maximum over "
                          "22 mm) and the radiograph the methods score.", _gallery(assets, held_out))],
-        embeddings=embeddings,
         tables=[*learned_table(priors), *cost_tables(result)],
         boundary=boundary_table(settings, result, {DESIGN: evidence}),
         checklists=checklists(settings, result, {DESIGN: evidence}),
@@ -209,20 +178,6 @@ def build_demo_report(
         ],
         failures=pd.DataFrame(failures),
     )  # fmt: skip
-
-
-def _neighbours(
-    assets: DemoAssets, held_out: Cases, generated: Float[np.ndarray, "cases samples ct_dim"] | None
-) -> list[Figure]:
-    if generated is None:
-        return []
-    population, ids = assets.population, list(assets.ct.ids)
-    ct_of = dict(zip(population.pairs["cxr_exam_id"], population.pairs["ct_exam_id"], strict=True))
-    figure = neighbours_figure(
-        population.root, population.exams, dict(zip(held_out.exam_ids, generated.mean(axis=1), strict=True)),
-        dict(zip(ids, assets.ct.take(ids), strict=True)), ct_of, f"label:{LABEL}",
-    )  # fmt: skip
-    return [] if figure is None else [figure]
 
 
 def _lead(evidence: Mapping[str, Any]) -> list[str]:

@@ -156,3 +156,44 @@ def path_figure(clouds: Mapping[str, Floats], seed: int) -> bytes:
         axes.spines[:].set_color("#c9cfd8")
         axes.legend(loc="upper left", fontsize=8, frameon=False, handletextpad=0.2, borderpad=0.1)
     return png(figure)
+
+
+def stages_figure(
+    real: Floats, stages: Mapping[str, Floats], labels: Floats, label_name: str, seed: int = 0
+) -> Figure | None:
+    """Return one t-SNE of real CT embeddings and of generated ones before training and after each of its stages.
+
+    Args:
+        real: (cases, D) embeddings of the held-out CTs.
+        stages: stage → (cases, D) embeddings generated for the same cases, in order.
+        labels: (cases,) 1, 0 or NaN.
+        label_name: what a 1 means.
+        seed: of the t-SNE, which is fitted once, to all clouds together, and of the noise: one draw a case from a
+            normal distribution with the real CTs' mean and standard deviation of each dimension, where sampling starts.
+    """
+    if len(real) < MIN_CASES:
+        return None
+    scaler = Standardiser.fit(np.asarray(real, dtype=np.float64))
+    clouds = {"real CT": scaler.wide(real)}
+    clouds["before training: noise"] = np.random.default_rng(seed).normal(size=real.shape)
+    clouds |= {name: scaler.wide(values) for name, values in stages.items()}
+    parts = np.split(tsne(np.concatenate(list(clouds.values())), seed), len(clouds))
+    places = dict(zip(clouds, parts, strict=True))
+    names = [name for name in clouds if name != "real CT"]
+    figure = Canvas(figsize=(3.2 * len(names), 3.9), layout="constrained")
+    found = []
+    for axes, name in zip(figure.subplots(1, len(names), sharex=True, sharey=True), names, strict=True):
+        for which, colour, size in (("real CT", BLUE, 30), (name, VERMILION, 14)):
+            _scatter(axes, places[which], labels, colour, size)
+        axes.set_title(name, fontsize=10, color=INK)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_color("#c9cfd8")
+    for name, values in places.items():
+        found.append(pd.DataFrame({"cloud": name, "x": values[:, 0], "y": values[:, 1], "label": labels}))
+    handles = [handle for handle in _legend(label_name, labels) if handle.get_label() != SPACES[2][0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    caption = (
+        f"t-SNE of {len(real)} held-out cases at the stages of the prior's training: generated embeddings should move "
+        "onto the real CTs of their label. Generated: mean over samples."
+    )
+    return Figure("training-stages", caption, png(figure), pd.concat(found, ignore_index=True))

@@ -6,11 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from embedprior.report.content import Figure, Table
-from embedprior.report.gallery import cases_figure
+from embedprior.report.embedding_map import stages_figure
+from embedprior.report.gallery import cases_figure, neighbours_figure
 from embedprior.report.spreads import LABEL_COLUMNS, sweep_figure
+from embedprior.runs import seed_for
 from embedprior.study.config import SOURCE_ONLY, StudyConfig
 from embedprior.study.run import DesignResult, StudyResult
 
@@ -99,3 +102,24 @@ def case_pictures(config: StudyConfig, result: StudyResult, evidence: Mapping[st
         if figure is not None:
             return [figure]
     return []
+
+
+def generated_pictures(config: StudyConfig, result: StudyResult) -> list[Figure]:
+    """Return the map of what a prior generated at the stages of its training, and the real CTs nearest to it."""
+    made, cohort = result.generated, result.cohort
+    if made is None:
+        return []
+    real, last = np.asarray(made.cases.paired_ct(), dtype=np.float64), list(made.stages.values())[-1]
+    seed = seed_for(config.seed, "t-SNE") % 2**31
+    stages = {name: np.asarray(values, dtype=np.float64) for name, values in made.stages.items()}
+    found = [stages_figure(real, stages, made.cases.label, config.label, seed)]
+    if "path" in cohort.exams.columns:
+        found.append(
+            neighbours_figure(
+                cohort.root, cohort.exams, dict(zip(made.cases.exam_ids, last, strict=True)),
+                dict(zip(made.real_ids, made.real, strict=True)),
+                dict(zip(cohort.pairs["cxr_exam_id"], cohort.pairs["ct_exam_id"], strict=True)),
+                f"label:{config.label}",
+            )
+        )  # fmt: skip
+    return [figure for figure in found if figure is not None]

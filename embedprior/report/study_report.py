@@ -25,7 +25,13 @@ from embedprior.report.fit_tables import (
 from embedprior.report.output import finish_report
 from embedprior.report.spreads import label_curve_figure
 from embedprior.report.store import compared_scores
-from embedprior.report.study_figures import case_pictures, estimate_of, label_curve_data, sweep_results
+from embedprior.report.study_figures import (
+    case_pictures,
+    estimate_of,
+    generated_pictures,
+    label_curve_data,
+    sweep_results,
+)
 from embedprior.report.verdicts import verdict_sentences
 from embedprior.runs import Run, write_json
 from embedprior.study.config import SOURCE_ONLY, StudyConfig
@@ -149,7 +155,7 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
         lead_figures=[] if curve is None else [curve],
         figures=figures,
         tables=tables,
-        pictures=case_pictures(config, result, evidence),
+        pictures=[*case_pictures(config, result, evidence), *generated_pictures(config, result)],
         caveats=[*_caveats(config, result), *unequal_search(result), *config.caveats],
         checklists=checklists(config, result, evidence),
         failures=pd.DataFrame(failure_records(result)),

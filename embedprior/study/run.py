@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from embedprior.study.config import (
     refuse_unsuitable_methods,
 )
 from embedprior.study.executor import Outcome, reason_of, run_jobs
+from embedprior.study.generated import Generated, generated_cases
 from embedprior.study.inputs import Caches, StudyInputs, open_caches, patients_seen
 from embedprior.study.keep import kept_models
 from embedprior.study.prepare import StudyData, Variant, read_study_data, variants
@@ -72,6 +73,7 @@ class StudyResult:
         uses_ct: by method: did CT take part in its training.
         outcomes: of every fit.
         models: fitted models that were kept (see ``keep.kept_models``).
+        generated: what the first prior generates for held-out cases; None without a prior.
     """
 
     study: Study
@@ -86,6 +88,7 @@ class StudyResult:
     uses_ct: dict[str, bool]
     outcomes: list[Outcome]
     models: pd.DataFrame
+    generated: Generated | None = None
 
 
 def read_study(config: StudyConfig, data: Path | str, splits_file: Path | str | None = None) -> Study:
@@ -196,7 +199,8 @@ def run_fits(
         failed=sum(o.path is None for o in outcomes),
         seconds_in_fits=round(sum(o.seconds for o in outcomes), 1),
     )  # fmt: skip
-    return collect(study, inputs, outcomes, list(failures))
+    found = collect(study, inputs, outcomes, list(failures))
+    return replace(found, generated=generated_cases(study, inputs, outcomes))
 
 
 def collect(
