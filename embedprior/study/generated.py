@@ -68,7 +68,9 @@ def generated_cases(study: Study, inputs: Sequence[StudyInputs], outcomes: Seque
             for number in range(1, count + 1):
                 part = data if number == count else replace(data, stages=data.stages[:number])
                 fitted = method.fit(part, job.seed)
-                drawn.append(fitted.generate(held_out.without_ct()).mean(axis=1))  # type: ignore[attr-defined]
+                # a prior that has seen DRRs alone takes a radiograph for one
+                shown = replace(held_out.without_ct(), source=part.target.train.source)
+                drawn.append(fitted.generate(shown).mean(axis=1))  # type: ignore[attr-defined]
         ids = list(own.caches.ct.ids)
         if len(ids) > MAX_REAL:
             paired = set(
