@@ -147,7 +147,7 @@ def roc_figure(evidence: Mapping[str, Any], predictions: pd.DataFrame, label: st
     axes.plot([0, 1], [0, 1], color="#b9c0ca", linewidth=1, zorder=0)
     drawn: list[pd.DataFrame] = []
     for method, curve in curves.items():
-        name = method + (" (oracle: needs CT)" if method in needs_ct else "")
+        name = short_name(method) + (" (oracle: needs CT)" if method in needs_ct else "")
         x, y = curve if curve is not None else (np.array([]), np.array([]))
         axes.plot(x, y, label=f"{name}  {formatting.fixed(aucs[method])}", **styles[method])
         drawn.append(pd.DataFrame({"method": method, "false_positive_rate": x, "sensitivity": y}))
@@ -267,7 +267,8 @@ def forest_figure(evidence: Mapping[str, Any]) -> Figure | None:
     for tick, (_, comparison, _) in zip(axes.get_yticklabels(), lines, strict=True):
         tick.set_fontweight("bold" if comparison is None else "normal")
     axes.set_ylim(len(lines) - 0.5, -0.5)
-    axes.set_xlabel(f"← worse    Δ AUC ({formatting.percent(alpha)} CI)    better →", fontsize=10, color=INK)
+    # centred below the whole figure: long names leave the axes too narrow for it
+    figure.supxlabel(f"← worse    Δ AUC ({formatting.percent(alpha)} CI)    better →", fontsize=10, color=INK)
     clean(axes)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)

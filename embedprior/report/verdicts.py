@@ -34,23 +34,24 @@ def verdict_sentences(evidence: Mapping[str, Any], name: str = "", family: int |
     groups: dict[str, list[str]] = {}
     for comparison in sorted(declared, key=_rank):
         groups.setdefault(verdict_of(comparison), []).append(_claim(comparison))
-    sentences = [f"{start}{_counted(groups, len(declared))}."]
+    noun = "declared claim" if evidence.get("family_declared", True) else "comparison"
+    sentences = [f"{start}{_counted(groups, len(declared), noun)}."]
     size = size_sentence(evidence, declared, family or len(declared))
     return [*sentences, size] if size else sentences
 
 
-def _counted(groups: Mapping[str, Sequence[str]], total: int) -> str:
+def _counted(groups: Mapping[str, Sequence[str]], total: int, noun: str) -> str:
     if total == 1:
         ((verdict, claims),) = groups.items()
-        return f"The declared claim is {verdict}: {claims[0]}"
+        return f"The {noun} is {verdict}: {claims[0]}"
     parts = []
     for place, (verdict, claims) in enumerate(groups.items()):
         count = (
             f"All {total}" if len(claims) == total else f"{len(claims)} of {total}" if not place else str(len(claims))
         )
-        noun = " declared claims" if not place else ""
+        named = f" {noun}s" if not place else ""
         verb = "is" if len(claims) == 1 else "are"
-        parts.append(f"{count}{noun} {verb} {verdict}: {_named(claims)}")
+        parts.append(f"{count}{named} {verb} {verdict}: {_named(claims)}")
     return "; ".join(parts)
 
 
