@@ -90,8 +90,8 @@ def calibration_canvas(rows: Sequence[Mapping[str, Any]], alpha: float = 0.05) -
 
 def calibration_figure(evidence: Mapping[str, Any], label: str | None = None) -> tuple[Figure | None, str]:
     """Return the calibration of the methods shown, or None with the reason: too few cases, or no probabilities."""
-    rows = _of_label(evidence, label)
-    if not any(row.get("reliability") for row in rows):
+    rows = [row for row in _of_label(evidence, label) if row.get("reliability")]
+    if not rows:
         return None, ""
     pos, neg = (min(float(row[k]) for row in rows) for k in ("n_pos", "n_neg"))
     if min(pos, neg) < MIN_CALIBRATION:
@@ -101,7 +101,7 @@ def calibration_figure(evidence: Mapping[str, Any], label: str | None = None) ->
         )
     shown = shown_methods(evidence, MAX_PANELS)
     by_name = {str(row["method"]): row for row in rows}
-    chosen = [by_name[name] for name in shown if name in by_name and by_name[name].get("reliability")]
+    chosen = [by_name[name] for name in shown if name in by_name]
     figure = calibration_canvas(chosen, alpha_of(evidence))
     if figure is None:
         return None, ""

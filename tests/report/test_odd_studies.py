@@ -96,6 +96,19 @@ def test_no_figure_is_crowded_out_by_its_names() -> None:
     assert np.ptp(columns) > 0.25 * pixels.shape[1]
 
 
+def test_a_method_that_could_not_be_fitted_leaves_the_others_their_figures(read_page) -> None:
+    frame = table(3, pos=25, neg=25)
+    evidence = evaluate_predictions(frame, "m0", bootstrap=0)
+    empty = dict.fromkeys(evidence["methods"][2])
+    lost = empty | {"method": "m2", "oracle": False, "reason": "no pixels"}
+    broken = evidence | {"methods": [*evidence["methods"][:2], lost]}
+    section = EvidenceSection("All", broken, frame[frame["method"] != "m2"])
+    names = {figure.name for figure in section_figures(section)[0]}
+    assert {"roc", "auc", "calibration", "decision", "thresholds"} <= names
+    page = read_page(report_html(Report("T", "Q", [], [section], verdict=verdict_sentences(broken))))
+    assert "no pixels" in page.text
+
+
 def test_a_table_without_an_id_for_each_case_is_refused_before_a_page_is_made() -> None:
     with pytest.raises(ValueError, match="m2"):
         page_of(with_gaps())
