@@ -123,8 +123,9 @@ def label_overlap(
 ) -> tuple[dict[int, Floats], Floats]:
     """Return the mean Jaccard index of labels among each query's first k, and its expectation by chance.
 
-    |both positive| / |either positive|, over the labels known in both; 1 where neither has a finding. Equals at rank k
-    share the places that are left. X2CT-CLIP (arXiv 2503.02162) prints this as "mAP@k".
+    |both positive| / |either positive|, over the labels known in both; 1 where neither has a finding. Exams with no
+    label known in both are left out. Equals at rank k share the places that are left. X2CT-CLIP (arXiv 2503.02162)
+    prints this as "mAP@k".
 
     Args:
         queries, gallery: (Q, D) and (N, D).
@@ -133,6 +134,7 @@ def label_overlap(
 
     Returns:
         k → (Q,) mean over the first k; and (Q,) the mean over the whole gallery, which is that of a random order.
+        NaN where no label is known in both.
 
     Raises:
         EvidenceError: as ``rank_targets``, or label tables that do not fit.
@@ -146,15 +148,16 @@ def label_overlap(
     found = {k: np.empty(len(left)) for k in ks}
     chance = np.empty(len(left))
     for rows in _blocks(len(left), len(right)):
-        overlap = _jaccard(asked[rows], have)
-        chance[rows] = overlap.mean(axis=1)
+        overlap, counted = _jaccard(asked[rows], have)
+        chance[rows] = _share(overlap.sum(axis=1), counted.sum(axis=1))
         similarity = left[rows] @ right.T
         for k in ks:
             taken = min(k, len(right))
             last = np.partition(similarity, len(right) - taken, axis=1)[:, [len(right) - taken]]
             over, equal = similarity > last + TIE, np.abs(similarity - last) <= TIE
             share = (taken - over.sum(axis=1)) / equal.sum(axis=1)
-            found[k][rows] = ((overlap * over).sum(axis=1) + share * (overlap * equal).sum(axis=1)) / taken
+            place = over + share[:, None] * equal
+            found[k][rows] = _share((overlap * place).sum(axis=1), (counted * place).sum(axis=1))
     return found, chance
 
 
@@ -166,12 +169,14 @@ class Mean:
         value: the mean.
         low, high: limits; NaN where fewer than 2 patients take part.
         replicates: (B,) means of the bootstrap, for paired differences.
+        patients: (P,) that take part, ascending.
     """
 
     value: float
     low: float
     high: float
     replicates: Floats
+    patients: NDArray[np.str_]
 
 
 def patient_mean(
@@ -199,20 +204,26 @@ def patient_mean(
     known = ~np.isnan(values)
     if not known.any():
         raise EvidenceError("no query has a target in the gallery: nothing to average.")
-    codes = np.unique(np.asarray(patients, dtype=object).astype(str)[known], return_inverse=True)[1]
+    names, codes = np.unique(np.asarray(patients, dtype=object).astype(str)[known], return_inverse=True)
     each = np.bincount(codes, weights=values[known]) / np.bincount(codes)
     value = float(each.mean())
     if len(each) < 2:
-        return Mean(value, np.nan, np.nan, np.full(replicates, np.nan))
+        return Mean(value, np.nan, np.nan, np.full(replicates, np.nan), names)
     generator = np.random.default_rng(seed)
     strata = np.zeros(len(each), dtype=np.int64)
     drawn = np.concatenate([w @ each / len(each) for w in weights(strata, replicates, generator)])
     low, high = np.quantile(drawn, [alpha / 2, 1 - alpha / 2])
-    return Mean(value, float(low), float(high), drawn)
+    return Mean(value, float(low), float(high), drawn, names)
 
 
 def difference(first: Mean, second: Mean, alpha: float = 0.05) -> tuple[float, float, float]:
-    """Return first − second with its limits, both over the same patients (one seed of the bootstrap)."""
+    """Return first − second with its limits, both of one seed of the bootstrap.
+
+    Raises:
+        EvidenceError: they are means over different patients.
+    """
+    if not np.array_equal(first.patients, second.patients):
+        raise EvidenceError("the two means are over different patients: a paired difference needs the same.")
     apart = first.replicates - second.replicates
     if np.isnan(apart).any():
         return first.value - second.value, np.nan, np.nan
@@ -229,13 +240,19 @@ def _none_among(whole: Ints, targets: Ints, drawn: Ints) -> Floats:
     return np.asarray(np.where(possible, np.exp(np.minimum(logs, 0.0)), 0.0), dtype=np.float64)
 
 
-def _jaccard(asked: Floats, have: Floats) -> Floats:
+def _share(part: Floats, whole: Floats) -> Floats:
+    return np.asarray(np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0), dtype=np.float64)
+
+
+def _jaccard(asked: Floats, have: Floats) -> tuple[Floats, Floats]:
+    """Jaccard index of every pair, 0 where no label is known in both; and 1 or 0, whether one is."""
     known_asked, known_have = (~np.isnan(asked)).astype(float), (~np.isnan(have)).astype(float)
     one_asked, one_have = np.nan_to_num(asked), np.nan_to_num(have)
     both = one_asked @ one_have.T
     either = one_asked @ known_have.T + known_asked @ one_have.T - both
-    found: Floats = np.divide(both, either, out=np.ones_like(both), where=either > 0)
-    return found
+    counted: Floats = (known_asked @ known_have.T > 0).astype(np.float64)
+    found: Floats = np.divide(both, either, out=counted.copy(), where=either > 0)
+    return found, counted
 
 
 def _sides(queries: ArrayLike, gallery: ArrayLike) -> tuple[Floats, Floats]:

@@ -161,6 +161,8 @@ def evaluate_retrieval(
                 overlap, chance = label_overlap(queries, gallery, of_query, of_gallery, usable)
                 measured |= {(OVERLAP, k): (overlap[k], chance) for k in usable}
             for (metric, k), (values, by_chance) in measured.items():
+                if metric == OVERLAP and not np.isfinite(values).any():  # one side has no labels
+                    continue
                 found = patient_mean(values, asked.patients, bootstrap, seed)
                 means[system.name, direction, metric, k] = found
                 rows.append(
@@ -210,7 +212,10 @@ def _differences(
     for (name, direction, metric, k), mean in means.items():
         if name == systems[0].name:
             continue
-        value, low, high = difference(mean, means[systems[0].name, direction, metric, k])
+        reference = means.get((systems[0].name, direction, metric, k))
+        if reference is None or not np.array_equal(mean.patients, reference.patients):
+            continue  # overlap of labels that are known for other exams
+        value, low, high = difference(mean, reference)
         found.append(
             {"system": name, "reference": systems[0].name, "direction": direction, "metric": metric, "k": k,
              "value": value, "ci_low": low, "ci_high": high}

@@ -100,6 +100,8 @@ def test_differences_pair_the_patients() -> None:
     base, names = rng.random(60), [f"p{i}" for i in range(60)]
     first, second = (patient_mean(values, names, 500, seed=1) for values in (base + 0.1, base))
     assert difference(first, second) == pytest.approx((0.1, 0.1, 0.1))
+    with pytest.raises(EvidenceError, match="over different patients"):
+        difference(first, patient_mean(base, [*names[:-1], "other"], 500, seed=1))
 
 
 def test_label_overlap_counts_ties_and_unknown_labels() -> None:
@@ -113,6 +115,11 @@ def test_label_overlap_counts_ties_and_unknown_labels() -> None:
     # the query's second finding is unknown in the only exam: of the others one of two is shared
     unknown, _ = label_overlap(gallery[:1], gallery[:1], np.array([[1, 1, 0]]), np.array([[1, np.nan, 1]]), (1,))
     assert unknown[1] == pytest.approx([0.5])
+    # an exam without any label is left out: the first two are one place of two, shared among exams with 1/2 and nothing
+    nothing = np.array([[1, 1, 0], [np.nan] * 3])
+    half, by_chance = label_overlap(gallery[:1], gallery[:2], query, nothing, (1, 2))
+    assert (half[1][0], half[2][0], by_chance[0]) == (0.5, 0.5, 0.5)
+    assert np.isnan(label_overlap(gallery[:1], gallery[:1], query, nothing[1:], (1,))[0][1]).all()
     both_normal, _ = label_overlap(np.array([[1.0, 0.0]]), gallery[2:3], np.zeros((1, 3)), labels[2:3], (1,))
     assert both_normal[1] == pytest.approx([1.0])
 
