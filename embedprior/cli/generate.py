@@ -47,11 +47,12 @@ def generate(config: GenerateConfig, **common: Any) -> int:
         build_generation_report,
         measure,
         pairs_to_measure,
-        refuse_head,
+        refuse_prior,
         refuse_reference,
     )
     from embedprior.runs import Run, claimed, hash_file, hash_of
     from embedprior.tables import write_table
+    from embedprior.teachers.teacher import refuse_seen_by_head
 
     prior = Prior.load(common["prior"], common["device"])
     cache = open_verified(common["cache"])
@@ -68,8 +69,10 @@ def generate(config: GenerateConfig, **common: Any) -> int:
         reference = open_verified(common["reference"])
         pairs = pairs_to_measure(common["pairs"], common["splits"], common["part"], set(ids), set(reference.ids))
         refuse_reference(prior, reference)
+        if common["splits"] is not None:
+            refuse_prior(common["prior"], pairs["patient_id"], common["part"])
         if common["splits"] is not None and common["head"] is not None:
-            refuse_head(common["head"], pairs["patient_id"], common["part"])
+            refuse_seen_by_head(common["head"], pairs["patient_id"], common["part"])
         inputs["reference"] = hash_of(reference.key)
     out = common["out"]
     if common["dry_run"]:

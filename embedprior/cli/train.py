@@ -140,7 +140,7 @@ def prior(config: TrainPriorConfig) -> int:
     from embedprior.runs.distributed import process_group
 
     process_group(command="train prior --config ...")
-    from embedprior.prior.data import read_pairs
+    from embedprior.prior.data import SEEN, patients_of, patients_seen, read_pairs
 
     dropped: list[dict[str, str]] = []
     train, val, inputs = read_pairs(config, dropped)
@@ -171,6 +171,7 @@ def prior(config: TrainPriorConfig) -> int:
             "parameters": fitted.network.parameter_parts(),
             "caveats": fitted.caveats(),
             "versions": versions(),
+            SEEN: patients_of(train, val, start),
         }
         write_json(out / "run.json", with_checksum(canonical(record)))
         (out / "failures.csv").unlink(missing_ok=True)
@@ -180,6 +181,8 @@ def prior(config: TrainPriorConfig) -> int:
     print(f"{out}: a prior of {fitted.network.parameter_count():,} parameters ({parts}), from {len(train)} pairs")
     for caveat in fitted.caveats():
         print(f"note: {caveat}")
+    if start is not None and patients_seen(start) is None:
+        print(f"note: {start} doesn't say which patients it learned from: held-out ones may be among them")
     return _attention(dropped)
 
 

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from embedprior.cache import EmbeddingCache
 from embedprior.cache.reader import drop_unembedded
 from embedprior.cache.verify import open_verified
-from embedprior.encoders.base import key8
+from embedprior.encoders.base import key8, refuse_seen_patients
 from embedprior.errors import BadInput, nearest
 from embedprior.prior.config import Source, TrainPriorConfig
 from embedprior.runs import hash_file, hash_of
+from embedprior.runs.files import read_record
+from embedprior.runs.integrity import has_own_checksum
 from embedprior.tables import (
     EXAM_REQUIRED,
     LABEL_PREFIX,
@@ -27,8 +29,11 @@ from embedprior.tables import (
     label_columns,
     read_table,
 )
+from embedprior.teachers.teacher import refuse_seen_by_head
 
 Array = NDArray[np.float32]
+RUN = "run.json"
+SEEN = "patients_seen"
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,8 @@ def read_pairs(
 
     Raises:
         BadInput: a missing file (the command that makes it is named), a broken table, an empty part, no pair whose
-            exams have embeddings, or a column or label that is not there.
+            exams have embeddings, a column or label that is not there, or held-out patients whom an encoder, the
+            teacher or the prior to start from learned from.
     """
     tables = {"pairs": config.pairs, "splits": config.splits}
     if config.exams is not None:
@@ -160,7 +166,14 @@ def read_pairs(
         pairs = _of_source(pairs, exams, config)
     splits = check_splits(read_table(Path(config.splits), SPLIT_REQUIRED), config.splits)
     parts = fold_parts(splits, config.design, config.resample, config.fold, config.splits)
+    if config.init_from is not None:
+        refuse_pretraining_on(Path(config.init_from), parts)
     condition, target = open_verified(config.condition_cache), open_verified(config.target_cache)
+    held_out = [str(patient) for patient in parts[parts == "test"].index]
+    if config.teacher is not None:
+        refuse_seen_by_head(Path(config.teacher), held_out, "test")
+    for cache in (condition, target):
+        refuse_seen_patients(f"the encoder of {cache.path.name}", cache.patients_seen, held_out, "test")
     part_of = pairs["patient_id"].map(parts)
     needed = [*((view, condition) for view in config.views), ("ct_exam_id", target)]
     pairs, failures = drop_unembedded(pairs[part_of.isin(["train", "val"])], needed, config.pairs)
@@ -194,6 +207,62 @@ def read_pairs(
         )
     inputs = {"condition_cache": hash_of(condition.key), "target_cache": hash_of(target.key)}
     return made[0], made[1], inputs | {name: hash_file(Path(path)) for name, path in tables.items()}
+
+
+def patients_seen(folder: Path) -> dict[str, list[str]] | None:
+    """Return ``train`` and ``val`` → the patients whose pairs trained a prior, or chose its settings and its step.
+
+    Those of the priors that it started from are among them.
+
+    Args:
+        folder: of the training.
+
+    Returns:
+        None where they are not recorded: in the prior of a study's fit, or one of an earlier version.
+
+    Raises:
+        BadInput: the record was changed since it was written.
+    """
+    file = folder / RUN
+    if not file.is_file():
+        return None
+    record = read_record(file)
+    if SEEN not in record:
+        return None
+    if not has_own_checksum(record):
+        raise BadInput(f"{file} was changed since it was written. Next: train that prior again.")
+    seen: dict[str, list[str]] = record[SEEN]
+    return seen
+
+
+def patients_of(train: PairArrays, val: PairArrays, init_from: Path | None) -> dict[str, list[str]]:
+    """Return what ``patients_seen`` will read of a training on these pairs, from the prior in ``init_from`` on."""
+    before = (patients_seen(init_from) if init_from is not None else None) or {}
+    own = {"train": train.patients or (), "val": val.patients or ()}
+    return {part: sorted({*map(str, ids), *before.get(part, ())}) for part, ids in own.items()}
+
+
+def refuse_pretraining_on(folder: Path, parts: pd.Series) -> None:
+    """Check that a prior to start from learned from nobody who is held out, nor from whom its weight is chosen on.
+
+    Args:
+        folder: of the prior.
+        parts: part of every patient in the fold that is trained now.
+
+    Raises:
+        BadInput: it did; the patients are counted, and the first is named.
+    """
+    seen = patients_seen(folder)
+    if seen is None:
+        return
+    for part, ids in (("test", {*seen["train"], *seen["val"]}), ("val", set(seen["train"]))):
+        both = sorted(ids & set(parts[parts == part].index))
+        if both:
+            raise BadInput(
+                f"the prior to start from, {folder}, learned from {len(both)} patients of part '{part}' (such as "
+                f"'{both[0]}'). Next: train it without them, by this split table for instance; where they are other "
+                "people under the same ids, rename them."
+            )
 
 
 def conditions(cache: EmbeddingCache, views: pd.DataFrame, where: str = "the pair table") -> Condition:

@@ -11,7 +11,7 @@ import pandas as pd
 from embedprior.cache import EmbeddingCache
 from embedprior.errors import BadInput
 from embedprior.prior.config import GenerateConfig
-from embedprior.prior.data import encoder_name
+from embedprior.prior.data import encoder_name, patients_seen
 from embedprior.prior.generate import OUTPUTS, Generated, path, standardised
 from embedprior.prior.metrics import MIN_PATIENTS, Matched, quality
 from embedprior.prior.model import Prior
@@ -19,7 +19,6 @@ from embedprior.report.embedding_map import path_figure
 from embedprior.report.formatting import RESEARCH_USE, markdown_table
 from embedprior.runs import write_json
 from embedprior.tables import PAIR_REQUIRED, SPLIT_REQUIRED, check_splits, fold_parts, read_table
-from embedprior.teachers.teacher import DESCRIPTION, Teacher
 
 NAMES = {"sample": "one sample", "mean": "mean of the samples", "one_step": "one-step x0"}
 MAP_CASES = 200
@@ -57,14 +56,19 @@ def pairs_to_measure(
     return kept
 
 
-def refuse_head(folder: Path, patients: Iterable[str], part: str) -> None:
-    """Refuse a head that was trained on the patients of the report (a head saved alone does not know whom it saw).
+def refuse_prior(folder: Path, patients: Iterable[str], part: str) -> None:
+    """Refuse held-out patients of the report whom the prior, or one that it started from, was trained on.
 
     Raises:
-        BadInput: it was; the message counts them.
+        BadInput: there are some; the message counts them.
     """
-    if (folder / DESCRIPTION).is_file():
-        Teacher.load(folder).refuse_seen(patients, part)
+    seen = patients_seen(folder) or {}
+    both = sorted({patient for ids in seen.values() for patient in ids} & set(patients)) if part == "test" else []
+    if both:
+        raise BadInput(
+            f"the prior {folder} was trained on {len(both)} patients of part 'test' (such as '{both[0]}'). Next: "
+            "--splits with the table that it was trained by, or train it by this one."
+        )
 
 
 def refuse_reference(prior: Prior, reference: EmbeddingCache) -> None:

@@ -30,7 +30,7 @@ from embedprior.tables import (
     label_column,
     read_table,
 )
-from embedprior.teachers.teacher import OneClass, Teacher, load_head, train_head
+from embedprior.teachers.teacher import OneClass, load_head, refuse_seen_by_head, train_head
 
 MODALITIES = {"drr": "DRR", "cxr": "CXR"}
 
@@ -212,8 +212,7 @@ def _known(cases: Cases) -> Cases:
 def _teacher(config: TrainStudentConfig, stages: tuple[Stage, ...], held_out: set[str]) -> tuple[Head | None, str]:
     if config.teacher is not None:
         folder = Path(config.teacher)
-        if (folder / "teacher.json").is_file():
-            Teacher.load(folder).refuse_seen(sorted(held_out), "test")
+        refuse_seen_by_head(folder, sorted(held_out), "test")
         return load_head(folder), ""
     parts = [[s.train for s in stages], [s.val for s in stages]]
     if any(c.ct is None for p in parts for c in p):

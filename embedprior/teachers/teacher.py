@@ -257,3 +257,13 @@ def load_head(folder: Path | str) -> TeacherHead:
 def weights_hash(folder: Path, kind: str) -> str:
     """Return the sha256 of the weights that make what ``kind`` yields: ``"head"`` or ``"sequence"``."""
     return hash_file(folder / {"head": WEIGHTS, "sequence": SEQUENCE_WEIGHTS}[kind])
+
+
+def refuse_seen_by_head(folder: Path | str, patients: Iterable[str], part: str) -> None:
+    """Check that a head was trained on none of these patients; one saved alone doesn't know whom it saw.
+
+    Raises:
+        BadInput: it was; the patients are counted and the first is named.
+    """
+    if (Path(folder) / DESCRIPTION).is_file():
+        Teacher.load(folder).refuse_seen(patients, part)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from embedprior.nn.config import FitConfig
 from embedprior.prior.config import NetworkConfig, PriorConfig, ProcessConfig, TrainingConfig
 from embedprior.prior.data import PairArrays
 from embedprior.prior.trainer import train_prior
+from embedprior.runs.integrity import with_checksum
 from embedprior.teachers.teacher import Teacher, TeacherHead, train_head
 
 COUNT, TRAIN = 90, 50
@@ -115,6 +117,19 @@ def test_a_head_that_saw_the_patients_of_the_report_is_refused(
         words = ["--splits", str(cohort / "splits.csv"), "--head", str(tmp_path / "teacher")]
         assert run(cohort, tmp_path / f"out{code}", *words) == code
     assert "trained on 1 patients of part 'test' (such as 'p60')" in capsys.readouterr().err
+
+
+def test_a_prior_that_saw_the_patients_of_the_report_is_refused(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(cohort / "prior", tmp_path / "prior")
+    words = ["--prior", str(tmp_path / "prior"), "--splits", str(cohort / "splits.csv")]
+    for seen, code in (["p3"], 0), (["p3", "p60"], 2):
+        record = with_checksum({"patients_seen": {"train": ["p1"], "val": seen}})
+        (tmp_path / "prior" / "run.json").write_text(json.dumps(record))
+        assert run(cohort, tmp_path / f"out{code}", *words) == code
+    assert "was trained on 1 patients of part 'test' (such as 'p60')" in capsys.readouterr().err
+    assert not (tmp_path / "out2").exists()
 
 
 def test_a_dry_run_counts_and_writes_nothing(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from embedprior.prior import data as pairs_module
 from embedprior.prior.config import NetworkConfig, TrainPriorConfig
 from embedprior.prior.data import conditions, read_pairs
 from embedprior.prior.model import Prior
-from embedprior.teachers.teacher import train_head
+from embedprior.teachers.teacher import Teacher, train_head
 
 from .conftest import make_pairs, small_config
 
@@ -34,6 +34,8 @@ def main(words: list[str]) -> int:
 
 class MatrixCache(EmbeddingCache):
     """A cache whose matrix is given instead of read."""
+
+    patients_seen = None
 
     def __init__(self, name: str, ids: list[str], matrix: np.ndarray) -> None:
         super().__init__(Path(name), {"encoder": name}, ids, [""] * len(ids), [])
@@ -299,3 +301,78 @@ def test_pairs_without_embedding_are_dropped_counted_and_end_with_exit_3(
     shown = capsys.readouterr().err
     assert "2 exams were left out (failures.csv): unreadable-a, unreadable-b" in shown
     assert "id you mean" not in shown
+
+
+def with_parts(study: Path, parts: list[str], name: str) -> str:
+    """Write a split table of the study's patients, and return its path."""
+    splits = pd.read_csv(study / "splits.csv").assign(part=parts)
+    splits.to_csv(study / name, index=False)
+    return str(study / name)
+
+
+def test_a_prior_to_start_from_must_not_have_learned_from_held_out_patients(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", str(study / "prior.yaml"), "--prior.training.steps=4"]
+    assert main([*words, "--out", str(study / "first")]) == 0
+    seen = json.loads((study / "first" / "run.json").read_text())["patients_seen"]
+    assert seen == {"train": sorted(f"p{i}" for i in range(40)), "val": sorted(f"p{i}" for i in range(40, 50))}
+    second = [*words, "--init-from", str(study / "first"), "--out", str(study / "second")]
+    capsys.readouterr()
+    # p1 trained the first stage; p41 chose its step
+    for patient in (1, 41):
+        parts = ["train"] * 30 + ["val"] * 20 + ["test"] * 10
+        parts[:40] = ["train"] * 40
+        parts[patient] = "test"
+        assert main([*second, "--splits", with_parts(study, parts, "other.csv")]) == 2
+        said = capsys.readouterr().err
+        assert f"learned from 1 patients of part 'test' (such as 'p{patient}'). Next: train it without them" in said
+        assert not (study / "second").exists()
+    # one who trained it may not choose the weight of its stage either; one who chose then may choose again
+    parts = ["train"] * 39 + ["val"] * 11 + ["test"] * 10
+    assert main([*second, "--splits", with_parts(study, parts, "other.csv")]) == 2
+    assert "learned from 1 patients of part 'val' (such as 'p39')" in capsys.readouterr().err
+    assert main(second) == 0
+    assert "doesn't say" not in capsys.readouterr().out
+    # a third stage asks for the patients of the first, too
+    parts = ["train"] * 20 + ["test"] * 20 + ["val"] * 10 + ["train"] * 10
+    (study / "short.csv").write_text("")
+    pairs = pd.read_csv(study / "pairs.csv")
+    pairs.iloc[[*range(20), *range(40, 50)]].to_csv(study / "short.csv", index=False)
+    third = [*words, "--init-from", str(study / "second"), "--out", str(study / "third")]
+    assert main([*third, "--pairs", str(study / "short.csv"), "--splits", with_parts(study, parts, "other.csv")]) == 2
+    assert "learned from 20 patients of part 'test' (such as 'p20')" in capsys.readouterr().err
+
+
+def test_a_prior_that_does_not_say_whom_it_learned_from_is_named(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", str(study / "prior.yaml"), "--prior.training.steps=4"]
+    assert main([*words, "--out", str(study / "first")]) == 0
+    record = json.loads((study / "first" / "run.json").read_text())
+    record["patients_seen"]["train"].remove("p1")
+    (study / "first" / "run.json").write_text(json.dumps(record))
+    second = [*words, "--init-from", str(study / "first"), "--out", str(study / "second")]
+    assert main(second) == 2
+    assert "run.json was changed since it was written" in capsys.readouterr().err
+    (study / "first" / "run.json").unlink()
+    assert main(second) == 0
+    assert "doesn't say which patients it learned from" in capsys.readouterr().out
+
+
+def test_an_encoder_and_a_teacher_must_not_have_learned_from_held_out_patients(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--config", str(study / "prior.yaml"), "--prior.training.steps=4"]
+    monkeypatch.setattr(MatrixCache, "patients_seen", frozenset({"p3", "p55"}))
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "the encoder of cxr-cache was trained on 1 patients of part 'test' (such as 'p55')" in said
+    monkeypatch.setattr(MatrixCache, "patients_seen", frozenset({"p3"}))
+    data = make_pairs(60, 0)
+    positive = (data.target[:, 0] > 3.0).astype(float)
+    head = train_head(data.target[:40], positive[:40], data.target[40:], positive[40:], FitConfig(hidden=4, steps=5), 0)
+    Teacher(head, "ill", "", {"train": ["p3", "p52"], "val": []}).save(study / "teacher")
+    assert main([*words, "--teacher", str(study / "teacher")]) == 2
+    assert "the teacher was trained on 1 patients of part 'test' (such as 'p52')" in capsys.readouterr().err
+    assert main(words) == 0
