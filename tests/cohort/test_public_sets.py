@@ -14,7 +14,7 @@ from scipy.ndimage import zoom
 
 from embedprior.cli import main
 from embedprior.cohort.base import Cohort, of_views
-from embedprior.cohort.sources import read_cohort
+from embedprior.cohort.sources import SOURCES, read_cohort
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.radiographs import read_image
@@ -358,6 +358,20 @@ def test_mimic_refuses_a_time_that_is_none_and_a_table_cut_short(tmp_path: Path)
     plain.write_text(plain.read_text().replace("120000.0", "126100.0"))
     with pytest.raises(BadInput, match=r"StudyTime '126100\.0' is no time of a day"):
         read_cohort("mimic-cxr", root)
+
+
+def test_help_and_a_wrong_name_list_every_source_and_each_has_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["cohort", "import", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert [name for name in SOURCES if name not in said] == ["tables"]  # your own tables need no import
+    assert main(["cohort", "import", "--source", "rspct", "--data", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
+    told = capsys.readouterr().err
+    assert f"Allowed: {', '.join(SOURCES)}" in told
+    assert "Did you mean 'rspect'" in told
+    pages = {page.stem for page in (Path(__file__).parents[2] / "docs" / "sources").glob("*.md")}
+    assert pages == set(SOURCES)
 
 
 @pytest.mark.parametrize(

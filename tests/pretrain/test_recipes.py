@@ -30,7 +30,7 @@ SMALL = {
     r"embedprior embed .*reader=slices": "--option every=16",
     r"embedprior cohort split ": "--folds 2 --validation 0.4",
     r"accelerate launch train_prior\.py ": TINY,
-    r"embedprior demo ": "--config quick --cohort.pretrain_train 24 --cohort.pretrain_val 8 --cohort.train 24 "
+    r"embedprior demo ": "--config quick --cohort.pretrain-train 24 --cohort.pretrain-val 8 --cohort.train 24 "
     "--cohort.val 12 --cohort.test 24 --student.steps 10 --prior.samples 2",
     r"python train_prior\.py ": "--prior.settings given --prior.network.preset tiny --prior.training.steps 10",
     r"embedprior generate ": "--samples 2 --steps 4",
@@ -186,14 +186,7 @@ def test_a_held_out_patient_of_ones_own_is_kept_out_of_pretraining(
 
 def test_phantom_from_virtual_patients_to_generated_embeddings(here: Path) -> None:
     lines = commands("phantom")
-    assert [line.split()[0] for line in lines] == [
-        "embedprior",
-        "python",
-        "python",
-        "python",
-        "embedprior",
-        "embedprior",
-    ]
+    assert [line.split()[0] for line in lines] == ["embedprior", *["python"] * 3, *["embedprior"] * 2]
     for line in lines:
         run(line, {})
     assert Prior.load("runs/phantom-prior/finetune").encoders == Prior.load("runs/phantom-prior/pretrain").encoders

@@ -1,7 +1,7 @@
 """What each stage of pretraining on a public set of CTs costs an exam, on real CTs: CPU seconds, and bytes on disk.
 
-``python tools/bench/pretraining_cost.py --ct FOLDER --dicom SERIES.zip`` runs the commands of ``pretrain/*/README.md`` on
-a few volumes, in one process and one thread, and prints a row for each stage and kind of CT. Embedding goes slice by
+``python tools/bench/pretraining_cost.py --ct FOLDER --dicom SERIES.zip`` runs the commands of ``pretrain/*/README.md``
+on a few volumes, in one process and one thread, and prints a row for each stage and kind of CT. Embedding goes slice by
 slice, and is given per slice as well: sets differ in their numbers of slices. No GPU is needed, and none measured.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import SimpleITK as sitk
 import torch
 from common.measuring import Table, cpu_seconds
 
@@ -52,8 +53,8 @@ def size_of(folder: Path, pattern: str) -> int:
     return sum(file.stat().st_size for file in folder.rglob(pattern))
 
 
-def stages(table: Table, kind: str, ct: Path, work: Path) -> None:
-    """Measure DRR and both embeddings of the CTs in a folder."""
+def stages(table: Table, kind: str, ct: Path, work: Path, embed: bool = True) -> None:
+    """Measure DRR and, unless left out, both embeddings of the CTs in a folder."""
     drr, tables = work / "drr", work / "drr" / "exams.csv"
     rendering = command("drr", "--ct", str(ct), "--out", str(drr))
     exams = pd.read_csv(tables, dtype=str)
@@ -65,6 +66,9 @@ def stages(table: Table, kind: str, ct: Path, work: Path) -> None:
     table.hold("file", size_of(ct, "*.*") / count / 1e6, "MB", case=kind)
     table.hold("drr", rendering / count, "s a CT", case=kind)
     table.hold("picture of the DRR", size_of(drr / "images", "*.png") / len(drawn) / 1e6, "MB", case=kind)
+    table.hold("drr", rendering / slices * 1e3, "ms a slice", case=kind)
+    if not embed:
+        return
     words = ["embed", "--cohort", str(tables), "--encoder", ENCODER]
     embedding = command(*words, "--modality", "DRR", "--out", str(work / "caches" / "drr"))
     table.hold("embed, DRR", embedding / len(drawn), "s a picture", case=kind)
@@ -126,6 +130,13 @@ def main() -> int:
             with zipfile.ZipFile(options.dicom) as packed:
                 packed.extractall(series)
             stages(table, "512 x 512 DICOM", series.parent, root / "dicom-out")
+            (root / "fine").mkdir()
+            volume = read_volume(series)[0]
+            image = sitk.GetImageFromArray(volume.hu)
+            image.SetSpacing(volume.spacing_mm)
+            image.SetOrigin(volume.origin_mm)
+            sitk.WriteImage(image, str(root / "fine" / "series.nii.gz"))
+            stages(table, "the same as NIfTI", root / "fine", root / "fine-out", embed=False)
         training(table, root, options.steps)
     return table.finish(options.json, torch=torch.__version__)
 
