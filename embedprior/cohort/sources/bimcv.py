@@ -106,7 +106,7 @@ def _tag(sidecar: Path) -> str:
 def _session_dates(root: Path) -> dict[str, pd.Timestamp]:
     dates: dict[str, pd.Timestamp] = {}
     for file in sorted(root.glob("sub-*/sub-*_sessions.tsv")):
-        rows = published_table(file, ("session_id", "study_date"))
+        rows = published_table(file, ("session_id", "study_date"), others=False)
         days = rows["study_date"].str.removesuffix(".0")
         times = pd.to_datetime(days, format="%Y%m%d", errors="coerce")
         dates |= dict(zip(rows["session_id"], times, strict=True))
@@ -119,7 +119,7 @@ def _reports(root: Path) -> tuple[pd.DataFrame, Path]:
     if not files:
         raise BadInput(f"{root}: no derivatives/labels/*.tsv. Next: unpack covid19_posi_head.tar.gz (in later releases "
                        "covid19_posi_derivative.tar.gz) there.")  # fmt: skip
-    rows = pd.concat([published_table(file, ("ReportID", "Labels")) for file in files], ignore_index=True)
+    rows = pd.concat([published_table(file, ("ReportID", "Labels"), others=False) for file in files], ignore_index=True)
     rows = rows.drop_duplicates("ReportID").set_index("ReportID")
     named = [_listed(text, files[0]) for text in rows["Labels"]]
     names = sorted({label.removesuffix(UNSURE) for labels in named for label in labels})

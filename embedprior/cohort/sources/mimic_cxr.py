@@ -102,10 +102,10 @@ def _chest_cts(root: Path) -> dict[str, pd.Series] | None:
     notes, details = (sorted(root.rglob(f"{name}.csv*")) for name in ("radiology", "radiology_detail"))
     if not notes or not details:
         return None
-    named = published_table(details[0], ("note_id", "field_name", "field_value"))
+    named = published_table(details[0], ("note_id", "field_name", "field_value"), others=False)
     named = named[named["field_name"] == "exam_name"]
     of_chest = named[named["field_value"].str.upper().str.contains(CHEST_CT, regex=True, na=False)]
-    table = published_table(notes[0], ("note_id", "subject_id", "charttime"))
+    table = published_table(notes[0], ("note_id", "subject_id", "charttime"), others=False)
     table = table[table["note_id"].isin(of_chest["note_id"])]
     times = pd.to_datetime(table["charttime"], errors="coerce")
     return {str(patient): part for patient, part in times.groupby(table["subject_id"])}

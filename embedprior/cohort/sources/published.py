@@ -38,8 +38,13 @@ class Selection:
         return left
 
 
-def published_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
+def published_table(path: Path, required: Sequence[str], others: bool = True) -> pd.DataFrame:
     """Return a table as text; tab-separated where the name says so (``.tsv``, ``.txt``), packed or not (``.gz``).
+
+    Args:
+        path: of the file.
+        required: columns that must be there.
+        others: read the other columns too. Texts of reports are gigabytes that no reader here needs.
 
     Raises:
         BadInput: no such file, not a table, or a column is missing.
@@ -48,10 +53,11 @@ def published_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
         raise BadInput(f"{path} does not exist. Next: give the folder that holds {path.name} with --data.")
     separator = "\t" if path.name.removesuffix(".gz").endswith((".tsv", ".txt")) else ","
     try:
-        rows = pd.read_csv(path, dtype=str, sep=separator)
+        header = pd.read_csv(path, dtype=str, sep=separator, nrows=0)
+        require_columns(header, required, str(path))
+        rows = pd.read_csv(path, dtype=str, sep=separator, usecols=None if others else list(required))
     except (ValueError, EOFError, OSError, zlib.error, gzip.BadGzipFile) as error:
         raise BadInput(f"{path} can't be read as a table ({type(error).__name__}). Next: download it again.") from None
-    require_columns(rows, required, str(path))
     return rows
 
 
