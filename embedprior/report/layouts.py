@@ -33,6 +33,7 @@ PILOT_METRICS = (
 TIER_1 = ("cxr-only", "late-fusion", "slice-late-fusion", "same-modality-kd", "hinton-kd", "slice-kd")
 TIER_2 = ("slice-attention", "slice-hint", "fitnets", "aft-kd")
 TIERS = ("1 feasibility", "2 mechanism", "3 proposed and later")
+MODULES = ("dpe", "mhra", "full", "dfpn")
 PE_METRICS = ("accuracy", "sensitivity", "specificity")
 
 
@@ -56,6 +57,10 @@ class Source:
     def of_split(self, *splits: str) -> list[EvidenceSection]:
         """Return the sections of designs with one of these splits."""
         return [s for s in self.report.evidence if self.design(s).get("split", "kfold") in splits]
+
+    def fits(self, section: EvidenceSection, unit: str) -> pd.DataFrame:
+        """Return the metrics of every fit of a section (see ``fit_table``)."""
+        return fit_table(section, unit, self.config.get("methods"))
 
     def design(self, section: EvidenceSection) -> Mapping[str, Any]:
         """Return the settings of a section's design; of a demo, a fixed split."""
@@ -145,17 +150,37 @@ def fit_metrics(rows: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def fit_table(section: EvidenceSection, unit: str) -> pd.DataFrame:
-    """Return the pilot's metrics of every fit of a section: ``method, <unit>, tier`` and the metrics."""
+def fit_table(section: EvidenceSection, unit: str, named: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    """Return the pilot's metrics of every fit of a section: ``method, <unit>, tier`` and the metrics.
+
+    Args:
+        section: of a report.
+        unit: what a fit is called.
+        named: the study's own names of methods, each with ``method`` and ``options``.
+    """
     found = []
     for method, own in section.predictions.groupby("method", sort=False):
         for place, rows in enumerate(fits_of(own[own["label"].notna()]), 1):
-            found.append({"method": method, unit: place, "tier": _tier(str(method)), **fit_metrics(rows)})
+            found.append(
+                {"method": method, unit: place, "tier": tier_of(str(method), named or {}), **fit_metrics(rows)}
+            )
     return pd.DataFrame(found, columns=["method", unit, "tier", *PILOT_METRICS])
 
 
-def _tier(method: str) -> str:
-    return TIERS[0] if method in TIER_1 else TIERS[1] if method in TIER_2 else TIERS[2]
+def tier_of(method: str, named: Mapping[str, Any]) -> str:
+    """Return the pilot's tier of a method, by what it is registered as; networks with modules are of the third.
+
+    Example:
+        >>> full = {"method": "slice-kd", "options": {"student": "pilot-dfpn", "teacher": "pilot-teacher-full"}}
+        >>> tier_of("full", {"full": full}), tier_of("plain", {"plain": {"method": "slice-kd", "options": {}}})
+        ('3 proposed and later', '1 feasibility')
+    """
+    own = named.get(method, {})
+    registered, options = str(own.get("method", method)), own.get("options", {})
+    networks = f"{options.get('teacher', '')} {options.get('student', '')}"
+    if registered == "slice-kd" and any(part in networks for part in MODULES):
+        return TIERS[2]
+    return TIERS[0] if registered in TIER_1 else TIERS[1] if registered in TIER_2 else TIERS[2]
 
 
 def _summary(table: pd.DataFrame, quantiles: bool) -> pd.DataFrame:
@@ -221,7 +246,7 @@ def _fixed_split(source: Source) -> Item:
     sections = source.of_split("fixed")
     if not sections:
         return "no design has a fixed split"
-    table = pd.concat([fit_table(s, "seed") for s in sections], ignore_index=True)
+    table = pd.concat([source.fits(s, "seed") for s in sections], ignore_index=True)
     return f"Fixed split: {sections[0].heading}", _summary(table, False), "At the threshold .5; mean ± sd over seeds."
 
 
@@ -230,7 +255,7 @@ def _resampling(source: Source) -> Item:
     if not sections:
         return "no design has resamples or folds"
     unit = "resample" if source.of_split("resamples") else "fold and seed"
-    table = fit_table(sections[0], unit)
+    table = source.fits(sections[0], unit)
     note = f"At the threshold .5; mean ± sd [2.5 and 97.5 % quantiles] over every {unit}: a spread, no interval."
     return f"Every {unit}: {sections[0].heading}", _summary(table, True), note
 
@@ -250,7 +275,7 @@ def _seed_dots(source: Source) -> Item:
     sections = source.of_split("fixed")
     if not sections:
         return "no design has a fixed split"
-    return bars_figure(fit_table(sections[0], "seed"), "balanced accuracy", "seed") or "no fit holds both classes"
+    return bars_figure(source.fits(sections[0], "seed"), "balanced accuracy", "seed") or "no fit holds both classes"
 
 
 def _resample_dots(source: Source) -> Item:
@@ -258,7 +283,7 @@ def _resample_dots(source: Source) -> Item:
     if not sections:
         return "no design has resamples or folds"
     unit = "resample" if source.of_split("resamples") else "fold"
-    return bars_figure(fit_table(sections[0], unit), "balanced accuracy", unit) or "no fit holds both classes"
+    return bars_figure(source.fits(sections[0], unit), "balanced accuracy", unit) or "no fit holds both classes"
 
 
 def _heat_map(source: Source) -> Item:
@@ -268,7 +293,7 @@ def _heat_map(source: Source) -> Item:
 
 def _ablation(source: Source) -> Item:
     for section in source.report.evidence:
-        rows = fit_table(section, "fit")
+        rows = source.fits(section, "fit")
         proposed = rows[rows["tier"] == TIERS[2]]
         if proposed["method"].nunique() > 1:
             figure = bars_figure(proposed.drop(columns="tier"), "balanced accuracy", "fit")
