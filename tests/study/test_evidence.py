@@ -11,7 +11,7 @@ from embedprior.evidence.schema import NOT_TESTABLE
 from embedprior.students.base import CannotFit, Cases, FitData, Stage
 from embedprior.study.config import Design, Hypothesis, StudyConfig, refuse_unsuitable_methods
 from embedprior.study.confounding import SourceOnly, label_conflicts, method_notes, source_by_label, within_source
-from embedprior.study.evidence import design_evidence, hypothesis_table, one_answer
+from embedprior.study.evidence import balanced_accuracies, design_evidence, hypothesis_table, one_answer
 
 METHODS = ("cxr-only", "hinton-kd", "late-fusion")
 
@@ -286,3 +286,15 @@ def test_a_control_that_means_to_give_one_score_has_not_collapsed() -> None:
     both = pd.concat([constant, varied])
     assert [text.split()[0] for text in one_answer(both, ["constant", "m"])] == ["m"]
     assert [text.split()[0] for text in one_answer(both)] == ["constant", "m"]
+
+
+def test_balanced_accuracy_at_a_threshold_weighs_the_classes_alike_and_leaves_out_fits_of_one_class() -> None:
+    one = {"resample": 1, "fold": 0, "seed": 0, "label": [0, 0, 0, 1], "score": [0.1, 0.2, 0.6, 0.8]}
+    other = {"resample": 2, "fold": 0, "seed": 0, "label": [0, 1, 1, 1], "score": [0.5, 0.5, 0.4, 0.9]}
+    lone = {"resample": 3, "fold": 0, "seed": 0, "label": [1, 1, 1, 1], "score": [0.1, 0.1, 0.1, 0.1]}
+    rows = pd.concat([pd.DataFrame(part) for part in (one, other, lone)])
+    found = balanced_accuracies(rows, [0.5, 0.7])
+    first, second = (2 / 3 + 1) / 2, (0 + 2 / 3) / 2  # a score at the threshold is a positive answer
+    assert found[0.5] == pytest.approx((first + second) / 2)
+    assert found[0.7] == pytest.approx(((1 + 1) / 2 + (1 + 1 / 3) / 2) / 2)
+    assert np.isnan(balanced_accuracies(pd.DataFrame(lone), [0.5])[0.5])
