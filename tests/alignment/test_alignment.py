@@ -97,12 +97,14 @@ def test_an_alignment_retrieves_and_reads_back_as_it_was(tmp_path: Path) -> None
     assert ranks.hits(10).mean() > 3 * ranks.chance(10).mean()
     assert {"val_loss", "val_cxr-ct", "val_cxr-report", "temperature"} <= set(history[0])
     assert again.patients == {"train": sorted(train.cases.patients), "val": sorted(val.cases.patients)}
+    assert main(["verify", str(tmp_path)]) == 0
     weights = tmp_path / "alignment.safetensors"
     damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1
     weights.write_bytes(damaged)
     with pytest.raises(BadInput, match="damaged"):
         Alignment.load(tmp_path)
+    assert main(["verify", str(tmp_path)]) == 3
 
 
 def test_sides_that_are_not_trained_are_used_as_they_are() -> None:
@@ -228,11 +230,6 @@ def test_the_commands_train_and_apply_an_alignment(tmp_path: Path, capsys: pytes
         assert found.patients_seen == set(alignment.patients["train"]) | set(alignment.patients["val"])
     assert main([*words[:4], "ct", "--cache", str(tmp_path / "cxr"), "--out", str(tmp_path / "x")]) == 2
     assert "another cache key" in capsys.readouterr().err
-    assert main(["verify", str(tmp_path / "alignment")]) == 0
-    weights = tmp_path / "alignment" / "alignment.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
-    assert main(["verify", str(tmp_path / "alignment")]) == 3
-    assert "alignment.safetensors" in capsys.readouterr().out
 
 
 def test_what_can_not_be_trained_is_refused_before_anything_is_written(
