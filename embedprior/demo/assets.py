@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Mapping
-from concurrent.futures import as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ PHANTOM_TAG, ENCODER_TAG = "phantoms-3", "small-cnn-5"
 LABEL = "lesion"
 VOLUMES, PICTURES, PATIENTS = "volumes.npy", "radiographs.npy", "patients.csv"
 CHUNK = 20
+DRAWN = {"pretrain_train", "pretrain_val", "train", "val", "test", "radiograph_size"}
+"""Settings of the cohort that decide what is drawn; the others decide who has a label."""
 
 Rows = NDArray[np.intp]
 Labels = NDArray[np.float64]
@@ -104,14 +106,17 @@ def describe(config: DemoConfig, root: Path) -> Population:
     exams, pairs, splits = [], [], []
     for index, ((stage, part), label) in enumerate(zip(parts(config.cohort), patients["label"], strict=True)):
         patient, modality = patient_id(index), stage.upper()
-        common = {"patient_id": patient, "offset_days": 0.0, "source": "phantom", f"label:{LABEL}": label}
+        ct_labelled = stage == "drr" or config.cohort.pair_ct_labels
+        common = {"patient_id": patient, "offset_days": 0.0, "source": "phantom", "view": ""}
+        on_ct = {**common, f"label:{LABEL}": label if ct_labelled else np.nan}
+        on_picture = {**common, "view": "PA", f"label:{LABEL}": label}
         ct, picture = f"{patient}-ct", f"{patient}-{stage}"
-        exams.append({"exam_id": ct, "modality": "CT", "path": f"{VOLUMES}#{index}", "view": "", **common})
-        exams.append({"exam_id": picture, "modality": modality, "path": f"{PICTURES}#{index}", "view": "PA", **common})
+        exams.append({"exam_id": ct, "modality": "CT", "path": f"{VOLUMES}#{index}", **on_ct})
+        exams.append({"exam_id": picture, "modality": modality, "path": f"{PICTURES}#{index}", **on_picture})
         pairs.append(
             {
                 "pair_id": picture, "patient_id": patient, "cxr_exam_id": picture, "ct_exam_id": ct,
-                "offset_days": 0.0, "label_agree": True,
+                "offset_days": 0.0, "label_agree": 1.0 if ct_labelled else np.nan,
             }
         )  # fmt: skip
         splits.append(
@@ -128,9 +133,9 @@ def describe(config: DemoConfig, root: Path) -> Population:
 
 
 def _flow(cohort: CohortConfig, exams: pd.DataFrame) -> pd.DataFrame:
-    label = exams.drop_duplicates("patient_id")[f"label:{LABEL}"].to_numpy()
+    label = exams.loc[exams["modality"] != "CT", f"label:{LABEL}"].to_numpy()
     steps = [
-        ("CT only, pretraining (CT + DRR)", cohort.pretrain_train + cohort.pretrain_val),
+        ("labelled CT without radiograph (CT and its DRR)", cohort.pretrain_train + cohort.pretrain_val),
         ("CT and radiograph, training", cohort.train),
         ("CT and radiograph, validation", cohort.val),
         ("CT and radiograph, held out", cohort.test),
@@ -217,36 +222,59 @@ class DemoAssets:
 
 
 def build_assets(config: DemoConfig, seed: int, out: Path, workers: int, run: Run | None = None) -> DemoAssets:
-    """Generate the virtual patients, train and freeze the encoders, and fill the caches; what exists is reused."""
+    """Generate the virtual patients, train and freeze the encoders, and fill the caches; what exists is reused.
+
+    Raises:
+        BadInput: the weights of the radiographs' encoder are not installed; nothing was made yet.
+    """
     root = artifacts_root(out)
+    if config.cxr_encoder_name != "radiograph-cnn":
+        create_encoder(config.cxr_encoder_name)
     made = artifact(
         "phantoms",
         {},
-        {"cohort": config.cohort, "phantom": config.phantom, "seed": seed},
+        {"cohort": config.cohort.model_dump(include=DRAWN), "phantom": config.phantom, "seed": seed},
         PHANTOM_TAG,
         lambda work: generate(config, seed, workers, work),
         root,
     )
     population = describe(config, made.path)
     _stage(run, "virtual patients", patients=len(population.splits), reused=made.reused)
-    encoders = _train_encoders(config, seed, population, made.key, root, workers)
+    encoders = _train_encoders(config, seed, population, made.key, root, out, workers)
     _stage(run, "frozen encoders", reused=all(e.reused for e in encoders.values()))
-    exams, is_ct = population.exams, population.exams["modality"] == "CT"
+    cts = population.exams[population.exams["modality"] == "CT"]
     slices = create_encoder("slice-cnn", weights=encoders["ct"].path)
-    pictures = create_encoder("radiograph-cnn", weights=encoders["cxr"].path)
-    ct, ct_failures = build_cache(exams[is_ct], made.path, slices, out / "caches" / "ct", 16, "embed CT")
-    cxr, cxr_failures = build_cache(exams[~is_ct], made.path, pictures, out / "caches" / "cxr", 64, "embed X-ray")
+    ct, ct_failures = build_cache(cts, made.path, slices, out / "caches" / "ct", 16, "embed CT")
+    own = {"weights": encoders["cxr"].path} if "cxr" in encoders else {}
+    cxr, cxr_failures = _embed_pictures(config.cxr_encoder_name, own, population, out)
     _stage(run, "embedding caches", ct=len(ct.ids), cxr=len(cxr.ids))
     return DemoAssets(population, ct, cxr, ct_failures + cxr_failures)
 
 
 def _train_encoders(
-    config: DemoConfig, seed: int, population: Population, phantoms: str, root: Path, workers: int
+    config: DemoConfig, seed: int, population: Population, phantoms: str, root: Path, out: Path, workers: int
 ) -> dict[str, Artifact]:
-    """Return both encoders, each trained in a process with one thread: the same on every number of cores."""
+    """Return the encoders that are trained, each in a process with one thread: the same on every number of cores.
+
+    An encoder of the radiographs that need not be trained embeds them meanwhile.
+    """
+    trained = ("ct", "cxr") if config.cxr_encoder_name == "radiograph-cnn" else ("ct",)
     with worker_pool(min(workers, 2), _quiet_worker) as pool:
-        jobs = {pool.submit(_encoder, kind, config, seed, population, phantoms, root): kind for kind in ("ct", "cxr")}
-        return {jobs[job]: job.result() for job in progress(as_completed(jobs), "frozen encoders", total=len(jobs))}
+        jobs = {kind: pool.submit(_encoder, kind, config, seed, population, phantoms, root) for kind in trained}
+        waiting: list[Future[Any]] = list(jobs.values())
+        if "cxr" not in trained:
+            waiting.append(pool.submit(_embed_pictures, config.cxr_encoder_name, {}, population, out))
+        for done in progress(as_completed(waiting), "frozen encoders", total=len(waiting)):
+            done.result()
+        return {kind: job.result() for kind, job in jobs.items()}
+
+
+def _embed_pictures(
+    name: str, options: dict[str, Any], population: Population, out: Path
+) -> tuple[EmbeddingCache, list[dict[str, str]]]:
+    pictures = population.exams[population.exams["modality"] != "CT"]
+    encoder = create_encoder(name, **options)
+    return build_cache(pictures, population.root, encoder, out / "caches" / "cxr", 64, "embed X-ray")
 
 
 def _quiet_worker() -> None:
@@ -259,7 +287,8 @@ def _encoder(kind: str, config: DemoConfig, seed: int, population: Population, p
         "ct": (_train_ct_encoder, config.ct_encoder), "cxr": (_train_cxr_encoder, config.cxr_encoder)
     }[kind]  # fmt: skip
     return artifact(
-        "encoder", {"phantoms": phantoms}, {kind: settings, "seed": seed}, ENCODER_TAG,
+        "encoder", {"phantoms": phantoms},
+        {kind: settings, "seed": seed, "pair_ct_labels": config.cohort.pair_ct_labels}, ENCODER_TAG,
         lambda work: train(config, seed, population, work), root,
     )  # fmt: skip
 
@@ -283,7 +312,8 @@ def _train_ct_encoder(config: DemoConfig, seed: int, population: Population, wor
         return np.concatenate(pictures), np.concatenate(labels)
 
     profile = ct_profile(settings.window, settings.slab)
-    _train_encoder(config, population, ("drr", "cxr"), read, settings, seed, profile, "CT encoder", work)
+    labelled = ("drr", "cxr") if config.cohort.pair_ct_labels else ("drr",)
+    _train_encoder(config, population, labelled, read, settings, seed, profile, "CT encoder", work)
 
 
 def _train_cxr_encoder(config: DemoConfig, seed: int, population: Population, work: Path) -> None:

@@ -1,11 +1,11 @@
-"""The demo: a study of seven methods on virtual patients, its evidence and its report."""
+"""The demo: a study on virtual patients in two worlds, with few labelled radiographs and with all of them."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +14,58 @@ import pandas as pd
 
 from embedprior.cohort.base import Cohort
 from embedprior.demo.assets import LABEL, PICTURES, VOLUMES, DemoAssets, build_assets
-from embedprior.demo.config import DemoConfig
+from embedprior.demo.config import CohortConfig, DemoConfig
 from embedprior.errors import DONE, NEEDS_ATTENTION
-from embedprior.report import EvidenceSection, Figure, Report
-from embedprior.report.checklists import checklists
-from embedprior.report.conclusions import boundary_table
-from embedprior.report.fit_tables import cost_tables, learned_table, prior_figures, prior_warnings
-from embedprior.report.formatting import comparison_sentence
-from embedprior.report.output import finish_report
-from embedprior.report.store import compared_scores
-from embedprior.report.study_figures import case_pictures, generated_pictures
+from embedprior.report import Figure
+from embedprior.report.study_report import StudyReport, build_study_report, failure_records, write_results, write_tables
 from embedprior.report.verdicts import verdict_sentences
 from embedprior.runs import Run, artifacts_root, seed_for, write_json
 from embedprior.students.base import Cases
 from embedprior.study.config import Design, Hypothesis, InferenceConfig, PriorChoice, StudyConfig
-from embedprior.study.evidence import all_evidence
 from embedprior.study.inputs import Caches, StudyInputs, patients_seen
 from embedprior.study.plan import PLAN, make_plan
 from embedprior.study.prepare import NO_DUPLICATES, Variant, split_cohort
-from embedprior.study.run import StudyResult, inputs_of, run_fits
+from embedprior.study.run import inputs_of, run_fits
 from embedprior.study.runner import FoldRunner, Study, fit_jobs
 from embedprior.tables import write_table
 
-DESIGN = "fixed"
-METHODS = ("ct-only", "cxr-only", "hinton-kd", "ridge-head", "direct-head", "prior-shuffled", "prior")
-REFERENCE = "cxr-only"
-FAMILY = (
-    ("hinton-kd", REFERENCE), ("ridge-head", REFERENCE), ("direct-head", REFERENCE), ("prior-shuffled", REFERENCE),
-    ("prior", REFERENCE), ("prior", "direct-head"),
+FEW, ENOUGH = "few-labels", "labels-enough"
+METHODS = (
+    "ct-only", "cxr-only", "cxr-only-drr", "hinton-kd", "ridge-head", "direct-head", "direct-head-shuffled", "prior"
 )  # fmt: skip
+LABEL_READERS = ("cxr-only", "hinton-kd")
+"""Methods that read labels of radiographs: those of the label curve between the two worlds."""
+REFERENCE = "cxr-only"
+RELEVANT = 0.1
+"""Declared smallest difference of AUCs worth claiming: one that 300 held-out patients can show."""
+FAMILY = (
+    ("hinton-kd", REFERENCE), ("ridge-head", REFERENCE), ("direct-head", REFERENCE), ("prior", REFERENCE),
+    ("direct-head", "cxr-only-drr"), ("prior", "cxr-only-drr"), ("prior", "direct-head"),
+)  # fmt: skip
+QUESTION = (
+    "Virtual patients with a lesion that CT shows plainly, and a radiograph so that only many labels teach it: does "
+    "CT, used only in training, improve a model that sees the radiograph alone, when few radiographs are labelled, and "
+    "when all are?"
+)
+
+
+def designs(cohort: CohortConfig) -> tuple[Design, ...]:
+    """Return the two worlds and the points of the label curve between them, all on the same held-out patients."""
+    found = []
+    if cohort.few_labels is not None:
+        found.append(_world(FEW, f"{cohort.few_labels} labelled radiographs: does CT help?", METHODS, cohort,
+                            cohort.few_labels))  # fmt: skip
+    found.append(_world(ENOUGH, f"All {cohort.train} radiographs labelled: does CT help?", METHODS, cohort, None))
+    for count in cohort.label_counts:
+        found.append(_world(f"labels-{count}", f"{count} labelled radiographs", LABEL_READERS, cohort, count))
+    return tuple(found)
+
+
+def _world(name: str, question: str, methods: tuple[str, ...], cohort: CohortConfig, labelled: int | None) -> Design:
+    share = None if labelled is None else cohort.label_share(labelled)
+    return Design(
+        name=name, split="fixed", methods=methods, reference=REFERENCE, question=question, cxr_label_fraction=share
+    )  # fmt: skip
 
 
 def study_of(config: DemoConfig, seed: int, assets: DemoAssets, root: Path) -> tuple[StudyConfig, Study, StudyInputs]:
@@ -51,139 +74,113 @@ def study_of(config: DemoConfig, seed: int, assets: DemoAssets, root: Path) -> t
     The CT head's fit keeps the seed of the repetition itself (no stream of its own), as the demo always did.
     """
     seeds = tuple(seed_for(seed, "fit", repetition) % 2**31 for repetition in range(config.num_seeds))
-    design = Design(name=DESIGN, split="fixed", methods=METHODS, reference=REFERENCE)
+    worlds = designs(config.cohort)
+    given: dict[str, Any] = {} if config.student is None else {"fit": config.student}
+    if config.prior is not None:
+        given["prior"] = PriorChoice(
+            training=config.prior.finetune, pretrain=config.prior.pretrain, samples=config.prior.samples,
+            sampler=config.prior.sampler, steps=config.prior.steps,
+        )  # fmt: skip
     settings = StudyConfig(
-        title="virtual patients",
+        title="embedprior demo: virtual patients",
         label=LABEL,
         seed=seed,
         seeds=seeds,
         as_published="" if config.num_seeds >= 3 else "a demo at toy size",
-        fit=config.student,
         teacher=config.teacher,
-        prior=PriorChoice(
-            training=config.prior.finetune, pretrain=config.prior.pretrain, samples=config.prior.samples,
-            sampler=config.prior.sampler, steps=config.prior.steps,
-        ),
-        designs=(design,),
+        designs=worlds,
         hypotheses=tuple(
-            Hypothesis(name=f"{a} > {b}", claim=f"{a} scores higher than {b}", design=DESIGN, a=a, b=b)
+            Hypothesis(
+                name=f"{world.name}: {a} > {b}", claim=f"{a} scores higher than {b}", design=world.name, a=a, b=b
+            )
+            for world in worlds
+            if world.methods == METHODS
             for a, b in FAMILY
         ),
-        inference=InferenceConfig(unit="patient"),
+        inference=InferenceConfig(unit="patient", relevant_delta=RELEVANT),
+        caveats=caveats(config),
+        **given,
     )  # fmt: skip
     population = assets.population
     cohort = Cohort(population.root, population.exams, population.pairs, ()).checked("virtual patients")
     caches = Caches(assets.cxr, assets.ct)
-    prepared = split_cohort(
-        settings, cohort, NO_DUPLICATES, None, caches, patients_seen(caches), splits=population.splits
-    )
+    splits = pd.concat([population.splits.assign(design=world.name) for world in worlds], ignore_index=True)
+    prepared = split_cohort(settings, cohort, NO_DUPLICATES, None, caches, patients_seen(caches), splits=splits)
     study = Study((Variant("", {}, settings),), (prepared,))
     unreadable = frozenset(f["exam_id"] for f in assets.failures)
     inputs = inputs_of(study.variants[0], prepared, caches, unreadable, root, teacher_stream="")
     return settings, study, inputs
 
 
+def caveats(config: DemoConfig) -> tuple[str, ...]:
+    """Return what was planted, who has a label, and what the page does not show."""
+    cohort, phantom = config.cohort, config.phantom
+    found = [
+        f"What was planted: {phantom.prevalence:.0%} of the patients have a lesion, whose place and size do not depend "
+        f"on anything else. {phantom.sign_rate_positive:.0%} of those with it and {phantom.sign_rate_negative:.0%} of "
+        "those without carry an effusion.".replace("%", " %"),
+        "Virtual patients are drawn, not scanned: nothing here says how any method does on real images.",
+        "Intervals take the encoders as given: another training sample of the CT encoder would move them further.",
+    ]
+    if cohort.few_labels is not None and not cohort.pair_ct_labels:
+        share = cohort.label_share(cohort.few_labels)
+        found.insert(
+            1,
+            f"What must come out, by how it was planted: with {cohort.few_labels} labelled radiographs CT helps, since "
+            f"{cohort.pretrain_train} labelled CTs teach the lesion and {cohort.train} unlabelled pairs carry it over; "
+            f"with all {cohort.train} radiographs labelled there is no more in the pairs than their labels say, so CT "
+            f"can add little. Who has a label: the world of few labels knows those of {cohort.few_labels} training "
+            f"radiographs and of about {max(2, round(share * cohort.val))} of {cohort.val} that choose checkpoints, "
+            f"the other one those of {cohort.train} and {cohort.val}. The CTs of the pairs have none in either.",
+        )
+    if config.cxr_encoder_name == "radiograph-cnn":
+        found.append("The X-ray encoder was trained on the labels of all training radiographs.")
+    return tuple(found)
+
+
 def run_demo(config: DemoConfig, seed: int, out: Path, workers: int) -> int:
-    """Run the whole demo into ``out`` and return the exit code (3 when an exam or a fit failed)."""
+    """Run the whole demo into ``out`` and return the exit code (3 when an exam or a fit failed).
+
+    Raises:
+        BadInput: the weights of the radiographs' encoder are not installed.
+    """
     run = Run(out, "demo", config, seed, {})
     assets = build_assets(config, seed, out, workers, run)
-    for name in ("exams", "pairs", "splits", "flow"):
-        (out / "cohort").mkdir(exist_ok=True)
-        write_table(getattr(assets.population, name), out / "cohort" / f"{name}.csv")
     settings, study, inputs = study_of(config, seed, assets, artifacts_root(out))
     write_json(out / PLAN, make_plan(settings, study, out))
     # One repetition is a toy: starting processes would take longer than it does.
     result = run_fits(study, [inputs], run.stage, workers if config.num_seeds > 1 else 1)
-    predictions = result.predictions.drop(columns=["resample", "design"])
-    write_table(predictions, out / "predictions.csv")
-    evidence = all_evidence(settings, result)[DESIGN]
-    write_json(out / "evidence.json", evidence)
-    held_out = FoldRunner(inputs).cases(fit_jobs(study)[0].fold_id).scored["test"]
-    failures = [
-        *assets.failures,
-        *({k: f[k] for k in ("exam_id", "stage", "reason")} for f in [*result.unfitted, *result.unscored]),
-    ]
-    priors = prior_figures(result)
-    report = build_demo_report(
-        config, seed, assets, evidence, predictions, held_out, failures, priors, settings,
-        result,
-    )  # fmt: skip
+    result = replace(result, failures=[*assets.failures, *result.failures])
+    write_tables(out, result)
+    for name in ("exams", "pairs", "splits", "flow"):
+        write_table(getattr(assets.population, name), out / "cohort" / f"{name}.csv")
+    content = _with_patients(build_study_report(settings, result), assets, study, inputs)
     places = {"phantoms": assets.population.root, "ct": assets.ct.path, "cxr": assets.cxr.path}
-    outputs = {name: os.path.relpath(path, out) for name, path in places.items()}
-    summary = finish_report(run, report, failures, outputs=outputs, priors=priors)
+    summary = write_results(
+        out, result, content, run, outputs={name: os.path.relpath(path, out) for name, path in places.items()}
+    )
     print(f"\n{summary}\nreport: {out / 'report.html'}  ({run.seconds:.0f} s)", file=sys.stdout)
-    return NEEDS_ATTENTION if failures else DONE
+    return NEEDS_ATTENTION if failure_records(result) else DONE
 
 
-NOTES = {
-    "ct-only": "the CT teacher on the true CT: what CT itself knows",
-    "cxr-only": "radiographs and labels only, no CT anywhere: the reference",
-    "hinton-kd": "labels and the CT teacher's softened output (T = 4, weight 0.6)",
-    "ridge-head": "ridge regression of the CT embedding, then the frozen CT head",
-    "direct-head": "the CT head's probability regressed from the radiograph, no labels: the control a prior must match",
-    "prior-shuffled": "the prior trained on pairs shuffled between patients, in both stages: should know nothing",
-    "prior": "mean over samples of the CT head's probability; no radiograph label used",
-}
-LEAD_METHODS = ("ct-only", "prior")
-QUESTION = (
-    "On virtual patients with a lesion that CT shows plainly and a radiograph only in part: does CT, used only in "
-    "training, improve a model that sees the radiograph alone?"
-)
+def _with_patients(content: StudyReport, assets: DemoAssets, study: Study, inputs: StudyInputs) -> StudyReport:
+    """Return a study's report with the demo's question, the cohort as it was drawn, and two of its patients.
 
-
-def build_demo_report(
-    config: DemoConfig,
-    seed: int,
-    assets: DemoAssets,
-    evidence: Mapping[str, Any],
-    predictions: pd.DataFrame,
-    held_out: Cases,
-    failures: list[dict[str, str]],
-    priors: list[dict[str, Any]],
-    settings: StudyConfig,
-    result: StudyResult,
-) -> Report:
-    """Return the content of the demo's report."""
-    prevalence = float(held_out.label.mean())
-    return Report(
-        title="embedprior demo: virtual patients",
-        question=QUESTION,
-        verdict=verdict_sentences(evidence),
-        lead=[*_lead(evidence), *prior_warnings(priors)],
-        evidence=[
-            EvidenceSection(
-                heading=f"{len(held_out)} held-out patients, {config.num_seeds} fits of every method",
-                evidence=evidence,
-                predictions=compared_scores(evidence, predictions),
-                method_notes=NOTES,
-                intro=[
-                    "Declared before anything was scored: each deployable method against cxr-only, and the prior "
-                    "against direct-head. AUCs are means over the fits; intervals count patients and fits.",
-                ],
-            )
-        ],
-        flow=assets.population.flow,
-        pictures=[*case_pictures(settings, result, {DESIGN: evidence}), *generated_pictures(settings, result),
-                  Figure("patients", "Two held-out patients, without and with the lesion: CT (coronal, maximum over "
-                         "22 mm) and the radiograph the methods score.", _gallery(assets, held_out))],
-        tables=[*learned_table(priors), *cost_tables(result)],
-        boundary=boundary_table(settings, result, {DESIGN: evidence}),
-        checklists=checklists(settings, result, {DESIGN: evidence}),
-        caveats=[
-            "Virtual patients are drawn, not scanned: nothing here says how any method does on real images.",
-            f"Prevalence among the held-out is {prevalence:.2f}. By design most patients with a lesion and few "
-            "others carry an effusion, a sign both CT and radiographs show.",
-            "Encoders are trained on the training patients and frozen; the X-ray encoder never sees a CT or a DRR.",
-            "Intervals take the trained encoders as given: another training sample would move them further.",
-        ],
-        failures=pd.DataFrame(failures),
+    Verdicts and tables are those of the worlds: the label curve's other points only describe.
+    """
+    worlds = [d.name for d in study.variants[0].config.designs if d.methods == METHODS]
+    family = len(FAMILY) * len(worlds)
+    verdict = [
+        sentence for name in worlds for sentence in verdict_sentences(content.evidence["designs"][name], name, family)
+    ]
+    held_out = FoldRunner(inputs).cases(fit_jobs(study)[0].fold_id).scored["test"]
+    caption = "Two held-out patients: CT (coronal, maximum over 22 mm) and the radiograph that is scored."
+    report = replace(
+        content.report, question=QUESTION, verdict=verdict, flow=assets.population.flow,
+        evidence=[section for section in content.report.evidence if section.key in worlds],
+        pictures=[*content.report.pictures, Figure("patients", caption, _gallery(assets, held_out))],
     )  # fmt: skip
-
-
-def _lead(evidence: Mapping[str, Any]) -> list[str]:
-    by_pair = {(c["a"], c["b"]): c for c in evidence["comparisons"]}
-    pairs = [("ct-only", evidence["reference"]), *((a, b) for a, b in evidence["family"] if a in LEAD_METHODS)]
-    return [comparison_sentence(by_pair[pair], evidence["alpha"]) for pair in pairs if pair in by_pair]
+    return replace(content, report=report)
 
 
 def _gallery(assets: DemoAssets, held_out: Cases) -> bytes:

@@ -182,11 +182,11 @@ def write_tables(out: Path, result: StudyResult) -> None:
         write_table(result.models, out / "models.csv")
 
 
-def write_results(out: Path, result: StudyResult, content: StudyReport, run: Run) -> str:
-    """Write evidence, summary and report; return the summary."""
+def write_results(out: Path, result: StudyResult, content: StudyReport, run: Run, **record: Any) -> str:
+    """Write evidence, summary and report; return the summary. ``record`` goes into ``run.json``."""
     write_json(out / "evidence.json", content.evidence)
     priors = {"priors": content.priors} if content.priors else {}
-    return finish_report(run, content.report, failure_records(result), **priors)
+    return finish_report(run, content.report, failure_records(result), **record, **priors)
 
 
 def failure_records(result: StudyResult) -> list[dict[str, str]]:

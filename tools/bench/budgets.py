@@ -78,7 +78,7 @@ def main() -> int:
     """Print the table and return 1 when a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
-    parser.add_argument("--config", default="default", help="of configs/demo")
+    parser.add_argument("--config", default="trained_encoders", help="of configs/demo")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--seeds", type=int, default=MIN_SEEDS, help="fits of every method")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these rows (default: every method)")

@@ -73,7 +73,7 @@ def sides_of(assets: DemoAssets, source: str, part: str) -> Sides:
     modality = exams.loc[pairs["cxr_exam_id"], "modality"].to_numpy()
     kept = pairs[(modality == source.upper()) & (pairs["part"] == part)]
     radiographs, scans = kept["cxr_exam_id"].tolist(), kept["ct_exam_id"].tolist()
-    label = exams.loc[scans, LABEL_PREFIX + LABEL].to_numpy(dtype=np.float64)
+    label = exams.loc[radiographs, LABEL_PREFIX + LABEL].to_numpy(dtype=np.float64)
     patients = kept["patient_id"].tolist()
     condition, target = assets.cxr.take(radiographs), assets.ct.take(scans)
     arrays = PairArrays(condition, target, radiographs, "drr" if source == "drr" else "cxr", patients=patients)
@@ -153,7 +153,7 @@ def main() -> int:
     options = parser.parse_args()
     count, repetitions = (12, 2) if options.quick else (options.pairs, options.repetitions)
     out = options.out or Path("runs/pretrain-finetune-quick" if options.quick else "runs/pretrain-finetune")
-    config = load_config(DemoConfig, "quick" if options.quick else "default", "demo")
+    config = load_config(DemoConfig, "quick" if options.quick else "trained_encoders", "demo")
     if count + count // 2 > config.cohort.val:
         parser.error(f"--pairs {count} and half as many for validation, of {config.cohort.val} patients")
     assets = build_assets(config, options.seed, out, default_workers())

@@ -55,7 +55,7 @@ def cases_of(assets: DemoAssets, cxr: EmbeddingCache, part: str, prefix: str) ->
         (exams.loc[pairs["cxr_exam_id"], "modality"].to_numpy() == modality.upper()) & (pairs["part"] == split)
     ]
     radiographs, scans = kept["cxr_exam_id"].tolist(), kept["ct_exam_id"].tolist()
-    label = exams.loc[scans, LABEL_PREFIX + LABEL].to_numpy(dtype=np.float64)
+    label = exams.loc[radiographs, LABEL_PREFIX + LABEL].to_numpy(dtype=np.float64)
     patients = [prefix + patient for patient in kept["patient_id"]]
     x, z = (np.asarray(c.take(ids), np.float32) for c, ids in ((cxr, radiographs), (assets.ct, scans)))
     return Cases([prefix + exam for exam in radiographs], patients, label, x, z, label, modality)
@@ -131,7 +131,8 @@ def main() -> int:
     quick = options.quick
     rows, seeds = (["ridge-head", "prior"], options.seeds[:1]) if quick else (options.rows, options.seeds)
     out = options.out or Path("runs/pretraining-quick" if quick else "runs/pretraining")
-    made = populations(load_config(DemoConfig, "quick" if quick else "default", "demo"), seeds, out, options.workers)
+    config = load_config(DemoConfig, "quick" if quick else "trained_encoders", "demo")
+    made = populations(config, seeds, out, options.workers)
     variants = {"cxr-only": ("cxr-only", False)}
     for row in rows:
         variants |= {row: (row, True), row + WITHOUT: (row, False)}

@@ -29,7 +29,7 @@ def main() -> int:
     """Print the interval and return 1 when it does not cover 0.5."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the demo")
-    parser.add_argument("--config", default="default", help="of configs/demo")
+    parser.add_argument("--config", default="trained_encoders", help="of configs/demo")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--repetitions", type=int, default=12)
     parser.add_argument("--quick", action="store_true", help="three repetitions")
@@ -39,13 +39,14 @@ def main() -> int:
     config = load_config(DemoConfig, options.config, "demo")
     assets = build_assets(config, options.seed, options.out, default_workers())
     _, study, inputs = study_of(config, options.seed, assets, artifacts_root(options.out))
-    job, runner = next(u for u in fit_jobs(study) if u.method == "prior-shuffled"), FoldRunner(inputs)
+    job, runner = next(u for u in fit_jobs(study) if u.method == "prior"), FoldRunner(inputs)
     held_out = runner.cases(job.fold_id).scored["test"]
     aucs = []
     for repetition in progress(range(repetitions), "shuffled priors", total=repetitions):
         seeded = replace(job, seed=seed_for(options.seed, "shuffled bench", repetition) % 2**31)
         with one_thread():
-            fitted = method_of(inputs, job.method, {}, job.fold_id.design).fit(runner.data(seeded), seeded.seed)
+            shuffled = method_of(inputs, "prior-shuffled", {}, job.fold_id.design)
+            fitted = shuffled.fit(runner.data(seeded), seeded.seed)
             scores = fitted.scores(held_out.without_ct())
         aucs.append(float(roc_auc_score(held_out.label, scores)))
     mean, se = float(np.mean(aucs)), float(np.std(aucs, ddof=1) / np.sqrt(repetitions))
