@@ -213,7 +213,7 @@ def bars_figure(data: pd.DataFrame, value: str, noun: str) -> Figure | None:
         axes.plot(place + np.linspace(-0.22, 0.22, len(own)), own[value], "o", ms=4, color=INK, mew=0)
     axes.set_xticks(range(len(methods)), [short_name(m) for m in methods], rotation=40, ha="right", fontsize=8)
     axes.set_ylabel(value, fontsize=10, color=INK)
-    axes.set_ylim(0, 1.02)
+    axes.set_ylim(0, 1.02 if tiers == [""] else 1.18)  # room for the legend above the dots
     clean(axes)
     if tiers != [""]:
         for tier in tiers:
