@@ -507,7 +507,7 @@ def test_claims_of_all_designs_are_one_family_and_read_the_plans_detectable_diff
         )  # fmt: skip
     statuses = {h["hypothesis"]: h["status"] for h in found["hypotheses"]}
     assert statuses["H3"] == rows[2]["verdict"]
-    assert "not worse than cxr-only within −0.3" in (out / "summary.md").read_text()
+    assert "ridge-head not worse than cxr-only by 0.3: " in (out / "summary.md").read_text()
 
 
 def test_support_on_the_fixed_split_alone_is_tentative():
