@@ -2,7 +2,8 @@
 
 import sys
 
-from embedprior.cli import main
+from embedprior.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main(["train", "prior", *sys.argv[1:]]))
+    sys.argv[1:1] = ["train", "prior"]
+    entry()

@@ -246,6 +246,8 @@ def _refuse(message: str, exit_code: int) -> int:
 def entry() -> None:
     """Console-script entry point. A reader that closes the pipe early (``| head``) ends it without a word."""
     signal.signal(signal.SIGTERM, _terminate)
+    if LAUNCHED & os.environ.keys():
+        _end_with_launcher()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal without these signs shows plain ones, and ends no run
             stream.reconfigure(errors="plain")
@@ -284,6 +286,19 @@ class _Terminated(KeyboardInterrupt):
 
 def _terminate(number: int, frame: object) -> None:
     raise _Terminated
+
+
+LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
+"""Variables of ``accelerate launch`` and torchrun."""
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+
+def _end_with_launcher() -> None:
+    """Have the system send SIGTERM when the launcher dies: ``accelerate launch`` hands on no signal that it gets."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def _mark(status: str) -> None:

@@ -50,7 +50,7 @@ def generate(config: GenerateConfig, **common: Any) -> int:
         refuse_prior,
         refuse_reference,
     )
-    from embedprior.runs import Run, claimed, hash_file, hash_of
+    from embedprior.runs import Run, claimed, hash_file, hash_of, noting_a_stop
     from embedprior.tables import write_table
     from embedprior.teachers.teacher import refuse_seen_by_head
 
@@ -79,9 +79,14 @@ def generate(config: GenerateConfig, **common: Any) -> int:
         with fit_threads(prior):
             print(plan_text(prior, cache, ids, config))
         return DONE
+
+    def begin() -> Run:
+        return Run(out, "generate", config, config.seed, inputs)
+
     with claimed(out), fit_threads(prior):
-        made = draw(prior, common["prior"], cache, ids, config, out, head, head_hash)
-        run = Run(out, "generate", config, config.seed, inputs)
+        with noting_a_stop(out, begin):
+            made = draw(prior, common["prior"], cache, ids, config, out, head, head_hash)
+        run = begin()
         run.stage("embeddings", exams=len(ids), drawn=made.drawn)
         if made.scores is not None:
             write_table(made.scores, out / "scores.csv")

@@ -95,19 +95,23 @@ def teacher(config: TrainTeacherConfig, device: str) -> int:
         BadInput: see ``teachers.train``.
     """
     from embedprior.report.training_report import part_aucs, teacher_summary
-    from embedprior.runs import Run, hash_of, one_thread, write_json
+    from embedprior.runs import Run, hash_of, noting_a_stop, one_thread, write_json
     from embedprior.tables import write_table
     from embedprior.teachers.train import predictions, read_cases, train_teacher
 
     dropped: list[dict[str, str]] = []
     cases, cache, inputs = read_cases(config, dropped)
-    with one_thread():
+    out = Path(config.out)
+
+    def begin() -> Run:
+        return Run(out, "train teacher", config, config.teacher.seed, inputs)
+
+    with one_thread(), noting_a_stop(out, begin):
         fitted, history = train_teacher(
             cases["train"], cases["val"], config.teacher, config.label, hash_of(cache.key), device
         )
         scored = predictions(fitted, cases, config)
-    out = Path(config.out)
-    run = Run(out, "train teacher", config, config.teacher.seed, inputs)
+    run = begin()
     for record in history:
         run.metrics.write(event="validation", **record)
     fitted.save(out)
@@ -144,12 +148,9 @@ def prior(config: TrainPriorConfig) -> int:
 
     dropped: list[dict[str, str]] = []
     train, val, inputs = read_pairs(config, dropped)
-    import pandas as pd
-
     from embedprior.prior.trainer import train_prior
-    from embedprior.runs import canonical, claimed, hash_of, versions, write_json
-    from embedprior.runs.integrity import with_checksum
-    from embedprior.tables import write_table
+    from embedprior.report.training_report import prior_summary
+    from embedprior.runs import Run, claimed, hash_of, noting_a_stop
     from embedprior.teachers.teacher import load_head
 
     frozen = None
@@ -158,31 +159,26 @@ def prior(config: TrainPriorConfig) -> int:
         inputs["teacher"] = hash_of({k: v.tolist() for k, v in frozen.network.state_dict().items()})
     out = Path(config.out)
     start = None if config.init_from is None else Path(config.init_from)
+
+    def begin() -> Run:
+        return Run(out, "train_prior.py", config, config.prior.training.seed, inputs, keep_log=True)
+
     leads = os.environ.get("RANK", "0") == "0"
     with claimed(out) if leads else nullcontext():
-        fitted = train_prior(train, val, config.prior, out, start, frozen, trackers=config.trackers)
+        with noting_a_stop(out, begin, even_if_done=True) if leads else nullcontext():
+            fitted = train_prior(train, val, config.prior, out, start, frozen, trackers=config.trackers)
         if not leads:
             return DONE
-        record = {
-            "command": "train_prior.py",
-            "config": canonical(config),
-            "inputs": inputs,
-            "pairs": {"train": len(train), "val": len(val)},
-            "parameters": fitted.network.parameter_parts(),
-            "caveats": fitted.caveats(),
-            "versions": versions(),
-            SEEN: patients_of(train, val, start),
-        }
-        write_json(out / "run.json", with_checksum(canonical(record)))
-        (out / "failures.csv").unlink(missing_ok=True)
-        if dropped:
-            write_table(pd.DataFrame(dropped), out / "failures.csv")
-    parts = ", ".join(f"{name} {count:,}" for name, count in fitted.network.parameter_parts().items())
-    print(f"{out}: a prior of {fitted.network.parameter_count():,} parameters ({parts}), from {len(train)} pairs")
-    for caveat in fitted.caveats():
-        print(f"note: {caveat}")
-    if start is not None and patients_seen(start) is None:
-        print(f"note: {start} doesn't say which patients it learned from: held-out ones may be among them")
+        seen = {SEEN: patients_of(train, val, start)}
+        run, counts = begin(), {"train": len(train), "val": len(val)}
+        caveats = fitted.caveats()
+        if start is not None and patients_seen(start) is None:
+            caveats = [*caveats, "what it started from doesn't say which patients it learned from: held-out ones may be "
+                       "among them"]  # fmt: skip
+        summary = prior_summary(fitted.network.parameter_parts(), counts, caveats)
+        run.finish(summary, dropped, pairs=counts, parameters=fitted.network.parameter_parts(), caveats=caveats, **seen)
+    print(summary)
+    print(f"prior: {out}", file=sys.stderr)
     return _attention(dropped)
 
 
@@ -210,21 +206,25 @@ def student(config: TrainStudentConfig) -> int:
     info = describe(config.method)
     config.refuse_missing_ct(info.uses_ct)
     from embedprior.report.training_report import part_aucs, student_summary
-    from embedprior.runs import Run, one_thread
+    from embedprior.runs import Run, noting_a_stop, one_thread
     from embedprior.students.base import CannotFit, training_data, visible_cases
     from embedprior.students.storage import load_fitted, refuse_unsaveable, save_fitted
     from embedprior.students.tables import load, predictions_of
     from embedprior.tables import write_table
 
     loaded = load(config, info.needs_teacher)
+    out = Path(config.out)
+
+    def begin() -> Run:
+        return Run(out, "train student", config, config.seed, loaded.inputs)
+
     try:
-        with one_thread():
+        with one_thread(), noting_a_stop(out, begin):
             fitted = method.fit(training_data(method, loaded.data), config.seed)
     except CannotFit as error:
         raise BadInput(f"method '{config.method}' can't be fitted on {config.exams}: {error}") from error
     refuse_unsaveable(fitted, config.method)
-    out = Path(config.out)
-    run = Run(out, "train student", config, config.seed, loaded.inputs)
+    run = begin()
     fit_summary = getattr(fitted, "fit_summary", None)
     for record in fit_summary.history if fit_summary is not None else ():
         run.metrics.write(**{"event": "validation", **record})

@@ -129,6 +129,7 @@ def _settings(a: RunFiles, b: RunFiles) -> pd.DataFrame:
     parts = {name: (a.record.get(name), b.record.get(name)) for name in ("command", "config", "seed", "inputs")}
     parts["code"] = (a.plan.get("code"), b.plan.get("code"))
     parts["versions"] = (a.record.get("versions"), b.record.get("versions"))
+    parts["kernels"] = (a.record.get("kernels"), b.record.get("kernels"))
     parts["git"] = (a.record.get("git"), b.record.get("git"))
     rows = []
     for name, (first, second) in parts.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,23 @@ def student_summary(
     if scored:
         parts.append(f"{scored} cases scored in {scoring_seconds:.1f} s.")
     return "\n\n".join([*parts, _auc_table("cases", aucs), RESEARCH_USE]) + "\n"
+
+
+def prior_summary(parameters: Mapping[str, int], pairs: Mapping[str, int], caveats: Sequence[str]) -> str:
+    """Return ``summary.md`` of a trained prior.
+
+    Args:
+        parameters: of each part of the network.
+        pairs: part → pairs.
+        caveats: what its training warns of.
+    """
+    parts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
+    lines = [
+        f"A prior of {sum(parameters.values()):,} parameters ({parts}), from {pairs['train']} pairs; its checkpoint "
+        f"was chosen on {pairs['val']} others.",
+        *(f"note: {caveat}" for caveat in caveats),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def encoder_summary(config: TrainEncoderConfig, counts: Mapping[str, int], predictions: pd.DataFrame) -> str:

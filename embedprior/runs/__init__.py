@@ -30,7 +30,9 @@ from embedprior.runs.run import (
     Run,
     git_revision,
     inner_bar,
+    kernels,
     measured,
+    noting_a_stop,
     one_thread,
     progress,
     progress_bar,
@@ -40,7 +42,7 @@ from embedprior.runs.run import (
 
 __all__ = [
     "QUIET", "Artifact", "Cost", "DiskFull", "Lock", "MetricsLog", "Run", "artifact", "artifacts_root", "canonical",
-    "claimed", "fsync", "git_revision", "hash_array", "hash_file", "hash_of", "inner_bar", "is_full", "make_folder",
-    "measured", "one_thread", "progress", "progress_bar", "read_json", "read_record", "record_dependency",
-    "seed_for", "versions", "write_file", "write_json", "write_tensors", "write_text",
+    "claimed", "fsync", "git_revision", "hash_array", "hash_file", "hash_of", "inner_bar", "is_full", "kernels",
+    "make_folder", "measured", "noting_a_stop", "one_thread", "progress", "progress_bar", "read_json", "read_record",
+    "record_dependency", "seed_for", "versions", "write_file", "write_json", "write_tensors", "write_text",
 ]  # fmt: skip

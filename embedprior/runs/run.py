@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedprior.errors import BadInput
-from embedprior.runs.files import DiskFull, canonical, make_folder, write_json, write_text
+from embedprior.runs.files import DiskFull, canonical, make_folder, read_json, write_json, write_text
 from embedprior.runs.integrity import file_records, with_checksum
 from embedprior.runs.locks import claimed
 from embedprior.runs.provenance import RECORD, close_log, kept_caches, open_log, register_run, relative_uses
@@ -177,14 +178,16 @@ class Run:
         seed: for the record.
         inputs: name → hash of what it reads.
         shared: other processes may write here at the same time: what they write is safe for that, as a cache is.
+        keep_log: ``metrics.jsonl`` is that of work which was begun before this run, and stays.
 
     Raises:
         BadInput: the folder can't be made or written to, or another process is writing there.
     """
 
     def __init__(
-        self, out: Path, command: str, config: Any, seed: int, inputs: Mapping[str, str], *, shared: bool = False
-    ) -> None:
+        self, out: Path, command: str, config: Any, seed: int, inputs: Mapping[str, str], *, shared: bool = False,
+        keep_log: bool = False,
+    ) -> None:  # fmt: skip
         self.out = out
         make_folder(out)  # ``claimed`` does it too, where nothing is shared
         for earlier in [run for run in _unfinished if run.out.resolve() == out.resolve()]:
@@ -192,7 +195,7 @@ class Run:
         self._claim = ExitStack()
         if not shared:
             self._claim.enter_context(claimed(out))
-        for stale in ("metrics.jsonl", "summary.md", "failures.csv"):
+        for stale in ("metrics.jsonl",) * (not keep_log) + ("summary.md", "failures.csv"):
             (out / stale).unlink(missing_ok=True)
         for left in out.glob(".*.tmp") if shared else ():  # of a killed run, unless others may be writing them now
             if time.time() - left.stat().st_mtime > LONG_AGO_S:
@@ -239,6 +242,7 @@ class Run:
         from embedprior.tables import write_table
 
         close_log(self._ledger)
+        self._record["kernels"] = kernels()  # of the libraries that the work has loaded
         write_text(self.out / "summary.md", summary)
         if failures:
             write_table(pd.DataFrame(failures), self.out / "failures.csv")
@@ -251,7 +255,7 @@ class Run:
     def seal(self) -> None:
         """Write ``run.json`` with the sha256 of every result that lies in the folder now, and of itself."""
         results = [path for path in self.out.iterdir() if path.is_file() and path.name not in (RECORD, "metrics.jsonl")]
-        results = [path for path in results if not path.name.startswith(".")]
+        results = [path for path in results if not path.name.startswith((".", "resume"))]  # has a checksum of its own
         results += [path for name in FOLDERS for path in (self.out / name).rglob("*") if path.is_file()]
         self._record["files"] = file_records(self.out, results)
         write_json(self.out / RECORD, with_checksum(self._record))
@@ -284,10 +288,93 @@ def stop_unfinished_runs(status: str = "stopped") -> None:
         _unfinished[-1].stop(status)
 
 
+@contextmanager
+def noting_a_stop(out: Path, begin: Callable[[], Run], *, even_if_done: bool = False) -> Iterator[None]:
+    """Say in ``run.json`` that work was stopped whose run begins only after it, as it may still refuse its input.
+
+    Args:
+        out: folder of the run.
+        begin: the run.
+        even_if_done: where a run was finished in this folder, its record is replaced too: the work changed its results.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if even_if_done or not (out / RECORD).is_file() or read_json(out / RECORD).get("status") != "done":
+            begin().stop()
+        raise
+
+
+LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "accelerate", "safetensors", "timm",
+             "open-clip-torch", "torchxrayvision", "transformers", "pillow", "pydicom", "SimpleITK", "diffdrr",
+             "nanodrr")  # fmt: skip
+"""Distributions whose code numbers depend on: arithmetic, networks, decoders."""
+CHOOSE_KERNELS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",
+                  "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES",
+                  "NVIDIA_TF32_OVERRIDE")  # fmt: skip
+"""Environment variables by which libraries choose other kernels, whose last digits differ."""
+VECTOR_UNITS = ("sse4_1", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni",
+                "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "sve", "bf16")  # fmt: skip
+
+
+def kernels() -> dict[str, Any]:
+    """Return what the last digits of numbers depend on beside versions: instruction sets, BLAS libraries, devices.
+
+    Libraries that were not imported took no part and are left out. No name of a host, user or folder is among it.
+
+    Returns:
+        ``machine`` and ``vector_units`` of the processor, ``blas`` (library, version and the kernels it chose),
+        ``environment`` (variables that choose kernels), and, where torch is loaded, ``torch``: the instruction set in
+        use, MKL and oneDNN, and the GPU where one was used.
+
+    Example:
+        >>> import numpy
+        >>> sorted(kernels())[:3]
+        ['blas', 'environment', 'machine']
+    """
+    from threadpoolctl import threadpool_info
+
+    libraries = [info for info in threadpool_info() if info["user_api"] == "blas"]
+    named = ("internal_api", "version", "architecture", "threading_layer")
+    found: dict[str, Any] = {
+        "machine": platform.machine(),
+        "vector_units": _vector_units(),
+        "blas": [{k: info[k] for k in named if info.get(k)} for info in libraries],
+        "environment": {name: os.environ[name] for name in CHOOSE_KERNELS if name in os.environ},
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        built = re.findall(r"(?:Math Kernel Library Version|MKL-DNN v)\s*([\w.]+)", torch.__config__.show())
+        found["torch"] = {
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "mkl": torch.backends.mkl.is_available(),
+            "onednn": torch.backends.mkldnn.is_available(),
+            "built with": built,
+            "threads": torch.get_num_threads(),
+        }
+        if torch.cuda.is_initialized():
+            found["torch"]["cuda"] = {
+                "device": torch.cuda.get_device_name(),
+                "version": torch.version.cuda,
+                "cudnn": torch.backends.cudnn.version(),
+                "tf32": torch.backends.cuda.matmul.allow_tf32,
+            }
+    return found
+
+
+@cache
+def _vector_units() -> list[str]:
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return []
+    return [name for name in VECTOR_UNITS if name in words]
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python, embedprior and the libraries that numbers depend on."""
     found = {"python": platform.python_version(), "embedprior": __version__}
-    for name in ("torch", "numpy", "scipy", "pandas", "scikit-learn", "accelerate", "safetensors", "timm"):
+    for name in LIBRARIES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -6,7 +6,11 @@ import json
 import os
 import resource
 import shutil
+import signal
 import struct
+import subprocess
+import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -369,3 +373,23 @@ def test_a_bundle_has_one_writer_and_what_a_killed_one_left_goes(study: Path, tm
     build_bundle(study / "out", "logistic", tmp_path / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
     assert not (tmp_path / "b" / "half.json").exists()
+
+
+@pytest.mark.slow
+def test_a_bundle_that_is_stopped_leaves_nothing(study: Path, tmp_path: Path) -> None:
+    program = (
+        "import pathlib, time, embedprior.deploy.bundle as b; from embedprior.cli import entry\n"
+        "seal = b.sealed_manifest\n"
+        "def slow(*a):\n    pathlib.Path('begun').touch(); time.sleep(600); return seal(*a)\n"
+        "b.sealed_manifest = slow; entry()"
+    )
+    words = ["bundle", "--study", str(study / "out"), "--method", "logistic", "--out", str(tmp_path / "bundle")]
+    process = subprocess.Popen([sys.executable, "-c", program, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "begun").is_file():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+    assert "stopped. What was finished is kept." in said
+    assert [path.name for path in tmp_path.iterdir()] == ["begun"]
