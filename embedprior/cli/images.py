@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from embedprior.imaging.drr.config import DrrConfig
 
 if TYPE_CHECKING:
     from embedprior.imaging.contact_sheet import Tile
+    from embedprior.imaging.findings import Finding
 
 WORDS = {None: "ok", "note": "ok", "warning": "WARN", "error": "FAIL"}
 
@@ -32,11 +35,16 @@ WORDS = {None: "ok", "note": "ok", "warning": "WARN", "error": "FAIL"}
 @option("--contact-sheet", type=PATH, metavar="FILE", help="write a PNG with every exam on it")
 @option("--out", type=PATH, metavar="FILE", help="write the findings as CSV: exam, severity, code, message")
 @option("--limit", type=COUNT, metavar="N", help="only the first N exams")
+@option("--keep-names", is_flag=True, help="write names of files and folders: they hold no patient's")
 def check(
     paths: tuple[Path, ...], cohort: Path | None, views: str | None, series: str, profile: str | None,
-    contact_sheet: Path | None, out: Path | None, limit: int | None,
+    contact_sheet: Path | None, out: Path | None, limit: int | None, keep_names: bool,
 ) -> int:  # fmt: skip
     """Print a line for each exam; return 0, or 3 when an exam has a warning or an error.
+
+    Names of files and folders are shown on a terminal alone, unless they are to be kept: what goes into a file or a
+    log has an id made of the exam's contents, and beside ``--out`` there is a table of ids and paths that only its
+    owner can read.
 
     Raises:
         BadInput: nothing to read, an unknown profile, or a sheet that is no PNG.
@@ -52,7 +60,7 @@ def check(
     from embedprior.imaging.findings import worst
     from embedprior.imaging.preprocess import load_profile, profile_key
     from embedprior.imaging.radiographs import parse_views
-    from embedprior.imaging.readers import discover, exams_of_table
+    from embedprior.imaging.readers import discover, exams_of_table, named_by_content
     from embedprior.runs import progress
 
     chosen = load_profile(profile) if profile else None
@@ -63,35 +71,38 @@ def check(
     found = [discover(path) for path in paths]
     exams = [exam for one in found for exam in one.exams] if cohort is None else exams_of_table(cohort)
     exams = exams[:limit]
+    keep_names |= cohort is not None  # these are the table's own ids
+    ids = [exam.name for exam in exams] if keep_names else named_by_content(exams)
+    shown = [exam.name for exam in exams] if sys.stdout.isatty() else ids
     tiles: list[Tile] = []
     rows: list[dict[str, str]] = []
     states: Counter[str] = Counter()
-    width = max(len(exam.name) for exam in exams)
+    width = max(len(name) for name in shown)
     rule = series_rule(series, len(exams))
-    for exam in progress(exams, "images"):
-        findings, tile, view = check_exam(exam, rule, chosen, key, contact_sheet is not None)
+    for exam, name, line in zip(progress(exams, "images"), ids, shown, strict=True):
+        findings, tile, view = check_exam(replace(exam, name=name), rule, chosen, key, contact_sheet is not None)
         if wanted and view and view not in wanted:
             states["other view"] += 1
-            rows.append({"exam": exam.name, "severity": "skipped", "code": "", "message": f"view {view}"})
+            rows.append({"exam": name, "severity": "skipped", "code": "", "message": f"view {view}"})
             continue
         state = WORDS[worst(findings)]
         states[state] += 1
-        print(f"{state:<4}  {exam.name:<{width}}  {', '.join(dict.fromkeys(f.code for f in findings))}".rstrip())
-        for finding in findings:
-            rows.append({"exam": exam.name, "severity": finding.severity, "code": finding.code,
+        print(f"{state:<4}  {line:<{width}}  {', '.join(dict.fromkeys(f.code for f in findings))}".rstrip())
+        for finding in findings if keep_names else [_nameless(one, exam.path) for one in findings]:
+            rows.append({"exam": name, "severity": finding.severity, "code": finding.code,
                          "message": finding.message})  # fmt: skip
             if finding.severity != "note":
                 print(f"      {finding.code}: {finding.message}")
         if not findings:
-            rows.append({"exam": exam.name, "severity": "ok", "code": "", "message": ""})
+            rows.append({"exam": name, "severity": "ok", "code": "", "message": ""})
         if tile:
             tiles.append(tile)
     for one in found:
         for name, reason in one.skipped:
-            print(f"skip  {name:<{width}}  {reason}".rstrip())
-            rows.append({"exam": name, "severity": "skipped", "code": "", "message": reason})
-        for line in one.notes()[len(one.skipped) :]:
-            print(line)
+            print(f"skip  {name if keep_names or sys.stdout.isatty() else '':<{width}}  {reason}".rstrip())
+            rows.append({"exam": name if keep_names else "", "severity": "skipped", "code": "", "message": reason})
+        for note in one.notes()[len(one.skipped) :]:
+            print(note)
     counts = [f"{states[word]} {word}" for word in ("ok", "WARN", "FAIL")]
     skipped = sum(len(one.skipped) for one in found)
     counts += [f"{skipped} skipped"] if skipped else []
@@ -103,10 +114,23 @@ def check(
         from embedprior.tables import write_table
 
         write_table(pd.DataFrame(rows, columns=["exam", "severity", "code", "message"]), out)
+        if not keep_names:
+            private = out.with_name(f"{out.stem}.private{out.suffix}")
+            private.touch(mode=0o600)
+            paths_of = pd.DataFrame({"exam": ids, "path": [str(exam.path) for exam in exams]})
+            write_table(paths_of, private)
+            private.chmod(0o600)
+            print(f"{private}: the file of each id. It may hold names: readable by you alone, and yours to delete")
     if contact_sheet and tiles:
         draw_sheet(tiles, contact_sheet, columns=3 if max(len(tile.pictures) for tile in tiles) > 1 else 8)
         print(f"contact sheet: {contact_sheet} ({len(tiles)} exams)")
     return NEEDS_ATTENTION if states["WARN"] or states["FAIL"] else DONE
+
+
+def _nameless(finding: Finding, path: Path) -> Finding:
+    from embedprior.imaging.files import without_names
+
+    return replace(finding, message=without_names(finding.message, path))
 
 
 @settings_command(DrrConfig, "drr", "default")
@@ -118,8 +142,11 @@ def check(
 @option("--match-style", type=PATH, metavar="DIR", help="fit the tone curve to this folder of radiographs")
 @option("--include-incomplete", is_flag=True, help="pair scans that lack part of the lungs too")
 @option("--processes", type=COUNT, metavar="N", help="refuse to start unless torchrun or accelerate started so many")
+@option("--keep-names", is_flag=True, help="exam ids from the names of files and folders: they hold no patient's")
 @option("--dry-run", is_flag=True, help=DRY_RUN)
-def drr(config: DrrConfig, dry_run: bool, include_incomplete: bool, processes: int | None, **common: Any) -> int:
+def drr(
+    config: DrrConfig, dry_run: bool, keep_names: bool, include_incomplete: bool, processes: int | None, **common: Any
+) -> int:
     """Render; return the exit code.
 
     Several processes: torchrun --nproc_per_node 2 -m embedprior drr ...
@@ -135,7 +162,10 @@ def drr(config: DrrConfig, dry_run: bool, include_incomplete: bool, processes: i
 
     if (common["ct"] is None) == (common["cohort"] is None):
         raise BadInput("give either --ct PATH or --cohort FILE. Next: embedprior drr --ct FOLDER --out runs/drr")
-    found, others = find_cts(common["ct"]) if common["ct"] is not None else (cts_of_table(common["cohort"]), [])
+    if common["ct"] is not None:
+        found, others = find_cts(common["ct"], keep_names)
+    else:
+        found, others = cts_of_table(common["cohort"]), []
     exams = found[: common["limit"]]
     config = config.model_copy(update={"series": series_rule(config.series, len(exams))})
     get_renderer(config.renderer)

@@ -6,10 +6,14 @@ import json
 import re
 import struct
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from embedprior.errors import BadInput
+from embedprior.runs import read_json
 
 MIN_BYTES = 6
 """Shorter ids are compared with whole words and values: as bytes they would be met by chance."""
@@ -29,7 +33,10 @@ NEVER = {
 def identifying_terms(study: Path) -> set[str]:
     """Return what names somebody in a study's folder: ids of patients, exams and groups, and names of files."""
     found: set[str] = set()
-    for table in sorted((study / "cohort").rglob("exams.csv")):
+    tables = sorted((study / "cohort").rglob("exams.csv"))
+    with suppress(BadInput, KeyError, TypeError):  # the cohort's own table alone names files
+        tables += [study / read_json(study / "plan.json")["data"] / "exams.csv"]
+    for table in filter(Path.is_file, tables):
         exams = pd.read_csv(table, dtype=str, keep_default_na=False)
         for column in ("patient_id", "exam_id", "group_id", "path"):
             if column in exams.columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -62,6 +63,40 @@ def source_hash(root: Path | str, path: str) -> str:
     if row is None:
         return hash_file(root / file)
     return hash_array(_array(root / file)[row])
+
+
+def content_id(path: Path, kind: str) -> str:
+    """Return a name for an exam that comes from its contents: names of files and folders may be a patient's.
+
+    It is made of the size and of three pieces of each file, so that it takes no time, and is the same after moving.
+
+    Args:
+        path: file or folder.
+        kind: word that it begins with, such as ``"ct"``.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "DOE_JANE.npz").write_bytes(b"voxels")
+        ...     content_id(Path(folder) / "DOE_JANE.npz", "ct")
+        'ct-d0ed3f9b8a1c'
+    """
+    whole = path.is_dir()
+    digests = []
+    for file in sorted(path.rglob("*")) if whole else [path]:
+        if file.is_file():
+            piece, size = (ID_BYTES // 16 if whole else ID_BYTES), file.stat().st_size
+            digest = hashlib.sha256(str(size).encode())
+            with file.open("rb") as handle:
+                for start in (0, max(0, size // 2), max(0, size - piece)):
+                    handle.seek(start)
+                    digest.update(handle.read(piece))
+            digests.append(digest.digest())
+    return f"{kind}-{hashlib.sha256(b''.join(sorted(digests))).hexdigest()[:12]}"
+
+
+ID_BYTES = 65_536
+"""Bytes in each of the three pieces that ``content_id`` reads of a file."""
 
 
 def source_size(root: Path, path: str) -> int:

@@ -13,7 +13,7 @@ from embedprior.imaging.audit import audit_geometry, audit_hu
 from embedprior.imaging.dicom_elements import plain_dataset
 from embedprior.imaging.dicom_header import HEAD_BYTES, MODALITIES, quiet_pydicom, read_dataset
 from embedprior.imaging.dicom_series import MIN_SLICES, read_series
-from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, files_below, is_dicom, printable
+from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, content_id, files_below, is_dicom, printable
 from embedprior.imaging.findings import Finding, UnusableExam, worst
 from embedprior.imaging.image_files import IMAGE_SUFFIXES, read_image_file
 from embedprior.imaging.lungs import audit_lungs
@@ -123,9 +123,15 @@ class Discovery:
     skipped: tuple[tuple[str, str], ...] = ()
     unrecognised: Mapping[str, int] = field(default_factory=dict)
 
-    def notes(self) -> list[str]:
-        """Return a line for every skipped thing, and one for the files that were not recognised."""
+    def notes(self, names: bool = True) -> list[str]:
+        """Return a line for every skipped thing, and one for the files that were not recognised.
+
+        Args:
+            names: with the names of what was skipped; else a line for each reason.
+        """
         lines = [f"{name}: {reason}" for name, reason in self.skipped]
+        if not names:
+            lines = [f"{count} x {reason}" for reason, count in Counter(reason for _, reason in self.skipped).items()]
         if self.unrecognised:
             kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(self.unrecognised.items()))
             lines.append(f"{sum(self.unrecognised.values())} files were not recognised: {kinds}")
@@ -214,11 +220,12 @@ class CtExam:
     """One CT to render.
 
     Attributes:
-        exam_id: of the table, or the path without its ending.
+        exam_id: of the table, or made of the contents or of the path.
         patient_id: of the table, or the exam id: a header's id is never taken over.
         path: file or folder.
         columns: of the exam table, as far as its DRRs share them.
         of_table: whether a table names it, and so its patient.
+        named: whether its path may be written into tables: a table gave it, or the user allows it.
     """
 
     exam_id: str
@@ -226,10 +233,25 @@ class CtExam:
     path: Path
     columns: dict[str, Any] = field(default_factory=dict)
     of_table: bool = False
+    named: bool = True
 
 
-def find_cts(path: Path) -> tuple[list[CtExam], list[str]]:
+def named_by_content(exams: Sequence[ExamSource]) -> list[str]:
+    """Return an id for each exam that holds no name of a file or folder; a copy gets a number (``…-2``)."""
+    found, seen = [], Counter[str]()
+    for exam in exams:
+        name = content_id(exam.path, "ct" if exam.kind == "volume" else "image")
+        seen[name] += 1
+        found.append(f"{name}-{seen[name]}" if seen[name] > 1 else name)
+    return found
+
+
+def find_cts(path: Path, keep_names: bool = False) -> tuple[list[CtExam], list[str]]:
     """Find the CTs at a path: a volume file or zip, a folder of DICOM files, or a folder that holds such things.
+
+    Args:
+        path: to search.
+        keep_names: exam ids are the names of files and folders. By default they come from the contents.
 
     Returns:
         The CTs, by name; and a line for each thing there that is none (``Discovery.notes``).
@@ -241,12 +263,14 @@ def find_cts(path: Path) -> tuple[list[CtExam], list[str]]:
     if not path.exists():
         raise BadInput(f"no CT at {where}. Allowed: a volume file, a DICOM folder or zip, or a folder of them.")
     found = discover(path)
-    exams = [_exam(source) for source in found.exams if source.kind == "volume"]
+    volumes = [source for source in found.exams if source.kind == "volume"]
+    ids = [_name_without_ending(source) for source in volumes] if keep_names else named_by_content(volumes)
+    exams = [CtExam(name, name, source.path, named=keep_names) for name, source in zip(ids, volumes, strict=True)]
     others = len(found.exams) - len(exams)
     if not exams:
         raise BadInput(f"no volume under {where}. Allowed: {', '.join(VOLUMES)}, or DICOM files of a CT.")
     _refuse_repeated(exams, where)
-    return exams, [*found.notes(), *([f"{others} radiographs were left out"] if others else [])]
+    return exams, [*found.notes(keep_names), *([f"{others} radiographs were left out"] if others else [])]
 
 
 def cts_of_table(table: Path) -> list[CtExam]:
@@ -374,12 +398,11 @@ def _name(path: Path, root: Path) -> str:
     return printable(path.resolve().name if name == "." else name)
 
 
-def _exam(source: ExamSource) -> CtExam:
+def _name_without_ending(source: ExamSource) -> str:
     lower = source.name.lower()
     endings = sorted((*VOLUMES, *DICOM_SUFFIXES), key=len, reverse=True)
     ending = next((s for s in endings if lower.endswith(s)), "") if source.path.is_file() else ""
-    name = source.name[: len(source.name) - len(ending)].replace("/", "_")
-    return CtExam(name, name, source.path)
+    return source.name[: len(source.name) - len(ending)].replace("/", "_")
 
 
 def _refuse_repeated(exams: Sequence[CtExam], where: str) -> None:

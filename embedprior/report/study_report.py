@@ -170,9 +170,9 @@ def write_tables(out: Path, result: StudyResult) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for external in result.study.data[0].externals.values():
         (folder / external.name).mkdir(exist_ok=True)
-        write_table(external.cohort.exams, folder / external.name / "exams.csv")
+        write_table(nameless(external.cohort.exams), folder / external.name / "exams.csv")
         write_table(external.cohort.pairs, folder / external.name / "pairs.csv")
-    write_table(result.cohort.exams, folder / "exams.csv")
+    write_table(nameless(result.cohort.exams), folder / "exams.csv")
     write_table(result.cohort.pairs, folder / "pairs.csv")
     write_table(flow_table(scored_flow(result)), folder / "flow.csv")
     write_table(result.study.data[0].duplicates, folder / "duplicates.csv")
@@ -180,6 +180,15 @@ def write_tables(out: Path, result: StudyResult) -> None:
     write_table(result.predictions, out / "predictions.csv")
     if len(result.models):
         write_table(result.models, out / "models.csv")
+
+
+def nameless(exams: pd.DataFrame) -> pd.DataFrame:
+    """Return an exam table without the paths of files, whose names may be a patient's; the cohort's own has them.
+
+    Rows of an array file (``radiographs.npy#12``) keep theirs: nobody names such a file after one patient.
+    """
+    rows = exams["path"].astype(str).str.fullmatch(r".*#\d+")
+    return exams.assign(path=exams["path"].where(rows, ""))
 
 
 def write_results(out: Path, result: StudyResult, content: StudyReport, run: Run, **record: Any) -> str:

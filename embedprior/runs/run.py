@@ -207,7 +207,7 @@ class Run:
         self._record = {
             "id": secrets.token_hex(8),
             "command": command,
-            "config": canonical(config),
+            "config": canonical(config) if command in REREAD else relative_paths(canonical(config), out),
             "seed": seed,
             "inputs": dict(inputs),
             "versions": versions(),
@@ -286,6 +286,26 @@ def stop_unfinished_runs(status: str = "stopped") -> None:
     """Mark the runs of this process that were not finished as stopped, or as failed."""
     while _unfinished:
         _unfinished[-1].stop(status)
+
+
+REREAD = ("study run", "train final")
+"""Commands whose configuration is read back from ``run.json``: its paths start at the data's folder, and stay."""
+
+
+def relative_paths(config: Any, folder: Path) -> Any:
+    """Return JSON values with absolute paths given from a folder: they name the machine, and often its user.
+
+    Example:
+        >>> relative_paths({"cache": "/data/jane/caches/cxr", "lr": 0.1}, Path("/data/jane/runs/prior"))
+        {'cache': '../../caches/cxr', 'lr': 0.1}
+    """
+    if isinstance(config, dict):
+        return {key: relative_paths(value, folder) for key, value in config.items()}
+    if isinstance(config, list):
+        return [relative_paths(value, folder) for value in config]
+    if isinstance(config, str) and os.path.isabs(config):
+        return Path(os.path.relpath(config, folder.resolve())).as_posix()
+    return config
 
 
 @contextmanager

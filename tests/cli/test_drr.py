@@ -20,7 +20,7 @@ from embedprior.imaging.image_files import write_npz
 from embedprior.imaging.volume import Volume
 from embedprior.phantom import PhantomConfig, virtual_patient
 
-SETTINGS = ["--size", "48", "--poses", "2", "--seed", "7"]
+SETTINGS = ["--size", "48", "--poses", "2", "--seed", "7", "--keep-names"]
 
 
 def _chest(index: int) -> Volume:
@@ -212,7 +212,7 @@ def test_one_scan_in_two_resolutions_is_one_group(chests: Path, tmp_path: Path) 
     write_npz(_chest(0), tmp_path / "fine.npz")
     write_npz(resample(_chest(0), (6.5, 6.5, 6.5)), tmp_path / "coarse.npz")
     write_npz(_chest(1), tmp_path / "other.npz")
-    assert main(["drr", "--ct", str(tmp_path), "--out", str(tmp_path / "o"), "--size", "96"]) == 0
+    assert main(["drr", "--keep-names", "--ct", str(tmp_path), "--out", str(tmp_path / "o"), "--size", "96"]) == 0
     exams = pd.read_csv(tmp_path / "o" / "exams.csv").set_index("exam_id")
     group = exams["group_id"]
     assert group["fine"] == group["coarse_PA000"]

@@ -28,7 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_names_every_exam_with_its_findings(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet, table = tmp_path / "sheet.png", tmp_path / "findings.csv"
-    assert main(["images", "check", str(folder), "--contact-sheet", str(sheet), "--out", str(table)]) == 3
+    assert (
+        main(["images", "check", "--keep-names", str(folder), "--contact-sheet", str(sheet), "--out", str(table)]) == 3
+    )
     said = capsys.readouterr().out
     assert "FAIL  broken.nii.gz  unreadable" in said
     assert "WARN  cut.npz" in said
@@ -46,7 +48,7 @@ def test_profile_is_applied_and_good_exams_give_exit_code_0(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--profile", "slices_128", "--contact-sheet", str(tmp_path / "p.png")]
-    assert main(["images", "check", str(folder / "whole.npz"), *words]) == 0
+    assert main(["images", "check", "--keep-names", str(folder / "whole.npz"), *words]) == 0
     assert (tmp_path / "p.png").is_file()
 
 

@@ -72,6 +72,7 @@ def test_a_student_is_trained_saved_scored_and_read_back(cohort: Path, capsys: p
     assert sorted(table.loc[table["split"] == "test", "exam_id"]) == sorted(f"x-{p}" for p in range(12))
     assert "x-16" in set(table["exam_id"])
     assert "x-36" not in set(table["exam_id"])  # its label is unknown
+    os.chdir(out)  # paths are given from there
     config = TrainStudentConfig.model_validate(json.loads((out / "run.json").read_text())["config"])
     cases = load(config, needs_teacher=False).scored["test"]
     again = load_fitted(out).scores(cases.without_ct())

@@ -53,7 +53,7 @@ def kinds(path: Path) -> dict[str, str]:
 def test_dicom_is_known_by_its_content(tmp_path: Path, make_series: Maker, name: Callable[[int], str]) -> None:
     folder = renamed(make_series(), name)
     assert kinds(tmp_path) == {"series": "volume"}
-    assert [exam.exam_id for exam in find_cts(tmp_path)[0]] == ["series"]
+    assert [exam.exam_id for exam in find_cts(tmp_path, keep_names=True)[0]] == ["series"]
     np.testing.assert_array_equal(read_volume(folder)[0].hu, chest())
 
 
@@ -61,7 +61,7 @@ def test_dicom_is_known_by_its_content(tmp_path: Path, make_series: Maker, name:
 def test_a_radiograph_is_known_by_its_content(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, frontal(), WindowCenter="2048", WindowWidth="4096", SOPClassUID=DX)
     assert kinds(tmp_path) == {name: "radiograph"}
-    assert main(["images", "check", str(tmp_path)]) == 0
+    assert main(["images", "check", "--keep-names", str(tmp_path)]) == 0
 
 
 def test_slices_without_preamble_are_read(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_radiographs_in_one_folder_are_one_exam_each(tmp_path: Path, count: int,
         write(tmp_path / f"{number:02d}.dcm", frontal(32), Modality=modality, SOPClassUID=sop, PatientID=f"p{number}")
     assert list(kinds(tmp_path).values()) == ["radiograph"] * count
     with pytest.raises(BadInput, match="no volume"):
-        find_cts(tmp_path)
+        find_cts(tmp_path, keep_names=True)
 
 
 def other(path: Path, **changes: Any) -> Path:
@@ -115,11 +115,11 @@ def test_what_lies_beside_a_ct_is_skipped_with_its_reason(
     assert kinds(tmp_path) == {"series": "volume"}
     assert {name.split("/")[0] for name, _ in found.skipped} == {"scout", "dose", "pet", "short", "report"}
     assert found.notes()[-1] == "2 files were not recognised: 1 .json, 1 .txt"
-    assert main(["drr", "--ct", str(tmp_path), "--out", str(tmp_path / "o"), "--size", "32"]) == 0
+    assert main(["drr", "--keep-names", "--ct", str(tmp_path), "--out", str(tmp_path / "o"), "--size", "32"]) == 0
     summary = (tmp_path / "o" / "summary.md").read_text()
     shutil.rmtree(tmp_path / "o")
     capsys.readouterr()
-    assert main(["images", "check", str(tmp_path), "--out", str(tmp_path / "t.csv")]) == 0
+    assert main(["images", "check", "--keep-names", str(tmp_path), "--out", str(tmp_path / "t.csv")]) == 0
     assert "1 ok, 0 WARN, 0 FAIL, 5 skipped" in capsys.readouterr().out
     assert (pd.read_csv(tmp_path / "t.csv")["severity"] == "skipped").sum() == 5
     assert "scout/1.dcm: a localizer, beside the CT of its study" in summary
@@ -128,7 +128,7 @@ def test_what_lies_beside_a_ct_is_skipped_with_its_reason(
 
 def test_a_short_series_alone_fails(tmp_path: Path, make_series: Maker, capsys: pytest.CaptureFixture[str]) -> None:
     make_series(chest()[:5])
-    assert main(["images", "check", str(tmp_path)]) == 3
+    assert main(["images", "check", "--keep-names", str(tmp_path)]) == 3
     printed = capsys.readouterr().out
     assert "FAIL  series  too-few-slices" in printed
     assert "1 FAIL" in printed
@@ -184,8 +184,8 @@ def test_names_that_are_not_utf8_are_printed_and_written(tmp_path: Path, make_se
     for file in source.iterdir():
         shutil.copy(os.fsencode(file), odd)
     out = tmp_path / "o"
-    assert main(["images", "check", str(tmp_path / "in"), "--out", str(tmp_path / "t.csv")]) == 0
-    assert main(["drr", "--ct", str(tmp_path / "in"), "--out", str(out), "--size", "32"]) == 0
+    assert main(["images", "check", "--keep-names", str(tmp_path / "in"), "--out", str(tmp_path / "t.csv")]) == 0
+    assert main(["drr", "--keep-names", "--ct", str(tmp_path / "in"), "--out", str(out), "--size", "32"]) == 0
     assert set(pd.read_csv(out / "exams.csv")["exam_id"]) == {"M�ller", "M�ller_PA000"}
 
 
@@ -240,9 +240,9 @@ def test_a_series_named_for_one_folder_leaves_the_others_as_they_are(
     for file in make_series(chest(), name="more", series="1.2.3.5555").iterdir():
         file.rename(several / f"more{file.name}")
     (tmp_path / "more").rmdir()
-    assert main(["images", "check", str(tmp_path)]) == 3
+    assert main(["images", "check", "--keep-names", str(tmp_path)]) == 3
     name = capsys.readouterr().out.split("2 CT series: ")[1][:8]
-    assert main(["images", "check", str(tmp_path), "--series", name]) == 0
+    assert main(["images", "check", "--keep-names", str(tmp_path), "--series", name]) == 0
     assert "2 ok" in capsys.readouterr().out
     assert series_rule("most-slices", 40) == "most-slices"
     with pytest.raises(BadInput, match="unknown series"):

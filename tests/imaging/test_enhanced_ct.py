@@ -74,7 +74,7 @@ def test_file_and_its_folder_are_found_as_one_ct(tmp_path: Path) -> None:
     file = enhanced(tmp_path / "exam" / "ct.dcm")
     for path in (file, tmp_path / "exam"):
         assert [found.kind for found in discover(path).exams] == ["volume"]
-        assert len(find_cts(path)[0]) == 1
+        assert len(find_cts(path, keep_names=True)[0]) == 1
         assert len(identities(path)[0]) == 2
         assert read_volume(path)[0].shape == (40, 64, 64)
 

@@ -202,7 +202,7 @@ def test_one_odd_header_is_that_exam_s_finding_and_the_others_go_on(
     change(tmp_path / "odd.nii")
     with pytest.raises(UnusableExam, match=code):
         read_volume(tmp_path / "odd.nii")
-    assert main(["images", "check", str(tmp_path), "--out", str(tmp_path / "found.csv")]) == 3
+    assert main(["images", "check", "--keep-names", str(tmp_path), "--out", str(tmp_path / "found.csv")]) == 3
     printed = capfd.readouterr()
     assert "1 ok, 0 WARN, 1 FAIL" in printed.out
     assert "good.nii.gz,ok" in (tmp_path / "found.csv").read_text(), "the table lists what was looked at"
@@ -241,7 +241,7 @@ def test_axes_and_sizes_that_are_no_grid(
     make(tmp_path / name)
     with pytest.raises(UnusableExam, match=code):
         read_volume(tmp_path / name)
-    assert main(["images", "check", str(tmp_path)]) == 3
+    assert main(["images", "check", "--keep-names", str(tmp_path)]) == 3
     assert "1 ok, 0 WARN, 1 FAIL" in capfd.readouterr().out
 
 

@@ -44,7 +44,7 @@ def test_no_crash_and_no_file_without_an_outcome(tmp_path: Path, capfd: pytest.C
     assert outcomes["read radiograph"] > 5
     assert all(reason.strip() and str(tmp_path) not in reason.replace(f"{tmp_path}/", "", 1) for reason in reasons)
     # and all of them in one tree: no exam ends the run, and every file is in the table or under one that is
-    assert main(["images", "check", str(tmp_path), "--out", str(tmp_path / "found.csv")]) == 3
+    assert main(["images", "check", "--keep-names", str(tmp_path), "--out", str(tmp_path / "found.csv")]) == 3
     listed = set(pd.read_csv(tmp_path / "found.csv")["exam"].astype(str))
     places = {name.split("/")[0] for name in listed}
     assert {f.name for f in tmp_path.iterdir() if f.is_dir()} <= places

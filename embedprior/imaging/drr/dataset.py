@@ -16,13 +16,13 @@ from embedprior.errors import BadInput
 from embedprior.imaging.contact_sheet import Tile, contact_sheet, picture_tile
 from embedprior.imaging.drr.config import DrrConfig
 from embedprior.imaging.drr.render import Rendered, image_name
-from embedprior.imaging.files import printable
-from embedprior.imaging.readers import CtExam
+from embedprior.imaging.files import DICOM_SUFFIXES, printable
+from embedprior.imaging.readers import VOLUMES, CtExam
 from embedprior.runs.artifacts import MANIFEST
 from embedprior.runs.files import read_record, temporary_beside
 from embedprior.tables import LABEL_PREFIX, PAIR_REQUIRED, check_exams, check_pairs, write_table
 
-IMAGES = "images"
+IMAGES, PRIVATE = "images", "private"
 
 
 def drr_id(exam_id: str, view: str, pose: int) -> str:
@@ -76,7 +76,7 @@ def write_tables(
             continue
         who = {"patient_id": exam.patient_id, **exam.columns, "complete": result.complete}
         written = read_record(result.folder / MANIFEST, "files")["files"]
-        path = printable(Path(os.path.relpath(exam.path.resolve(), out.resolve())).as_posix())
+        path = _path_of(exam, out)
         rows.append({"exam_id": exam.exam_id, **who, "modality": "CT", "path": path, "view": ""})
         for pose in range(config.poses):
             own = drr_id(exam.exam_id, config.view, pose)
@@ -99,6 +99,29 @@ def write_tables(
     write_table(table, out / "exams.csv")
     write_table(paired, out / "pairs.csv")
     return table, paired
+
+
+def _path_of(exam: CtExam, out: Path) -> str:
+    """Return where a CT is from ``out``: through a link by its id, where its own path may hold a patient's name.
+
+    The links lie in a folder that only its owner can open. Where the system makes none, the path is left empty.
+    """
+    target = os.path.relpath(exam.path.resolve(), out.resolve())
+    if exam.named:
+        return printable(Path(target).as_posix())
+    folder = out / PRIVATE
+    folder.mkdir(mode=0o700, exist_ok=True)
+    ending = "".join(exam.path.suffixes[-2:]) if exam.path.is_file() else ""
+    kept = next((e for e in (*VOLUMES, *DICOM_SUFFIXES) if ending.lower().endswith(e)), "")
+    link = folder / f"{exam.exam_id}{kept}"
+    temporary = temporary_beside(link)
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(Path("..") / target)
+    except OSError:
+        return ""
+    temporary.replace(link)
+    return link.relative_to(out).as_posix()
 
 
 def _file_name(exam_id: str) -> str:

@@ -85,7 +85,7 @@ def test_dicom_zip_and_nifti_of_one_scan_give_the_same_radiograph(chest: Volume,
 
 
 def test_every_real_ct_is_one_series(shared_data: Path) -> None:
-    found, failures = scan(find_cts(shared_data / "ct")[0])
+    found, failures = scan(find_cts(shared_data / "ct", keep_names=True)[0])
     assert len(found) == 18
     assert not failures
     assert not [s for s in found if s.same_as]

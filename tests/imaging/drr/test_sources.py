@@ -47,24 +47,24 @@ def test_files_zips_and_dicom_folders_of_a_tree_are_found(tmp_path: Path) -> Non
     write_npz(_volume(), tmp_path / "sub" / "a.npz")
     (tmp_path / "notes.txt").write_text("not a volume")
     _dicom(tmp_path / "scan" / "1.dcm", "1.2.3", 1)
-    found, _ = find_cts(tmp_path)
+    found, _ = find_cts(tmp_path, keep_names=True)
     assert [e.exam_id for e in found] == ["b", "scan", "sub_a"]
-    assert [e.exam_id for e in find_cts(tmp_path / "b.npz")[0]] == ["b"]
-    assert [e.exam_id for e in find_cts(tmp_path / "scan")[0]] == ["scan"]
+    assert [e.exam_id for e in find_cts(tmp_path / "b.npz", keep_names=True)[0]] == ["b"]
+    assert [e.exam_id for e in find_cts(tmp_path / "scan", keep_names=True)[0]] == ["scan"]
 
 
 def test_nothing_to_render_is_refused_with_what_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no CT at"):
-        find_cts(tmp_path / "absent")
+        find_cts(tmp_path / "absent", keep_names=True)
     with pytest.raises(BadInput, match="nothing to read"):
-        find_cts(tmp_path)
+        find_cts(tmp_path, keep_names=True)
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(BadInput, match=r"\.nii\.gz"):
-        find_cts(tmp_path / "x.txt")
+        find_cts(tmp_path / "x.txt", keep_names=True)
     write_npz(_volume(), tmp_path / "a.npz")
     (tmp_path / "a.mha").write_bytes(b"")
     with pytest.raises(BadInput, match="both be exam 'a'"):
-        find_cts(tmp_path)
+        find_cts(tmp_path, keep_names=True)
 
 
 def test_same_bytes_or_same_dicom_series_count_once(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_one_series_uid_is_one_scan_only_with_one_patient_grid_and_content(
     other = chest()[: change.get("cut", 40)] + np.int16(change.get("hu", 0))
     _chest_series(tmp_path / "b", other, change.get("series", "1.2.3"), change.get("patient", "first"),
                   change.get("step", 6.0), change.get("note", ""))  # fmt: skip
-    found, failures = scan(find_cts(tmp_path)[0])
+    found, failures = scan(find_cts(tmp_path, keep_names=True)[0])
     assert [s.same_as for s in found] == ["", "a" if same else ""]
     assert [f["exam_id"] for f in failures] == (["b"] if same else [])
     shared = not same and "series" not in change
