@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -117,3 +120,32 @@ def test_a_file_that_is_being_written_keeps_its_old_contents(tmp_path: Path) -> 
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"x": b"old"}
     write_file(path, half)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"x": b"ne"}
+
+
+def test_a_run_records_what_the_last_digits_depend_on(tmp_path: Path) -> None:
+    program = (
+        "import sys, torch; from embedprior.runs import Run; from pathlib import Path\n"
+        "Run(Path(sys.argv[1]), 'demo', {}, 0, {}).finish('', [])"
+    )
+    found = {}
+    for chosen in ("default", "avx2"):
+        out = tmp_path / chosen
+        environment = os.environ | {"ATEN_CPU_CAPABILITY": chosen, "ONEDNN_MAX_CPU_ISA": "SSE41"}
+        subprocess.run([sys.executable, "-c", program, str(out)], env=environment, check=True)
+        record = json.loads((out / "run.json").read_text())
+        found[chosen] = record["kernels"]
+        assert str(Path(sys.prefix)) not in json.dumps(record)
+        assert {"torch", "numpy", "pillow", "pydicom", "SimpleITK"} <= record["versions"].keys()
+    assert found["default"]["torch"]["instructions"] == "DEFAULT"
+    expected = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    assert {k: v for k, v in found["default"]["environment"].items() if k in expected} == expected
+    if "avx2" in found["avx2"]["vector_units"]:
+        assert found["avx2"]["torch"]["instructions"] == "AVX2"
+    assert all(one["version"] for one in found["default"]["blas"])
+
+
+def test_libraries_that_were_not_loaded_are_not_recorded() -> None:
+    program = (
+        "import sys; from embedprior.runs import kernels\nsys.exit('torch' in kernels() or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import re
@@ -66,14 +67,21 @@ def _python() -> list[Finding]:
     return [Finding(PASS if good else FAIL, f"Python {version}", "" if good else "install Python 3.11 or newer")]
 
 
-def requirements() -> dict[str, str]:
-    """Return the packages that embedprior needs, as it declares them, with the lowest version of each."""
+def requirements(optional: bool = False) -> dict[str, str]:
+    """Return the packages that embedprior needs, as it declares them, with the lowest version of each.
+
+    Args:
+        optional: those of extras that users install instead.
+    """
     try:
-        declared = [line for line in metadata.requires("embedprior") or () if "extra ==" not in line]
+        declared = metadata.requires("embedprior") or ()
     except metadata.PackageNotFoundError:
         return {}
     found = {}
     for line in declared:
+        extra = re.search(r"extra\s*==\s*['\"](\w+)", line)
+        if bool(extra) != optional or (extra and extra[1] in ("dev", "docs")):
+            continue
         name = re.match(r"[\w.-]+", line)
         lowest = re.search(r">=\s*([\w.]+)", line)
         if name is not None:
@@ -81,8 +89,9 @@ def requirements() -> dict[str, str]:
     return found
 
 
-def _required() -> list[Finding]:
-    missing, old, needed = [], [], requirements()
+def _installed(needed: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Return the packages that are missing, and those that are too old, in words."""
+    missing, old = [], []
     for name, lowest in needed.items():
         try:
             version = metadata.version(name)
@@ -91,6 +100,12 @@ def _required() -> list[Finding]:
             continue
         if _numbers(version) < _numbers(lowest):
             old.append(f"{name} {version} (needed: {lowest} or newer)")
+    return missing, old
+
+
+def _required() -> list[Finding]:
+    needed = requirements()
+    missing, old = _installed(needed)
     findings = []
     if not needed:
         fix = "pip install embedprior, or pip install -e . in a checkout"
@@ -104,9 +119,12 @@ def _required() -> list[Finding]:
 
 
 def _numbers(version: str) -> list[int]:
-    """Return the numbers that a release begins with: ``2.6.0+cpu`` is [2, 6, 0]."""
+    """Return the numbers that a release begins with, without zeros at the end: ``2.6.0+cpu`` is [2, 6]."""
     release = re.match(r"[\d.]*", version.partition("+")[0])
-    return [int(part) for part in (release[0] if release is not None else "").split(".") if part]
+    numbers = [int(part) for part in (release[0] if release is not None else "").split(".") if part]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return numbers
 
 
 def _extras() -> list[Finding]:
@@ -116,7 +134,29 @@ def _extras() -> list[Finding]:
             found = util.find_spec(module) is not None
             fix = "" if found else f"pip install 'embedprior[{extra}]'"
             findings.append(Finding(PASS if found else WARN, f"optional {module}: {purpose}", fix))
-    return findings
+    old = _installed(requirements(optional=True))[1]
+    if old:
+        fix = f"pip install --upgrade {' '.join(name.split()[0] for name in old)}"
+        findings.append(Finding(FAIL, f"optional packages that are too old: {', '.join(old)}", fix))
+    return [*findings, *_parquet()]
+
+
+def _parquet() -> list[Finding]:
+    """Write a table as parquet and read it again: pyarrow may be there and not fit the pandas beside it."""
+    if util.find_spec("pyarrow") is None:  # said with the optional packages
+        return []
+    try:
+        import pandas as pd
+
+        table, written = pd.DataFrame({"exam_id": ["x1"], "e0": [0.5]}), io.BytesIO()
+        table.to_parquet(written)
+        written.seek(0)
+        if not pd.read_parquet(written).equals(table):
+            raise ValueError("what is read is not what was written")
+    except Exception as error:  # whatever a broken installation raises
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        return [Finding(FAIL, f"parquet files can't be written and read ({reason})", "pip install --upgrade pyarrow")]
+    return [Finding(PASS, "parquet files can be written and read")]
 
 
 def _compute() -> list[Finding]:

@@ -70,3 +70,45 @@ def test_a_broken_torch_fails(
     (found,) = doctor._compute()
     assert found.status == "FAIL"
     assert "torch can't be imported (OSError: libcudart.so.13: cannot open shared object file)" in found.what
+
+
+def test_optional_packages_and_parquet_are_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow")
+    optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    declared = [f'{line}; extra == "{name}"' for name, lines in optional.items() for line in lines]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["numpy>=2.0", *declared])
+    found = doctor.requirements(optional=True)
+    assert found["pyarrow"] == "18"
+    assert found["timm"] == "1.0"
+    assert not {"numpy", "pytest", "mkdocs"} & found.keys()
+    installed = metadata.version
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: "17.0.1" if name == "pyarrow" else installed(name))
+    assert main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert "FAIL  optional packages that are too old: pyarrow 17.0.1 (needed: 18 or newer)" in text
+    assert "fix: pip install --upgrade pyarrow" in text
+    assert "PASS  parquet files can be written and read" in text
+
+    def broken(self: object, target: object) -> None:
+        raise ImportError("pyarrow requires numpy 3")
+
+    monkeypatch.setattr("pandas.DataFrame.to_parquet", broken)
+    (said,) = doctor._parquet()
+    assert said.status == "FAIL"
+    assert "pyarrow requires numpy 3" in said.what
+
+
+@pytest.mark.parametrize(
+    ("version", "lowest", "old"),
+    [
+        ("2", "2.0", False),
+        ("2.0", "2", False),
+        ("2.6.0+cpu", "2.6", False),
+        ("1.26.4", "2.0", True),
+        ("3.9", "3.10", True),
+    ],
+)
+def test_versions_are_compared_as_numbers(version: str, lowest: str, old: bool) -> None:
+    assert (doctor._numbers(version) < doctor._numbers(lowest)) == old
