@@ -7,7 +7,9 @@
 3. Disks are full or read-only: one line, and the rest when there is room.
 4. Output folders are moved and copied, and used.
 
-Exits 1 when something passed silently. ``--quick``: two of the five damages, five kills of each command.
+Exits 1 when something passed silently. ``--quick``: two of the five damages, five kills of each command. ``--docs``
+writes the tables into ``docs/reliability.md``, from this run or from those that ``--from`` names (parts of it may be
+run one after the other: ``--only``, ``--of``, ``--json``).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import resource
 import shutil
 import sys
 import tempfile
@@ -30,6 +33,13 @@ from fault_kills import KILLED, Trial, full_disks, kills, moved, read_only
 from fault_worlds import KINDS, Kind, build, call, child
 
 PARTS = ("damage", "kills", "disk", "moved")
+PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
+BEGIN, END = "<!-- written by tools/faults.py -->", "<!-- to here -->"
+GROUPS = {"study": "study, its cohort and caches", "embed": "embed", "drr": "drr",
+          "models": "prior, teacher, student, generated embeddings", "bundle": "kept models, bundle"}  # fmt: skip
+OUTCOMES = ("refused", "made again", "left out", "found by verify", "SILENT")
+NAMES = {"run": "study run", "keep": "study run (pictures)", "prior": "train prior", "teacher": "train teacher",
+         "student": "train student", "generated": "generate"}  # fmt: skip
 KILLS = 25
 
 
@@ -196,11 +206,33 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--of", nargs="*", default=(), help="these commands or groups of files alone")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--json", type=Path, help="write the outcomes here")
+    parser.add_argument("--from", type=Path, nargs="*", dest="earlier", help="outcomes of earlier runs, instead of one")
+    parser.add_argument("--docs", action="store_true", help=f"write the tables into {PAGE.name}")
     options = parser.parse_args(argv)
     os.environ.pop("EMBEDPRIOR_HOME", None)
     os.environ |= {"EMBEDPRIOR_QUIET": "1", "OMP_NUM_THREADS": "1"}
     target = None if options.json is None else options.json.resolve()
-    started, cases, trials = time.monotonic(), list[Case](), list[Trial]()
+    started = time.monotonic()
+    outcomes = [read_outcome(one) for file in options.earlier or () for one in json.loads(file.read_text())]
+    if options.earlier is None:
+        outcomes = list(tried(options))
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        spent = sum(one.ru_utime + one.ru_stime for one in used)
+        print(f"{time.monotonic() - started:.0f} s, {spent:.0f} s of processors")
+    cases = [one for one in outcomes if isinstance(one, Case)]
+    trials = [one for one in outcomes if isinstance(one, Trial)]
+    text = tables(cases, trials)
+    print(text)
+    if options.docs:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n{text}{END}{rest.partition(END)[2]}", encoding="utf-8")
+    if target is not None:
+        target.write_text(json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")
+    return 1 if any(case.outcome == "SILENT" for case in cases) or any(trial.wrong for trial in trials) else 0
+
+
+def tried(options: argparse.Namespace) -> Iterator[Case | Trial]:
+    """Build the world, try everything that was asked for, and print and yield each outcome."""
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         world = Path(scratch) / "world"
         import embedprior.prior.trainer
@@ -210,24 +242,45 @@ def main(argv: Sequence[str]) -> int:
         assert code == 0, said
         for one in every(world, options.only, options.of, options.quick, options.jobs):
             if isinstance(one, Case):
-                cases.append(one)
                 print(f"{one.outcome:<16} {one.damage:<8} {one.kind}  {one.detail[:150]}", flush=True)
             else:
-                trials.append(one)
                 print(f"{'WRONG' if one.wrong else 'right':<6} {one.command}: {one.what}  {one.wrong}", flush=True)
-    for group in KINDS:
+            yield one
+
+
+def read_outcome(record: dict[str, str]) -> Case | Trial:
+    """Return an outcome from its JSON record."""
+    return Trial(**record) if "command" in record else Case(**record)
+
+
+def tables(cases: Sequence[Case], trials: Sequence[Trial]) -> str:
+    """Return what came of everything, as two Markdown tables."""
+    rows = ["", "| files of | kinds | damages | " + " | ".join(OUTCOMES[:-1]) + " | silent |", "|---" * 8 + "|"]
+    for group, title in GROUPS.items():
         own = [case for case in cases if case.group == group]
-        counts = Counter(case.outcome for case in own)
-        print(f"{group}: {len(own)} damages: {', '.join(f'{n} {name}' for name, n in sorted(counts.items()))}")
+        if own:
+            counts = Counter(case.outcome for case in own)
+            kinds = len({case.kind for case in own})
+            cells = [title, kinds, len(own), *(counts[outcome] for outcome in OUTCOMES)]
+            rows.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    heads = ("killed", "disk full", "then room", "read-only", "moved", "copied", "wrong")
+    rows += ["", "| command | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for command in dict.fromkeys(trial.command for trial in trials):
         own_trials = [trial for trial in trials if trial.command == command]
-        killed = sum(trial.what.startswith("killed") for trial in own_trials)
-        bad = sum(bool(trial.wrong) for trial in own_trials)
-        print(f"{command}: {killed} kills, {len(own_trials) - killed} disks and moves, {bad} wrong")
-    print(f"{time.monotonic() - started:.0f} s")
-    if target is not None:
-        target.write_text(json.dumps([asdict(one) for one in (*cases, *trials)], indent=1) + "\n")
-    return 1 if any(case.outcome == "SILENT" for case in cases) or any(trial.wrong for trial in trials) else 0
+        counts = Counter(way_of(trial) for trial in own_trials)
+        wrong = sum(bool(trial.wrong) for trial in own_trials)
+        cells = [NAMES.get(command, command), *(counts[head] or "–" for head in heads[:-1]), wrong]
+        rows.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join([*rows, "", ""])
+
+
+def way_of(trial: Trial) -> str:
+    """Return what kind of disturbance a trial was."""
+    if trial.what.startswith(("killed", "finished")):
+        return "killed"
+    if trial.what.startswith(("disk full", "no file")):
+        return "then room" if trial.what.endswith("then room") else "disk full"
+    return trial.what.partition(":")[0].removesuffix(" folder")
 
 
 if __name__ == "__main__":
