@@ -7,7 +7,7 @@ JOBS ?= 2
 
 DATA ?= ../shared/data/covid_chestxray
 
-.PHONY: venv demo study mutants browser test test-isa test-all lint bench docs clean
+.PHONY: venv demo study mutants browser test test-isa test-lowest test-pythons test-all lint bench docs clean
 
 venv: $(READY)
 
@@ -42,6 +42,30 @@ test-isa: $(READY)
 		env $$limit OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n $(JOBS) --dist worksteal; \
 	done
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.other_kernels -m 'not slow' -n $(JOBS) --dist worksteal
+
+# Slow: the suite with the lowest version of every requirement that pyproject.toml declares, in an environment of its own
+# (7 GB). Tests of packages that are not there are skipped.
+LOWEST := .venv-lowest
+TESTED_WITH := pytest pytest-timeout pytest-xdist hypothesis jsonschema nibabel markdown-it-py pydicom-data
+test-lowest:
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra timm --extra parquet --extra hub pyproject.toml \
+		-o $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python -r $(LOWEST)/lowest.txt -c $(LOWEST)/lowest.txt $(TESTED_WITH)
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m 'not slow' -n $(JOBS) --dist worksteal
+
+# Slow: the newest requirements on later versions of Python, where those are installed; a part of the suite.
+SMOKE := tests/golden tests/cache tests/evidence tests/prior tests/runs tests/cli/test_embed.py tests/cli/test_drr.py
+test-pythons:
+	set -e; for version in 3.12 3.13; do \
+		if ! python$$version -c '' 2> /dev/null; then echo "== Python $$version is not installed: not tested"; continue; fi; \
+		echo "== Python $$version"; folder=.venv-$$version; \
+		test -x $$folder/bin/python || python$$version -m venv $$folder; \
+		$$folder/bin/python -m pip install --quiet --editable '.[timm,parquet,hub]' $(TESTED_WITH); \
+		OMP_NUM_THREADS=1 $$folder/bin/python -m pytest -m 'not slow' -n $(JOBS) --dist worksteal $(SMOKE); \
+	done
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
