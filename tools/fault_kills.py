@@ -109,8 +109,14 @@ def run_words(words: list[str]) -> int:
     return main(words)
 
 
-def kills(command: str, wanted: int) -> Iterator[Trial]:
-    """Kill a command at durable points spread over its course, then run it again; in the folder of a built world."""
+def kills(command: str, wanted: int, share: tuple[int, int] = (0, 1)) -> Iterator[Trial]:
+    """Kill a command at durable points spread over its course, then run it again; in the folder of a built world.
+
+    Args:
+        command: to kill.
+        wanted: kills in all.
+        share: which of how many equal shares of them.
+    """
     counted = Path("durable.txt")
     code, said = run(command, "whole", Counter(record=counted))
     assert code == 0, said
@@ -119,7 +125,7 @@ def kills(command: str, wanted: int) -> Iterator[Trial]:
     shutil.rmtree("whole")
     places = [(n, after) for n in range(1, points + 1) for after in (False, True)]
     chosen = np.unique(np.linspace(0, len(places) - 1, min(wanted + 2, len(places))).round().astype(int))
-    for number in chosen:
+    for number in chosen[share[0] :: share[1]]:
         at, after = places[number]
         what = f"killed {'after' if after else 'before'} durable call {at} of {points}"
         code, said = run(command, "killed", Counter(at, after))

@@ -40,7 +40,8 @@ GROUPS = {"study": "study, its cohort and caches", "embed": "embed", "drr": "drr
 OUTCOMES = ("refused", "made again", "left out", "found by verify", "SILENT")
 NAMES = {"run": "study run", "keep": "study run (pictures)", "prior": "train prior", "teacher": "train teacher",
          "student": "train student", "generated": "generate"}  # fmt: skip
-KILLS = 25
+KILLS, SHARES = 25, 3
+"""Kills of each command, and the shares that they are tried in."""
 
 
 def flip(path: Path, other: Path) -> None:
@@ -146,13 +147,13 @@ def damages_of(job: tuple[Path, str, int, Sequence[str]]) -> list[Case]:
     return found
 
 
-def trials_of(job: tuple[Path, str, str, int]) -> list[Trial]:
-    """Try the kills, or full and read-only disks, of one command; or moved folders."""
-    world, part, command, wanted = job
+def trials_of(job: tuple[Path, str, str, int, int]) -> list[Trial]:
+    """Try a share of the kills, or full and read-only disks, of one command; or moved folders."""
+    world, part, command, wanted, share = job
     with copy_of(world) as root:
         os.chdir(root)
         if part == "kills":
-            found = list(kills(command, wanted))
+            found = list(kills(command, wanted, (share, SHARES)))
         elif part == "disk":
             found = [*full_disks(command), *read_only(command)]
         else:
@@ -177,18 +178,23 @@ class copy_of:
         self.folder.cleanup()
 
 
-def every(world: Path, parts: Sequence[str], of: Sequence[str], quick: bool, jobs: int) -> Iterator[Case | Trial]:
+def every(world: Path, options: argparse.Namespace) -> Iterator[Case | Trial]:
     """Yield what came of every disturbance; each kind of them is tried in a process of its own."""
-    damages = ("flipped", "swapped") if quick else tuple(DAMAGES)
+    parts, of = options.only, options.of
+    damages = ("flipped", "swapped") if options.quick else tuple(DAMAGES)
+    shares = range(SHARES) if options.share is None else [options.share]
+    commands = [name for name in KILLED if not of or name in of]
     context = multiprocessing.get_context("fork")
-    with context.Pool(jobs, maxtasksperchild=1) as pool:
+    with context.Pool(options.jobs, maxtasksperchild=1) as pool:
         waiting = []
+        if "kills" in parts:
+            wanted = 5 if options.quick else KILLS
+            jobs = [(world, "kills", command, wanted, share) for command in commands for share in shares]
+            waiting += [pool.apply_async(trials_of, (job,)) for job in jobs]
         if "moved" in parts:
-            waiting.append(pool.apply_async(trials_of, ((world, "moved", "", 0),)))
-        for part in ("kills", "disk"):
-            wanted = 5 if quick else KILLS
-            commands = [name for name in KILLED if part in parts and (not of or name in of)]
-            waiting += [pool.apply_async(trials_of, ((world, part, command, wanted),)) for command in commands]
+            waiting.append(pool.apply_async(trials_of, ((world, "moved", "", 0, 0),)))
+        if "disk" in parts:
+            waiting += [pool.apply_async(trials_of, ((world, "disk", command, 0, 0),)) for command in commands]
         if "damage" in parts:
             waiting += [
                 pool.apply_async(damages_of, ((world, group, number, damages),))
@@ -204,6 +210,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="two damages of each kind, five kills of each command")
     parser.add_argument("--only", choices=PARTS, nargs="*", default=PARTS, help="these parts alone")
     parser.add_argument("--of", nargs="*", default=(), help="these commands or groups of files alone")
+    parser.add_argument("--share", type=int, choices=range(SHARES), help="of the kills of each command, this one alone")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--json", type=Path, help="write the outcomes here")
     parser.add_argument("--from", type=Path, nargs="*", dest="earlier", help="outcomes of earlier runs, instead of one")
@@ -240,7 +247,7 @@ def tried(options: argparse.Namespace) -> Iterator[Case | Trial]:
 
         code, said = child(lambda: build(world) or 0)
         assert code == 0, said
-        for one in every(world, options.only, options.of, options.quick, options.jobs):
+        for one in every(world, options):
             if isinstance(one, Case):
                 print(f"{one.outcome:<16} {one.damage:<8} {one.kind}  {one.detail[:150]}", flush=True)
             else:
