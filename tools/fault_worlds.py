@@ -151,10 +151,12 @@ def words_of(command: str, out: str | None = None) -> list[str]:
         "run": ["study", "run", "--config", "study.yaml", "--data", "cohort", "--out", to],
         "keep": ["study", "run", "--config", "keep.yaml", "--data", "pictures", "--out", to],
         "bundle": ["bundle", "--study", "keep", "--method", "logistic", "--out", to],
+        "evaluation": ["evaluate", "run/predictions.csv", "--reference", "cxr-only", "--no-bootstrap", "--no-figures",
+                       "--out", to],
     }[command]  # fmt: skip
 
 
-COMMANDS = ("embed", "drr", "prior", "teacher", "student", "generated", "run", "keep", "bundle")
+COMMANDS = ("embed", "drr", "prior", "teacher", "student", "generated", "run", "keep", "bundle", "evaluation")
 
 
 def call(*words: str | Path) -> Answer:
@@ -354,5 +356,16 @@ BUNDLE_KINDS = (
       for name in ("manifest.json", "config.json", "README.md", "models/0/fitted.json", "models/0/linear.safetensors",
                    "models/0/reference.safetensors")),
 )  # fmt: skip
-KINDS = {"study": STUDY_KINDS, "embed": EMBED_KINDS, "drr": DRR_KINDS, "models": MODEL_KINDS, "bundle": BUNDLE_KINDS}
+EVALUATION_KINDS = (
+    Kind("evaluation/evidence.json", lambda path: call("compare", "evaluation", "run")),
+    *(Kind(f"evaluation/{name}", verified) for name in ("run.json", "summary.md", "table.md", "table.tex")),
+)
+KINDS = {
+    "study": STUDY_KINDS,
+    "evaluation": EVALUATION_KINDS,
+    "embed": EMBED_KINDS,
+    "drr": DRR_KINDS,
+    "models": MODEL_KINDS,
+    "bundle": BUNDLE_KINDS,
+}
 """One file of each kind; ``metrics.jsonl`` is a log that nothing reads."""

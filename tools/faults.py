@@ -35,7 +35,7 @@ from fault_worlds import KINDS, Kind, build, call, child
 PARTS = ("damage", "kills", "disk", "moved")
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- written by tools/faults.py -->", "<!-- to here -->"
-GROUPS = {"study": "study, its cohort and caches", "embed": "embed", "drr": "drr",
+GROUPS = {"study": "study, its cohort and caches", "evaluation": "evaluate", "embed": "embed", "drr": "drr",
           "models": "prior, teacher, student, generated embeddings", "bundle": "kept models, bundle"}  # fmt: skip
 OUTCOMES = ("refused", "made again", "left out", "found by verify", "SILENT")
 NAMES = {"run": "study run", "keep": "study run (pictures)", "prior": "train prior", "teacher": "train teacher",
