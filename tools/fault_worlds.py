@@ -356,16 +356,12 @@ BUNDLE_KINDS = (
       for name in ("manifest.json", "config.json", "README.md", "models/0/fitted.json", "models/0/linear.safetensors",
                    "models/0/reference.safetensors")),
 )  # fmt: skip
-EVALUATION_KINDS = (
-    Kind("evaluation/evidence.json", lambda path: call("compare", "evaluation", "run")),
-    *(Kind(f"evaluation/{name}", verified) for name in ("run.json", "summary.md", "table.md", "table.tex")),
+EVALUATION_KINDS = tuple(
+    Kind(f"evaluation/{name}", verified)
+    for name in ("evidence.json", "run.json", "summary.md", "table.md", "table.tex")
 )
 KINDS = {
-    "study": STUDY_KINDS,
-    "evaluation": EVALUATION_KINDS,
-    "embed": EMBED_KINDS,
-    "drr": DRR_KINDS,
-    "models": MODEL_KINDS,
+    "study": STUDY_KINDS, "evaluation": EVALUATION_KINDS, "embed": EMBED_KINDS, "drr": DRR_KINDS, "models": MODEL_KINDS,
     "bundle": BUNDLE_KINDS,
-}
+}  # fmt: skip
 """One file of each kind; ``metrics.jsonl`` is a log that nothing reads."""
