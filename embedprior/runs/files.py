@@ -127,7 +127,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str,
             try:
                 save_file(dict(tensors), temporary, None if metadata is None else dict(metadata))
             except SafetensorError as error:
-                number = re.search(r"\(os error (\d+)\)", str(error))
+                number = re.search(r"(?:os error |code: )(\d+)", str(error))  # of later and of earlier releases
                 if number is None:
                     raise
                 raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
