@@ -18,7 +18,7 @@ from embedprior.imaging.files import UnreadableExam, source_hash
 from embedprior.runs import artifacts_root, read_json
 from embedprior.runs.artifacts import MANIFEST
 from embedprior.runs.artifacts import MANIFEST as ARTIFACT_MANIFEST
-from embedprior.runs.provenance import RECORD, registered_runs, runs_under
+from embedprior.runs.provenance import RECORD, registered_runs, resolve_portable, runs_under
 
 LEFTOVER = "leftover"
 
@@ -44,7 +44,7 @@ def trace(run: Path | str) -> list[str]:
 
 def _place_of(use: dict[str, Any], where: Path, run: Path) -> Path:
     """Return where something that was used lies: where it was, else, by its key, among the artifacts of the run."""
-    path: Path = (where / use["path"]).resolve()
+    path: Path = resolve_portable(use["path"], where).resolve()
     if path.is_dir():
         return path
     kind = "caches" if use["kind"] == "cache" else use["kind"]
@@ -242,7 +242,7 @@ def _reached(uses: list[dict[str, Any]], where: Path, items: Mapping[Path, Item]
     seen: set[Path] = set()
     while waiting:
         use, base = waiting.pop()
-        place = (base / use["path"]).resolve() if use["path"] else None
+        place = resolve_portable(use["path"], base).resolve() if use["path"] else None
         at = [place] if place is not None and place.is_dir() else by_key.get(str(use.get("key", "")), [])
         for path in at:
             if path in seen:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from embedprior.errors import BadInput
 from embedprior.runs import read_json
+from embedprior.runs.provenance import resolve_portable
 
 MIN_BYTES = 6
 """Shorter ids are compared with whole words and values: as bytes they would be met by chance."""
@@ -35,7 +36,7 @@ def identifying_terms(study: Path) -> set[str]:
     found: set[str] = set()
     tables = sorted((study / "cohort").rglob("exams.csv"))
     with suppress(BadInput, KeyError, TypeError):  # the cohort's own table alone names files
-        tables += [study / read_json(study / "plan.json")["data"] / "exams.csv"]
+        tables += [resolve_portable(read_json(study / "plan.json")["data"], study) / "exams.csv"]
     for table in filter(Path.is_file, tables):
         exams = pd.read_csv(table, dtype=str, keep_default_na=False)
         for column in ("patient_id", "exam_id", "group_id", "path"):

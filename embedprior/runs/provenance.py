@@ -85,8 +85,25 @@ def recording() -> Iterator[ProvenanceLog]:
 
 def relative_uses(uses: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """Give the paths of uses relative to a folder, so that it can be moved with what it used, and names no machine."""
-    here = folder.resolve()
-    return [use | {"path": Path(os.path.relpath(use["path"], here)).as_posix()} for use in uses]
+    return [use | {"path": portable_path(use["path"], folder)} for use in uses]
+
+
+def portable_path(target: Path | str, folder: Path) -> str:
+    """Return a path given from a folder; from ``~`` where it would lead into the user's home, and so name the user.
+
+    Example:
+        >>> portable_path("/data/caches/cxr", Path("/data/runs/prior"))
+        '../../caches/cxr'
+    """
+    place, here, home = Path(os.path.abspath(target)), folder.resolve(), Path(os.path.expanduser("~"))
+    if place.is_relative_to(home) and not here.is_relative_to(home) and home != Path(home.anchor):
+        return (Path("~") / place.relative_to(home)).as_posix()
+    return Path(os.path.relpath(place, here)).as_posix()
+
+
+def resolve_portable(path: str, folder: Path) -> Path:
+    """Return the path that ``portable_path`` gave."""
+    return folder / Path(path).expanduser()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,15 @@ from embedprior.errors import BadInput
 from embedprior.runs.files import DiskFull, canonical, make_folder, read_json, write_json, write_text
 from embedprior.runs.integrity import file_records, with_checksum
 from embedprior.runs.locks import claimed
-from embedprior.runs.provenance import RECORD, close_log, kept_caches, open_log, register_run, relative_uses
+from embedprior.runs.provenance import (
+    RECORD,
+    close_log,
+    kept_caches,
+    open_log,
+    portable_path,
+    register_run,
+    relative_uses,
+)
 from embedprior.version import __version__
 
 if TYPE_CHECKING:
@@ -304,7 +312,7 @@ def relative_paths(config: Any, folder: Path) -> Any:
     if isinstance(config, list):
         return [relative_paths(value, folder) for value in config]
     if isinstance(config, str) and os.path.isabs(config):
-        return Path(os.path.relpath(config, folder.resolve())).as_posix()
+        return portable_path(config, folder)
     return config
 
 

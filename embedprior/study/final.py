@@ -15,6 +15,7 @@ from embedprior.config import parse_config
 from embedprior.errors import BadInput, nearest
 from embedprior.runs import Run, claimed, hash_of, one_thread, progress, read_json
 from embedprior.runs.integrity import has_own_checksum
+from embedprior.runs.provenance import resolve_portable
 from embedprior.students.base import CannotFit, visible_cases
 from embedprior.students.storage import load_fitted
 from embedprior.study.config import SOURCE_ONLY, Design, StudyConfig, method_infos
@@ -77,7 +78,7 @@ def train_final(
     """
     study = Path(study)
     config, plan = _finished(study)
-    folder = Path(data) if data is not None else study / str(plan["data"])
+    folder = Path(data) if data is not None else resolve_portable(str(plan["data"]), study)
     if not folder.is_dir():
         raise BadInput(f"the cohort of {study} is not at {folder}. Next: --data DIR")
     read = read_study(config, folder, splits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from embedprior.errors import BadInput
 from embedprior.evidence import Claim
 from embedprior.evidence.power import detectable_difference
 from embedprior.runs import artifacts_root, canonical, hash_of, read_json, write_json
+from embedprior.runs.provenance import portable_path
 from embedprior.study.config import Assumed, Design, InferenceConfig, StudyConfig, method_infos
 from embedprior.study.designs import design_flow
 from embedprior.study.keep import planned_models
@@ -149,7 +149,7 @@ def make_plan(config: StudyConfig, study: Study, out: Path | str) -> dict[str, A
         "schema_version": SCHEMA_VERSION,
         "hash": hash_of(frozen),
         "title": config.title,
-        "data": os.path.relpath(study.data[0].cohort.root, out),
+        "data": portable_path(study.data[0].cohort.root, out),
         **frozen,
         "designs": _designs(study),
         "hypotheses": _hypotheses(config, study),

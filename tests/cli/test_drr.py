@@ -123,7 +123,7 @@ def test_match_style_changes_the_tone_and_says_by_how_much(chests: Path, tmp_pat
     grey = np.random.default_rng(0).beta(2, 3, (6, 64, 64))
     for k in range(6):
         Image.fromarray((grey[k] * 200).astype(np.uint8)).save(references / f"{k}.png")
-    words = ["drr", "--ct", str(chests / "p0.npz"), "--out", str(tmp_path / "o"), "--size", "48"]
+    words = ["drr", "--ct", str(chests / "p0.npz"), "--keep-names", "--out", str(tmp_path / "o"), "--size", "48"]
     assert main([*words, "--match-style", str(references)]) == 0
     assert "Tone fitted to 6 radiographs" in (tmp_path / "o" / "summary.md").read_text()
     said = json.loads((tmp_path / "o" / "images" / "p0_PA000.json").read_text())["appearance"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from embedprior.errors import BadInput
 from embedprior.nn.config import FitConfig
 from embedprior.students.config import TrainStudentConfig
 from embedprior.students.storage import load_fitted
-from embedprior.students.tables import load
+from embedprior.students.tables import Loaded, load
 from embedprior.teachers.teacher import train_head
 
 SMALL = ["--budget.fit.steps", "20", "--budget.fit.hidden", "8", "--teacher-fit.steps", "20"]
@@ -65,6 +66,13 @@ def words(cohort: Path, method: str, *more: str, ct: bool = True) -> list[str]:
     return ["train", "student", *given, "--ct-cache", "None", "--pairs", "None"]
 
 
+def load_recorded(out: Path, needs_teacher: bool) -> Loaded:
+    """Read what a run was given, from its record: paths in it are given from its folder."""
+    config = TrainStudentConfig.model_validate(json.loads((out / "run.json").read_text())["config"])
+    with contextlib.chdir(out):
+        return load(config, needs_teacher=needs_teacher)
+
+
 def test_a_student_is_trained_saved_scored_and_read_back(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(cohort, "hinton-kd")) == 0
     out = cohort / "out"
@@ -72,9 +80,7 @@ def test_a_student_is_trained_saved_scored_and_read_back(cohort: Path, capsys: p
     assert sorted(table.loc[table["split"] == "test", "exam_id"]) == sorted(f"x-{p}" for p in range(12))
     assert "x-16" in set(table["exam_id"])
     assert "x-36" not in set(table["exam_id"])  # its label is unknown
-    os.chdir(out)  # paths are given from there
-    config = TrainStudentConfig.model_validate(json.loads((out / "run.json").read_text())["config"])
-    cases = load(config, needs_teacher=False).scored["test"]
+    cases = load_recorded(out, needs_teacher=False).scored["test"]
     again = load_fitted(out).scores(cases.without_ct())
     written = table[table["split"] == "test"].set_index("exam_id").loc[list(cases.exam_ids), "score"]
     np.testing.assert_allclose(again, written, rtol=1e-9)
@@ -121,8 +127,7 @@ def test_a_prior_leaves_its_metrics_and_says_how_it_did(cohort: Path, capsys: py
 
 def test_unlabelled_pairs_and_drr_pairs_take_part_in_training(cohort: Path) -> None:
     assert main(words(cohort, "direct-head")) == 0
-    config = TrainStudentConfig.model_validate(json.loads((cohort / "out" / "run.json").read_text())["config"])
-    loaded = load(config, needs_teacher=True)
+    loaded = load_recorded(cohort / "out", needs_teacher=True)
     drr, cxr = loaded.data.stages
     assert (drr.train.source, len(drr.train), len(drr.val)) == ("drr", 15, 5)
     assert (len(cxr.train), int(cxr.train.known.sum())) == (21, 13)
@@ -234,8 +239,7 @@ def test_an_exam_without_embedding_or_row_is_dropped_counted_and_not_called_anot
     shown = capsys.readouterr()
     assert "4 exams were left out (failures.csv)" in shown.err
     assert "id you mean" not in shown.err + shown.out
-    config = TrainStudentConfig.model_validate(json.loads((cohort / "out" / "run.json").read_text())["config"])
-    trained = load(config, needs_teacher=False).data.target.train
+    trained = load_recorded(cohort / "out", needs_teacher=False).data.target.train
     assert not {"x-17", "x-21", "x-22"} & set(trained.exam_ids)
     assert len(trained) == 40 - 12 - 7 - 3  # patients, held out, choosing, dropped
 
