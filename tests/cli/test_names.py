@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from embedprior.cli import main
 from embedprior.imaging.image_files import write_npz
+from embedprior.runs import locks
 
 from ..deploy.conftest import draw_chest
 from .test_drr import _chest
@@ -36,7 +38,7 @@ def named_in(place: Path) -> list[str]:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user's folder on a host, with radiographs and CTs in folders that are named after patients."""
     home = tmp_path / USER
     rng = np.random.default_rng(0)
@@ -62,7 +64,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(socket, "gethostname", lambda: HOST)
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", HOST, "6", "1", "x86_64")))
     monkeypatch.chdir(home)
-    return home
+    locks._machine.cache_clear()
+    yield home
+    locks._machine.cache_clear()
 
 
 def test_ids_of_files_come_from_their_contents_and_a_private_table_has_the_files(
@@ -145,7 +149,7 @@ def test_no_planted_name_is_in_what_any_command_leaves(home: Path, capfd: pytest
         (["verify", study], 0),
         (["cache", "trace", study], 0),
         (["evaluate", predictions, "--reference", "constant", "--no-bootstrap", "--out", str(outside / "e")], 0),
-        (["compare", study, study], 0),
+        (["report", "--compare", study, study], 0),
         (["bundle", "--study", study, "--method", "logistic", "--out", str(outside / "bundle")], 0),
         (["doctor", "--out", str(outside)], 0),
     ):  # fmt: skip

@@ -82,7 +82,7 @@ def test_the_numbers_of_the_golden_outputs_are_those_that_were_written(
 def test_commands_read_the_golden_run(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--reference", "cxr-only", "--no-bootstrap", "--no-figures", "--out", "evaluated"]
     assert main(["evaluate", "run/predictions.csv", *words]) == 0
-    assert main(["compare", "run", "run"]) == 0
+    assert main(["report", "--compare", "run", "run"]) == 0
     assert main(["cache", "trace", "run"]) == 0
     assert EXPECTED["artifact"]["fit"] in capsys.readouterr().out
 
