@@ -283,8 +283,8 @@ def tables(cases: Sequence[Case], trials: Sequence[Trial]) -> str:
 
 def way_of(trial: Trial) -> str:
     """Return what kind of disturbance a trial was."""
-    if trial.what.startswith(("killed", "finished")):
-        return "killed"
+    if trial.what.startswith(("killed", "finished", "left")):
+        return trial.what.partition(" ")[0]
     if trial.what.startswith(("disk full", "no file")):
         return "then room" if trial.what.endswith("then room") else "disk full"
     return trial.what.partition(":")[0].removesuffix(" folder")
