@@ -173,8 +173,8 @@ def prior(config: TrainPriorConfig) -> int:
         run, counts = begin(), {"train": len(train), "val": len(val)}
         caveats = fitted.caveats()
         if start is not None and patients_seen(start) is None:
-            caveats = [*caveats, "what it started from doesn't say which patients it learned from: held-out ones may be "
-                       "among them"]  # fmt: skip
+            unsaid = "what it started from doesn't say which patients it learned from: held-out ones may be among them"
+            caveats = [*caveats, unsaid]
         summary = prior_summary(fitted.network.parameter_parts(), counts, caveats)
         run.finish(summary, dropped, pairs=counts, parameters=fitted.network.parameter_parts(), caveats=caveats, **seen)
     print(summary)
