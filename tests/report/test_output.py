@@ -58,11 +58,18 @@ def test_a_report_made_anew_is_the_same_page_and_its_run_stays_whole(finished: P
     assert (tmp_path / "other" / "report.html").read_text() == page
 
 
-def test_changed_scores_and_unfinished_runs_are_refused(finished: Path, tmp_path: Path, capsys: Any) -> None:
-    table = finished / "predictions.csv"
-    table.write_text(table.read_text().replace("0.", "1.", 1))
+@pytest.mark.parametrize("name", ["predictions.csv", "evidence.json", "report.json"])
+def test_what_a_run_left_is_refused_once_it_was_changed(finished: Path, name: str, capsys: Any) -> None:
+    page = (finished / "report.html").read_text()
+    (finished / name).write_text((finished / name).read_text() + "\n")
     assert main(["report", str(finished)]) == 2
-    assert "predictions.csv" in capsys.readouterr().err
+    assert name in capsys.readouterr().err
+    assert (finished / "report.html").read_text() == page
+
+
+def test_folders_without_a_report_and_two_requests_at_once_are_refused(
+    finished: Path, tmp_path: Path, capsys: Any
+) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "report.json" in capsys.readouterr().err
     assert main(["report"]) == 2
