@@ -31,6 +31,7 @@ SETS = {
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
     "native": {},
 }
+FIELDS = ("method", "auc", "ci_low", "ci_high", "oracle")
 CLAIMED, REFERENCE = ("direct-head", "prior"), "cxr-only"
 
 
@@ -63,19 +64,19 @@ def verdicts(evidence: dict[str, Any]) -> dict[tuple[str, str], str]:
 
 
 def curve(evidence: dict[str, Any], support: pd.DataFrame) -> pd.DataFrame:
-    """Return AUCs by design: ``design, labelled, method, auc, oracle``."""
+    """Return AUCs by design: ``design, labelled, method, auc, ci_low, ci_high, oracle``."""
     rows = support.set_index("design")
     every = rows["train_images_pos"] + rows["train_images_neg"]
     labelled = rows["train_images_labelled"].fillna(every) if "train_images_labelled" in rows else every
     return pd.DataFrame(
-        {"design": name, "labelled": int(labelled[name]), "method": m["method"], "auc": m["auc"], "oracle": m["oracle"]}
+        {"design": name, "labelled": int(labelled[name]), **{k: m[k] for k in FIELDS}}
         for name, own in evidence["designs"].items()
         for m in own["methods"]
     )
 
 
 def draw(table: pd.DataFrame, file: Path, runs: int) -> None:
-    """Draw AUC by number of labelled radiographs: median over the runs, with their range."""
+    """Draw AUC by number of labelled radiographs: median and range over the runs; of a single one, its intervals."""
     from matplotlib.figure import Figure
 
     styles = {"ct-only": ("#777777", "CT itself (oracle)"), "prior": ("#D55E00", "diffusion prior"),
@@ -85,13 +86,17 @@ def draw(table: pd.DataFrame, file: Path, runs: int) -> None:
     axes = figure.add_subplot()
     for method, (colour, name) in styles.items():
         own = table[table["method"] == method].groupby("labelled")["auc"].agg(["min", "median", "max"])
+        if runs == 1:
+            limits = table[table["method"] == method].set_index("labelled").sort_index()
+            own = own.assign(min=limits["ci_low"], max=limits["ci_high"])
         axes.plot(own.index, own["median"], color=colour, marker="o", ms=4, label=name)
         axes.fill_between(own.index, own["min"], own["max"], color=colour, alpha=0.13, lw=0)
     axes.set_xscale("log")
     ticks = sorted(table["labelled"].unique())
     axes.set_xticks(ticks, [str(t) for t in ticks])
     axes.minorticks_off()
-    axes.set(xlabel="labelled radiographs in training", ylabel=f"AUC, median and range of {runs} runs", ylim=(0.5, 1.0))
+    what = "AUC (95 % interval)" if runs == 1 else f"AUC, median and range of {runs} runs"
+    axes.set(xlabel="labelled radiographs in training", ylabel=what, ylim=(0.5, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="lower right", ncols=2)
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=150)
