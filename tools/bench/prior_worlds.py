@@ -265,12 +265,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="two worlds, one draw, few steps, wider bars")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="number of the first draw; settings are chosen on 100 up")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     options = parser.parse_args()
     names = ["few", "shifted"] if options.quick else options.worlds
     draws, test_count, steps = (1, 300, 60) if options.quick else (options.draws, 1000, 0)
-    jobs = [(name, number, test_count, steps) for number in range(draws) for name in names]
+    jobs = [(name, number, test_count, steps) for number in range(options.first, options.first + draws) for name in names]
     table, results = Table(), dict[tuple[str, int, int, int], dict[str, float]]()
     with ProcessPoolExecutor(options.workers) as pool:
         for job, found in zip(jobs, pool.map(one, jobs), strict=True):
@@ -280,7 +281,7 @@ def main() -> int:
     slack, spread_slack = (0.08, 0.03) if options.quick else (SLACK, 0.01)
     for name in names:
         hold(table, name, [found for job, found in results.items() if job[0] == name], slack, spread_slack)
-    return table.finish(options.json, draws=draws)
+    return table.finish(options.json, draws=draws, first=options.first)
 
 
 if __name__ == "__main__":
