@@ -142,7 +142,7 @@ class LabelPermutation(CxrOnly):
     """
 
     name: str = "label-permutation"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def fit(self, data: FitData, seed: int) -> Fitted:
         """Permute the known labels within each part, then fit.

@@ -76,7 +76,7 @@ class Rkd(StudentMethod):
     weight: Weight = 25.0
     angle_weight: Weight = 50.0
     name: str = "rkd"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     needs_teacher: ClassVar[bool] = False
 
     def objective(self, data: FitData, network: StudentNetwork, seed: int) -> LabelsAnd:

@@ -32,7 +32,7 @@ from embedprior.students.training import (
     can_validate,
     to_tensors,
     train_student,
-    validation_loss,
+    validation_losses,
 )
 from embedprior.teachers.teacher import TeacherHead
 
@@ -107,7 +107,7 @@ class StudentMethod:
     readout: ClassVar[str] = "linear"
     needs_teacher: ClassVar[bool] = True
     input_kinds: ClassVar[tuple[InputKind, ...]] = ("embedding", "tokens", "pixels")
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         if self.student != "shared" and self.inputs != "pixels":
@@ -205,8 +205,9 @@ Parts = tuple[StudentNetwork, Objective]
 class _Course:
     """The trainings of one fit: the DRR stages, and the radiographs' stage with and without what they taught.
 
-    The first stage's weights are taken over whole or not at all. Which of the two is decided by the lowest validation
-    loss of the radiographs' stage or, where nothing can be validated, out of fold over training patients.
+    The first stage's weights are taken over whole or not at all: whole, where they lower the validation loss of the
+    radiographs' stage by more than a standard error, or, where nothing can be validated, the loss out of fold over
+    training patients.
 
     Attributes:
         history: records of all stages.
@@ -235,22 +236,22 @@ class _Course:
         if len(val) and not can_validate(self._fresh[1], val):
             self.notes += (f"none of the {len(val)} validation cases has a label: the last step is kept",)
         if not self._earlier:
-            return self._train(self._fresh, train, val, stage=0)[0]
+            return self._train(self._fresh, train, val, stage=0)
         pretrained = copy.deepcopy(self._fresh)
         for number, (drr, drr_val) in enumerate(self._earlier):
-            pretrained, _ = self._train(pretrained, drr, drr_val, stage=number)
+            pretrained = self._train(pretrained, drr, drr_val, stage=number)
         starts = {0.0: self._fresh, 1.0: pretrained}
         if not can_validate(self._fresh[1], val):
             self.weight = choose_weight(lambda w: self._out_of_fold(starts[w], train), ALL_OR_NOTHING, "out of fold")
-            return self._train(starts[self.weight.weight], train, val, len(self._earlier))[0]
+            return self._train(starts[self.weight.weight], train, val, len(self._earlier))
         found = {w: self._train(start, train, val, len(self._earlier), w) for w, start in starts.items()}
-        self.weight = choose_weight(lambda w: found[w][1], ALL_OR_NOTHING)
-        return found[self.weight.weight][0]
+        self.weight = choose_weight(lambda w: validation_losses(*found[w], val, self._seed), ALL_OR_NOTHING)
+        return found[self.weight.weight]
 
     def _train(
         self, parts: Parts, train: CaseTensors, val: CaseTensors, stage: int, weight: float | None = None
-    ) -> tuple[Parts, float]:
-        """Train in place; return the parts, and the lowest validation loss."""
+    ) -> Parts:
+        """Train in place; return the parts."""
         network, objective = parts
         network.backbone.fit_scale(train.inputs)
         # The radiographs' stage draws the same batches whether a stage came before it or not.
@@ -259,10 +260,10 @@ class _Course:
         self.steps += self._method.budget.fit.steps
         taken_over = {} if weight is None else {"first_stage_weight": weight}
         self.history += [{"stage": stage, **taken_over, **record} for record in found]
-        return parts, lowest(found)
+        return parts
 
-    def _out_of_fold(self, start: Parts, train: CaseTensors) -> float:
-        total = weight = 0.0
+    def _out_of_fold(self, start: Parts, train: CaseTensors) -> Float[np.ndarray, " groups"]:
+        found: list[Float[np.ndarray, " groups"]] = []
         for kept, left_out in patient_folds([str(number) for number in train.patient.tolist()], self._seed):
             network, objective = copy.deepcopy(start)
             rest = train.take(left_out)
@@ -272,10 +273,8 @@ class _Course:
             none = train.take(left_out[:0])
             train_student(network, objective, train.take(kept), none, self._method.budget, self._seed)
             self.steps += self._method.budget.fit.steps
-            count = int((~rest.label.isnan()).sum()) if objective.reads_labels else len(rest)
-            total += count * validation_loss(network, objective, rest)
-            weight += count
-        return total / weight if weight else float("nan")
+            found.append(validation_losses(network, objective, rest, self._seed))
+        return np.concatenate(found) if found else np.array([np.nan])
 
 
 NETWORK_TAG = "network-1"

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from embedprior.errors import BadInput
 from embedprior.nn.losses import case_weights, label_loss
 from embedprior.nn.search import Search
-from embedprior.nn.stages import StageWeight
+from embedprior.nn.stages import StageWeight, patient_folds
 from embedprior.nn.training import ValidationHistory, generator, minimise, seeded, tensor
 from embedprior.students.base import Cases, Head, refuse_not_finite
 from embedprior.students.config import Augmentation, Balance, Budget, InputKind
 from embedprior.students.network import StudentNetwork, student_inputs
+
+JACKKNIFE_GROUPS = 10
+"""Of the validation patients, for the standard error of a validation loss."""
 
 
 @dataclass(frozen=True)
@@ -330,6 +333,28 @@ def validation_loss(network: StudentNetwork, objective: Objective, val: CaseTens
     nn.ModuleList([network, objective]).eval()
     with torch.no_grad():
         return float(objective.validation_loss(objective.losses(*_whole(network, val))))
+
+
+def validation_losses(
+    network: StudentNetwork, objective: Objective, val: CaseTensors, seed: int
+) -> Float[np.ndarray, " groups"]:
+    """Return numbers whose mean is the validation loss, and whose standard error of the mean is the loss's own.
+
+    They are the jackknife's pseudo-values over groups of patients (Tukey 1958), moved so that their mean is the loss
+    itself: an objective that compares cases with one another has no loss of a single case.
+
+    Args:
+        network, objective: trained.
+        val: validation cases.
+        seed: of the groups; the same for everything that is to be compared.
+    """
+    whole = validation_loss(network, objective, val)
+    patients = [str(number) for number in val.patient.tolist()]
+    if len(set(patients)) < 2:
+        return np.array([whole])
+    groups = patient_folds(patients, seed, JACKKNIFE_GROUPS)
+    without = np.array([validation_loss(network, objective, val.take(kept)) for kept, _ in groups])
+    return np.asarray(whole + (len(groups) - 1) * (without.mean() - without))
 
 
 def augmented(inputs: Tensor, augment: Augmentation, draws: torch.Generator) -> tuple[Tensor, Bool[Tensor, " cases"]]:

@@ -11,6 +11,7 @@ from sklearn.linear_model import Ridge
 
 from embedprior.nn.ridge import PENALTIES
 from embedprior.nn.stages import WEIGHTS
+from embedprior.students import student
 from embedprior.students.base import Cases, FitData, Stage
 from embedprior.students.registry import Budget, build_method
 
@@ -123,6 +124,38 @@ def test_the_weight_is_the_smallest_within_a_standard_error_of_the_least_squared
     allowed = {weight: (each - least).std(ddof=1) / len(least) ** 0.5 for weight, each in losses.items()}
     assert found.weight == next(w for w in WEIGHTS if means[w] - least.mean() <= allowed[w])
     assert 0 < found.weight < 1
+
+
+@pytest.mark.parametrize(("gain", "weight"), [([0.3, -0.2, 0.3, -0.2], 0.0), ([0.3, 0.2, 0.3, 0.2], 1.0)])
+@pytest.mark.parametrize("val", [40, 0])
+def test_a_student_takes_the_drr_stage_over_where_it_lowers_the_loss_by_more_than_a_standard_error(
+    gain: list[float], weight: float, val: int, budget: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses of the stage alone, then of what goes on from the DRRs: lower by .05 ± .14, or by .25 ± .03."""
+    folds = 1 if val else 3
+    alone = np.array([1.0, 2.0, 1.5, 0.5])
+    found = iter([alone] * folds + [alone - gain] * folds)
+    monkeypatch.setattr(student, "validation_losses", lambda *_given: next(found))
+    fitted = build_method("direct-head", budget).fit(two_stages(MAP, val=val), 5)
+    chosen = fitted.fit_summary.stage_weight  # type: ignore[attr-defined]
+    assert dict(chosen.losses) == pytest.approx({0.0: 1.25, 1.0: 1.25 - float(np.mean(gain))})
+    assert chosen.weight == weight
+    assert next(found, None) is None
+
+
+def test_pseudo_values_of_a_mean_over_as_many_cases_as_groups_are_the_cases_own_losses(budget: Budget) -> None:
+    """Ten patients, one case each; what the jackknife gives for a mean is the numbers it is the mean of."""
+    cases = world(10, 3, "cxr")
+    method = build_method("cxr-only", budget)
+    assert isinstance(method, student.StudentMethod)
+    network, objective = method._parts(FitData((Stage(cases, cases),), FirstNumber()), 0)
+    tensors = method._tensors(cases, None)
+    network.backbone.fit_scale(tensors.inputs)
+    found = student.validation_losses(network, objective, tensors, 4)
+    chance = expit(network.eval().logits(cases).astype(float))
+    own = -np.log(np.where(cases.label == 1, chance, 1 - chance))
+    np.testing.assert_allclose(np.sort(found), np.sort(own), rtol=1e-3, atol=1e-5)
+    assert found.mean() == pytest.approx(own.mean(), rel=1e-5)
 
 
 def test_one_stage_has_nothing_to_take_over(small: FitData, budget: Budget) -> None:
