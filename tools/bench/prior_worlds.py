@@ -271,7 +271,9 @@ def main() -> int:
     options = parser.parse_args()
     names = ["few", "shifted"] if options.quick else options.worlds
     draws, test_count, steps = (1, 300, 60) if options.quick else (options.draws, 1000, 0)
-    jobs = [(name, number, test_count, steps) for number in range(options.first, options.first + draws) for name in names]
+    jobs = [
+        (name, number, test_count, steps) for number in range(options.first, options.first + draws) for name in names
+    ]
     table, results = Table(), dict[tuple[str, int, int, int], dict[str, float]]()
     with ProcessPoolExecutor(options.workers) as pool:
         for job, found in zip(jobs, pool.map(one, jobs), strict=True):
