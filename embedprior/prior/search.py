@@ -64,7 +64,7 @@ def candidates(config: PriorConfig, first_stage: PriorConfig | None = None) -> d
 
     Example:
         >>> list(candidates(PriorConfig()))
-        ['ridge', 'ridge, noise 1, decay 1', 'ridge, linear skip', 'no regression, light decay']
+        ['ridge', 'ridge, noise 1, decay 1', 'ridge, narrow skip', 'no regression, light decay']
     """
     settings = config.training
     steps = settings.steps if settings.steps != TrainingConfig().steps else STEPS
@@ -76,7 +76,8 @@ def candidates(config: PriorConfig, first_stage: PriorConfig | None = None) -> d
         }
     )  # fmt: skip
     # Without a null branch every row of a batch teaches the conditional model: guidance is 1 here.
-    process = ProcessConfig(regression="ridge", whitening=True, condition_dropout=0.0)
+    # With sigma_data 1 the untrained network is the linear denoiser, so that a Gaussian remainder is sampled exactly.
+    process = ProcessConfig(regression="ridge", whitening=True, condition_dropout=0.0, sigma_data=1.0)
     base = config.model_copy(
         update={"settings": "given", "network": NetworkConfig(preset="tiny"), "process": process, "training": training}
     )
@@ -88,8 +89,8 @@ def candidates(config: PriorConfig, first_stage: PriorConfig | None = None) -> d
     found = {
         "ridge": varied(),
         "ridge, noise 1, decay 1": varied(1.0, condition_noise=1.0),
-        "ridge, linear skip": varied(sigma_data=1.0),
-        "no regression, light decay": varied(LIGHT_DECAY, regression="none"),
+        "ridge, narrow skip": varied(sigma_data=0.5),
+        "no regression, light decay": varied(LIGHT_DECAY, regression="none", sigma_data=0.5),
     }
     if first_stage is None:
         return found

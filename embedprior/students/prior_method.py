@@ -34,7 +34,7 @@ from embedprior.students.student import head_size, save_head
 from embedprior.students.training import FitSummary
 from embedprior.teachers.teacher import TeacherHead
 
-CODE_TAG = "prior-4"
+CODE_TAG = "prior-5"
 SET_ASIDE = 0.2
 """Share of the training patients that measure the variance and choose the step when no validation case is given."""
 
@@ -123,7 +123,7 @@ class PriorMethod:
     needs_ct: bool = False
     uses_ct: bool = True
     budget_part: ClassVar[str] = "prior"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     def fit(self, data: FitData, seed: int) -> Fitted:
         """Train the prior; one that was trained on the same pairs with the same settings is reused.
