@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import embedprior.prior.config
 from embedprior.prior import search
+from embedprior.prior.config import SIZES
+from embedprior.prior.network import PriorNetwork
 
 from .conftest import make_pairs
 
@@ -41,3 +44,14 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     expected = (1 / (1 + np.exp(3.0 - drawn[..., 0]))).mean(axis=1)
     np.testing.assert_allclose(names["chance"], expected, rtol=1e-5)
     assert embedprior.prior.config.PriorConfig().settings == "auto"
+
+
+def test_the_list_of_what_differs_from_the_released_network_accounts_for_every_parameter() -> None:
+    """48,832,912 were counted in the released code at its own configuration."""
+    text = PAGE.read_text(encoding="utf-8")
+    table = text[text.index("| released network |") :].split("\n\n")[0]
+    more = [int(row.split("|")[3].replace("−", "-")) for row in table.splitlines()[2:]]
+    assert len(more) >= 12
+    with torch.device("meta"):
+        ours = PriorNetwork(SIZES["prior-49m"], 512, 512, condition_tokens=1, null_target=True).parameter_count()
+    assert ours - 48_832_912 == sum(more)
