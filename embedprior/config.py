@@ -172,12 +172,19 @@ def config_folder(folder: str) -> Path:
     return shipped if shipped.is_dir() else Path(__file__).parents[1] / "configs" / folder
 
 
-def load_config(model: type[C], name_or_path: str, folder: str, overrides: dict[str, Any] | None = None) -> C:
+def load_config(model: type[C], name_or_path: str | None, folder: str, overrides: dict[str, Any] | None = None) -> C:
     """Read a configuration by shipped name or by path, and apply dotted overrides (``{"train.lr": 1e-4}``).
+
+    Without a name the overrides are all that is set.
 
     Raises:
         BadInput: no such configuration, not YAML, an unknown key, or a value of the wrong type.
     """
+    if name_or_path is None:
+        alone: dict[str, Any] = {}
+        for dotted, value in (overrides or {}).items():
+            _set(alone, dotted, value, model)
+        return parse_config(model, alone, "the command line (without --config)")
     path = _find_config(name_or_path, folder)
     try:
         data = safe_yaml(path.read_text(encoding="utf-8")) or {}

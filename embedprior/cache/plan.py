@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from embedprior.cache.format import (
     refuse_other_key,
     to_stored,
 )
-from embedprior.cache.loading import ExamTable, PresentExams
+from embedprior.cache.loading import PIECE, ExamTable, PresentExams
 from embedprior.cache.verify import quantization_error
 from embedprior.encoders.base import Dtype, Encoder, TokenEncoder
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.imaging.files import UnreadableExam, source_hash, source_size
+from embedprior.imaging.readers import is_volume
+from embedprior.tables import EXAM_REQUIRED, read_pieces
 
 READABLE = {"CXR": ("CXR", "DRR"), "CT": ("CT",), "image": ("CXR", "DRR", "CT")}
 """Modality of an encoder → modalities of the exams that it reads."""
@@ -33,24 +35,42 @@ MEASURED_EXAMS, MEASURED_VOLUMES = 32, 4
 
 
 def exams_for(
-    encoder: Encoder, table: Path, modality: str | None = None, limit: int | None = None, views: Collection[str] = ()
+    encoder: Encoder, table: Path, modalities: Sequence[str] = (), limit: int | None = None, views: Collection[str] = ()
 ) -> ExamTable:
     """Return the exams of a table that an encoder reads.
 
     Args:
         encoder: the encoder.
         table: exam table (CSV).
-        modality: only exams of this modality; None = all that the encoder reads.
+        modalities: only exams of these; none = all that the encoder reads.
         limit: the first ones only.
         views: only radiographs of these views, and those whose view nothing names; none = all.
 
     Raises:
-        BadInput: the encoder does not read the modality, or the table can't be used.
+        BadInput: the encoder does not read a modality, or pictures only where the table has CT volumes; or the table
+            can't be used.
     """
     readable = READABLE.get(encoder.spec.modality, (encoder.spec.modality,))
-    if modality is not None and modality not in readable:
-        raise BadInput(f"--modality {modality}: encoder '{encoder.spec.name}' reads {', '.join(readable)}.")
-    return ExamTable(table, readable if modality is None else (modality,), limit, views)
+    for modality in modalities:
+        if modality not in readable:
+            raise BadInput(f"--modality {modality}: encoder '{encoder.spec.name}' reads {', '.join(readable)}.")
+    chosen = tuple(modalities) or readable
+    if encoder.spec.modality == "image" and "CT" in chosen and _has_volumes(table):
+        if modalities:
+            raise BadInput(
+                f"--modality CT: the CTs of {table} are volumes, and encoder '{encoder.spec.name}' reads pictures. "
+                "Next: --option reader=slices, where it has one; others: embedprior encoders"
+            )
+        chosen = tuple(modality for modality in chosen if modality != "CT")
+    return ExamTable(table, chosen, limit, views)
+
+
+def _has_volumes(table: Path) -> bool:
+    for piece in read_pieces(table, EXAM_REQUIRED, PIECE):
+        for path in piece.loc[piece["modality"] == "CT", "path"]:
+            if not pd.isna(path) and is_volume(table.parent, str(path)):
+                return True
+    return False
 
 
 def refuse_dtype(encoder: Encoder, dtype: Dtype | None) -> None:

@@ -4,51 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from click import Choice, FloatRange, argument, option
 
 from embedprior.cli.options import COUNT, PATH, command, recorded
 from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
 
+if TYPE_CHECKING:
+    from embedprior.cohort.base import FlowStep
+
 SHOWN = 240
-STUDY = """\
-# A first study of this cohort: {what}.
-# Check the cohort first: embedprior cohort check {out}
-# Then: embedprior study run --config {out}/study.yaml --data {out} --out runs/first
-title: {title}
-source: tables
-label: {label}
-views: [PA, AP]            # laterals take no part; [] takes every view
-complete: true             # CTs and DRRs that lack part of the lungs take no part
-missing_images: drop       # a file that is gone is counted, not fatal
-duplicates: join           # patients who share a picture are one group; one file always is
-seed: 1
-encoder: {{name: efficientnet-lite0}}   # frozen, shipped; embedprior encoders lists all
-# Embeddings that exist already, CT volumes included, instead of 'encoder':
-#   embedprior embed --cohort {out}/exams.csv --modality CXR --encoder efficientnet-lite0 --out {out}/caches/cxr
-#   embedprior embed --cohort {out}/exams.csv --modality CT --encoder NAME --out {out}/caches/ct
-# caches: {{cxr: caches/cxr, ct: caches/ct}}
-fit: {{steps: 300}}
-designs:
-  - name: radiographs
-    question: what does a radiograph alone tell about '{label}'?
-    cases: cxr
-    split: kfold
-    folds: {folds}
-    validation: {validation}
-    methods: [cxr-only, logistic]
-    reference: logistic
-  # With caches of both, and pairs ({pairs} here):
-  # - name: paired
-  #   question: does CT in training help?
-  #   cases: paired
-  #   split: kfold
-  #   folds: 5
-  #   methods: [cxr-only, prior, direct-head, ridge-head, hinton-kd, shuffled-pairs]
-hypotheses: []
-"""
 
 
 def _hours(text: str) -> float:
@@ -103,17 +71,19 @@ def init(folder: Path, out: Path | None, **given: Any) -> int:
         have = ", ".join(p.name for p in tables) or "none"
         raise BadInput(f"--from-folder {folder}: one table (.csv) is expected, there is {have}. Next: embedprior "
                        "cohort build --ct DIR --cxr DIR --labels CSV --out DIR")  # fmt: skip
-    place = out or folder.resolve().parent / f"{folder.resolve().name}-cohort"
+    beside = folder.parent if folder.name else folder.resolve().parent
+    place = out or beside / f"{folder.resolve().name}-cohort"
     return _build({"CT": folder, "CXR": folder}, tables[0], place, given)
 
 
 def _build(folders: dict[str, Path], table: Path, out: Path, given: dict[str, Any]) -> int:
     from embedprior.cohort.base import flow_table
     from embedprior.cohort.build import build_cohort
-    from embedprior.cohort.labels import read_label_table
+    from embedprior.cohort.first_study import write_first_studies
+    from embedprior.cohort.labels import possible_labels, read_label_table
     from embedprior.imaging.radiographs import parse_views
-    from embedprior.runs import Run, hash_file
-    from embedprior.tables import LABEL_PREFIX, check_exams, check_pairs, write_table
+    from embedprior.runs import Run, hash_file, progress
+    from embedprior.tables import check_exams, check_pairs, write_table
 
     for folder in folders.values():
         if not folder.exists():
@@ -122,7 +92,8 @@ def _build(folders: dict[str, Path], table: Path, out: Path, given: dict[str, An
     views = sorted(parse_views(given["views"]))
     read = read_label_table(table, given["mapping"])
     built = build_cohort(folders, read, table.parent, out, given["label"], window_hours=window,
-                         unknown=given["unknown"], dates=given["dates"], views=views)  # fmt: skip
+                         unknown=given["unknown"], dates=given["dates"], views=views,
+                         progress=lambda exams: progress(exams, "reading exams", len(exams)))  # fmt: skip
     exams = check_exams(built.exams, "the exams found")
     check_pairs(built.pairs, exams, "the pairs found")
     settings = recorded({**given, **{f"{k.lower()}_folder": v for k, v in folders.items()}, "table": table})
@@ -131,33 +102,26 @@ def _build(folders: dict[str, Path], table: Path, out: Path, given: dict[str, An
     write_table(built.pairs, out / "pairs.csv")
     write_table(flow_table(built.flow), out / "flow.csv")
     write_table(built.dropped, out / "dropped.csv")
-    names = [c.removeprefix(LABEL_PREFIX) for c in exams.columns if c.startswith(LABEL_PREFIX)]
-    lines = [*built.notes, ""]
-    lines += [f"{s.step}: {s.exams} of {s.patients} patients" + (f"; dropped {s.dropped}: {s.reason}" * bool(s.dropped))
-              for s in built.flow]  # fmt: skip
-    if names:
-        (out / "study.yaml").write_text(_study(out, exams, len(built.pairs), names[0]), encoding="utf-8")
-    else:
-        lines.append("No label: no study was written. Next: --label NAME=COLUMN~TEXT")
-    lines.append(f"Next: embedprior cohort check {out}")
+    studies, told = write_first_studies(out, exams, built.pairs)
+    lines = [*built.notes, "", *_flow_lines(built.flow), *told]
     lost = [row for row in built.dropped.to_dict("records") if row["stage"] != "pairs"]
+    if lost:
+        lines.append(f"{len(lost)} rows or files were left out; each is in dropped.csv with its reason.")
+    if not given["label"]:
+        columns = possible_labels(read) or "another table: no column here has few values"
+        lines.append(f"Next: again, with --label NAME=COLUMN or 'NAME=COLUMN~TEXT', of {columns}")
+    lines.append(f"Next: embedprior cohort check {out}")
     text = "\n".join(lines) + "\n"
     run.finish(text, [{"exam_id": r["name"], "stage": r["stage"], "reason": r["reason"]} for r in lost])
     print(text)
-    print(
-        f"written: {out}/exams.csv, pairs.csv, flow.csv, dropped.csv" + (", study.yaml" * bool(names)), file=sys.stderr
-    )
+    print(f"written: {out}/" + ", ".join(["exams.csv", "pairs.csv", "flow.csv", "dropped.csv", *studies]),
+          file=sys.stderr)  # fmt: skip
     return NEEDS_ATTENTION if lost else DONE
 
 
-def _study(out: Path, exams: Any, pairs: int, label: str) -> str:
-    own = exams[(exams["modality"] == "CXR") & exams[f"label:{label}"].notna()]
-    fewest = min(own.loc[own[f"label:{label}"] == value, "patient_id"].nunique() for value in (0, 1))
-    folds = max(2, min(5, fewest))
-    kinds = exams["modality"].value_counts()
-    what = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) + f" of {exams['patient_id'].nunique()} patients"
-    return STUDY.format(what=what, out=out, title=f"{label}, {out.name}", label=label, folds=folds, pairs=pairs,
-                        validation=str(folds > 2).lower())  # fmt: skip
+def _flow_lines(flow: Sequence[FlowStep]) -> list[str]:
+    return [f"{s.step}: {s.exams} of {s.patients} patients" + (f"; dropped {s.dropped}: {s.reason}" * bool(s.dropped))
+            for s in flow]  # fmt: skip
 
 
 @command()
@@ -189,9 +153,7 @@ def import_(source: str, data: Path, out: Path, missing_images: Any) -> int:
     write_table(cohort.exams.assign(path=place), out / "exams.csv")
     write_table(cohort.pairs, out / "pairs.csv")
     write_table(flow_table(cohort.flow), out / "flow.csv")
-    lines = [f"{s.step}: {s.exams} of {s.patients} patients" + (f"; dropped {s.dropped}: {s.reason}" * bool(s.dropped))
-             for s in cohort.flow]  # fmt: skip
-    text = "\n".join([*lines, f"{len(cohort.pairs)} pairs"]) + "\n"
+    text = "\n".join([*_flow_lines(cohort.flow), f"{len(cohort.pairs)} pairs"]) + "\n"
     run.finish(text, [])
     print(text)
     return DONE
@@ -200,27 +162,41 @@ def import_(source: str, data: Path, out: Path, missing_images: Any) -> int:
 @command()
 @argument("folder", type=PATH)
 @option("--out", type=PATH, metavar="CSV", help="write the findings here [default: findings.csv in the folder]")
-def check(folder: Path, out: Path | None) -> int:
+@option("--cache", "caches", type=PATH, multiple=True, metavar="DIR", help="compare the embeddings of this cache too, "
+        "where pictures are not at hand; may be given several times")  # fmt: skip
+def check(folder: Path, out: Path | None, caches: tuple[Path, ...]) -> int:
     """Check a cohort; return the exit code: 3 when something needs a decision.
 
     Raises:
-        BadInput: no exams.csv, or a table that breaks a rule of its format.
+        BadInput: no exams.csv, a table that breaks a rule of its format, or no such cache.
     """
+    from embedprior.cache.verify import open_verified
     from embedprior.cohort.check import check_cohort
     from embedprior.cohort.sources.tables import read_tables
     from embedprior.tables import write_table
 
-    found = check_cohort(read_tables(folder, "keep"), lambda step: print(f"{step} …", file=sys.stderr))
+    opened = {str(place): open_verified(place) for place in caches}
+    for place, cache in opened.items():
+        if cache.has_tokens:
+            raise BadInput(f"--cache {place} holds tokens. Allowed: a cache with one embedding an exam.")
+    embeddings = {place: (cache.ids, cache.read(range(len(cache.ids)))) for place, cache in opened.items()}
+    found = check_cohort(
+        read_tables(folder, "keep"), lambda step: print(f"{step} …", file=sys.stderr), embeddings
+    )  # fmt: skip
     for row in found.findings.to_dict("records"):
-        counts = f"{row['exams']} exams of {row['patients']} patients" if row["exams"] else ""
+        counts = f"{_counted(row['exams'], 'exam')} of {_counted(row['patients'], 'patient')}" if row["exams"] else ""
         said = ": ".join(part for part in (counts, row["message"]) if part)
         shown = said if len(said) <= SHOWN else f"{said[:SHOWN]} … (all of it: findings.csv)"
         print(f"{row['severity']:<7} {row['check']:<26} {shown}".rstrip())
     file = out or folder / "findings.csv"
     write_table(found.findings, file)
     write_table(found.duplicates, file.with_name("duplicates.csv"))
-    print(f"{found.decide} need a decision. Tables: {file}, {file.with_name('duplicates.csv').name}")
+    print(f"{_counted(found.decide, 'finding')} to decide on. Tables: {file}, {file.with_name('duplicates.csv').name}")
     return NEEDS_ATTENTION if found.decide else DONE
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
 
 
 @command()
@@ -325,6 +301,7 @@ def merge(folders: tuple[Path, ...], out: Path) -> int:
         BadInput: see ``cohort.merge.merge_cohorts``.
     """
     from embedprior.cohort.base import flow_table
+    from embedprior.cohort.first_study import write_first_studies
     from embedprior.cohort.merge import merge_cohorts
     from embedprior.runs import Run, hash_file
     from embedprior.tables import write_table
@@ -335,7 +312,9 @@ def merge(folders: tuple[Path, ...], out: Path) -> int:
     write_table(cohort.exams, out / "exams.csv")
     write_table(cohort.pairs, out / "pairs.csv")
     write_table(flow_table(cohort.flow), out / "flow.csv")
-    text = "\n".join([f"{s.step}: {s.exams} exams of {s.patients} patients" for s in cohort.flow] + notes) + "\n"
+    studies, told = write_first_studies(out, cohort.exams, cohort.pairs)
+    text = "\n".join([*_flow_lines(cohort.flow), *notes, *told, f"Next: embedprior cohort check {out}"]) + "\n"
     run.finish(text, [])
     print(text)
+    print(f"written: {out}/" + ", ".join(["exams.csv", "pairs.csv", "flow.csv", *studies]), file=sys.stderr)
     return DONE

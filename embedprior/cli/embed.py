@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from click import option
 
-from embedprior.cli.options import COUNT, DEVICE, PATH, AtLeast, command, recorded
+from embedprior.cli.options import COUNT, DEVICE, EXAM_TABLE, PATH, AtLeast, command, recorded
 from embedprior.encoders.config import Precision
 from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @command(epilog="Exit code 3: exams left out are named in failures.csv. Several processes: torchrun "
         "--nproc_per_node 2 -m embedprior embed ...")  # fmt: skip
-@option("--cohort", type=PATH, required=True, metavar="FILE", help="exam table (exams.csv); its paths are relative "
-        "to its folder")  # fmt: skip
+@option("--cohort", type=EXAM_TABLE, required=True, metavar="FILE", help="exam table (exams.csv), or its folder; its "
+        "paths are relative to it")  # fmt: skip
 @option("--encoder", required=True, metavar="NAME", help="see: embedprior encoders")
 @option("--out", type=PATH, required=True, metavar="DIR", help="folder of caches")
 @option("--weights", type=PATH, metavar="PATH", help="local weights of the encoder")
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
         "float32 weights under autocast; its error is measured")  # fmt: skip
 @option("--dtype", type=click.Choice(["float32", "float16", "bfloat16", "uint8"]), help="of the stored numbers")
 @option("--tokens", is_flag=True, help="store slice or patch tokens instead of one embedding an exam")
-@option("--modality", type=click.Choice(["CXR", "DRR", "CT", "REPORT"]), help="only exams of this modality")
+@option("--modality", type=click.Choice(["CXR", "DRR", "CT", "REPORT"]), multiple=True, help="only exams of this "
+        "modality; may be given several times")  # fmt: skip
 @option("--views", metavar="LIST", help="only radiographs of these views, such as PA,AP, by the table or the DICOM "
         "header, and those whose view nothing names")  # fmt: skip
 @option("--batch-size", type=COUNT, metavar="N", help="exams read together [default: 64; 4 CT volumes]")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from click import argument, option
 
-from embedprior.cli.options import COUNT, DRY_RUN, PATH, command
+from embedprior.cli.options import COUNT, DRY_RUN, EXAM_TABLE, PATH, command
 from embedprior.cli.settings import settings_command
 from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
 from embedprior.imaging.drr.config import DrrConfig
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from embedprior.imaging.contact_sheet import Tile
     from embedprior.imaging.findings import Finding
 
+LONGEST_NAME = 56
 WORDS = {None: "ok", "note": "ok", "warning": "WARN", "error": "FAIL"}
 
 
 @command()
 @argument("paths", nargs=-1, type=PATH, metavar="PATH...", help="a volume (.nii.gz, .nrrd, .mha, "
         ".npz, DICOM folder or zip), a radiograph (.dcm, .png, .jpg), or a folder of them")  # fmt: skip
-@option("--cohort", type=PATH, metavar="FILE", help="an exam table instead: its paths, and the views it names")
+@option("--cohort", type=EXAM_TABLE, metavar="FILE", help="an exam table, or its folder, instead: its paths, and the "
+        "views it names")  # fmt: skip
 @option("--views", metavar="LIST", help="only radiographs of these views, such as PA,AP, and those whose view nothing "
         "names")  # fmt: skip
 @option("--series", default="only", metavar="RULE", help="which series of a DICOM folder that holds several: only "
@@ -77,7 +79,7 @@ def check(
     tiles: list[Tile] = []
     rows: list[dict[str, str]] = []
     states: Counter[str] = Counter()
-    width = max(len(name) for name in shown)
+    width = min(max(len(name) for name in shown), LONGEST_NAME)
     rule = series_rule(series, len(exams))
     for exam, name, line in zip(progress(exams, "images"), ids, shown, strict=True):
         findings, tile, view = check_exam(replace(exam, name=name), rule, chosen, key, contact_sheet is not None)
@@ -87,7 +89,8 @@ def check(
             continue
         state = WORDS[worst(findings)]
         states[state] += 1
-        print(f"{state:<4}  {line:<{width}}  {', '.join(dict.fromkeys(f.code for f in findings))}".rstrip())
+        codes = ", ".join(dict.fromkeys(f.code for f in findings))
+        print(f"{state:<4}  {_short(line, width):<{width}}  {codes}".rstrip())
         for finding in findings if keep_names else [_nameless(one, exam.path) for one in findings]:
             rows.append({"exam": name, "severity": finding.severity, "code": finding.code,
                          "message": finding.message})  # fmt: skip
@@ -99,7 +102,8 @@ def check(
             tiles.append(tile)
     for one in found:
         for name, reason in one.skipped:
-            print(f"skip  {name if keep_names or sys.stdout.isatty() else '':<{width}}  {reason}".rstrip())
+            said = _short(name, width) if keep_names or sys.stdout.isatty() else ""
+            print(f"skip  {said:<{width}}  {reason}".rstrip())
             rows.append({"exam": name if keep_names else "", "severity": "skipped", "code": "", "message": reason})
         for note in one.notes()[len(one.skipped) :]:
             print(note)
@@ -133,9 +137,15 @@ def _nameless(finding: Finding, path: Path) -> Finding:
     return replace(finding, message=without_names(finding.message, path))
 
 
+def _short(name: str, width: int) -> str:
+    """A name with its middle left out: the folders of an archive are UIDs."""
+    return name if len(name) <= width else f"{name[: width // 3]}…{name[len(name) - (width - width // 3 - 1) :]}"
+
+
 @settings_command(DrrConfig, "drr", "default")
 @option("--ct", type=PATH, metavar="PATH", help="a volume file, a DICOM folder or zip, or a folder of such things")
-@option("--cohort", type=PATH, metavar="FILE", help="an exam table instead: its CT rows, with their labels")
+@option("--cohort", type=EXAM_TABLE, metavar="FILE", help="an exam table, or its folder, instead: its CT rows, with "
+        "their labels")  # fmt: skip
 @option("--out", type=PATH, metavar="DIR", default=Path("runs/drr"), help="folder of images, tables, contact sheet")
 @option("--workers", type=COUNT, metavar="N", default=1, help="processes that render at the same time")
 @option("--limit", type=COUNT, metavar="N", help="only the first N CTs")

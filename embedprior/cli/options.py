@@ -39,6 +39,28 @@ class AtLeast(click.ParamType[int]):
 COUNT = AtLeast(1)
 
 
+class ExamTableFile(click.ParamType[Path]):
+    """An exam table, or the folder of a cohort that holds it."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the table's path.
+
+        Raises:
+            BadInput: a folder without ``exams.csv``.
+        """
+        path = Path(value)
+        if path.is_dir():
+            if not (path / "exams.csv").is_file():
+                raise BadInput(f"{path} is a folder without exams.csv. Next: embedprior cohort build --help")
+            return path / "exams.csv"
+        return path
+
+
+EXAM_TABLE = ExamTableFile()
+
+
 class Device(click.ParamType[str]):
     """A device of torch that is there; torch is imported for no other than ``cpu``."""
 

@@ -85,7 +85,7 @@ class SettingsCommand(Command):
                 if ctx.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
                     overrides |= option.overrides(values)
         name = given["config"]
-        if name is None:
+        if name is None and not overrides:
             allowed = ", ".join(_shipped(self.folder))
             raise BadInput(f"--config is missing. Allowed: {allowed}, or a YAML file. Next: {ctx.command_path} --help")
         return given | {"config": load_config(self.model, name, self.folder, overrides)}
@@ -121,7 +121,7 @@ def settings_command(
     Args:
         model: of the configuration.
         folder: of ``configs/``, in which ``--config NAME`` is looked up.
-        default: the configuration taken when none is named; None makes ``--config`` obligatory.
+        default: the configuration taken when none is named; None: the settings typed have to do without one.
         renamed: former option → its present name.
     """
     note = f" [default: {default}]" if default else ""

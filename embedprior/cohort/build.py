@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +17,17 @@ import pandas as pd
 from embedprior.cohort.base import FlowStep, flow_step
 from embedprior.cohort.labels import LabelTable, modality_of, parse_dates, parse_label
 from embedprior.errors import BadInput
+from embedprior.imaging.contact_sheet import check_exam
 from embedprior.imaging.files import UnreadableExam, source_hash
-from embedprior.imaging.radiographs import normal_view, stated_view
+from embedprior.imaging.findings import Finding, lungs_complete, worst
+from embedprior.imaging.radiographs import normal_view
 from embedprior.imaging.readers import ExamSource, discover
 from embedprior.tables import LABEL_PREFIX, PAIR_REQUIRED
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz", ".zip", ".dcm", ".dicom", ".png", ".jpg",
            ".jpeg", ".tif", ".tiff", ".bmp")  # fmt: skip
+LONGER_HOURS = (24.0, 72.0, 168.0, 336.0, 720.0)
+"""Windows whose number of pairs is said beside that of the one that was given."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,9 @@ def build_cohort(
     folders: Mapping[str, Path], table: LabelTable, table_folder: Path, out: Path, labels: Sequence[str], *,
     window_hours: float = 24.0, unknown: Sequence[str] = (), dates: str | None = None,
     views: Collection[str] = ("PA", "AP"),
+    progress: Callable[[Sequence[ExamSource]], Iterable[ExamSource]] = iter,
 ) -> Built:  # fmt: skip
-    """Match the rows of a label table with the exams in folders, and pair radiographs with CTs.
+    """Match the rows of a label table with the exams in folders, read every exam, and pair radiographs with CTs.
 
     Args:
         folders: ``CT`` and ``CXR`` → where such exams lie; the same folder for both will do.
@@ -59,6 +67,7 @@ def build_cohort(
         unknown: further words that are no answer.
         dates: ``dmy`` or ``mdy``, where a column of dates can be read both ways.
         views: of the radiographs that are paired; an unknown view counts as one of them.
+        progress: yields what it is given, and shows how far the reading is.
 
     Raises:
         BadInput: nothing to read in a folder, a label rule that does not fit, dates that can be read both ways, or no
@@ -79,7 +88,9 @@ def build_cohort(
         notes += told_dates
     found, skipped = _sources(folders)
     dropped: list[tuple[str, str, str]] = [(name, "files", reason) for name, reason in skipped]
-    place = _places(found, [table_folder, *folders.values()])
+    exams, told_ids = _one_spelling(exams)
+    notes += told_ids
+    keys = _table_keys(exams["path"], found, [table_folder, *folders.values()])
 
     def keep(frame: pd.DataFrame, wanted: pd.Series, step: str, reason: str) -> pd.DataFrame:
         left = frame[wanted]
@@ -89,7 +100,7 @@ def build_cohort(
 
     exams = keep(exams, exams["patient_id"] != "", "with a patient", "no patient id")
     exams = keep(exams, ~exams.duplicated(), "each row once", "the same row again")
-    exams = exams.assign(place=[place.get(_key(path), "") for path in exams["path"]])
+    exams = exams.assign(place=keys.loc[exams.index])
     exams = keep(exams, exams["place"] != "", "file found", "no such file, or nothing that can be read")
     if exams.empty:
         raise BadInput(
@@ -97,16 +108,35 @@ def build_cohort(
             f"column '{table.column_of['path']}' has {', '.join(rows[table.column_of['path']].unique()[:2])}, the "
             f"folders {', '.join(s.name for s in list(found.values())[:2])}. Next: --map COLUMN=path"
         )
-    exams = keep(exams, ~exams["place"].duplicated(), "one row a file", "another row of the same file; the first stays")
+    owners = exams.groupby("place")["patient_id"].nunique()
+    if (owners > 1).any():
+        names = ", ".join(found[place].name for place in owners[owners > 1].index[:3])
+        notes.append(f"{int((owners > 1).sum())} files have rows of several patients; the first row stays: {names}.")
+    once = ~exams["place"].duplicated()
+    exams = keep(exams, once, "one row a file", "another row of the same file; the first stays")
     without = sorted(set(found) - set(exams["place"]))
     dropped += [(found[name].name, "files", "no row in the label table") for name in without]
     if without:
         notes.append(f"{len(without)} files have no row in the label table, e.g. {found[without[0]].name}.")
-    exams, told_kinds = _described(exams, found, out)
+    exams, told_kinds = _kinds(exams, found)
     notes += told_kinds
-    exams = keep(exams, exams["modality"] != "", "CT or radiograph", "neither CT nor radiograph").drop(columns="place")
+    exams = keep(exams, exams["modality"] != "", "CT or radiograph", "neither CT nor radiograph")
+    read = _read(exams, found, progress)
+    bad = {place: next(f.message for f in findings if f.severity == "error") for place, (findings, _) in read.items()
+           if worst(findings) == "error"}  # fmt: skip
+    whole = ~exams["place"].isin(bad)
+    dropped.extend((str(n), "rows", bad[p]) for n, p in exams.loc[~whole, ["path", "place"]].itertuples(index=False))
+    exams, gone = exams[whole], int((~whole).sum())
+    flow.append(flow_step("can be read", exams, gone, "it can't be read (dropped.csv names the reason)"))
+    if exams.empty:
+        folder = next(iter(folders.values()))
+        raise BadInput(f"none of the {gone} exams can be read, e.g. {next(iter(bad.values()))}. Next: embedprior "
+                       f"images check {folder}")  # fmt: skip
+    exams, told_exams = _described(exams, found, read, out)
+    notes += told_exams
     flow += [_count(exams, "CT", "CTs"), _count(exams, "CXR", "radiographs")]
     pairs, steps, lost = pair_in_window(exams, window_hours, views)
+    notes += _pairs_by_window(exams, window_hours, views, len(pairs))
     flow += steps
     dropped += lost
     order = ["exam_id", "patient_id", "modality", "path"]
@@ -184,7 +214,26 @@ def _sources(folders: Mapping[str, Path]) -> tuple[dict[str, ExamSource], list[t
 
 
 def _key(path: str) -> str:
-    return path.strip().replace("\\", "/").strip("/").removeprefix("./")
+    """A path as it is compared: of either system, accents composed."""
+    plain = unicodedata.normalize("NFC", path).strip().replace("\\", "/")
+    return re.sub(r"/+", "/", plain).strip("/").removeprefix("./")
+
+
+def _table_keys(paths: pd.Series, found: Mapping[str, ExamSource], roots: Sequence[Path]) -> pd.Series:
+    """Where each cell's file lies, empty where nothing does; letters may differ in case where one file alone fits.
+
+    A folder that all cells begin with, such as that of the archive's own disk, may be unknown here: as much of it is
+    taken off as finds the most files.
+    """
+    place = _places(found, roots)
+    keys = paths.map(_key)
+    columns = zip(*(key.split("/")[:-1] for key in keys if key), strict=False)
+    shared = list(takewhile(lambda parts: len(set(parts)) == 1, columns))
+    tries = []
+    for depth in range(len(shared) + 1):
+        shorter = keys.map(lambda key, depth=depth: "/".join(key.split("/")[depth:]))
+        tries.append(shorter.map(lambda key: place.get(key, place.get(key.casefold(), ""))))
+    return max(tries, key=lambda one: int((one != "").sum()))  # of equals the first: nothing taken off
 
 
 def _places(found: Mapping[str, ExamSource], roots: Sequence[Path]) -> dict[str, str]:
@@ -199,7 +248,28 @@ def _places(found: Mapping[str, ExamSource], roots: Sequence[Path]) -> dict[str,
             names.add(_without_ending(name))
         for name in names:
             ways[_key(name)].add(place)
-    return {name: next(iter(places)) for name, places in ways.items() if len(places) == 1}
+    folded: dict[str, set[str]] = defaultdict(set)
+    for name, places in ways.items():
+        folded[name.casefold()] |= places
+    return {name: next(iter(places)) for name, places in (folded | ways).items() if len(places) == 1}
+
+
+def _one_spelling(exams: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Patient ids that a spreadsheet wrote in several ways (00123, 123, 123.0) in one; and a sentence."""
+    ids = exams["patient_id"]
+    plain = ids.str.replace(r"^(\d+)\.0$", r"\1", regex=True).str.lower()
+    plain = plain.where(~plain.str.fullmatch(r"\d+"), plain.str.lstrip("0").replace("", "0"))
+    spellings = ids.groupby(plain).unique()
+    several = {key: sorted(ways, key=lambda way: (-len(way.removesuffix(".0")), way)) for key, ways in spellings.items()
+               if len(ways) > 1 and key}  # fmt: skip
+    if not several:
+        return exams, []
+    chosen = plain.map({key: ways[0] for key, ways in several.items()})
+    first = " = ".join(next(iter(several.values())))
+    note = (
+        f"{len(several)} patients have ids in several spellings (leading zeros, '.0', case), taken as one each: {first}"
+    )
+    return exams.assign(patient_id=chosen.fillna(ids)), [note + "."]
 
 
 def _without_ending(name: str) -> str:
@@ -207,8 +277,8 @@ def _without_ending(name: str) -> str:
     return name[: len(name) - len(ending)]
 
 
-def _described(exams: pd.DataFrame, found: Mapping[str, ExamSource], out: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Fill in exam id, modality, view, path and checksum of the files."""
+def _kinds(exams: pd.DataFrame, found: Mapping[str, ExamSource]) -> tuple[pd.DataFrame, list[str]]:
+    """Fill in the modality, empty for what is neither CT nor radiograph; and say where table and file differ."""
     sources = [found[place] for place in exams["place"]]
     kinds = ["CT" if source.kind == "volume" else "CXR" for source in sources]
     stated = exams["modality"] if "modality" in exams else pd.Series("", index=exams.index)
@@ -218,14 +288,36 @@ def _described(exams: pd.DataFrame, found: Mapping[str, ExamSource], out: Path) 
     if differ:
         notes.append(f"{len(differ)} rows name another modality than their file has, which decides: {differ[0]}.")
     foreign = Counter(text for text, word in zip(stated, said, strict=True) if text and not word)
-    kinds = ["" if text and not word else kind for text, word, kind in zip(stated, said, kinds, strict=True)]
     if foreign:
         notes.append(f"Rows of other modalities: {', '.join(f'{n} {text}' for text, n in foreign.items())}.")
+    kinds = ["" if text and not word else kind for text, word, kind in zip(stated, said, kinds, strict=True)]
+    return exams.assign(modality=kinds), notes
+
+
+Read = Mapping[str, tuple[list[Finding], str]]
+
+
+def _read(
+    exams: pd.DataFrame, found: Mapping[str, ExamSource],
+    progress: Callable[[Sequence[ExamSource]], Iterable[ExamSource]],
+) -> Read:  # fmt: skip
+    """What the audit finds in each exam, and a radiograph's view, by place."""
     views = exams["view"] if "view" in exams else pd.Series("", index=exams.index)
-    shown = [stated_view(s.path, v) if kind == "CXR" else "" for s, v, kind in zip(sources, views, kinds, strict=True)]
-    names = [_without_ending(source.name).replace("/", "_") for source in sources]
-    counts = Counter(names)
-    names = [f"{name}_{n}" if counts[name] > 1 else name for n, name in enumerate(names)]
+    sources = [replace(found[place], view=normal_view(view)) for place, view in zip(exams["place"], views, strict=True)]
+    read = {}
+    for place, source in zip(exams["place"], progress(sources), strict=True):
+        findings, _, view = check_exam(source, draw=False)
+        read[place] = (findings, view)
+    return read
+
+
+def _described(
+    exams: pd.DataFrame, found: Mapping[str, ExamSource], read: Read, out: Path
+) -> tuple[pd.DataFrame, list[str]]:
+    """Fill in exam id, view, completeness, path and checksum of the files."""
+    sources = [found[place] for place in exams["place"]]
+    audits = [read[place] for place in exams["place"]]
+    is_ct = exams["modality"] == "CT"
     paths = [os.path.relpath(source.path.resolve(), out.resolve()) for source in sources]
     hashes = []
     for source in sources:
@@ -233,11 +325,54 @@ def _described(exams: pd.DataFrame, found: Mapping[str, ExamSource], out: Path) 
             hashes.append(source_hash(source.path.parent, source.path.name))
         except (OSError, ValueError, IndexError, UnreadableExam):
             hashes.append("")
-    changed = exams.assign(exam_id=names, modality=kinds, view=shown, path=paths, sha256=hashes)
+    changed = exams.assign(
+        exam_id=_exam_ids(sources, exams["patient_id"]), path=paths, sha256=hashes,
+        view=[view if not ct else "" for (_, view), ct in zip(audits, is_ct, strict=True)],
+    ).drop(columns="place")  # fmt: skip
+    notes = []
+    if is_ct.any():
+        whole = [lungs_complete(findings) if ct else "" for (findings, _), ct in zip(audits, is_ct, strict=True)]
+        changed = changed.assign(complete=pd.Series(whole, index=exams.index, dtype=object))
+        cut = list(changed.loc[changed["complete"] == False, "exam_id"])  # noqa: E712
+        if cut:
+            notes.append(f"{len(cut)} CTs lack part of the lungs ('complete' is false; studies leave them out): "
+                         f"{', '.join(cut[:5])}.")  # fmt: skip
+    side = [str(i) for i, (findings, view) in zip(changed["exam_id"], audits, strict=True)
+            if view != "LATERAL" and any(f.code == "lateral" for f in findings)]  # fmt: skip
+    if side:
+        notes.append(f"{len(side)} radiographs look lateral, though nothing says that they are; look at them: "
+                     f"{', '.join(side[:5])}.")  # fmt: skip
+    views = exams["view"] if "view" in exams else pd.Series("", index=exams.index)
     spelled = {v for v in views if v and not normal_view(v)}
     if spelled:
         notes.append(f"Views that are not known, and count as unknown: {', '.join(sorted(spelled)[:5])}.")
     return changed, notes
+
+
+def _exam_ids(sources: Sequence[ExamSource], patients: pd.Series) -> list[str]:
+    """A file's name without its ending, after the patient's id where several exams have one name.
+
+    Folders' names are left out: they are long UIDs, or persons' names, which belong in no table and no report.
+    """
+    names = [_without_ending(source.path.name) for source in sources]
+    counts = Counter(names)
+    names = [f"{p}_{name}" if counts[name] > 1 else name for name, p in zip(names, patients, strict=True)]
+    counts, seen = Counter(names), Counter[str]()
+    for n, name in enumerate(names):
+        seen[name] += 1
+        names[n] = f"{name}_{seen[name]}" if counts[name] > 1 else name
+    return names
+
+
+def _pairs_by_window(exams: pd.DataFrame, window_hours: float, views: Collection[str], pairs: int) -> list[str]:
+    """How many pairs wider windows would give, where that is more."""
+    if exams["modality"].nunique() < 2:
+        return []
+    wider = {hours: len(pair_in_window(exams, hours, views)[0]) for hours in LONGER_HOURS if hours > window_hours}
+    if max(wider.values(), default=0) <= pairs:
+        return []
+    text = ", ".join(f"{count} within {hours / 24:g}d" for hours, count in wider.items())
+    return [f"{pairs} pairs within {window_hours / 24:g}d; --window would give {text}."]
 
 
 def _count(exams: pd.DataFrame, modality: str, name: str) -> FlowStep:

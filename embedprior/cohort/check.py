@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from embedprior.cohort.base import Cohort, missing_files
-from embedprior.cohort.duplicates import fingerprints, first_of_each, join_groups, near_duplicates, same_files
+from embedprior.cohort.duplicates import (
+    fingerprints,
+    first_of_each,
+    join_groups,
+    near_duplicates,
+    near_embeddings,
+    same_files,
+)
 from embedprior.errors import BadInput
+from embedprior.imaging.contact_sheet import check_exam
 from embedprior.imaging.dicom_header import quiet_pydicom, read_dataset
 from embedprior.imaging.files import UnreadableExam, is_dicom, source_hash
+from embedprior.imaging.findings import lungs_complete, worst
+from embedprior.imaging.readers import ExamSource, is_volume
 from embedprior.tables import LABEL_PREFIX, SPLIT_REQUIRED, check_splits, label_columns, read_table
 
 COLUMNS = ("check", "severity", "exams", "patients", "message")
@@ -40,12 +51,17 @@ class CheckedCohort:
         return int((self.findings["severity"] == "decide").sum())
 
 
-def check_cohort(cohort: Cohort, progress: Callable[[str], None] = lambda _: None) -> CheckedCohort:
-    """Check a cohort's files and tables.
+def check_cohort(
+    cohort: Cohort, progress: Callable[[str], None] = lambda _: None,
+    embeddings: Mapping[str, tuple[Sequence[str], Float[np.ndarray, "exams dim"]]] | None = None,
+) -> CheckedCohort:  # fmt: skip
+    """Check a cohort's files and tables; every radiograph and CT is read.
 
     Args:
         cohort: its tables; ``splits.csv`` in its folder is checked too, where there is one.
         progress: told the name of each step.
+        embeddings: by cache, its exams and a row of each: nearly equal ones are copies, which are found so without any
+            picture.
     """
     rows: list[tuple[str, str, int, int, str]] = []
 
@@ -59,17 +75,24 @@ def check_cohort(cohort: Cohort, progress: Callable[[str], None] = lambda _: Non
     exams = cohort.exams
     progress("files")
     gone = exams[exams["path"].isin(missing_files(exams, cohort.root))]
-    add("file exists", "decide" if len(gone) else "ok", gone, named(gone))
+    add("file exists", "decide" if len(gone) else "ok", gone, _left_out(named(gone)))
     there = exams[~exams["exam_id"].isin(gone["exam_id"])]
     sources = {str(e): _hash(cohort.root, str(p)) for e, p in zip(there["exam_id"], there["path"], strict=True)}
     pictures = there[there["modality"].isin(("CXR", "DRR"))]
     progress("pictures")
     prints = fingerprints(pictures, cohort.root)
     broken = pictures[~pictures["exam_id"].isin(prints)]
-    add("radiograph can be read", "decide" if len(broken) else "ok", broken, named(broken))
+    add("radiograph can be read", "decide" if len(broken) else "ok", broken, _left_out(named(broken)))
+    _volumes(there[there["modality"] == "CT"], cohort.root, progress, add, named)
     progress("copies")
     xrays = pictures[pictures["modality"] == "CXR"]
-    duplicates = first_of_each([same_files(there, sources), near_duplicates(xrays, prints)])
+    alike = [same_files(there, sources), near_duplicates(xrays, prints)]
+    for name, (ids, matrix) in (embeddings or {}).items():
+        table, why = near_embeddings(exams, ids, matrix)
+        alike.append(table)
+        own = exams[exams["exam_id"].isin(ids)]
+        add(f"embeddings of {name}", "note" if why else "ok", own, f"not compared: {why}" if why else "compared")
+    duplicates = first_of_each(alike)
     for how, part in duplicates.groupby("how"):
         both = exams[exams["exam_id"].isin([*part["exam_a"], *part["exam_b"]])]
         across = part[~part["same_patient"].astype(bool)]
@@ -87,7 +110,8 @@ def check_cohort(cohort: Cohort, progress: Callable[[str], None] = lambda _: Non
     for name in label_columns(exams):
         _labels(cohort, name, add, named)
     other = _other_patient(there, cohort.root)
-    add("DICOM's patient", "decide" if len(other) else "ok", other, named(other))
+    whose = f"{named(other)}: the table and the headers put them together differently" if len(other) else ""
+    add("DICOM's patient", "decide" if len(other) else "ok", other, whose)
     for name in label_columns(exams):
         _probe(joined, name, add)
     _splits(cohort.root, joined, add)
@@ -104,6 +128,41 @@ def joined_by_file(cohort: Cohort) -> Cohort:
 
 
 Add = Callable[[str, str, pd.DataFrame, str], None]
+
+
+def _left_out(names: str) -> str:
+    return f"{names}; studies leave them out and count them" if names else ""
+
+
+def _volumes(
+    exams: pd.DataFrame, root: Path, progress: Callable[[str], None], add: Add,
+    named: Callable[[pd.DataFrame], str],
+) -> None:  # fmt: skip
+    """Read every CT, as ``embedprior images check`` does."""
+    if exams.empty:
+        return
+    progress("CTs")
+    states = {}
+    for exam_id, path in zip(exams["exam_id"], exams["path"], strict=True):
+        states[exam_id] = "broken"
+        file = root / str(path)
+        if is_volume(root, str(path)) or (file.is_file() and is_dicom(file)):
+            findings, _, _ = check_exam(ExamSource(str(exam_id), file, "volume"), draw=False)
+            if worst(findings) != "error":
+                states[exam_id] = "" if lungs_complete(findings) else "cut"
+        # a single slice is read as a picture
+        if states[exam_id] == "broken" and fingerprints(exams[exams["exam_id"] == exam_id], root):
+            states[exam_id] = ""
+    state = exams["exam_id"].map(states)
+    broken, cut = exams[state == "broken"], exams[state == "cut"]
+    add("CT can be read", "decide" if len(broken) else "ok", broken, _left_out(named(broken)))
+    said = cut["complete"].astype(str).str.lower().eq("false") if "complete" in cut else pd.Series(False, cut.index)
+    text = f"{named(cut)}; " + (
+        "studies leave them out (column 'complete')"
+        if said.all()
+        else "not all have 'complete' false: studies use them"
+    )
+    add("CT holds both lungs", "ok" if cut.empty else "note" if said.all() else "decide", cut, text if len(cut) else "")
 
 
 def _labels(cohort: Cohort, name: str, add: Add, named: Callable[[pd.DataFrame], str]) -> None:
@@ -158,6 +217,8 @@ def _probe(exams: pd.DataFrame, name: str, add: Add) -> None:
     result = delong(y, scores, clusters=rows["group_id"].to_numpy(), strata=fold_of)
     found = auc_interval(float(result.auc[0]), result.variance(np.ones(1)), result.independent_pairs)
     text = f"{', '.join(have)} alone give an AUC of {found.estimate:.3f} ({found.low:.3f} to {found.high:.3f})"
+    if found.low > PROBE_SHOWN:
+        text += "; a model may learn these: compare within one view or site (views: [PA]), and report it"
     add(check, "decide" if found.low > PROBE_SHOWN else "note", rows, text)
 
 
@@ -200,7 +261,7 @@ def _other_patient(exams: pd.DataFrame, root: Path) -> pd.DataFrame:
             file = next((member for member in sorted(file.rglob("*")) if member.is_file() and is_dicom(member)), file)
         if file.is_file() and is_dicom(file):
             stated[exam_id] = _patient_of(file)
-    own = exams[exams["exam_id"].map(lambda e: bool(stated.get(e)))]
+    own = exams[exams["exam_id"].map(lambda e: bool(stated.get(e))).astype(bool)]
     header = own["exam_id"].map(stated)
     by_patient, by_header = header.groupby(own["patient_id"]).nunique(), own["patient_id"].groupby(header).nunique()
     mixed = own["patient_id"].isin(by_patient[by_patient > 1].index) | header.isin(by_header[by_header > 1].index)

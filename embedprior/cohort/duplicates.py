@@ -34,7 +34,7 @@ MIN_COSINE = 0.95
 compressed again about .7: those only pictures show."""
 MIN_DIM, MAX_PAIR_SHARE, MAX_EXAMS = 32, 0.001, 50_000
 COLUMNS = ["exam_a", "exam_b", "patient_a", "patient_b", "how", "hash_distance", "correlation", "same_patient"]
-"""Of a table of duplicates; ``how``: same file, same picture, cropped picture or same embedding."""
+"""Of a table of duplicates; ``how``: same file, same picture, inverted picture, cropped picture or same embedding."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,13 @@ class Fingerprint:
 
     Attributes:
         bits: difference hash: is each of 16×16 cells darker than its right neighbour.
+        inverse_bits: that of the picture with black and white exchanged.
         thumbnail: 64×64 grey values, mean 0 and length 1.
         picture: 128×128 grey values over the picture's own range, for copies that were cropped.
     """
 
     bits: Bool[np.ndarray, " 256"]
+    inverse_bits: Bool[np.ndarray, " 256"]
     thumbnail: Float[np.ndarray, " 4096"]
     picture: UInt8[np.ndarray, "128 128"]
 
@@ -60,7 +62,8 @@ def fingerprint(grey: Float[np.ndarray, "height width"]) -> Fingerprint:
     kept = np.asarray(picture.resize((COMPARED_SIDE, COMPARED_SIDE), Image.Resampling.BOX))
     low, high = float(kept.min()), float(kept.max())
     scaled = np.rint(255 * (kept - low) / max(high - low, 1e-12)).astype(np.uint8)
-    return Fingerprint((cells[:, 1:] > cells[:, :-1]).ravel(), _unit(small).ravel(), scaled)
+    darker, brighter = cells[:, 1:] > cells[:, :-1], cells[:, 1:] < cells[:, :-1]
+    return Fingerprint(darker.ravel(), brighter.ravel(), _unit(small).ravel(), scaled)
 
 
 def fingerprints(exams: pd.DataFrame, root: Path) -> dict[str, Fingerprint]:
@@ -102,9 +105,9 @@ def same_files(exams: pd.DataFrame, sources: Mapping[str, str]) -> pd.DataFrame:
 def near_duplicates(exams: pd.DataFrame, prints: Mapping[str, Fingerprint]) -> pd.DataFrame:
     """Return pairs of pictures of one modality that are the same picture.
 
-    Same means a difference hash within 16 of 256 bits and a thumbnail correlation of at least 0.97. Of different
-    patients also: the finer structures of one and of a part of the other (up to 12 % cut off at each side) correlate by
-    at least 0.93 when aligned.
+    Same means a difference hash within 16 of 256 bits and a thumbnail correlation of at least 0.97, or both with black
+    and white exchanged. Of different patients also: the finer structures of one and of a part of the other (up to 12 %
+    cut off at each side) correlate by at least 0.93 when aligned.
 
     Returns:
         A table with ``COLUMNS``.
@@ -114,13 +117,15 @@ def near_duplicates(exams: pd.DataFrame, prints: Mapping[str, Fingerprint]) -> p
     for _, part in exams[exams["exam_id"].isin(prints)].groupby("modality"):
         ids = list(part["exam_id"])
         packed = np.packbits(np.stack([prints[i].bits for i in ids]), axis=1)
+        inverse = np.packbits(np.stack([prints[i].inverse_bits for i in ids]), axis=1)
         whole: set[tuple[str, str]] = set()
-        for a in range(len(ids) - 1):
-            distance = np.bitwise_count(packed[a + 1 :] ^ packed[a]).sum(axis=1)
+        ways = (("same picture", packed, 1), ("inverted picture", inverse, -1))
+        for a, (how, others, sign) in product(range(len(ids) - 1), ways):
+            distance = np.bitwise_count(others[a + 1 :] ^ packed[a]).sum(axis=1)
             for b in (a + 1 + np.flatnonzero(distance <= MAX_DISTANCE)).tolist():
-                correlation = float(prints[ids[a]].thumbnail @ prints[ids[b]].thumbnail)
+                correlation = sign * float(prints[ids[a]].thumbnail @ prints[ids[b]].thumbnail)
                 if correlation >= MIN_CORRELATION:
-                    found.append((ids[a], ids[b], "same picture", int(distance[b - a - 1]), correlation))
+                    found.append((ids[a], ids[b], how, int(distance[b - a - 1]), correlation))
                     whole.add((ids[a], ids[b]))
         for a, b, crop in _crop_candidates([prints[i].picture for i in ids]):
             first, second = ids[min(a, b)], ids[max(a, b)]

@@ -40,10 +40,14 @@ YES, NO = ("1", "1.0", "yes", "true", "positive", "pos", "y"), ("0", "0.0", "no"
 DATES = {
     "YYYY-MM-DD": ("%Y-%m-%d", ""), "YYYYMMDD": ("%Y%m%d", ""), "YYYY/MM/DD": ("%Y/%m/%d", ""),
     "DD/MM/YYYY": ("%d/%m/%Y", "dmy"), "MM/DD/YYYY": ("%m/%d/%Y", "mdy"), "DD.MM.YYYY": ("%d.%m.%Y", ""),
-    "DD-MM-YYYY": ("%d-%m-%Y", "dmy"), "MM-DD-YYYY": ("%m-%d-%Y", "mdy"),
+    "DD-MM-YYYY": ("%d-%m-%Y", "dmy"), "MM-DD-YYYY": ("%m-%d-%Y", "mdy"), "DD.MM.YY": ("%d.%m.%y", ""),
+    "DD/MM/YY": ("%d/%m/%y", "dmy"), "MM/DD/YY": ("%m/%d/%y", "mdy"),
 }  # fmt: skip
 """How a date may be written, and whether day and month may be exchanged."""
-TIMES = ("", " %H:%M", " %H:%M:%S", "T%H:%M:%S", "T%H:%M", " %H%M%S")
+TIMES = (
+    "", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", "T%H:%M:%S", "T%H:%M:%S.%f", "T%H:%M", " %H%M%S", "%H%M%S",
+    " %I:%M %p", " %I:%M:%S %p",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ def read_label_table(path: Path, mapping: Sequence[str] = ()) -> LabelTable:
     if not path.is_file():
         raise BadInput(f"no label table at {path}. Next: --labels FILE, a CSV with a row for each exam.")
     text, encoding = _decoded(path.read_bytes(), path)
+    first = re.match(r"sep=(.)\s*\n", text)  # a line that spreadsheets write and read
+    text = text[first.end() :] if first else text
     separator = _separator(text, path)
     try:
         rows = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
@@ -85,12 +91,13 @@ def read_label_table(path: Path, mapping: Sequence[str] = ()) -> LabelTable:
     notes = [f"{path.name}: {len(rows)} rows, separated by {told}, {encoding}."]
     column_of = _columns(rows, mapping, path)
     notes.append("Columns: " + ", ".join(f"{role} = '{column}'" for role, column in column_of.items()) + ".")
-    for role in ("patient_id", "path"):
-        if role not in column_of:
-            raise BadInput(
-                f"{path}: no column is known to be '{role}'. It has {', '.join(rows.columns)}. "
-                f"Next: --map COLUMN={role}"
-            )
+    others = [column for column in rows.columns if column not in column_of.values()]
+    if others:
+        notes.append(f"Other columns, for --label or --map: {', '.join(others)}.")
+    absent = [role for role in ("patient_id", "path") if role not in column_of]
+    if absent:
+        named, options = "' or '".join(absent), " ".join(f"--map COLUMN={role}" for role in absent)
+        raise BadInput(f"{path}: no column is known to be '{named}'. It has {', '.join(rows.columns)}. Next: {options}")
     return LabelTable(rows, column_of, tuple(notes))
 
 
@@ -173,10 +180,11 @@ def parse_dates(cells: pd.Series, order: str | None, where: str) -> tuple[pd.Ser
         (1, ['date: 1 as YYYYMMDD, 1 as DD/MM/YYYY.'])
     """
     parsed = {name: _parsed(cells, form) for name, (form, _) in DATES.items()}
-    for slash, (day_first, month_first) in {
-        "/": ("DD/MM/YYYY", "MM/DD/YYYY"),
-        "-": ("DD-MM-YYYY", "MM-DD-YYYY"),
-    }.items():
+    for slash, day_first, month_first in (
+        ("/", "DD/MM/YYYY", "MM/DD/YYYY"),
+        ("/", "DD/MM/YY", "MM/DD/YY"),
+        ("-", "DD-MM-YYYY", "MM-DD-YYYY"),
+    ):
         a, b = parsed[day_first].notna(), parsed[month_first].notna()
         both, chosen = a & b, order
         if (a & ~b).any() and (b & ~a).any():
@@ -208,6 +216,7 @@ def parse_dates(cells: pd.Series, order: str | None, where: str) -> tuple[pd.Ser
 
 
 def _parsed(cells: pd.Series, form: str) -> pd.Series:
+    cells = cells.str.replace(r"(?<=\d)Z$", "", regex=True)
     times = pd.Series(pd.NaT, index=cells.index, dtype="datetime64[ns]")
     for more in TIMES:
         found = pd.to_datetime(cells, format=form + more, errors="coerce")
@@ -263,3 +272,20 @@ def parse_label(rows: pd.DataFrame, rule: str, unknown: Sequence[str]) -> tuple[
     negatives = rows.loc[values == 0, column].value_counts().head(4)
     seen = ", ".join(f"'{value}' ({n})" for value, n in negatives.items())
     return name, values, f"label {name} of '{column}': {counts} rows; negative are {seen or 'none'}."
+
+
+def possible_labels(table: LabelTable) -> str:
+    """Return, in words, the columns that might hold a label: those of few different values, with the most frequent.
+
+    Example:
+        >>> rows = pd.DataFrame({"patient": ["1", "2", "3"], "finding": ["yes", "no", "no"]})
+        >>> possible_labels(LabelTable(rows, {"patient_id": "patient"}))
+        "finding ('no' 2, 'yes' 1)"
+    """
+    found = []
+    for column in table.rows.columns:
+        counts = table.rows[column][~table.rows[column].str.lower().isin(UNKNOWN)].value_counts()
+        if column not in table.column_of.values() and 1 < len(counts) <= max(2, len(table.rows) // 2):
+            few = ", ".join(f"'{value}' {n}" for value, n in counts.head(3).items())
+            found.append(f"{column} ({few})")
+    return ", ".join(found[:4])

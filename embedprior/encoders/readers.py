@@ -20,17 +20,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from embedprior.errors import BadInput, nearest
-from embedprior.imaging.files import UnreadableExam, is_dicom, source_hash, split_path
+from embedprior.imaging.files import UnreadableExam, is_dicom, source_hash
 from embedprior.imaging.findings import Finding, collect_findings, report_findings
-from embedprior.imaging.image_files import IMAGE_SUFFIXES
 from embedprior.imaging.preprocess import load_profile, prepare, profile_record
 from embedprior.imaging.radiographs import Geometry, read_image, to_square
-from embedprior.imaging.readers import read_volume
+from embedprior.imaging.readers import VOLUMES, is_volume, read_volume
 from embedprior.imaging.volume import Volume
 from embedprior.runs import hash_of, write_file
 
 ReaderName = Literal["radiograph", "slices", "triples", "windows", "volume"]
-VOLUMES = (*IMAGE_SUFFIXES, ".npz", ".zip")
 GREY = "ITU-R 601 luminance, repeated over three channels"
 TRANSFORM_VERSION = 1
 PICTURE_VERSION = 2
@@ -73,8 +71,7 @@ def read_picture(root: Path | str, path: str) -> Float[np.ndarray, "height width
         UnreadableExam: a CT volume, not an image, damaged, not 2D, or of one uniform grey.
     """
     root, name = Path(root), Path(path).name
-    is_volume = name.lower().endswith(VOLUMES) or (root / path).is_dir()
-    if is_volume and split_path(path)[1] is None:
+    if is_volume(root, path):
         raise UnreadableExam(
             f"{name}: a CT volume, and this encoder reads pictures. Next: --option reader=slices, where it has one"
         )

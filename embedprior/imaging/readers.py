@@ -13,7 +13,15 @@ from embedprior.imaging.audit import audit_geometry, audit_hu
 from embedprior.imaging.dicom_elements import plain_dataset
 from embedprior.imaging.dicom_header import HEAD_BYTES, MODALITIES, quiet_pydicom, read_dataset
 from embedprior.imaging.dicom_series import MIN_SLICES, read_series
-from embedprior.imaging.files import DICOM_SUFFIXES, UnreadableExam, content_id, files_below, is_dicom, printable
+from embedprior.imaging.files import (
+    DICOM_SUFFIXES,
+    UnreadableExam,
+    content_id,
+    files_below,
+    is_dicom,
+    printable,
+    split_path,
+)
 from embedprior.imaging.findings import Finding, UnusableExam, worst
 from embedprior.imaging.image_files import IMAGE_SUFFIXES, read_image_file
 from embedprior.imaging.lungs import audit_lungs
@@ -37,6 +45,12 @@ PEEKED = (
 Kind = Literal["volume", "radiograph"]
 COPIED = ("group_id", "site", "sex", "age", "source", "offset_days", "acquired_at")
 """Columns of the exam table that a DRR shares with its CT, beside the labels."""
+
+
+def is_volume(root: Path | str, path: str) -> bool:
+    """Return whether an exam is a CT volume by its name, or a folder; a row of an array file is a picture."""
+    named = Path(path).name.lower().endswith(VOLUMES) or (Path(root) / path).is_dir()
+    return named and split_path(path)[1] is None
 
 
 def read_volume(path: Path | str, series: str = "only") -> tuple[Volume, list[Finding]]:

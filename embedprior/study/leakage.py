@@ -158,6 +158,55 @@ def refuse_shared_files(cohort: Cohort, caches: Caches, external: External) -> N
         )
 
 
+def near_copies_outside(cohort: Cohort, caches: Caches, external: External, near_too: bool) -> Leakage:
+    """Compare the embeddings and, where both have pixel caches, the pictures of an external cohort with the study's.
+
+    Args:
+        cohort, caches: the study's own.
+        external: the other.
+        near_too: whether near-copies count as one picture (``duplicates: join``).
+
+    Returns:
+        Pairs of an own and an external exam, and what was compared.
+
+    Raises:
+        BadInput: there are such pairs, and near-copies count: an external patient would be scored by models that
+            trained on the same picture.
+    """
+    own, outside = cohort.exams, external.cohort.exams
+    both = pd.concat([own, outside], ignore_index=True)
+    tables, compared = [], []
+    for modality, a, b in (("CXR", caches.cxr, external.caches.cxr), ("CT", caches.ct, external.caches.ct)):
+        if a is None or b is None or a.has_tokens:
+            continue
+        chosen = [i for i in own.loc[own["modality"] == modality, "exam_id"] if i in set(a.ids)]
+        others = [i for i in outside.loc[outside["modality"] == modality, "exam_id"] if i in set(b.ids)]
+        if not chosen or not others:
+            continue
+        table, why = near_embeddings(both, [*chosen, *others], np.concatenate([a.take(chosen), b.take(others)]))
+        tables.append(table)
+        what = f"{len(others)} {modality} embeddings of '{external.name}' with the study's own by cosine"
+        compared.append(f"Not compared: {what}: {why}." if why else f"Compared: {what}.")
+    if caches.pixels is not None and external.caches.pixels is not None:
+        theirs = _prints(external.caches.pixels, set(outside.loc[outside["modality"] == "CXR", "exam_id"]))
+        prints = _prints(caches.pixels, set(own.loc[own["modality"] == "CXR", "exam_id"])) | theirs
+        tables.append(near_duplicates(both, prints))
+        compared.append(f"Compared: {len(theirs)} pictures of '{external.name}' with the study's own.")
+    else:
+        compared.append(f"Not compared: pictures of '{external.name}' with the study's own, as no cache holds them.")
+    found = first_of_each(tables)
+    mine = set(own["exam_id"])
+    found = found[found["exam_a"].isin(mine) != found["exam_b"].isin(mine)]
+    if len(found) and near_too:
+        pairs = ", ".join(f"{row.exam_a} and {row.exam_b} ({row.how})" for row in found.head(5).itertuples())
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise BadInput(
+            f"external cohort '{external.name}': {len(found)} of its exams look like the study's own: {pairs}{more}. "
+            "Next: take them out of one of the two folders; or 'duplicates: report', if they are of other patients."
+        )
+    return Leakage(found.reset_index(drop=True), tuple(compared))
+
+
 def _by_source(cohort: Cohort, caches: Caches) -> dict[str, str]:
     sources = sources_of(caches)
     exams = [str(i) for i in cohort.exams["exam_id"]]

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from embedprior.cohort.base import Cohort, of_views
-from embedprior.cohort.duplicates import COLUMNS
+from embedprior.cohort.duplicates import COLUMNS, first_of_each
 from embedprior.cohort.sources import read_cohort
 from embedprior.cohort.sources.tables import read_splits
 from embedprior.cohort.splits import Fold, folds_of, splits_table
@@ -33,7 +33,13 @@ from embedprior.study.inputs import (
     open_external,
     patients_seen,
 )
-from embedprior.study.leakage import in_caches, in_pictures, join_external, refuse_shared_files
+from embedprior.study.leakage import (
+    in_caches,
+    in_pictures,
+    join_external,
+    near_copies_outside,
+    refuse_shared_files,
+)
 from embedprior.tables import check_splits
 
 MAX_VARIANTS = 500
@@ -245,19 +251,23 @@ def read_study_data(
         leakage = in_caches(cohort, caches)
     near_too = config.duplicates == "join"
     cohort = leakage.joined(cohort, near_too)
+    duplicates, compared = [leakage.duplicates], list(leakage.compared)
     externals = {
         d.name: open_external(config, d, data, caches) for d in config.designs if d.data is not None and caches
     }
     if caches is not None:
         for external in externals.values():
             refuse_shared_files(cohort, caches, external)
+            outside = near_copies_outside(cohort, caches, external, near_too)
+            duplicates.append(outside.duplicates)
+            compared += [text for text in outside.compared if text not in compared]
         externals = {name: join_external(external, near_too) for name, external in externals.items()}
     for external in externals.values():
         for what, patients in patients_seen(external.caches).items():
             seen[what] = seen.get(what, frozenset()) | patients
     return split_cohort(
-        config, cohort, leakage.duplicates, encoder, caches, seen, splits_file, externals=externals, kept=kept,
-        compared=leakage.compared,
+        config, cohort, first_of_each(duplicates), encoder, caches, seen, splits_file, externals=externals, kept=kept,
+        compared=tuple(compared),
     )  # fmt: skip
 
 

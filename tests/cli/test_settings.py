@@ -12,6 +12,7 @@ import pytest
 import yaml
 from pydantic import Field
 
+from embedprior.cli import main
 from embedprior.cli.options import Command
 from embedprior.cli.settings import settings_command
 from embedprior.config import Config, load_config, settings_of
@@ -167,6 +168,12 @@ def test_options_of_the_command_stand_beside_its_settings(tmp_path: Path) -> Non
 def test_a_configuration_must_be_named_where_none_is_the_default() -> None:
     with pytest.raises(BadInput, match=r"--config is missing\. Allowed: default, quick, or a YAML file"):
         prog().main([], "prog", standalone_mode=False)
+
+
+def test_settings_that_are_typed_need_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "prior", "--source", "drr", "--out", "here"]) == 2
+    said = capsys.readouterr().err
+    assert "the command line (without --config): 'condition_cache': field required" in said
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--help", "--config", "{file}"], ["--config", "{file}", "--help"]])

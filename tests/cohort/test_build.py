@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from embedprior.cache import write_cache
 from embedprior.cli import main
 from embedprior.cohort.build import pair_in_window
 from embedprior.cohort.labels import parse_dates, parse_label, read_label_table
+from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
 
 HEAD = "PatientID;StudyDate;Modality;finding;AP/PA;Sex;File\n"
@@ -26,6 +28,16 @@ def picture(folder: Path, name: str, seed: int) -> Path:
     return folder / name
 
 
+def chest_ct(file: Path, seed: int, slices: slice = slice(None)) -> None:
+    """A body of water with two lungs, 8 mm voxels, from above the apices to below the bases; or a part of it."""
+    z, y, x = np.mgrid[-1:1:40j, -1:1:48j, -1:1:48j]
+    hu = np.where((x / 0.9) ** 2 + (y / 0.65) ** 2 < 1, 40, -1000)
+    for side in (-0.4, 0.4):
+        hu[((x - side) / 0.28) ** 2 + (y / 0.42) ** 2 + (z / 0.7) ** 2 < 1] = -850
+    hu = hu + np.random.default_rng(seed).normal(0, 10, hu.shape)
+    np.savez(file, hu=np.clip(hu, -1024, 2000).astype(np.int16)[slices], spacing_mm=(8.0, 8.0, 8.0))
+
+
 @pytest.fixture
 def export(tmp_path: Path) -> Path:
     """Two CTs, seven radiographs, a table with ``;``, a byte order mark, accents and two ways of writing dates."""
@@ -34,8 +46,7 @@ def export(tmp_path: Path) -> Path:
         picture(folder, f"CXR/IMG{number}.png", number)
     (folder / "CT").mkdir()
     for number in (1, 2):
-        hu = np.full((12, 16, 16), -1000 + number, np.int16)
-        np.savez(folder / "CT" / f"scan{number}.npz", hu=hu, spacing_mm=(20.0, 20.0, 20.0))
+        chest_ct(folder / "CT" / f"scan{number}.npz", number)
     lines = [
         "001;20210325;CR;COVID-19 (müde);PA;F;CXR/IMG0.png",
         "001;25/03/2021;DX;Pneumonia;L;F;CXR\\IMG1.png",  # a lateral; a path of Windows
@@ -210,8 +221,9 @@ def test_check_finds_what_a_test_plants(tmp_path: Path, capsys: pytest.CaptureFi
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "exams.csv", index=False)
     assert main(["cohort", "check", str(tmp_path)]) == 3
     found = pd.read_csv(tmp_path / "findings.csv", keep_default_na=False).set_index("check")
-    assert found.loc["file exists", ["severity", "message"]].tolist() == ["decide", "x4"]
-    assert found.loc["radiograph can be read", ["severity", "message"]].tolist() == ["decide", "x3"]
+    for check, exam in (("file exists", "x4"), ("radiograph can be read", "x3")):
+        assert found.loc[check, "severity"] == "decide"
+        assert found.loc[check, "message"] == f"{exam}; studies leave them out and count them"
     assert found.loc["same file", "severity"] == found.loc["cropped picture", "severity"] == "decide"
     assert "an AUC of 1.000" in found.loc["label nodule from metadata", "message"]
     duplicates = pd.read_csv(tmp_path / "duplicates.csv")
@@ -251,6 +263,83 @@ def test_merged_cohorts_keep_their_exams_apart_and_join_shared_files(tmp_path: P
     assert exams["site"].tolist() == ["a", "a", "b", "b"]
     assert all((tmp_path / "m" / path).is_file() for path in exams["path"])
     assert main(["cohort", "merge", str(tmp_path / "a"), "--out", str(tmp_path / "n")]) == 2
+
+
+def test_drrs_are_merged_with_their_cohort_and_each_exam_stands_once(export: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cohort"
+    assert main(words(export, out, "--window", "48h")) == 3
+    assert main(["drr", "--cohort", str(out), "--poses", "2", "--size", "64", "--out", str(tmp_path / "drr")]) == 0
+    both = [str(out), str(tmp_path / "drr")]
+    assert main(["cohort", "merge", *both, "--out", str(tmp_path / "all")]) == 0
+    exams = pd.read_csv(tmp_path / "all" / "exams.csv", dtype={"patient_id": str}).set_index("exam_id")
+    own = pd.read_csv(out / "exams.csv", dtype={"patient_id": str}).set_index("exam_id")
+    assert exams["modality"].value_counts().to_dict() == {"CXR": 6, "DRR": 4, "CT": 2}
+    assert exams.loc[own.index, "patient_id"].tolist() == own["patient_id"].tolist()
+    assert set(exams.loc[exams["modality"] == "DRR", "patient_id"]) == {"001", "002"}
+    assert exams.loc["scan1", "sha256"] == own.loc["scan1", "sha256"]
+    assert all((tmp_path / "all" / path).is_file() for path in exams["path"])
+    pairs = pd.read_csv(tmp_path / "all" / "pairs.csv", dtype=str)
+    assert len(pairs) == 2 + 4
+    assert exams.loc[pairs["cxr_exam_id"], "patient_id"].tolist() == pairs["patient_id"].tolist()
+    # another cohort, whose scan1 is another patient's, stays apart
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(export / "CT" / "scan2.npz", other / "c.npz")
+    pd.DataFrame([("scan1", "001", "CT", "c.npz")], columns=["exam_id", "patient_id", "modality", "path"]).to_csv(
+        other / "exams.csv", index=False
+    )
+    assert main(["cohort", "merge", *both, str(other), "--out", str(tmp_path / "three")]) == 0
+    exams = pd.read_csv(tmp_path / "three" / "exams.csv", dtype=str)
+    assert len(exams) == 13
+    assert set(exams.loc[exams["exam_id"].str.endswith("/scan1"), "patient_id"]) == {"cohort/001", "other/001"}
+
+
+def test_nearly_equal_embeddings_of_a_cache_are_found_where_no_picture_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    ids = [f"e{n}" for n in range(30)]
+    values = rng.normal(size=(30, 64)).astype(np.float32)
+    values[17] = values[3] + 0.02 * rng.normal(size=64)
+    spec = EncoderSpec(name="net", modality="CXR", dim=64, source="a test", weights_sha256="none", licence="none",
+                       profile={"side": 8}, pooling="mean")  # fmt: skip
+    write_cache(tmp_path / "cache", spec, ids, [f"{n:064x}" for n in range(30)], values)
+    frame = pd.DataFrame({"exam_id": ids, "patient_id": [f"p{n}" for n in range(30)], "modality": "CXR",
+                          "path": [f"{i}.png" for i in ids]})  # fmt: skip
+    frame.to_csv(tmp_path / "exams.csv", index=False)
+    assert main(["cohort", "check", str(tmp_path), "--cache", str(tmp_path / "cache")]) == 3
+    found = pd.read_csv(tmp_path / "findings.csv").set_index("check")
+    assert found.loc["same embedding", ["severity", "exams"]].tolist() == ["decide", 2]
+    pairs = pd.read_csv(tmp_path / "duplicates.csv")
+    assert pairs[["exam_a", "exam_b"]].to_numpy().tolist() == [["e3", "e17"]]
+    assert main(["cohort", "check", str(tmp_path), "--cache", str(tmp_path / "nothing")]) == 2
+
+
+def test_an_encoder_of_pictures_is_not_asked_to_read_volumes(
+    export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "cohort"
+    main(words(export, out))
+    embed = ["embed", "--cohort", str(out), "--encoder", "pixels-128", "--out", str(tmp_path / "c")]
+    assert main([*embed, "--modality", "CT"]) == 2
+    assert "encoder 'pixels-128' reads pictures. Next: --option reader=slices" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+    assert main(embed) == 0  # left to itself it takes the radiographs
+    assert "2 exams of other modalities are left out" in capsys.readouterr().err
+    assert main(["embed", "--cohort", str(export), "--encoder", "pixels-128", "--out", str(tmp_path / "d")]) == 2
+    assert "is a folder without exams.csv. Next: embedprior cohort build" in capsys.readouterr().err
+
+
+def test_a_letter_of_another_case_finds_a_file_only_where_one_fits(tmp_path: Path) -> None:
+    for number, name in enumerate(("A.png", "a.png", "B.PNG", "other/C.png")):
+        picture(tmp_path / "in", name, number)
+    lines = ["1;a.png", "2;b.png", "3;c.png"]
+    (tmp_path / "in" / "t.csv").write_text("MRN;File\n" + "\n".join(lines) + "\n")
+    assert main(["init", "--from-folder", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 3
+    exams = pd.read_csv(tmp_path / "out" / "exams.csv")
+    assert exams[["patient_id", "path"]].to_numpy().tolist() == [
+        [1, "../in/a.png"], [2, "../in/B.PNG"], [3, "../in/other/C.png"],
+    ]  # fmt: skip
 
 
 def test_check_finds_the_known_defects_of_a_real_collection(tmp_path: Path, shared_data: Path) -> None:

@@ -48,6 +48,16 @@ def test_resized_recompressed_and_brightened_copies_are_found(tmp_path):
     assert pairs == {("a.png", "small.jpg"), ("a.png", "bright.png"), ("bright.png", "small.jpg")}
 
 
+def test_a_copy_with_black_and_white_exchanged_is_found(tmp_path):
+    flat = scene(0).copy()
+    flat[:40] = 0  # a uniform border, in whose cells neither neighbour is darker
+    for name, grey in (("a.png", flat), ("inverted.png", 255 - flat), ("other.png", scene(1))):
+        Image.fromarray(grey).save(tmp_path / name)
+    exams = table(["a.png", "inverted.png", "other.png"], ["1", "2", "3"])
+    found = near_duplicates(exams, fingerprints(exams, tmp_path))
+    assert found[["exam_a", "exam_b", "how"]].to_numpy().tolist() == [["a.png", "inverted.png", "inverted picture"]]
+
+
 def test_mirrored_picture_and_other_modality_are_not_duplicates(tmp_path):
     Image.fromarray(scene(0)).save(tmp_path / "a.png")
     Image.fromarray(scene(0)[:, ::-1].copy()).save(tmp_path / "mirrored.png")

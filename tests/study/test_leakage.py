@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from embedprior.cache import write_cache
 from embedprior.cli import main
 from embedprior.config import parse_config
 from embedprior.errors import BadInput
-from embedprior.study.config import StudyConfig
-from embedprior.study.prepare import read_study_data
+from embedprior.study.config import CacheChoice, StudyConfig
+from embedprior.study.inputs import fold_data, open_caches
+from embedprior.study.prepare import Variant, read_study_data
+from embedprior.study.run import inputs_of
 
 from .conftest import BASE, SITES, spec
 
@@ -38,13 +41,19 @@ def digest(what: object) -> str:
     return hashlib.sha256(str(what).encode()).hexdigest()
 
 
-def write(folder: Path, files: np.ndarray[Any, Any], prefix: str = "") -> dict[str, str]:
-    """A cohort of as many patients as files, each with an X-ray of that file and a CT of its own; sha256 by exam."""
+def write(
+    folder: Path, files: np.ndarray[Any, Any], prefix: str = "", scans: bool = False, dim: int = 4
+) -> dict[str, str]:
+    """A cohort of as many patients as files, each with an X-ray of that file and a CT of its own; sha256 by exam.
+
+    With ``scans`` the CT is of that file, and the X-ray is the patient's own.
+    """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(3)
     names = [f"{prefix}p{n:02d}" for n in range(len(files))]
-    of = {f"x-{p}": digest(int(file)) for p, file in zip(names, files, strict=True)}
-    of |= {f"ct-{p}": digest(f"CT of {p}") for p in names}
+    shared, own = ("ct", "x") if scans else ("x", "ct")
+    of = {f"{shared}-{p}": digest(int(file)) for p, file in zip(names, files, strict=True)}
+    of |= {f"{own}-{p}": digest(f"{own} of {p}") for p in names}
     rows, pairs = [], []
     for n, patient in enumerate(names):
         rows += [(f"x-{patient}", patient, "CXR", n % 2, SITES[n % 3]), (f"ct-{patient}", patient, "CT", n % 2, "A")]
@@ -56,14 +65,15 @@ def write(folder: Path, files: np.ndarray[Any, Any], prefix: str = "") -> dict[s
     pd.DataFrame(pairs, columns=columns).to_csv(folder / "pairs.csv", index=False)
     for name, modality, first in (("cxr", "CXR", "x-"), ("ct", "CT", "ct-")):
         ids = [first + p for p in names]
-        matrix = rng.normal(size=(len(ids), 4)).astype(np.float32)
-        write_cache(folder / "caches" / name, spec(f"{name}-net", modality, 4, None), ids, [of[i] for i in ids], matrix)
+        matrix = rng.normal(size=(len(ids), dim)).astype(np.float32)
+        net = spec(f"{name}-net", modality, dim, None)
+        write_cache(folder / "caches" / name, net, ids, [of[i] for i in ids], matrix)
     return of
 
 
 def config(**design: Any) -> StudyConfig:
     one = {"name": "d", "methods": ["cxr-only", "ridge-head"], **design}
-    claim = {"name": "H1", "claim": "c", "design": "d", "a": "ridge-head", "b": "cxr-only"}
+    claim = {"name": "H1", "claim": "c", "design": "d", "a": one["methods"][1], "b": one["methods"][0]}
     return parse_config(StudyConfig, {**BASE, "designs": [one], "hypotheses": [claim]}, "test")
 
 
@@ -83,21 +93,47 @@ def sides(data: Any, of: dict[str, str], by_site: bool) -> list[dict[str, set[st
     return found
 
 
+def read_by_fits(study: StudyConfig, data: Any, folder: Path, of: dict[str, str]) -> list[dict[str, set[str]]]:
+    """By fold: the files whose embeddings the fits of it are given to train on, to choose by, and to score."""
+    inputs = inputs_of(Variant("", {}, study), data, data.caches, frozenset(), folder)
+    found = []
+    for fold in inputs.folds.values():
+        given = fold_data(inputs, study.designs[0], fold)
+        parts = {"train": set(), "val": set(), "test": {of[i] for i in given.scored["test"].exam_ids}}
+        for stage in (*given.stages, *given.paired_stages):
+            parts["train"] |= {of[i] for i in stage.train.exam_ids}
+            parts["val"] |= {of[i] for i in stage.val.exam_ids}
+        ct = data.cohort.exams.query("modality == 'CT'")
+        for part, patients in given.teacher.patients.items():
+            parts[part] |= {of[i] for i in ct.loc[ct["patient_id"].isin(patients), "exam_id"]}
+        pairs = data.cohort.pairs.set_index("cxr_exam_id")["ct_exam_id"]
+        parts["test"] |= {of[pairs[i]] for i in given.scored["test"].exam_ids}
+        found.append(parts)
+    return found
+
+
+def apart(parts: dict[str, set[str]]) -> bool:
+    return not (parts["test"] & parts["train"] or parts["test"] & parts["val"] or parts["val"] & parts["train"])
+
+
 @pytest.mark.parametrize("split", SPLITS)
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 10_000), kept=st.sampled_from(["join", "report"]))
-def test_no_file_lies_on_two_sides_of_a_fold(split: str, seed: int, kept: str) -> None:
-    """36 patients with 26 files: ten at least stand under two patient ids."""
+@given(
+    seed=st.integers(0, 10_000), kept=st.sampled_from(["join", "report"]), share=st.sampled_from([1.0, 0.3]),
+    scans=st.booleans(),
+)  # fmt: skip
+def test_no_file_lies_on_two_sides_of_a_fold(split: str, seed: int, kept: str, share: float, scans: bool) -> None:
+    """36 patients with 26 files: ten at least stand under two patient ids; radiographs or, of as many, CTs."""
     files = np.random.default_rng(seed).integers(10, 36, 36)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "cohort"
-        of = write(folder, files)
-        study = config(**SPLITS[split]).model_copy(update={"duplicates": kept})
+        of = write(folder, files, scans=scans)
+        study = config(**SPLITS[split]).model_copy(update={"duplicates": kept, "label_fraction": share})
         data = read_study_data(study, folder)
-        for parts in sides(data, of, "site" in split):
-            assert not parts["test"] & parts["train"]
-            assert not parts["test"] & parts["val"]
-            assert not parts["val"] & parts["train"]
+        assert all(apart(parts) for parts in sides(data, of, "site" in split))
+        given_to_fits = read_by_fits(study, data, folder, of)
+        assert all(apart(parts) for parts in given_to_fits)
+        assert all(parts["train"] and parts["test"] for parts in given_to_fits)
         shared = data.cohort.exams.drop_duplicates("patient_id")["group_id"].nunique()
         assert shared == len(set(files.tolist()))  # one group a file, whoever bears it
 
@@ -110,6 +146,60 @@ def test_a_file_of_the_cohort_in_an_external_folder_is_refused_by_name(tmp_path:
     write(tmp_path / "third", np.array([30, 31, 30, 32, 33, 34]), "c-")
     data = read_study_data(config(split="external", data="../third"), tmp_path / "own")
     assert data.targets["d"].set_index("patient_id").loc[["c-p00", "c-p02"], "group_id"].nunique() == 1
+
+
+def test_what_looks_like_the_cohorts_own_in_an_external_folder_is_refused_or_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Embeddings alone; no checksum is the same."""
+    write(tmp_path / "own", np.arange(10, 40), dim=64)
+    write(tmp_path / "other", np.arange(50, 62), "b-", dim=64)
+    rng = np.random.default_rng(8)
+    ids = [f"x-b-p{n:02d}" for n in range(12)]
+    matrix = rng.normal(size=(12, 64)).astype(np.float32)
+    own = open_caches(CacheChoice(cxr="caches/cxr"), tmp_path / "own").cxr
+    matrix[4] = own.take(["x-p07"])[0] + 0.02 * rng.normal(size=64)
+    shutil.rmtree(tmp_path / "other" / "caches" / "cxr")
+    net = spec("cxr-net", "CXR", 64, None)
+    write_cache(tmp_path / "other" / "caches" / "cxr", net, ids, [digest(f"again {i}") for i in ids], matrix)
+    study = config(split="external", data="../other", cases="cxr", methods=["cxr-only", "logistic"])
+    said = r"'other': 1 of its exams look like the study's own: x-p07 and x-b-p04 \(same embedding\)"
+    with pytest.raises(BadInput, match=said):
+        read_study_data(study, tmp_path / "own")
+    data = read_study_data(study.model_copy(update={"duplicates": "report"}), tmp_path / "own")
+    assert data.duplicates[["exam_a", "exam_b", "how"]].to_numpy().tolist() == [["x-p07", "x-b-p04", "same embedding"]]
+    assert "Compared: 12 CXR embeddings of 'other' with the study's own by cosine." in data.compared
+    assert any(text.startswith("Not compared: pictures of 'other'") for text in data.compared)
+
+
+@pytest.mark.parametrize("split", ["kfold", "repeats", "resamples", "fixed"])
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10_000), kept=st.sampled_from(["join", "report"]))
+def test_no_picture_lies_on_two_sides_on_the_road_of_pictures(split: str, seed: int, kept: str) -> None:
+    """24 patients with 14 pictures, of which some are saved as they are and some compressed again."""
+    rng = np.random.default_rng(seed)
+    pictures = rng.integers(0, 14, 24)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        rows, of = [], {}
+        for n, number in enumerate(pictures):
+            scene = np.random.default_rng(int(number)).integers(0, 256, (8, 8)).astype(np.uint8)
+            image = Image.fromarray(scene).resize((128, 128), Image.Resampling.BICUBIC)
+            again = bool(rng.integers(2))
+            name = f"x{n}.{'jpg' if again else 'png'}"
+            image.save(folder / name, **({"quality": 60} if again else {}))
+            rows.append((f"x{n}", f"p{n}", "CXR", name, n % 2))
+            of[f"x{n}"] = digest(int(number) if kept == "join" else (int(number), again))
+        columns = ["exam_id", "patient_id", "modality", "path", "label:nodule"]
+        pd.DataFrame(rows, columns=columns).to_csv(folder / "exams.csv", index=False)
+        design = {"name": "d", **SPLITS[split], "cases": "cxr", "methods": ["cxr-only", "logistic"]}
+        study = {
+            "label": "nodule", "source": "tables", "encoder": {"name": "pixels-128", "options": {}}, "title": "t",
+            "designs": [design], "seeds": [1], "as_published": "a test", "hypotheses": [], "duplicates": kept,
+        }  # fmt: skip
+        data = read_study_data(parse_config(StudyConfig, study, "test"), folder)
+        assert all(apart(parts) for parts in sides(data, of, False))
+        assert data.cohort.exams["group_id"].nunique() == len(set(of.values()))
 
 
 def test_one_picture_under_two_ids_is_joined_on_the_road_of_pictures(tmp_path: Path) -> None:
