@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from embedprior.study.leakage import (
     near_copies_outside,
     refuse_shared_files,
 )
-from embedprior.tables import check_splits
+from embedprior.tables import EXAM_REQUIRED, PAIR_REQUIRED, check_splits, read_table
 
 MAX_VARIANTS = 500
 FIXED = ("sweep", "title", "caveats", "seconds_per_fit", "hypotheses", "seeds", "as_published")
@@ -171,6 +171,7 @@ class StudyData:
         seen: what was trained before on patients of this cohort → these patients.
         externals: by design, the external cohort it is scored on, where that is another folder.
         compared: sentences: which files, pictures and embeddings were compared for copies, and which were not.
+        unembedded: exams that the study would have read, had the caches an embedding of them.
     """
 
     cohort: Cohort
@@ -183,6 +184,7 @@ class StudyData:
     seen: dict[str, frozenset[str]] | None = None
     externals: Mapping[str, External] = field(default_factory=dict)
     compared: tuple[str, ...] = ()
+    unembedded: tuple[str, ...] = ()
 
     def folds(self, design: str) -> list[Fold]:
         """Return the folds of one design, by resample and fold."""
@@ -265,10 +267,31 @@ def read_study_data(
     for external in externals.values():
         for what, patients in patients_seen(external.caches).items():
             seen[what] = seen.get(what, frozenset()) | patients
-    return split_cohort(
+    lacking = unembedded_exams(config, data, caches) if caches is not None else ()
+    found = split_cohort(
         config, cohort, first_of_each(duplicates), encoder, caches, seen, splits_file, externals=externals, kept=kept,
         compared=tuple(compared),
     )  # fmt: skip
+    return replace(found, unembedded=lacking)
+
+
+def unembedded_exams(config: StudyConfig, data: Path, caches: Caches) -> tuple[str, ...]:
+    """Return the exams of the study's views that were meant to be embedded, and are in no cache: unreadable, as a rule.
+
+    Meant are the modalities of which a cache holds exams: radiographs and DRRs in the first, CTs in the second.
+    """
+    exams = read_table(data / "exams.csv", [c for c in EXAM_REQUIRED if c != "path"])
+    held = [set(caches.cxr.ids), set(caches.ct.ids if caches.ct else ())]
+    absent = []
+    for modality, own in exams.groupby("modality"):
+        there = own["exam_id"].isin(held[modality == "CT"])
+        absent += list(own.loc[~there, "exam_id"]) if there.any() else []
+    rows = exams[exams["exam_id"].isin(absent)].assign(path="")  # the table may lack it, and no file is looked for
+    if rows.empty:
+        return ()
+    chosen = of_views(Cohort(data, rows, pd.DataFrame(columns=list(PAIR_REQUIRED)), ()), config.views, config.complete,
+                      headers=False)  # fmt: skip
+    return tuple(chosen.exams["exam_id"].astype(str))
 
 
 def split_cohort(

@@ -180,7 +180,9 @@ def study_inputs(study: Study, out: Path, stage: Callable[..., None]) -> tuple[l
         if id(prepared) not in embedded:
             caches, failed = _embed(variant.config, prepared, root)
             failures += [f for f in failed if f not in failures]
-            embedded[id(prepared)] = (caches, frozenset(f["exam_id"] for f in failed))
+            # what a cache lacks is no part of the cohort any more
+            gone = frozenset(f["exam_id"] for f in failed) - frozenset(prepared.unembedded)
+            embedded[id(prepared)] = (caches, gone)
             stage("embeddings", exams=len(caches.cxr.ids), unreadable=len(failed), cache=caches.cxr.path.name)
         caches, gone = embedded[id(prepared)]
         inputs.append(inputs_of(variant, prepared, caches, gone, root))
@@ -293,7 +295,8 @@ def needed_exams(config: StudyConfig, prepared: StudyData) -> pd.DataFrame:
 def _embed(config: StudyConfig, prepared: StudyData, root: Path) -> tuple[Caches, list[dict[str, str]]]:
     if prepared.caches is not None:
         _refuse_missing(config, prepared, prepared.caches)
-        return prepared.caches, []
+        reason = "no embedding in the caches; the record of embedprior embed says why"
+        return prepared.caches, [{"exam_id": i, "stage": "embedding", "reason": reason} for i in prepared.unembedded]
     assert prepared.encoder is not None
     needed = needed_exams(config, prepared)
     cache, failures = build_cache(

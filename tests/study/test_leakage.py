@@ -255,6 +255,28 @@ def test_plan_and_report_say_what_was_compared_and_what_was_not(
     assert flow.loc["kfold: X-rays", ["exams", "dropped"]].tolist() == [32, 32]
 
 
+def test_exams_that_could_not_be_embedded_are_dropped_counted_and_need_attention(tmp_path: Path) -> None:
+    """A radiograph and a CT are in no cache, as after ``embed`` left them out; a lateral was never to be embedded."""
+    write(tmp_path / "own", np.arange(10, 40))
+    exams = pd.read_csv(tmp_path / "own" / "exams.csv").assign(view="PA")
+    more = [("x-bad", "p00", "CXR", 0, "A", "PA"), ("x-side", "p00", "CXR", 0, "A", "LL")]
+    more.append(("ct-bad", "q", "CT", 1, "A", ""))
+    exams = pd.concat([exams, pd.DataFrame(more, columns=exams.columns)])
+    exams.to_csv(tmp_path / "own" / "exams.csv", index=False)
+    pairs = pd.read_csv(tmp_path / "own" / "pairs.csv")
+    pairs.loc[len(pairs)] = ["bad", "p00", "x-bad", "ct-p00", 1, 1]
+    pairs.to_csv(tmp_path / "own" / "pairs.csv", index=False)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(BASE))
+    words = ["--config", str(tmp_path / "study.yaml"), "--data", str(tmp_path / "own"), "--out", str(tmp_path / "out")]
+    assert main(["study", "run", *words]) == 3
+    failures = pd.read_csv(tmp_path / "out" / "failures.csv")
+    assert sorted(failures["exam_id"]) == ["ct-bad", "x-bad"]
+    assert failures["reason"].str.startswith("no embedding in the caches").all()
+    flow = pd.read_csv(tmp_path / "out" / "cohort" / "flow.csv").set_index("step")
+    assert flow.loc["embedding exists", "dropped"] == 3
+    assert "x-bad" not in set(pd.read_csv(tmp_path / "out" / "predictions.csv")["exam_id"])
+
+
 def test_laterals_and_cut_scans_take_no_part_and_are_counted(tmp_path: Path) -> None:
     write(tmp_path / "own", np.arange(10, 40))
     exams = pd.read_csv(tmp_path / "own" / "exams.csv", dtype={"exam_id": str})
