@@ -74,11 +74,11 @@ RUN = [
         "embedprior study run --config all/study_paired.yaml --data all --out paired",
         "embedprior cohort split all --label covid --folds 3 --validation 0.25",
         "embedprior train prior --condition-cache all/caches/cxr --target-cache all/caches/ct --pairs all/pairs.csv "
-        "--splits all/splits.csv --exams all/exams.csv --source drr --prior.network.preset tiny "
+        "--splits all/splits.csv --exams all/exams.csv --source drr --prior.settings given --prior.network.preset tiny "
         "--prior.training.steps 100 --out prior/drr",
         "embedprior train prior --condition-cache all/caches/cxr --target-cache all/caches/ct --pairs all/pairs.csv "
         "--splits all/splits.csv --exams all/exams.csv --source cxr --init-from prior/drr "
-        "--prior.network.preset tiny --prior.training.steps 50 --out prior/cxr",
+        "--prior.settings given --prior.network.preset tiny --prior.training.steps 50 --out prior/cxr",
     ]),
     ("deploy.md", [
         "embedprior train final --study results --method logistic",

@@ -302,7 +302,8 @@ def test_the_export_becomes_caches_drrs_a_prior_and_a_report_by_commands_alone(
     hospital(shared_data, tmp_path / "export", patients=24)
     monkeypatch.chdir(tmp_path)
     prior = ["--condition-cache", "all/caches/cxr", "--target-cache", "all/caches/ct", "--pairs", "all/pairs.csv",
-             "--splits", "all/splits.csv", "--exams", "all/exams.csv", "--prior.network.preset", "tiny"]  # fmt: skip
+             "--splits", "all/splits.csv", "--exams", "all/exams.csv", "--prior.settings", "given",
+             "--prior.network.preset", "tiny"]  # fmt: skip
     lite = ["--cohort", "all", "--encoder", "efficientnet-lite0"]
     slices = ["--option", "reader=slices", "--option", "profile=slices_128", "--option", "every=4"]
     build = ["--from-folder", "export", "--label", "covid=finding~COVID", "--window", "14d", "--out", "cohort"]
