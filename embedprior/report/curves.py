@@ -90,7 +90,8 @@ def calibration_canvas(rows: Sequence[Mapping[str, Any]], alpha: float = 0.05) -
 
 def calibration_figure(evidence: Mapping[str, Any], label: str | None = None) -> tuple[Figure | None, str]:
     """Return the calibration of the methods shown, or None with the reason: too few cases, or no probabilities."""
-    rows = [row for row in _of_label(evidence, label) if row.get("reliability")]
+    scored = [row for row in _of_label(evidence, label) if row["n_pos"] is not None]  # others could not be fitted
+    rows = [row for row in scored if row.get("reliability")]
     if not rows:
         return None, ""
     pos, neg = (min(float(row[k]) for row in rows) for k in ("n_pos", "n_neg"))
