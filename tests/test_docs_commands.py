@@ -149,7 +149,9 @@ def test_targets_and_extras_that_are_named_exist() -> None:
 
 def chest(rng: np.random.Generator, positive: bool) -> np.ndarray:
     y, x = np.mgrid[-1:1:80j, -1:1:80j]
-    tissue = np.asarray(Image.fromarray(rng.normal(size=(9, 9)).astype(np.float32)).resize((80, 80)))  # of this patient
+    tissue = np.asarray(
+        Image.fromarray(rng.normal(size=(24, 24)).astype(np.float32)).resize((80, 80))
+    )  # of this patient
     width, height = rng.uniform(0.2, 0.36), rng.uniform(0.5, 0.85)
     lungs = sum(np.exp(-((((x - side) / width) ** 2 + (y / height) ** 2) ** 2)) for side in (-0.45, 0.45))
     grey = 0.7 - 0.5 * lungs + 0.25 * tissue + 0.5 * positive * np.exp(-((x - 0.45) ** 2 + (y - 0.3) ** 2) / 0.03)
