@@ -36,6 +36,8 @@ NOT_RUN = {
     r"embedprior (train alignment|align|evaluate-embeddings) .*": "tests/alignment, tests/transfer, and the recipe of "
     "tests/pretrain/test_ct_rate_alignment.py",
     r"embedprior embed .*hf-text:FOLDER.*": "a folder of a text model; tests/encoders/test_text.py",
+    r"embedprior train prior .*": "tests/prior; the slow test of tests/cohort/test_hospital_export.py runs "
+    "these two after each other",
     r"embedprior (drr|images check) .*(FOLDER|exams/|augmented).*": "needs CT volumes; tests/cli/test_drr.py and "
     "tests/cli/test_images_check.py run them",
     r"embedprior embed .*(data/exams\.csv|--cohort exams\.csv|chest-ct-resnet152|runs/encoder-cxr).*": "needs volumes, "
@@ -73,12 +75,6 @@ RUN = [
         "embedprior study plan --config all/study_paired.yaml --data all --out paired",
         "embedprior study run --config all/study_paired.yaml --data all --out paired",
         "embedprior cohort split all --label covid --folds 3 --validation 0.25",
-        "embedprior train prior --condition-cache all/caches/cxr --target-cache all/caches/ct --pairs all/pairs.csv "
-        "--splits all/splits.csv --exams all/exams.csv --source drr --prior.settings given --prior.network.preset tiny "
-        "--prior.training.steps 100 --out prior/drr",
-        "embedprior train prior --condition-cache all/caches/cxr --target-cache all/caches/ct --pairs all/pairs.csv "
-        "--splits all/splits.csv --exams all/exams.csv --source cxr --init-from prior/drr "
-        "--prior.settings given --prior.network.preset tiny --prior.training.steps 50 --out prior/cxr",
     ]),
     ("deploy.md", [
         "embedprior train final --study results --method logistic",
