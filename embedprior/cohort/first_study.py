@@ -92,7 +92,9 @@ def write_first_studies(out: Path, exams: pd.DataFrame, pairs: pd.DataFrame) -> 
     what = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) + f" of {exams['patient_id'].nunique()} patients"
     of = exams.set_index("exam_id")["modality"].reindex(pairs["cxr_exam_id"])
     radiographs = exams[exams["modality"] == "CXR"]
-    real = pairs[(of == "CXR").to_numpy()]
+    said = exams["complete"].astype(str).str.lower() if "complete" in exams else pd.Series("", index=exams.index)
+    cut = exams.loc[said.isin(["false", "0", "0.0"]), "exam_id"]  # the studies leave these out
+    real = pairs[(of == "CXR").to_numpy() & ~pairs["ct_exam_id"].isin(cut).to_numpy()]
     given = {"label": label, "title": f"{label}, {out.name}", "out": out}
     written, notes = [], []
     for name, template, rows, patients in (
