@@ -30,7 +30,8 @@ def successive_halving(candidates: Sequence[str], loss_at: Callable[[str, float]
     """Return the candidate left when the worse part of them is dropped round after round.
 
     Another candidate must be better than the default, or the first of those that are left, by a standard error of the
-    difference, case by case: among several, one is always a little better on a few validation cases by chance.
+    difference, case by case: among several, one is always a little better on a few validation cases by chance. The
+    default stays until the last round: what is ahead early in a training is often not ahead at its end.
 
     Round k trains the candidates that are left for ``factor``^(k − rounds) of the budget, so that every round costs
     about as much as the others (Jamieson and Talwalkar 2016, arXiv 1502.07943).
@@ -63,5 +64,6 @@ def successive_halving(candidates: Sequence[str], loss_at: Callable[[str, float]
             raise EmbedpriorError("no candidate's validation loss is a number. Next: look for NaN among the inputs")
         behind = {name: losses[name] - losses[finite[0]] for name in finite}
         bound = {name: float(each.mean()) + standard_error(each) for name, each in behind.items()}
-        left = sorted(finite, key=lambda name: bound[name])[: -(-len(left) // factor)]
+        kept = {candidates[0]} if number < count - 1 else set()
+        left = sorted(finite, key=lambda name: (name not in kept, bound[name]))[: -(-len(left) // factor)]
     return Search(left[0], tuple(rounds), cost)

@@ -17,9 +17,21 @@ def test_the_worse_half_is_dropped_round_after_round_and_the_cost_counted() -> N
 
     found = successive_halving(list(final), loss_at)
     assert found.chosen == "b"
-    assert [set(losses) for losses in found.rounds] == [set(final), {"a", "b", "c", "d"}, {"b", "c"}]
+    assert [set(losses) for losses in found.rounds] == [set(final), {"default", "b", "c", "d"}, {"default", "b"}]
     assert found.cost == pytest.approx(sum(share for _, share in asked)) == pytest.approx(3.0)
     assert sorted({share for _, share in asked}) == [0.125, 0.25, 0.5]
+
+
+def test_the_default_is_judged_by_the_last_round() -> None:
+    """The others are ahead by .01 at first, and behind by 1 at half of the budget."""
+
+    def loss_at(name: str, share: float) -> float:
+        late = share > 0.25
+        return 2.0 if name == "default" else 2.0 + (1.0 if late else -0.01)
+
+    found = successive_halving(["default", "a", "b", "c"], loss_at)
+    assert [len(losses) for losses in found.rounds] == [4, 2]
+    assert found.chosen == "default"
 
 
 def test_the_default_wins_ties_and_a_failed_candidate_never() -> None:
