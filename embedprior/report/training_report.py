@@ -15,7 +15,7 @@ from embedprior.evidence import delong, delong_test
 from embedprior.evidence.intervals import auc_interval
 from embedprior.report.formatting import RESEARCH_USE, UNDEFINED, estimate, fixed, interval, markdown_table, signed
 from embedprior.students.config import TrainStudentConfig
-from embedprior.students.training import FitSummary
+from embedprior.students.fit_summary import FitSummary
 from embedprior.teachers.config import TrainTeacherConfig
 
 PARTS = {"val": "validation (chose the checkpoint: too high)", "test": "held out"}

@@ -18,10 +18,10 @@ from embedprior.nn.standardise import Standardiser
 from embedprior.runs import read_json, seed_for, write_json, write_tensors
 from embedprior.students.base import Cases, FitData, Fitted, Head, Stage, refuse_not_finite
 from embedprior.students.config import Balance, Budget
+from embedprior.students.fit_summary import FitSummary
 from embedprior.students.logit_kd import CxrOnly
 from embedprior.students.regression_maps import Array
 from embedprior.students.student import LogitStudent, head_size, labelled, save_head
-from embedprior.students.training import FitSummary
 from embedprior.teachers.teacher import TeacherHead
 
 INVERSE_PENALTIES = tuple(10.0**k for k in range(-4, 3))

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from embedprior.nn.losses import label_loss
 from embedprior.students.base import FitData, Stage
 from embedprior.students.config import Count, Positive, Share, TeacherKind
+from embedprior.students.fit_summary import FitSummary
 from embedprior.students.network import StudentNetwork
 from embedprior.students.student import LogitStudent, StudentMethod, labelled
-from embedprior.students.training import Batch, FitSummary, Objective
+from embedprior.students.training import Batch, Objective
 
 __all__ = ["CxrAndDrr", "CxrOnly", "LabelsOnly", "LogitStudent", "labelled"]
 

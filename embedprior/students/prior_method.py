@@ -30,8 +30,8 @@ from embedprior.prior.trainer import METRICS, train_prior
 from embedprior.runs import artifact, hash_array, hash_of, read_json, seed_for, write_json
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage, shuffled_stage
 from embedprior.students.config import Budget
+from embedprior.students.fit_summary import FitSummary
 from embedprior.students.student import head_size, save_head
-from embedprior.students.training import FitSummary
 from embedprior.teachers.teacher import TeacherHead
 
 CODE_TAG = "prior-5"

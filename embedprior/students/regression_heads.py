@@ -25,6 +25,7 @@ from embedprior.nn.training import tensor
 from embedprior.runs import read_json, write_json, write_tensors
 from embedprior.students.base import Cases, FitData, Head, Stage, refuse_not_finite, shuffled_stage
 from embedprior.students.config import Budget, Positive, Positives
+from embedprior.students.fit_summary import FitSummary
 from embedprior.students.regression_maps import (
     Affine,
     Array,
@@ -37,7 +38,6 @@ from embedprior.students.regression_maps import (
 )
 from embedprior.students.search import search_settings
 from embedprior.students.student import head_size, lowest, save_head
-from embedprior.students.training import FitSummary
 from embedprior.teachers.teacher import TeacherHead
 
 

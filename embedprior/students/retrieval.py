@@ -19,9 +19,9 @@ from embedprior.nn.standardise import Standardiser
 from embedprior.runs import read_json, write_json, write_tensors
 from embedprior.students.base import Cases, FitData, Fitted, refuse_not_finite
 from embedprior.students.config import Budget, Count, Counts
+from embedprior.students.fit_summary import FitSummary
 from embedprior.students.regression_maps import Array
 from embedprior.students.student import head_size
-from embedprior.students.training import FitSummary
 
 
 @dataclass(frozen=True)

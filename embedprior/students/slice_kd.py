@@ -20,6 +20,7 @@ from embedprior.nn.losses import info_nce, label_loss
 from embedprior.runs import read_json, write_json
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Stage
 from embedprior.students.config import Budget, Count, InputKind, Positive, Share, TeacherKind, Weight
+from embedprior.students.fit_summary import FitSummary
 from embedprior.students.gated_kd import Gate, Sure, confidence_gate, pseudo_label_loss
 from embedprior.students.logit_kd import CxrOnly, softened_divergence
 from embedprior.students.map_kd import CtNetworkMethod, CtNetworkTeaches, SharedNetwork, SliceKd, ct_as_radiograph
@@ -27,7 +28,7 @@ from embedprior.students.network import StudentNetwork
 from embedprior.students.pilot_networks import MapOutput
 from embedprior.students.relational_kd import angle_relations, distance_relations
 from embedprior.students.student import LogitStudent
-from embedprior.students.training import Batch, FitSummary, Objective
+from embedprior.students.training import Batch, Objective
 
 
 class GatedLogits(CtNetworkTeaches):

@@ -23,11 +23,11 @@ from embedprior.nn.training import ValidationHistory, contiguous
 from embedprior.runs import artifact, hash_array, hash_of, measured, read_json, write_json, write_tensors
 from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage, shuffled_stage
 from embedprior.students.config import Budget, InputKind, NetworkKind
+from embedprior.students.fit_summary import FitSummary
 from embedprior.students.network import StudentNetwork, new_student
 from embedprior.students.search import search_settings
 from embedprior.students.training import (
     CaseTensors,
-    FitSummary,
     Objective,
     can_validate,
     to_tensors,
