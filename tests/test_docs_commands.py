@@ -218,7 +218,7 @@ def test_the_site_builds_and_every_link_leads_somewhere(tmp_path: Path) -> None:
     build.append(str(tmp_path / "site"))
     done = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(list((tmp_path / "site").glob("*.html"))) >= len(PAGES) - 1
+    assert len(list((tmp_path / "site").rglob("*.html"))) >= len(PAGES) - 1
     missing = [
         f"{page.name}: {link}"
         for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]

@@ -38,6 +38,7 @@ from embedprior.encoders.base import differing_field, key8
 from embedprior.errors import BadInput
 from embedprior.runs import Lock
 from embedprior.runs.integrity import CHECKSUM, remember, remembered, stamp_of
+from embedprior.runs.locks import is_old
 
 Kind = Literal["damaged", "missing", "foreign", "manifest"]
 MAX_THREADS = 8
@@ -145,12 +146,18 @@ def repair(location: CacheLocation, found: list[Corruption]) -> None:
 
 def remove_leftovers(folder: Path, own: Path) -> None:
     """Remove what killed runs left here and in the folder above (temporary files, their locks), unless another builder
-    is at work here."""
+    is at work here.
+
+    A lock that a builder is just writing, and what builders of other caches write in the folder above, look the same as
+    leftovers: they go once they are old.
+    """
     for lock in folder.glob(f".*{LOCK}"):
         if lock != own and not Lock(lock).remove_if_stale() and lock.name.startswith((BUILDER, WRITER)):
             return
     for left in [*folder.rglob(".*.tmp"), *folder.parent.glob(".*.tmp")]:
-        left.unlink(missing_ok=True)
+        of_others = left.parent == folder.parent or left.name.startswith((f".{BUILDER}", f".{WRITER}"))
+        if not of_others or is_old(left):
+            left.unlink(missing_ok=True)
 
 
 def _missing(folder: Path, short: str, reported: set[str]) -> Iterator[Corruption]:

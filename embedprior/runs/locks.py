@@ -200,6 +200,14 @@ def _alive(pid: Any, started: Any) -> bool:
     return now is not None and (started is None or abs(now - float(started)) < 1.0)
 
 
+def is_old(path: Path) -> bool:
+    """Return whether a file was last written longer ago than ``STALE_AFTER_S``, by the clock of its folder."""
+    try:
+        return _now(path.parent) - path.stat().st_mtime > STALE_AFTER_S
+    except FileNotFoundError:
+        return False
+
+
 def _now(folder: Path) -> float:
     """Return the time by the clock that stamps files there (a file server's own, on a network disk)."""
     probe = folder / f".clock.{os.getpid()}.{secrets.token_hex(4)}.tmp"

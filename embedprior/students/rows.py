@@ -74,7 +74,7 @@ METHODS: dict[str, MethodRow] = _table(
         f"{_HERE}.relational_kd:CrdKd",
     ),
     MethodRow(
-        "confidence-gate", "softened logits where the CT teacher is sure and right", f"GAP-KD; {_PILOT}",
+        "confidence-gate", "softened logits where the CT teacher is sure and right", "GAP-KD; pilot study",
         f"{_HERE}.gated_kd:ConfidenceGate",
     ),
     MethodRow(
@@ -86,15 +86,15 @@ METHODS: dict[str, MethodRow] = _table(
         f"{_HERE}.map_kd:SliceKd",
     ),
     MethodRow(
-        "slice-attention", "the same, and attention maps as in the CT network", f"Zagoruyko 2017; {_PILOT}",
+        "slice-attention", "the same, and attention maps as in the CT network", "Zagoruyko 2017; pilot study",
         f"{_HERE}.map_kd:SliceAttention",
     ),
     MethodRow(
-        "slice-hint", "the same, and projected feature maps as in the CT network", f"Romero 2015; {_PILOT}",
+        "slice-hint", "the same, and projected feature maps as in the CT network", "Romero 2015; pilot study",
         f"{_HERE}.map_kd:SliceHint",
     ),
     MethodRow(
-        "slice-hallucination", "labels, and a guess of the CT network's features", f"Hoffman 2016; {_PILOT}",
+        "slice-hallucination", "labels, and a guess of the CT network's features", "Hoffman 2016; pilot study",
         f"{_HERE}.map_kd:SliceHallucination",
     ),
     MethodRow(
@@ -106,7 +106,7 @@ METHODS: dict[str, MethodRow] = _table(
         f"{_HERE}.map_kd:SliceProjectedAttention",
     ),
     MethodRow(
-        "slice-gate", "softened logits where the CT network is sure and right", f"GAP-KD; {_PILOT}",
+        "slice-gate", "softened logits where the CT network is sure and right", "GAP-KD; pilot study",
         f"{_HERE}.slice_kd:SliceGate",
     ),
     MethodRow(
@@ -119,7 +119,7 @@ METHODS: dict[str, MethodRow] = _table(
     ),
     MethodRow(
         "slice-crd", "contrast of the batch's CT slices in a learned space, and softened logits",
-        f"Tian 2020; {_PILOT}", f"{_HERE}.slice_kd:SliceCrd",
+        "Tian 2020; pilot study", f"{_HERE}.slice_kd:SliceCrd",
     ),
     MethodRow(
         "slice-rkd", "distances and angles between patients as in the CT network", "Park 2019, arXiv 1904.05068",

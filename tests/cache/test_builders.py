@@ -19,7 +19,7 @@ import pytest
 from embedprior.cache import build, open_cache
 from embedprior.cache.build import fill_cache
 from embedprior.cache.format import shard_files
-from embedprior.cache.verify import find_corruption
+from embedprior.cache.verify import BUILDER, LOCK, find_corruption, remove_leftovers
 from embedprior.runs import DiskFull
 from embedprior.runs.distributed import ProcessGroup
 
@@ -158,6 +158,22 @@ def test_a_full_disk_is_said_and_earlier_shards_stay_whole(tmp_path: Path, monke
 
 def shard_files_under(out: Path) -> list[Path]:
     return [path for folder in out.glob("means@*") for path in shard_files(folder)]
+
+
+def test_what_another_builder_is_just_writing_is_swept_when_it_is_old(tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "means@0"
+    folder.mkdir(parents=True)
+    lock, other = folder / f".{BUILDER}0a1b{LOCK}.77.tmp", folder.parent / ".current.77.tmp"
+    shard = folder / ".shard.77.tmp"
+    for path in (lock, other, shard):
+        path.touch()
+    remove_leftovers(folder, folder / "own")
+    assert (lock.exists(), other.exists(), shard.exists()) == (True, True, False)
+    for path in (lock, other):
+        os.utime(path, (time.time() - 120,) * 2)
+    remove_leftovers(folder, folder / "own")
+    assert not lock.exists()
+    assert not other.exists()
 
 
 def test_nothing_is_swept_before_every_process_of_the_launch_has_its_lock(

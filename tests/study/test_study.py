@@ -475,9 +475,10 @@ def test_exam_without_an_embedding_is_dropped_and_counted(run, cohort):
     extra = frame.iloc[[0]].assign(exam_id="lost", modality="CXR")
     pd.concat([frame, extra]).to_csv(cohort / "exams.csv", index=False)
     code, out = run()
-    assert code == 0
+    assert code == 3
     flow = pd.read_csv(out / "cohort" / "flow.csv").set_index("step")
     assert flow.loc["embedding exists", "dropped"] == 1
+    assert pd.read_csv(out / "failures.csv")["exam_id"].tolist() == ["lost"]
 
 
 def test_claims_of_all_designs_are_one_family_and_read_the_plans_detectable_difference(run):
