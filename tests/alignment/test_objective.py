@@ -103,6 +103,7 @@ def test_no_batch_holds_two_exams_of_one_group() -> None:
 
 
 WORKER = """
+import os
 import sys
 import torch
 torch.set_num_threads(1)
@@ -121,7 +122,9 @@ if processes.is_main:
     from pathlib import Path
     (Path({out!r}) / "history.json").write_text(json.dumps(history))
     (Path({out!r}) / "gradients.json").write_text(json.dumps(slopes))
+torch.distributed.barrier()  # nobody leaves while another still sends
 torch.distributed.destroy_process_group()
+os._exit(0)  # one of many runs was aborted while the interpreter ended, all results written
 """
 
 
@@ -158,7 +161,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         check=False, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[:4000]
     weights = [load_file(tmp_path / name / WEIGHTS) for name in ("one", "two")]
     assert {"log_scale", "sides.cxr.layers.0.weight", "sides.report.layers.0.weight"} <= set(weights[0])
     for name, value in weights[0].items():
