@@ -124,7 +124,7 @@ if processes.is_main:
     (Path({out!r}) / "gradients.json").write_text(json.dumps(slopes))
 torch.distributed.barrier()  # nobody leaves while another still sends
 torch.distributed.destroy_process_group()
-os._exit(0)  # one of many runs was aborted while the interpreter ended, all results written
+os._exit(0)  # one of many runs was aborted, it seems while the interpreter ended
 """
 
 
