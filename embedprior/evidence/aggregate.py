@@ -162,7 +162,7 @@ def mean_rows(
                 "sd_over_resamples": value(float(np.nanstd(aucs, ddof=1))) if (~np.isnan(aucs)).sum() > 1 else None,
                 "against_half": {"z": None, "p": None, "test": "none", "reason": "see the interval over resamples"},
                 "reason": "; ".join(reasons) or None,
-                "metrics": {name: _spread(_column([r["metrics"] for r in own], name)) for name in own[0]["metrics"]},
+                "metrics": {name: _spread([r["metrics"][name] for r in own]) for name in own[0]["metrics"]},
                 "operating_point": None,
                 "reliability": None,
                 "decision_curve": None,
@@ -212,8 +212,12 @@ def _column(rows: Sequence[dict[str, Any]], name: str) -> Floats:
     return np.array([np.nan if r[name] is None else r[name] for r in rows], dtype=np.float64)
 
 
-def _spread(values: Floats) -> dict[str, Any]:
+def _spread(found: Sequence[tuple[float | None, str | None]]) -> dict[str, Any]:
+    """Return the mean and the spread of one metric over resamples, from its values and why some are undefined."""
+    values = np.array([np.nan if one is None else one for one, _ in found], dtype=np.float64)
     defined = values[~np.isnan(values)]
+    reasons = "; ".join(dict.fromkeys(reason for one, reason in found if one is None and reason))
+    undefined_everywhere = f"undefined in every resample: {reasons}" if reasons else "undefined in every resample"
     n = int(defined.size)
     low, high = np.quantile(defined, [0.025, 0.975]) if n > 1 else (np.nan, np.nan)
     return {
@@ -226,7 +230,7 @@ def _spread(values: Floats) -> dict[str, Any]:
         "quantile_low": value(float(low)),
         "quantile_high": value(float(high)),
         "n_resamples_defined": n,
-        "reason": "spread over resamples that share patients: no interval" if n else "undefined in every resample",
+        "reason": "spread over resamples that share patients: no interval" if n else undefined_everywhere,
     }
 
 

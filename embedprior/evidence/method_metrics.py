@@ -217,15 +217,15 @@ def method_metrics(block: Block, methods: Sequence[str], settings: Settings) -> 
     return found_metrics
 
 
-def point_metrics(block: Block, method: str, settings: Settings) -> dict[str, float | None]:
-    """Return the metrics of one method as bare values (for one resample among many)."""
+def point_metrics(block: Block, method: str, settings: Settings) -> dict[str, tuple[float | None, str | None]]:
+    """Return the metrics of one method (for one resample among many): each value, or None and why it is undefined."""
     cases = cases_of(block, method)
-    found: dict[str, float | None] = {}
-    for entry in _entries(block, method, cases, settings):
-        found[entry.name] = (
-            None if entry.metric is None else value(float(entry.metric.estimate(cases.n_patients).mean()))
+    return {
+        entry.name: (
+            None if entry.metric is None else value(float(entry.metric.estimate(cases.n_patients).mean())), entry.reason
         )
-    return found
+        for entry in _entries(block, method, cases, settings)
+    }  # fmt: skip
 
 
 def _entries(block: Block, method: str, cases: Cases, settings: Settings) -> list[_Entry]:

@@ -32,7 +32,7 @@ def fit_table(result: StudyResult) -> Table:
         ]
     )  # fmt: skip
     table = frame.groupby("method", sort=False).sum().reset_index()
-    table["seconds"] = table["seconds"].round(1)
+    table["seconds"] = [f"{seconds:.1f}" for seconds in table["seconds"]]
     records: dict[str, list[Mapping[str, Any]]] = {}
     for outcome in (o for o in result.outcomes if o.path is not None):
         assert outcome.path is not None

@@ -224,15 +224,24 @@ def cell(value: Any, digits: int = 3) -> str:
 
 
 def text_table(frame: pd.DataFrame, rows: int = MAX_ROWS) -> TextTable:
-    """Return the first rows of a data frame as texts; a float column of whole numbers is shown without decimals."""
+    """Return the first rows of a data frame as texts; a float column of whole numbers is shown without decimals.
+
+    A column of zeros and ones beside columns of fractions holds fractions too (an AUC of 1 in every row).
+    """
     shown = frame.head(rows)
+    fractions = any(
+        pd.api.types.is_float_dtype(column) and not all(float(v).is_integer() for v in column.dropna())
+        for _, column in shown.items()
+    )
     columns, numeric = [], []
     for position in range(shown.shape[1]):
         column = shown.iloc[:, position]
         values = column.tolist()
         is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
         numeric.append(bool(is_number))
-        whole = is_number and all(float(v).is_integer() for v in values if not pd.isna(v))
+        known = [float(v) for v in values if not pd.isna(v)] if is_number else []
+        fraction = fractions and pd.api.types.is_float_dtype(column) and all(0 <= v <= 1 for v in known)
+        whole = is_number and not fraction and all(v.is_integer() for v in known)
         columns.append([cell(int(v)) if whole and not pd.isna(v) else cell(v) for v in values])
     cut = f"The first {len(shown)} of {len(frame)} rows." if len(frame) > len(shown) else ""
     return TextTable([str(c) for c in frame.columns], [list(row) for row in zip(*columns, strict=True)], numeric, cut)
@@ -249,7 +258,8 @@ def provenance(run: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[tupl
         elif isinstance(value, (list, tuple)):
             short.append((name, ", ".join(cell(v) for v in value)))
         else:
-            short.append((name, str(value) if isinstance(value, int) and not isinstance(value, bool) else cell(value)))
+            plain = isinstance(value, int) and not isinstance(value, bool)
+            short.append((name, f"{value:.6g}" if isinstance(value, float) else str(value) if plain else cell(value)))
     return short, long
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from embedprior.cohort.base import FlowStep, flow_table
 from embedprior.evidence.decision import SUPPORTED, SUPPORTED_SMALL
+from embedprior.evidence.tables import METRICS
 from embedprior.report.checklists import checklists
 from embedprior.report.conclusions import boundary_table
 from embedprior.report.content import EvidenceSection, Report, Table
@@ -55,7 +56,8 @@ def metric_table(metrics: Sequence[str], key: str, evidence: Mapping[str, Any]) 
         row = {"method": method["method"]}
         for name in metrics:
             found = panel.get(name) or {}
-            row[name] = estimate_of({"auc": found.get("value"), **{k: found.get(k) for k in ("ci_low", "ci_high")}})
+            limits = {k: found.get(k) for k in ("ci_low", "ci_high")}
+            row[METRICS.get(name, name)] = estimate_of({"auc": found.get("value"), **limits})
             if found.get("value") is None:
                 reasons.append(found.get("reason") or f"{name} is not computed for this design")
         rows.append(row)
@@ -116,7 +118,7 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
     evidence = all_evidence(config, result)
     hypotheses = hypothesis_table(config.hypotheses, evidence, [d.name for d in config.designs if d.split == "fixed"])
     _one_verdict(config, hypotheses, evidence)
-    sections, tables, lead, verdict = [], [], [], []
+    sections, tables, findings, verdict = [], [], list[tuple[str, str]](), []
     if len(hypotheses):
         tables.append(("Declared hypotheses", hypotheses, "Declared in the configuration, before any score was seen."))
     swept, figures = sweep_results(config, result, evidence)
@@ -134,12 +136,12 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
         own_tables += threshold_table(part.variant.config.thresholds, part.key, test)
         scores = compared_scores(own, rows.drop(columns="design"))
         sections.append(EvidenceSection(heading, own, scores, notes, _intro(part, own), part.key, own_tables))
-        lead += _findings(part, own, inside)
+        findings += [(part.key, text) for text in _findings(part, own, inside)]
         verdict += verdict_sentences(own, part.key if len(result.designs) > 1 else "", _family_of(part, config, result))
     for external in result.study.data[0].externals.values():
         tables.append((f"Who was included: {external.name}", flow_table(external.cohort.flow), "The external cohort."))
     priors = prior_figures(result)
-    lead += prior_warnings(priors)
+    lead = [*by_text(findings), *prior_warnings(priors)]
     tables += [*learned_table(priors), *choice_tables(result), *cost_tables(result)]
     tables += _leakage_tables(config, result.study.data[0])
     alpha = config.inference.alpha
@@ -147,7 +149,7 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
     report = Report(
         title=config.title,
         question="; ".join(d.question for d in config.designs if d.question),
-        verdict=verdict,
+        verdict=list(dict.fromkeys(verdict)),  # designs of the same size need the same number of patients
         lead=lead,
         evidence=sections,
         boundary=boundary_table(config, result, evidence),
@@ -290,28 +292,37 @@ def _inside_sources(part: DesignResult, rows: pd.DataFrame) -> dict[str, pd.Data
 
 
 def _findings(part: DesignResult, evidence: Mapping[str, Any], inside: Mapping[str, pd.DataFrame]) -> list[str]:
-    targets, name = part.targets, part.key
-    sentences = []
+    targets, sentences = part.targets, []
     declared = [c for c in evidence["comparisons"] if c["in_family"]]
     if declared and all(c["p"] is None for c in declared):
         why = declared[0]["reason"]
-        sentences = [f"{name}: none of the {len(declared)} declared comparisons can be tested: {why}."]
+        none = f"none of the {len(declared)} declared comparisons can" if len(declared) > 1 else "its one claim can't"
+        sentences = [f"{none} be tested: {why}."]
     for row in evidence["methods"]:
         if row["auc"] is None:
-            sentences.append(f"{name}: {row['method']} has no AUC: {row['reason']}.")
+            sentences.append(f"{row['method']} has no AUC: {row['reason']}.")
     for method, table in inside.items():
         aucs = ", ".join(f"{r['AUC']:.2f} ({r['source']})" for r in table.to_dict("records") if pd.notna(r["AUC"]))
-        sentences.append(
-            f"{name}: within one source, where recognising the source does not help, {method} has AUC {aucs}."
-        )
+        sentences.append(f"within one source, where recognising the source does not help, {method} has AUC {aucs}.")
     negative = targets[targets["label"] == 0]
     on_ct = int((negative["ct_label"] == 1).sum())
     if on_ct:
         share = f"all {on_ct}" if on_ct == len(negative) else f"{on_ct} of {len(negative)}"
-        sentences.append(
-            f"{name}: {share} negative pairs are positive on CT, so no method that uses CT can show what CT adds."
-        )
+        sentences.append(f"{share} negative pairs are positive on CT, so no method that uses CT can show what CT adds.")
     return sentences
+
+
+def by_text(found: Sequence[tuple[str, str]]) -> list[str]:
+    """Return ``(design, sentence)`` as sentences, each once, preceded by the designs that it is true of.
+
+    Example:
+        >>> by_text([("fixed", "no CT."), ("kfold", "no CT."), ("fixed", "one site.")])
+        ['fixed, kfold: no CT.', 'fixed: one site.']
+    """
+    designs: dict[str, list[str]] = {}
+    for name, text in found:
+        designs.setdefault(text, []).append(name)
+    return [f"{', '.join(dict.fromkeys(names))}: {text}" for text, names in designs.items()]
 
 
 def _design_tables(
@@ -369,8 +380,9 @@ def _leakage_tables(config: StudyConfig, data: StudyData) -> list[tuple[str, pd.
     tables = [("Leakage between patients", pd.DataFrame(said, columns=["", "what"]), note)]
     if len(data.duplicates):
         names = {"patient_a": "patient", "exam_a": "image", "patient_b": "other patient", "exam_b": "other image"}
-        shown = data.duplicates.rename(columns=names)[[*names.values(), "how", "hash_distance", "correlation"]]
-        tables.append(("Shared files and pictures", shown, ""))
+        shown = data.duplicates.rename(columns=names | {"hash_distance": "hash distance"})
+        columns = [*names.values(), "how", "hash distance", "correlation"]
+        tables.append(("Shared files and pictures", shown[columns], ""))
     return tables
 
 
@@ -382,18 +394,20 @@ def _caveats(config: StudyConfig, result: StudyResult) -> list[str]:
         caveats.append(
             f"The label belongs to the image: {both} patients carry both labels, {xrays} of them on X-rays alone."
         )
+    said = list[tuple[str, str]]()
     first = [c for c in result.designs if c.variant is result.study.variants[0]]
     for part in first:
         if part.design.cases == "paired":
             own = result.cohort.pairs[result.cohort.pairs["cxr_exam_id"].isin(part.targets["exam_id"])]
             known, pairs = int(own["offset_days"].notna().sum()), len(own)
             if known < pairs:
-                caveats.append(f"{part.design.name}: days between X-ray and CT are known for {known} of {pairs} pairs.")
+                said.append((part.design.name, f"days between X-ray and CT are known for {known} of {pairs} pairs."))
         elif part.targets["source"].nunique() > 1:
-            caveats.append(
-                f"{part.design.name}: the source of a picture confounds its label, so an AUC here is not evidence "
-                "that a model reads the lungs."
+            text = (
+                "the source of a picture confounds its label; an AUC here is no evidence that a model reads the lungs."
             )
+            said.append((part.design.name, text))
+    caveats += by_text(said)
     if config.sweep:
         caveats.append(
             f"{len(result.study.variants)} settings were run on the same held-out cases: the best of them is "

@@ -80,7 +80,7 @@ ONE_ANSWER, MIN_CLASS = 0.95, 0.1
 
 
 def one_answer(test: pd.DataFrame, controls: Sequence[str] = ()) -> list[str]:
-    """Say which methods call (almost) every held-out case of a fit alike at the threshold .5.
+    """Say which methods call (almost) every held-out case of a fit alike at the threshold .5; one sentence at most.
 
     That is no finding where nearly all cases are of one class: then nothing is said. A method may rank cases well and
     still collapse: its scores then lie on one side of .5.
@@ -108,11 +108,18 @@ def one_answer(test: pd.DataFrame, controls: Sequence[str] = ()) -> list[str]:
         positive = float((rows["score"] >= 0.5).mean())
         calls = f"{max(positive, 1 - positive):.0%}".replace("%", " %")
         answer = "positive" if positive >= 0.5 else "negative"
-        found.append(
-            f"{method} collapsed to one answer: at .5 it calls {calls} of the held-out cases {answer} (nearly "
-            f"all alike in {alike} of {len(fits)} fits)"
-        )
-    return found
+        found.append((method, calls, answer, f"{alike} of {len(fits)} fits"))
+    if len(found) < 2:
+        return [
+            f"{method} collapsed to one answer: at .5 it calls {calls} of the held-out cases {answer} (nearly all "
+            f"alike in {alike})"
+            for method, calls, answer, alike in found
+        ]
+    listed = "; ".join(f"{method} ({calls} {answer}, {alike})" for method, calls, answer, alike in found)
+    return [
+        f"{len(found)} methods collapsed to one answer (calls at .5 over all held-out cases, and fits in which nearly "
+        f"all are alike): {listed}"
+    ]
 
 
 def balanced_accuracies(rows: pd.DataFrame, thresholds: Sequence[float]) -> dict[float, float]:

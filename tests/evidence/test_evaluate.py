@@ -294,6 +294,9 @@ def test_resamples_use_the_corrected_test_and_need_the_training_size() -> None:
     assert row["per_resample"] == pytest.approx(d)
     assert evidence["resamples"]["rank_stability"][0]["n_resamples"] == 6
     assert len(evidence["resamples"]["rows"]) == 12
+    undefined = by_method(evidence)["a"]["metrics"]["sensitivity"]
+    assert undefined["value"] is None
+    assert undefined["reason"].startswith("undefined in every resample: no validation rows")
 
 
 def test_training_size_is_counted_from_train_rows() -> None:

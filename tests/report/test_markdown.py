@@ -57,4 +57,6 @@ def test_long_tables_are_cut_and_say_so() -> None:
 def test_cells_show_counts_as_counts_and_missing_values_as_dashes() -> None:
     frame = pd.DataFrame({"n": [12.0, None], "auc": [0.81239, float("nan")], "ok": [True, False]})
     assert text_table(frame).rows == [["12", "0.812", "yes"], ["–", "–", "no"]]
+    ones = pd.DataFrame({"auc 1": [0.5, 0.75], "auc 2": [1.0, 1.0], "n": [3.0, None]})
+    assert text_table(ones).rows == [["0.500", "1.000", "3"], ["0.750", "1.000", "–"]]
     assert [cell(v) for v in (-0.5, 1e-5, None, "a")] == ["−0.500", "1.0e−05", "–", "a"]
