@@ -15,6 +15,8 @@ run one after the other: ``--only``, ``--of``, ``--json``).
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -30,16 +32,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fault_kills import KILLED, Trial, full_disks, kills, moved, read_only
-from fault_worlds import KINDS, Kind, build, call, child
+from fault_kinds import KINDS, Kind
+from fault_worlds import build, call, child
 
 PARTS = ("damage", "kills", "disk", "moved")
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- written by tools/faults.py -->", "<!-- to here -->"
 GROUPS = {"study": "study, its cohort and caches", "evaluation": "evaluate", "embed": "embed", "drr": "drr",
-          "models": "prior, teacher, student, generated embeddings", "bundle": "kept models, bundle"}  # fmt: skip
+          "models": "prior, teacher, student, generated embeddings", "encoder": "trained encoder, alignment, align",
+          "bundle": "kept models, bundle", "final": "train final, and what it and comparisons read",
+          "transfer": "evaluate-embeddings", "cohort": "cohort commands, images check",
+          "report": "reports, layouts, study plan, cache export, predict, report --compare"}  # fmt: skip
 OUTCOMES = ("refused", "made again", "left out", "found by verify", "SILENT")
 NAMES = {"run": "study run", "keep": "study run (pictures)", "prior": "train prior", "teacher": "train teacher",
          "student": "train student", "generated": "generate"}  # fmt: skip
+MODULES = "modules.txt"
 KILLS, SHARES = 25, 3
 """Kills of each command, and the shares that they are tried in."""
 
@@ -109,7 +116,8 @@ def attempt(group: str, kind: Kind, damage: str) -> Case:
         left_out = failures.is_file() and "its sha256 is another" in failures.read_text()
         return case("left out" if left_out else "SILENT", final)
     if code == 3:
-        return case("found by verify" if path.name in said else "SILENT", final)
+        of_view = path.name.removesuffix(".sha256")  # the checksum of a view is named by the view
+        return case("found by verify" if of_view in said else "SILENT", final)
     if code != 0 or not kind.results:
         return case("SILENT", f"exit {code}: {final}")
     changed = [pattern for pattern, content in before.items() if results(pattern) != content]
@@ -125,6 +133,7 @@ def named(path: Path, error: str) -> bool:
     """Return whether an error names what is damaged: the file, its folder, or the cache or table that it belongs to."""
     folder = path.parent.name
     wanted = {path.name, path.stem, folder, *(("cxr", "embeddings") if "caches" in path.parts else ())}
+    wanted |= {part for part in path.parts if "@" in part}
     if path.name == "plan.json" or path.parts[0] == "cohort":
         wanted |= {"plan", "exams", "pairs"}
     return any(name in error for name in wanted)
@@ -242,17 +251,24 @@ def tried(options: argparse.Namespace) -> Iterator[Case | Trial]:
     """Build the world, try everything that was asked for, and print and yield each outcome."""
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         world = Path(scratch) / "world"
-        import embedprior.prior.trainer
-        import embedprior.study.run  # noqa: F401
-
-        code, said = child(lambda: build(world) or 0)
+        code, said = child(lambda: built(world))
         assert code == 0, said
+        for name in (world / MODULES).read_text().split():  # what commands need is there when they are forked
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
         for one in every(world, options):
             if isinstance(one, Case):
                 print(f"{one.outcome:<16} {one.damage:<8} {one.kind}  {one.detail[:150]}", flush=True)
             else:
                 print(f"{'WRONG' if one.wrong else 'right':<6} {one.command}: {one.what}  {one.wrong}", flush=True)
             yield one
+
+
+def built(world: Path) -> int:
+    """Build the world, and write down which modules that took."""
+    build(world)
+    (world / MODULES).write_text("\n".join(name for name in list(sys.modules) if not name.startswith("__")))
+    return 0
 
 
 def read_outcome(record: dict[str, str]) -> Case | Trial:

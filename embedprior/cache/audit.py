@@ -8,17 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedprior.cache.format import CURRENT, read_pointer, view_file
 from embedprior.cache.format import MANIFEST as CACHE_MANIFEST
 from embedprior.cache.verify import find_corruption
 from embedprior.errors import BadInput
 from embedprior.runs import hash_of, read_json, read_record
 from embedprior.runs.artifacts import MANIFEST as ARTIFACT_MANIFEST
-from embedprior.runs.integrity import CHECKSUM, changed_files, damage_of, has_own_checksum
+from embedprior.runs.integrity import CHECKSUM, NOTED, changed_files, damage_of, has_own_checksum
 from embedprior.runs.provenance import RECORD
 
 SEALED = {
     "prior.json": "prior", "resume.json": "stopped training", "fitted.json": "fitted method", "teacher.json": "teacher",
     "encoder.json": "encoder", "alignment.json": "alignment", CACHE_MANIFEST: "bundle",
+    NOTED: "results",
 }  # fmt: skip
 """Records that list the checksums of their files, and their own → what they describe. A cache's manifest is another."""
 DESCRIBED = ("kind", "inputs", "config", "code_tag")
@@ -61,6 +63,8 @@ def verify_folder(root: Path) -> Iterator[Verified]:
             names.clear()
             yield Verified("cache", here, tuple(f"{one.file}: {one.reason}" for one in find_corruption(here)))
         else:
+            if CURRENT in files and any("@" in name for name in names) and (problem := _pointer_problem(here)):
+                yield Verified("cache", here, (problem,))
             for name in [name for name in SEALED if name in files]:
                 count += 1
                 yield Verified(SEALED[name], here, tuple(_sealed_problems(here, name)))
@@ -71,6 +75,14 @@ def verify_folder(root: Path) -> Iterator[Verified]:
         raise BadInput(
             f"{root} holds no cache, artifact, run, prior, student or bundle. Next: embedprior cache ls {root}"
         )
+
+
+def _pointer_problem(folder: Path) -> str:
+    """Return what is wrong with the file that names one of the caches in a folder, and a cohort of it; or nothing."""
+    cache, view = read_pointer(folder) or (folder, "")
+    if not (cache / CACHE_MANIFEST).is_file() or not view_file(cache, view).is_file():
+        return f"{CURRENT} names no cache and cohort that are here. Next: run the command that filled the cache again"
+    return ""
 
 
 def _artifact_problems(folder: Path) -> Iterator[str]:
@@ -106,7 +118,7 @@ def _run_problems(folder: Path) -> Iterator[str]:
         yield f"{RECORD} is damaged"
     elif CHECKSUM in record and not has_own_checksum(record):
         yield f"{RECORD} no longer has the contents it was written with"
+    elif CHECKSUM not in record and record.get("status") == "done":
+        yield f"{RECORD} has no checksum (it is damaged, or of an earlier version)"
     elif isinstance(record.get("files"), dict):
         yield from changed_files(folder, record["files"])
-    elif record.get("status") == "done":
-        yield f"{RECORD} lists no checksums (it is damaged, or of an earlier version)"

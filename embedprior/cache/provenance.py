@@ -18,6 +18,7 @@ from embedprior.imaging.files import UnreadableExam, source_hash
 from embedprior.runs import artifacts_root, read_json
 from embedprior.runs.artifacts import MANIFEST
 from embedprior.runs.artifacts import MANIFEST as ARTIFACT_MANIFEST
+from embedprior.runs.integrity import read_run_record
 from embedprior.runs.provenance import RECORD, registered_runs, resolve_portable, runs_under
 
 LEFTOVER = "leftover"
@@ -30,7 +31,7 @@ def trace(run: Path | str) -> list[str]:
         BadInput: no ``run.json`` there, or it was written before uses were recorded.
     """
     run = Path(run)
-    record = read_json(run / RECORD)
+    record = read_run_record(run)
     if "uses" not in record:
         raise BadInput(f"{run / RECORD} does not say what was used. Next: finish that run, or run it again.")
     version = record.get("versions", {}).get("embedprior", "?")
@@ -54,7 +55,7 @@ def _place_of(use: dict[str, Any], where: Path, run: Path) -> Path:
 
 def caches_of(run: Path) -> Iterator[tuple[Path, str]]:
     """Yield the caches a run used, directly or through its artifacts, with the view of each."""
-    waiting = [(use, run) for use in read_json(run / RECORD).get("uses", [])]
+    waiting = [(use, run) for use in read_run_record(run).get("uses", [])]
     seen: set[tuple[Path, str]] = set()
     while waiting:
         use, where = waiting.pop(0)
@@ -221,7 +222,7 @@ def _id_of(run: Path) -> str:
 def _needed(run: Path, items: Mapping[Path, Item]) -> set[Path]:
     """Return the items a run needs."""
     try:
-        record = read_json(run / RECORD)
+        record = read_run_record(run)
         uses: list[dict[str, Any]] = list(record.get("uses", []))
         kept = [{"kind": "cache", "key": name, "path": name} for name in record.get("keeps", [])]
         finished = "uses" in record

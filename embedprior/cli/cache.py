@@ -116,6 +116,7 @@ def export(cache: Path, out: Path) -> int:
     from embedprior.cache.exchange import export_npy, export_parquet
     from embedprior.cache.verify import open_verified
     from embedprior.runs import make_folder
+    from embedprior.runs.integrity import note_results
 
     if out.suffix not in (".npy", ".parquet"):
         raise BadInput(f"--out {out}. Allowed endings: .npy, .parquet.")
@@ -123,9 +124,11 @@ def export(cache: Path, out: Path) -> int:
     make_folder(out.parent)
     if out.suffix == ".npy":
         table = export_npy(opened, out)
+        note_results(out.parent, (out.name, table.name))
         print(f"{len(opened.ids)} exams: {out} and {table}")
     else:
         export_parquet(opened, out)
+        note_results(out.parent, (out.name,))
         print(f"{len(opened.ids)} exams: {out}")
     return DONE
 

@@ -173,6 +173,7 @@ def check(folder: Path, out: Path | None, caches: tuple[Path, ...]) -> int:
     from embedprior.cache.verify import open_verified
     from embedprior.cohort.check import check_cohort
     from embedprior.cohort.sources.tables import read_tables
+    from embedprior.runs.integrity import note_results
     from embedprior.tables import write_table
 
     opened = {str(place): open_verified(place) for place in caches}
@@ -191,6 +192,7 @@ def check(folder: Path, out: Path | None, caches: tuple[Path, ...]) -> int:
     file = out or folder / "findings.csv"
     write_table(found.findings, file)
     write_table(found.duplicates, file.with_name("duplicates.csv"))
+    note_results(file.parent, (file.name, "duplicates.csv"))
     print(f"{_counted(found.decide, 'finding')} to decide on. Tables: {file}, {file.with_name('duplicates.csv').name}")
     return NEEDS_ATTENTION if found.decide else DONE
 
@@ -227,6 +229,7 @@ def split(
         splits_table,
         with_validation,
     )
+    from embedprior.runs.integrity import note_results
     from embedprior.tables import write_table
 
     file = folder / "splits.csv"
@@ -251,6 +254,7 @@ def split(
     made = [with_validation(one, of, validation, seed) for one in made] if validation else made
     table = splits_table(made, str(file))
     write_table(table, file)
+    note_results(folder, (file.name,))
     for one in made:
         parts = ", ".join(f"{part} {len(one.patients(part))}" for part in ("train", "val", "test"))
         print(f"resample {one.resample}, fold {one.fold}: patients {parts}")

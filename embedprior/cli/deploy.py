@@ -95,6 +95,7 @@ def predict(
     from embedprior.deploy.files import image_files, scored_before, write_scores
     from embedprior.deploy.predict import load_bundle
     from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
+    from embedprior.runs.integrity import forget_results, note_results
 
     if out is not None and kind == "json" and out.exists():
         raise BadInput(f"--out {out} exists; a JSON file is written as a whole. Next: give another name")
@@ -103,7 +104,11 @@ def predict(
     before = scored_before(out, loaded.bundle_id) if out is not None and kind == "csv" else {}
     todo = [path for path in paths if path.as_posix() not in before]
     without = sum(1 for path in paths if before.get(path.as_posix()))
+    if out is not None:
+        forget_results(out.parent, (out.name,))
     without += write_scores(loaded.predict_files(todo, batch_size, workers), out or sys.stdout, kind)
+    if out is not None and out.is_file():  # no image, no table
+        note_results(out.parent, (out.name,))
     name, kept = loaded.config["method"], len(paths) - len(todo)
     print(f"{len(todo)} images scored with {name}, bundle {loaded.bundle_id[:12]}; {kept} were there already. "
           "Research use only: not for diagnosis.", file=sys.stderr)  # fmt: skip

@@ -222,5 +222,6 @@ def _write(given: dict[str, Any], blocks: Any, evidence: dict[str, Any], digest:
         from embedprior.report.evaluation_report import write_evaluation_report
 
         written.append(write_evaluation_report(out, given["predictions"].name, evidence, frame).name)
+        run.seal()
     print(text)
     print(f"written to {out}: {', '.join(written)}")

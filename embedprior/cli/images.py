@@ -64,6 +64,7 @@ def check(
     from embedprior.imaging.radiographs import parse_views
     from embedprior.imaging.readers import discover, exams_of_table, named_by_content
     from embedprior.runs import progress
+    from embedprior.runs.integrity import note_results
 
     chosen = load_profile(profile) if profile else None
     key = profile_key(chosen) if chosen else ""
@@ -118,15 +119,18 @@ def check(
         from embedprior.tables import write_table
 
         write_table(pd.DataFrame(rows, columns=["exam", "severity", "code", "message"]), out)
+        note_results(out.parent, (out.name,))
         if not keep_names:
             private = out.with_name(f"{out.stem}.private{out.suffix}")
             private.touch(mode=0o600)
             paths_of = pd.DataFrame({"exam": ids, "path": [str(exam.path) for exam in exams]})
             write_table(paths_of, private)
             private.chmod(0o600)
+            note_results(out.parent, (private.name,))
             print(f"{private}: the file of each id. It may hold names: readable by you alone, and yours to delete")
     if contact_sheet and tiles:
         draw_sheet(tiles, contact_sheet, columns=3 if max(len(tile.pictures) for tile in tiles) > 1 else 8)
+        note_results(contact_sheet.parent, (contact_sheet.name,))
         print(f"contact sheet: {contact_sheet} ({len(tiles)} exams)")
     return NEEDS_ATTENTION if states["WARN"] or states["FAIL"] else DONE
 

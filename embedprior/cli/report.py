@@ -52,11 +52,13 @@ def report(run: Path | None, layout: str | None, compare: tuple[Path, Path] | No
 def _compare(a: Path, b: Path, out: Path | None) -> int:
     from embedprior.report.run_comparison import compare_runs
     from embedprior.runs import make_folder, write_text
+    from embedprior.runs.integrity import note_results
 
     found = compare_runs(a, b)
     text = found.markdown()
     if out is not None:
         make_folder(out.parent)
         write_text(out, text)
+        note_results(out.parent, (out.name,))
     print(text)
     return DONE if found.same else NEEDS_ATTENTION

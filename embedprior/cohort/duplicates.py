@@ -80,6 +80,8 @@ def fingerprints(exams: pd.DataFrame, root: Path) -> dict[str, Fingerprint]:
 def same_files(exams: pd.DataFrame, sources: Mapping[str, str]) -> pd.DataFrame:
     """Return pairs of exams that are one file by its checksum, whatever their modality.
 
+    Reports are left out: those of many patients say the same.
+
     Args:
         exams: with ``exam_id, patient_id``.
         sources: sha256 of each exam's file. A checksum of one repeated digit stands for none.
@@ -94,7 +96,8 @@ def same_files(exams: pd.DataFrame, sources: Mapping[str, str]) -> pd.DataFrame:
     """
     patient = dict(zip(exams["exam_id"], exams["patient_id"], strict=True))
     of_file: dict[str, list[str]] = defaultdict(list)
-    for exam_id in patient:
+    reports = set(exams.loc[exams["modality"] == "REPORT", "exam_id"]) if "modality" in exams else set()
+    for exam_id in [one for one in patient if one not in reports]:
         source = sources.get(exam_id, "")
         if len(set(source)) > 1:
             of_file[source].append(exam_id)

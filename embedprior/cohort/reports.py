@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -124,7 +125,8 @@ def read_reports(
     kept = {name: text for name, text in texts.items() if text}
     reports = pd.DataFrame(
         {"exam_id": [f"{name}-report" for name in kept], "patient_id": [scans.at[n, "patient_id"] for n in kept],
-         "modality": "REPORT", "path": [f"reports/{name}.txt" for name in kept]}
+         "modality": "REPORT", "path": [f"reports/{name}.txt" for name in kept],
+         "sha256": [hashlib.sha256(written(text).encode()).hexdigest() for text in kept.values()]}
     )  # fmt: skip
     moved = [
         os.path.relpath((exams.parent / str(path)).resolve(), out.resolve()) if isinstance(path, str) and path else path
@@ -141,11 +143,16 @@ def read_reports(
     return ReportCohort(whole, joined, {f"reports/{name}.txt": text for name, text in kept.items()}, notes)
 
 
+def written(text: str) -> str:
+    """Return what the text file of a report holds."""
+    return text + "\n"
+
+
 def write_reports(cohort: ReportCohort, out: Path) -> None:
     """Write the tables, and the text files, which only their owner may read."""
     (out / "reports").mkdir(parents=True, exist_ok=True)
     for name, text in cohort.files.items():
-        write_text(out / name, text + "\n")
+        write_text(out / name, written(text))
         (out / name).chmod(0o600)
     write_table(cohort.exams, out / "exams.csv")
     write_table(cohort.pairs, out / "pairs.csv")

@@ -17,6 +17,7 @@ from embedprior.report.output import write_table_files
 from embedprior.report.spreads import bars_figure
 from embedprior.report.store import load_report
 from embedprior.runs import make_folder, read_json, write_text
+from embedprior.runs.integrity import note_results
 from embedprior.tables import read_table
 
 PILOT_METRICS = (
@@ -109,7 +110,9 @@ def write_layout(run: Path, layout: str, out: Path) -> list[Path]:
             heading, frame, note = item
             lines += [f"{escaped(heading)}", _markdown(frame), *([escaped(note)] if note else [])]
     write_text(out / "layout.md", "\n\n".join(lines) + "\n")
-    return sorted(out.iterdir())
+    written = sorted(path for path in out.iterdir() if not path.name.startswith("."))
+    note_results(out, [path.name for path in written])
+    return written
 
 
 def _markdown(frame: pd.DataFrame) -> str:

@@ -28,7 +28,7 @@ from embedprior.report.store import (
     stored_tables,
 )
 from embedprior.runs import Run, read_json, write_text
-from embedprior.runs.integrity import reseal
+from embedprior.runs.integrity import note_results, reseal
 
 #: One ROC figure a label, up to this many; the same for calibration, decision curves and thresholds.
 MAX_LABELS = 6
@@ -182,8 +182,11 @@ def remake_report(run: Path, out: Path | None = None) -> Path:
     """
     report = load_report(run)
     path = write_report(run if out is None else out, report)
+    written = ("report.html", "report.md", "report.json", FIGURES, TABLES)
     if out is None:
-        reseal(run, ("report.html", "report.md", "report.json", FIGURES, TABLES))
+        reseal(run, written)
+    else:
+        note_results(out, written)
     return path
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from embedprior.errors import BadInput
 from embedprior.report.formatting import estimate, fixed, interval, markdown_table, signed
 from embedprior.runs import canonical, read_json
-from embedprior.runs.integrity import refuse_changed_result
+from embedprior.runs.integrity import read_run_record, refuse_changed_result
 from embedprior.tables import PREDICTION_REQUIRED, read_table
 
 ABSENT = "–"
@@ -109,7 +109,7 @@ def read_run(folder: Path) -> RunFiles:
         )
     for name in ("evidence.json", "plan.json"):
         refuse_changed_result(folder / name)
-    record, evidence = read_json(folder / "run.json"), read_json(folder / "evidence.json")
+    record, evidence = read_run_record(folder), read_json(folder / "evidence.json")
     if record.get("status") not in (None, "done"):
         raise BadInput(f"the run in {folder} is not finished (status: {record['status']}). Next: run it to its end")
     plan = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else {}

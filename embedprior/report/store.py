@@ -15,7 +15,7 @@ from embedprior.errors import BadInput
 from embedprior.report.content import EvidenceSection, Figure, Report, Table
 from embedprior.report.embedding_map import embedding_figure
 from embedprior.runs import read_json, write_json
-from embedprior.runs.integrity import refuse_changed_result
+from embedprior.runs.integrity import read_run_record, refuse_changed_result
 from embedprior.tables import PREDICTION_REQUIRED, read_table
 
 CONTENT, FIGURES, TABLES = "report.json", "figures", "tables"
@@ -77,7 +77,7 @@ def load_report(out: Path) -> Report:
         )
     for name in needed[1:]:
         refuse_changed_result(out / name)
-    record, kept, evidence = (read_json(out / name) for name in ("run.json", CONTENT, "evidence.json"))
+    record, kept, evidence = read_run_record(out), read_json(out / CONTENT), read_json(out / "evidence.json")
     if record.get("status") != "done":
         raise BadInput(f"the run in {out} is not finished (status: {record.get('status')}). Next: run it to its end")
     if kept.get("schema_version") != VERSION:
@@ -129,6 +129,8 @@ def _figures(out: Path, kept: Sequence[Mapping[str, str]]) -> list[Figure]:
         if not path.is_file():
             raise BadInput(f"the figure {path} is missing. Next: run the study again, which fits nothing anew")
         data = path.with_suffix(".csv")
+        for file in (path, data):
+            refuse_changed_result(file)
         frame = pd.read_csv(data) if data.is_file() else pd.DataFrame()
         found.append(Figure(one["name"], one["caption"], path.read_bytes(), frame, one["alt"]))
     return found

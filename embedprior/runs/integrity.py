@@ -15,6 +15,8 @@ from embedprior.runs.files import canonical, fsync, hash_file, hash_of, read_jso
 
 CHECKSUM = "checksum"
 REMEMBERED = ".verified.json"
+NOTED = ".checksums.json"
+"""Checksums of results in a folder that is no run of its own."""
 ALWAYS_READ = 64_000_000
 """Bytes. A folder of up to this size is read whole at every reuse; a larger one only when a file's stamp changed."""
 
@@ -224,23 +226,39 @@ def refuse_damaged_artifact(folder: Path, manifest: str = "artifact.json") -> No
 
 
 def refuse_changed_result(path: Path, record: str = "run.json") -> None:
-    """Check a file that a run left against the checksum in the run's record beside it or above, where there is one.
+    """Check a file that a command left against its checksum: in the record of the run beside it or above, or among the
+    noted results beside it (see ``note_results``), where there is one.
 
     Raises:
-        BadInput: it is not what the run wrote.
+        BadInput: it is not what was written.
     """
     problem = ""
-    for folder in (path.parent, path.parent.parent):
-        if path.is_file() and (folder / record).is_file():
+    for folder, name in ((path.parent, record), (path.parent.parent, record), (path.parent, NOTED)):
+        if path.is_file() and (folder / name).is_file():
             with suppress(BadInput, AttributeError, KeyError, TypeError):
-                name = path.relative_to(folder).as_posix()
-                problem = next(changed_files(folder, {name: read_json(folder / record)["files"][name]}), "")
+                own = path.relative_to(folder).as_posix()
+                problem = next(changed_files(folder, {own: read_json(folder / name)["files"][own]}), "")
                 break
     if problem:
         raise BadInput(
             f"{path}: {problem} by the run in this folder. Next: run that command again; or, if the table was changed "
             "on purpose, copy it to another folder."
         )
+
+
+def read_run_record(folder: Path, record: str = "run.json") -> dict[str, Any]:
+    """Return the record of a run.
+
+    Raises:
+        BadInput: it can't be read, or a finished run wrote another one.
+    """
+    found = read_record(folder / record)
+    if CHECKSUM in found and not has_own_checksum(found):
+        raise BadInput(
+            f"{folder / record} no longer has the contents it was written with. Next: run that command again, or copy "
+            "the folder again"
+        )
+    return found
 
 
 def reseal(folder: Path, names: Iterable[str], record: str = "run.json") -> None:
@@ -265,6 +283,57 @@ def reseal(folder: Path, names: Iterable[str], record: str = "run.json") -> None
         found = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
         files |= file_records(folder, found)
     write_json(folder / record, with_checksum(kept))
+
+
+def note_results(folder: Path, names: Iterable[str]) -> None:
+    """Put results under a checksum that a command wrote into a folder which is no run of its own.
+
+    They go into the ``run.json`` of the run that made the folder, else into ``.checksums.json`` beside them. What was
+    noted there before and is gone is left out.
+
+    Args:
+        folder: that holds them.
+        names: files, and folders that hold nothing else.
+
+    Raises:
+        BadInput: the record is not what was written.
+    """
+    of_run = folder / "run.json"
+    noted = read_json(folder / NOTED) if (folder / NOTED).is_file() else with_checksum({"files": {}})
+    if not has_own_checksum(noted):
+        raise BadInput(
+            f"{folder / NOTED} no longer has the contents it was written with. Next: embedprior verify {folder} names "
+            "its files; delete it, and make them again"
+        )
+    names = list(names)
+    others = {
+        name: known for name, known in noted["files"].items()
+        if (folder / name).is_file() and not any(name == one or name.startswith(f"{one}/") for one in names)
+    }  # fmt: skip
+    if of_run.is_file() and has_own_checksum(read_record(of_run)):
+        reseal(folder, names)
+        own = {}
+    else:
+        paths = [folder / name for name in names]
+        own = file_records(folder, [p for path in paths for p in (path.rglob("*") if path.is_dir() else [path])
+                                    if p.is_file()])  # fmt: skip
+    if own or others != noted["files"]:
+        write_json(folder / NOTED, with_checksum({"files": others | own}))
+
+
+def forget_results(folder: Path, names: Iterable[str]) -> None:
+    """Take results out of the records that ``note_results`` put them in, before they are written again piece by piece.
+
+    Args:
+        folder: that holds them.
+        names: files.
+    """
+    gone = set(names)
+    for file in (folder / "run.json", folder / NOTED):
+        kept = read_record(file) if file.is_file() else {}
+        if has_own_checksum(kept) and gone & kept["files"].keys():
+            files = {name: known for name, known in kept["files"].items() if name not in gone}
+            write_json(file, with_checksum(kept | {"files": files}))
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -169,7 +169,7 @@ class MetricsLog:
             handle.write(json.dumps(canonical(fields), sort_keys=True) + "\n")
 
 
-FOLDERS = ("cohort", "images", "figures", "tables")
+FOLDERS = ("cohort", "images", "figures", "tables", "reports")
 """Folders of a run whose files are results, under a checksum each."""
 
 

@@ -14,7 +14,7 @@ from embedprior.cohort.splits import Fold, patient_labels, with_validation
 from embedprior.config import parse_config
 from embedprior.errors import BadInput, nearest
 from embedprior.runs import Run, claimed, hash_of, one_thread, progress, read_json
-from embedprior.runs.integrity import has_own_checksum
+from embedprior.runs.integrity import has_own_checksum, refuse_changed_result
 from embedprior.runs.provenance import resolve_portable
 from embedprior.students.base import CannotFit, visible_cases
 from embedprior.students.storage import load_fitted
@@ -154,6 +154,7 @@ def _finished(study: Path) -> tuple[StudyConfig, dict[str, Any]]:
     for name in ("run.json", PLAN, "evidence.json", "predictions.csv"):
         if not (study / name).is_file():
             raise BadInput(f"no finished study in {study} ({name} is missing). Next: embedprior study run")
+        refuse_changed_result(study / name)
     record, plan = read_json(study / "run.json"), read_json(study / PLAN)
     if record.get("command") != "study run" or not has_own_checksum(record):
         raise BadInput(
