@@ -20,6 +20,7 @@ from embedprior.imaging.findings import collect_findings
 from embedprior.imaging.radiographs import stated_view
 from embedprior.imaging.readers import discover
 from embedprior.runs import write_text
+from embedprior.runs.integrity import refuse_changed_result
 from embedprior.tables import read_table, spreadsheet_safe
 
 COLUMNS = [
@@ -112,10 +113,11 @@ def scored_before(table: Path, bundle_id: str) -> dict[str, bool]:
     """Return the images a table of predictions holds already → whether they have no score.
 
     Raises:
-        BadInput: it is no such table, or of another bundle.
+        BadInput: it is no such table, of another bundle, or not what a finished ``predict`` left.
     """
     if not table.is_file():
         return {}
+    refuse_changed_result(table)
     drop_torn_row(table)
     if not table.stat().st_size:
         table.unlink()

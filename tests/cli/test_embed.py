@@ -216,6 +216,10 @@ def test_export_and_import_go_round(cohort: Path, tmp_path: Path, capsys: pytest
     embed(cohort, tmp_path / "out")
     assert main(["cache", "export", str(tmp_path / "out"), "--out", str(tmp_path / "all.npy")]) == 0
     table, matrix = pd.read_csv(tmp_path / "all.csv", dtype={"exam_id": str}), np.load(tmp_path / "all.npy")
+    assert main(["verify", str(tmp_path)]) == 0
+    (tmp_path / "all.npy").write_bytes((tmp_path / "all.npy").read_bytes()[:-1])
+    assert main(["verify", str(tmp_path)]) == 3
+    assert "all.npy has" in capsys.readouterr().out
     (tmp_path / "each").mkdir()
     for row in table.itertuples():
         np.save(tmp_path / "each" / f"{row.exam_id}.npy", matrix[row.row].astype(np.float32))

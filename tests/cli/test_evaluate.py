@@ -11,6 +11,7 @@ import pytest
 
 from embedprior.cli import main
 from embedprior.evidence.power import Design
+from embedprior.runs import read_json
 
 
 @pytest.fixture
@@ -107,6 +108,8 @@ def test_claims_report_and_other_options_reach_the_results(predictions: Path, tm
     assert "Sens. at spec." in table
     assert "ECE" in table
     assert "prior not worse than cxr_only by 0.03" in page.replace("\u00a0", " ")
+    assert {"report.html", "report.json", "figures/roc.png"} <= set(read_json(out / "run.json")["files"])
+    assert main(["verify", str(out)]) == 0
 
 
 def test_oracles_of_the_registry_are_known_without_being_named(tmp_path: Path, predictions: Path) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from embedprior.cli import main
 from embedprior.phantom import PhantomConfig, virtual_patient
+from embedprior.runs import read_json
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,7 @@ def test_names_every_exam_with_its_findings(folder: Path, tmp_path: Path, capsys
     assert "apex-cut" in set(findings.loc[["cut.npz"], "code"])
     assert "view-unknown" in set(findings.loc[["x.png"], "code"])
     assert Image.open(sheet).size[0] > 300
+    assert set(read_json(tmp_path / ".checksums.json")["files"]) == {"sheet.png", "findings.csv"}
 
 
 def test_profile_is_applied_and_good_exams_give_exit_code_0(

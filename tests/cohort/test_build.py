@@ -239,8 +239,13 @@ def test_check_finds_what_a_test_plants(tmp_path: Path, capsys: pytest.CaptureFi
     table = pd.read_csv(tmp_path / "splits.csv")
     fold = table.loc[(table["patient_id"] == "q1") & (table["part"] == "test"), "fold"].iloc[0]
     table.loc[(table["patient_id"] == "q1") & (table["fold"] == fold), "part"] = "train"
+    assert main(["verify", str(tmp_path)]) == 0
     table.assign(group_id=table["patient_id"]).to_csv(tmp_path / "splits.csv", index=False)
     capsys.readouterr()
+    assert main(["cohort", "check", str(tmp_path)]) == 2
+    assert "splits.csv" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path)]) == 3
+    (tmp_path / ".checksums.json").unlink()  # as where the tables are copied to another folder
     assert main(["cohort", "check", str(tmp_path)]) == 3
     assert "2 patients, or their files, on two sides of a fold: p1, q1" in capsys.readouterr().out
     assert main(["cohort", "split", str(tmp_path), "--label", "nodule"]) == 2

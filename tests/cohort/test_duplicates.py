@@ -121,6 +121,11 @@ def test_one_file_under_several_ids_is_found_whatever_its_modality():
     assert join_groups(exams, found)["group_id"].tolist() == ["1", "1", "1", "1", "4", "5"]
 
 
+def test_patients_whose_reports_say_the_same_are_not_joined():
+    exams = pd.concat([table(["a", "b"], ["1", "2"], "REPORT"), table(["c", "d"], ["1", "2"])])
+    assert same_files(exams, {"a": "9f", "b": "9f", "c": "8e", "d": "7d"}).empty
+
+
 def test_nearly_equal_embeddings_are_found_and_correlated_ones_are_not():
     rng = np.random.default_rng(0)
     values = rng.normal(size=(40, 64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,12 @@ def test_a_table_of_reports_becomes_exams_of_the_cohort(cohort: Path, capfd: pyt
     assert text.stat().st_mode & 0o077 == 0
     said = capfd.readouterr()
     assert "2 reports of 2 patients; 1 of 3 CTs have none" in said.out
+    assert reports["sha256"].iloc[0] == hashlib.sha256(text.read_bytes()).hexdigest()  # embed compares it
+    assert main(["verify", str(out)]) == 0
+    whole = text.read_bytes()
+    text.write_bytes(whole[:-2])
+    assert main(["verify", str(out)]) == 3
+    text.write_bytes(whole)
     others = [file for file in out.rglob("*") if file.is_file() and file.parent.name != "reports"]
     assert len(others) >= 4
     assert b"zebra" not in b"".join(file.read_bytes() for file in others) + (said.out + said.err).encode()

@@ -27,6 +27,7 @@ from embedprior.cli import main
 from embedprior.deploy.bundle import build_bundle, verify
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
+from embedprior.runs.integrity import NOTED
 
 from ..runs.test_locks import dead_pid, write_owner
 
@@ -170,8 +171,12 @@ def test_a_row_that_was_cut_off_is_written_again(study: Path, bundle: Path, tmp_
     words = ["predict", str(study / "data" / "png"), "--bundle", str(bundle), "--out", str(out), "--limit"]
     assert main([*words, "20"]) == 0
     whole = out.read_bytes()
+    out.write_bytes(whole[:-7])
+    assert main([*words, "20"]) == 2  # it was finished: this is no kill
+    assert out.read_bytes() == whole[:-7]
     for end in (len(whole) - 7, len(whole) - len(whole.splitlines(keepends=True)[-1]) + 3, 10):
         out.write_bytes(whole[:end])  # killed while it wrote
+        out.with_name(NOTED).unlink()
         assert main([*words, "20"]) == 0
         assert out.read_bytes() == whole
 
@@ -243,7 +248,11 @@ def test_the_command_writes_goes_on_and_tells_what_has_no_score(
     assert main(["predict", str(tmp_path / "png" / "x0.png"), "--bundle", str(bundle), "--format", "json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert record["probability"] == pytest.approx(table["probability"][table["image"].str.endswith("/x0.png")].item())
+    assert main(["verify", str(tmp_path)]) == 0
     table.assign(bundle="another").to_csv(out, index=False)
+    assert main(words) == 2
+    assert "scores.csv has" in capsys.readouterr().err
+    out.with_name(NOTED).unlink()
     assert main(words) == 2
     assert "scores of another bundle" in capsys.readouterr().err
 

@@ -70,6 +70,12 @@ def test_the_pilots_tables_hold_its_metrics_counted_from_the_scores(study: tuple
     names = {path.name for path in made.iterdir()}
     assert {f"table_{n}.csv" for n in range(1, 7)} | {f"table_{n}.tex" for n in range(1, 7)} <= names
     assert {"figure_2.png", "figure_3.png", "figure_5.png"} <= names
+    assert main(["verify", str(made)]) == 0
+    whole = (made / "table_1.tex").read_bytes()
+    (made / "table_1.tex").write_bytes(whole[:-1])
+    assert main(["verify", str(made)]) == 3
+    assert main(["report", str(out), "--layout", "pilot"]) == 0
+    assert (made / "table_1.tex").read_bytes() == whole
     for table, design, keys in (("table_4", "fixed", "seed"), ("table_5", "again", "resample")):
         row = pd.read_csv(made / f"{table}.csv").set_index("method").loc["hinton-kd"]
         own = scores[(scores["design"] == design) & (scores["method"] == "hinton-kd")]

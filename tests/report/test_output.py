@@ -67,6 +67,31 @@ def test_what_a_run_left_is_refused_once_it_was_changed(finished: Path, name: st
     assert (finished / "report.html").read_text() == page
 
 
+def test_a_figure_and_a_record_that_were_changed_are_refused(finished: Path, capsys: Any) -> None:
+    for name in ("figures/one_picture.png", "run.json"):
+        whole = (finished / name).read_bytes()
+        changed = whole.replace(b'"lr": 0.1', b'"lr": 0.2') if name == "run.json" else whole[:-1] + b"\0"
+        assert changed != whole
+        (finished / name).write_bytes(changed)
+        assert main(["report", str(finished), "--out", str(finished.parent / "other")]) == 2
+        assert f"{Path(name).name} no longer has the contents" in capsys.readouterr().err
+        assert not (finished.parent / "other").exists()
+        (finished / name).write_bytes(whole)
+
+
+def test_a_report_in_another_folder_is_under_a_checksum_too(finished: Path, capsys: Any) -> None:
+    other = finished.parent / "other"
+    assert main(["report", str(finished), "--out", str(other)]) == 0
+    assert main(["verify", str(other)]) == 0
+    for name in ("report.html", "report.md", "report.json", "figures/roc.png", "figures/roc.csv", "tables/odd.tex"):
+        whole = (other / name).read_bytes()
+        (other / name).write_bytes(whole[:-1])
+        capsys.readouterr()
+        assert main(["verify", str(other)]) == 3
+        assert name in capsys.readouterr().out
+        (other / name).write_bytes(whole)
+
+
 def test_folders_without_a_report_and_two_requests_at_once_are_refused(
     finished: Path, tmp_path: Path, capsys: Any
 ) -> None:

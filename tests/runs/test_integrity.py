@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -13,8 +14,16 @@ import pytest
 
 from embedprior.cache.audit import SEALED, verify_folder
 from embedprior.errors import BadInput
-from embedprior.runs import artifact, integrity
-from embedprior.runs.integrity import changed_files, file_records, has_own_checksum, with_checksum
+from embedprior.runs import Run, artifact, integrity
+from embedprior.runs.integrity import (
+    changed_files,
+    file_records,
+    forget_results,
+    has_own_checksum,
+    note_results,
+    refuse_changed_result,
+    with_checksum,
+)
 
 SCORES = "exam_id,score\ne1,0.25\n"
 
@@ -160,3 +169,48 @@ def test_verify_reads_whatever_is_sealed_and_names_what_changed(tmp_path: Path) 
             assert (found.kind, found.path) == (what, folder)
             assert file in found.problems[0]
             (folder / file).write_bytes(whole)
+
+
+def test_results_of_no_run_are_noted_beside_them_and_checked(tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    for name in ("scores.csv", "figures/a.png", "figures/b.png"):
+        (tmp_path / name).write_text(SCORES)
+    note_results(tmp_path, ["scores.csv", "figures"])
+    noted = json.loads((tmp_path / ".checksums.json").read_text())["files"]
+    assert noted["scores.csv"]["sha256"] == hashlib.sha256(SCORES.encode()).hexdigest()
+    assert sorted(noted) == ["figures/a.png", "figures/b.png", "scores.csv"]
+    refuse_changed_result(tmp_path / "scores.csv")
+    assert [one.problems for one in verify_folder(tmp_path)] == [()]
+    flip(tmp_path / "scores.csv")
+    with pytest.raises(BadInput, match=r"scores\.csv no longer has the contents"):
+        refuse_changed_result(tmp_path / "scores.csv")
+    (found,) = verify_folder(tmp_path)
+    assert found.problems == ("scores.csv no longer has the contents it was written with",)
+    (tmp_path / "figures" / "b.png").unlink()
+    note_results(tmp_path, ["scores.csv"])  # written again; what is gone since is no longer listed
+    assert sorted(json.loads((tmp_path / ".checksums.json").read_text())["files"]) == ["figures/a.png", "scores.csv"]
+    forget_results(tmp_path, ["scores.csv"])
+    flip(tmp_path / "scores.csv")
+    refuse_changed_result(tmp_path / "scores.csv")
+    flip(tmp_path / ".checksums.json")
+    with pytest.raises(BadInput, match=r"\.checksums\.json"):
+        note_results(tmp_path, ["scores.csv"])
+
+
+def test_results_in_the_folder_of_a_run_go_into_its_record(tmp_path: Path) -> None:
+    run = Run(tmp_path, "cohort build", {}, 0, {})
+    (tmp_path / "exams.csv").write_text(SCORES)
+    run.finish("", [])
+    (tmp_path / "splits.csv").write_text(SCORES)
+    note_results(tmp_path, ["splits.csv"])
+    assert not (tmp_path / ".checksums.json").exists()
+    assert [one.problems for one in verify_folder(tmp_path)] == [()]
+    flip(tmp_path / "splits.csv")
+    with pytest.raises(BadInput, match="splits"):
+        refuse_changed_result(tmp_path / "splits.csv")
+    forget_results(tmp_path, ["splits.csv"])
+    assert [one.problems for one in verify_folder(tmp_path)] == [()]
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["checksum"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert any("no checksum" in problem for one in verify_folder(tmp_path) for problem in one.problems)

@@ -144,6 +144,36 @@ def test_evaluate_refuses_predictions_that_are_not_those_of_the_run_beside_them(
     assert main(["evaluate", str(tmp_path / "changed.csv"), *words]) == 0
 
 
+def test_a_changed_record_of_a_run_is_not_compared_traced_or_taken_for_what_is_unused(run, capsys):
+    _, out = run()
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(record | {"uses": []}))
+    for words in (["report", "--compare", str(out), str(out)], ["cache", "trace", str(out)]):
+        assert "run.json no longer has the contents" in refusal(capsys, main(words))
+    capsys.readouterr()
+    assert main(["cache", "ls", str(out), "--unused"]) == 0
+    assert "0 items" in capsys.readouterr().out
+
+
+def test_a_final_fit_refuses_a_plan_or_evidence_that_was_changed(run, capsys):
+    _, out = run()
+    for name in ("plan.json", "evidence.json"):
+        whole = (out / name).read_bytes()
+        (out / name).write_bytes(whole + b"\n")
+        assert f"{name} has" in refusal(capsys, main(["train", "final", "--study", str(out), "--method", "cxr-only"]))
+        (out / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize("content", ["", "nothing@0000000a\n", None])
+def test_verify_names_a_pointer_that_names_no_cache(run, cohort, capsys, content):
+    pointer = cohort / "caches" / "cxr" / "current"
+    assert main(["verify", str(cohort)]) == 0
+    pointer.write_text(pointer.read_text()[:-3] if content is None else content)  # a cohort that is not there
+    capsys.readouterr()
+    assert main(["verify", str(cohort)]) == 3
+    assert "current names no cache and cohort" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("content", ["[1]", "{}", None])
 def test_a_changed_plan_is_refused(run, capsys, content):
     _, out = run(command="plan")
