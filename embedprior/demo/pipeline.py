@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from embedprior.demo.assets import LABEL, PICTURES, VOLUMES, DemoAssets, build_a
 from embedprior.demo.config import CohortConfig, DemoConfig
 from embedprior.errors import DONE, NEEDS_ATTENTION
 from embedprior.report import Figure
+from embedprior.report.formatting import fixed, interval, number, signed, verdict_of
 from embedprior.report.study_report import StudyReport, build_study_report, failure_records, write_results, write_tables
 from embedprior.report.verdicts import verdict_sentences
 from embedprior.runs import Run, artifacts_root, seed_for, write_json
@@ -35,12 +37,12 @@ METHODS = (
 )  # fmt: skip
 LABEL_READERS = ("cxr-only", "hinton-kd")
 """Methods that read labels of radiographs: those of the label curve between the two worlds."""
-REFERENCE = "cxr-only"
+REFERENCE, DRR_LABELS = "cxr-only", "cxr-only-drr"
 RELEVANT = 0.1
 """Declared smallest difference of AUCs worth claiming: one that 300 held-out patients can show."""
 FAMILY = (
     ("hinton-kd", REFERENCE), ("ridge-head", REFERENCE), ("direct-head", REFERENCE), ("prior", REFERENCE),
-    ("direct-head", "cxr-only-drr"), ("prior", "cxr-only-drr"), ("prior", "direct-head"),
+    ("direct-head", DRR_LABELS), ("prior", DRR_LABELS), ("prior", "direct-head"),
 )  # fmt: skip
 QUESTION = (
     "Virtual patients with a lesion that CT shows plainly, and a radiograph so that only many labels teach it: does "
@@ -170,8 +172,11 @@ def _with_patients(content: StudyReport, assets: DemoAssets, study: Study, input
     """
     worlds = [d.name for d in study.variants[0].config.designs if d.methods == METHODS]
     family = len(FAMILY) * len(worlds)
+    found = {name: content.evidence["designs"][name] for name in worlds}
     verdict = [
-        sentence for name in worlds for sentence in verdict_sentences(content.evidence["designs"][name], name, family)
+        sentence
+        for name, evidence in found.items()
+        for sentence in (*verdict_sentences(evidence, name, family), *_beside_the_drr_labels(evidence))
     ]
     held_out = FoldRunner(inputs).cases(fit_jobs(study)[0].fold_id).scored["test"]
     caption = "Two held-out patients: CT (coronal, maximum over 22 mm) and the radiograph that is scored."
@@ -181,6 +186,23 @@ def _with_patients(content: StudyReport, assets: DemoAssets, study: Study, input
         pictures=[*content.report.pictures, Figure("patients", caption, _gallery(assets, held_out))],
     )  # fmt: skip
     return replace(content, report=report)
+
+
+def _beside_the_drr_labels(evidence: Mapping[str, Any]) -> list[str]:
+    """Return what labels alone reach once those of the CTs' DRRs are among them, and what the CT embedding adds."""
+    auc = {m["method"]: m["auc"] for m in evidence["methods"]}
+    added = [
+        f"{c['a']} {signed(c['delta'])} ({interval(c['ci_low'], c['ci_high'], sign=True)}, {verdict_of(c)})"
+        for c in evidence["comparisons"]
+        if c["in_family"] and c["b"] == DRR_LABELS and number(c["delta"]) is not None
+    ]
+    if not added or number(auc.get(DRR_LABELS)) is None or number(auc.get(REFERENCE)) is None:
+        return []
+    reached = f"an AUC of {fixed(auc[DRR_LABELS])} ({REFERENCE}: {fixed(auc[REFERENCE])})"
+    return [
+        f"Is a gain owed to the CT, or to the labels of the CTs' DRRs? Without a CT embedding, these labels "
+        f"({DRR_LABELS}) reach {reached}. Compared with that: {'; '.join(added)}."
+    ]
 
 
 def _gallery(assets: DemoAssets, held_out: Cases) -> bytes:

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from scipy import special
-from sklearn.linear_model import LogisticRegression
 
 from embedprior.evidence import evaluate_predictions
+from embedprior.evidence.calibration import platt_scaling
 from embedprior.evidence.method_metrics import YOUDEN, choose_threshold
 from embedprior.evidence.predictions import Unit
 
@@ -26,8 +26,7 @@ SHOWN = ("sensitivity", "specificity", "ppv", "npv")
 class Calibration:
     """Logistic recalibration: probability = 1 / (1 + exp(−(intercept + slope · logit(score)))).
 
-    Platt, Advances in Large Margin Classifiers 1999: targets (n₊ + 1)/(n₊ + 2) and 1/(n₋ + 2) in place of 1 and 0, so
-    that it stays finite where scores separate the classes.
+    Fitted by Platt scaling, so that it stays finite where scores separate the classes.
 
     Attributes:
         intercept, slope: of the formula.
@@ -75,14 +74,10 @@ def fit_calibration(rows: pd.DataFrame) -> tuple[Calibration | None, str]:
         return None, f"scores run from {scores.min():.4g} to {scores.max():.4g}, not from 0 to 1"
     if np.ptp(scores) == 0:
         return None, "every validation patient has the same score"
-    target = np.where(positive, (positive.sum() + 1) / (positive.sum() + 2), 1 / ((~positive).sum() + 2))
-    # a target t between 0 and 1 is the case twice, as positive with weight t and as negative with weight 1 − t
-    x, y = np.tile(_logit(scores), 2)[:, None], np.repeat([1, 0], len(scores))
-    fitted = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000).fit(x, y, np.concatenate([target, 1 - target]))
-    slope = float(fitted.coef_[0, 0])
+    intercept, slope = platt_scaling(_logit(scores), positive)
     if slope <= 0:
         return None, f"validation patients with the label score no higher than the others (slope {slope:.2g})"
-    return Calibration(float(fitted.intercept_[0]), slope, patients[1], patients[0]), ""
+    return Calibration(intercept, slope, patients[1], patients[0]), ""
 
 
 def choose_operating_point(rows: pd.DataFrame, models: pd.DataFrame) -> dict[str, Any]:

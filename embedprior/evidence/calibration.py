@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 
 from embedprior.evidence.delong import Floats
 from embedprior.evidence.intervals import quantile
@@ -42,6 +44,28 @@ def ece(cases: Cases, bins: int = ECE_BINS) -> Metric:
         return ratio(gaps, (weights @ sizes)[:, None])
 
     return Metric(f"ece_{bins}_bins", values, 0.0, 1.0, "no cases")
+
+
+def platt_scaling(logits: Floats, positive: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return (intercept, slope) of the logistic regression of the label on one logit.
+
+    Platt, Advances in Large Margin Classifiers 1999: targets (n₊ + 1)/(n₊ + 2) and 1/(n₋ + 2) in place of 1 and 0, so
+    that it stays finite where the logits separate the classes.
+
+    Args:
+        logits: one a case, not all equal.
+        positive: whether the case has the label.
+
+    Example:
+        >>> intercept, slope = platt_scaling(np.array([-1.0, 1.0]), np.array([False, True]))
+        >>> round(intercept, 4), round(slope, 4)  # targets 1/3 and 2/3: ln 2 at logit 1
+        (0.0, 0.6931)
+    """
+    target = np.where(positive, (positive.sum() + 1) / (positive.sum() + 2), 1 / ((~positive).sum() + 2))
+    # a target t between 0 and 1 is the case twice, as positive with weight t and as negative with weight 1 − t
+    x, y = np.tile(logits, 2)[:, None], np.repeat([1, 0], len(logits))
+    fitted = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000).fit(x, y, np.concatenate([target, 1 - target]))
+    return float(fitted.intercept_[0]), float(fitted.coef_[0, 0])
 
 
 def logistic_recalibration(

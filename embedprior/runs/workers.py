@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Numbers of glibc's ``mallopt`` (malloc.h)."""
+KEPT_BYTES, LARGEST_KEPT_BYTES = 256 << 20, 32 << 20
 
 
 @contextmanager
@@ -45,8 +51,21 @@ def _start(start: Callable[..., object] | None, arguments: tuple[Any, ...]) -> N
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True, name="parent watch").start()
+    keep_freed_memory()
     if start is not None:
         start(*arguments)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of freed arrays for the next ones, where the C library is glibc.
+
+    By default an array of some megabytes is given back to the system when it is freed, and the next one is made of new
+    pages, each zeroed by the kernel: up to a quarter of the time of a loop over volumes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _end_with(sentinel: int) -> None:

@@ -144,6 +144,7 @@ class CxrAndDrr(CxrOnly):
 
     name: str = "cxr-only-drr"
     uses_ct: bool = True
+    version: ClassVar[int] = 4
 
     def _stages(self, data: FitData, seed: int) -> tuple[Stage, ...]:
         *before, last = super()._stages(data, seed)

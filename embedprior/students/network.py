@@ -194,6 +194,16 @@ class StudentNetwork(nn.Module):
             features = self.backbone(inputs)
         return features, self.readout(features)[:, 0], maps
 
+    def rescale(self, intercept: float, slope: float) -> None:
+        """Make the logit ``intercept + slope · logit``, by the last layer's weights."""
+        place: nn.Module = self.backbone if isinstance(self.readout, nn.Identity) else self.readout
+        last = [layer for layer in place.modules() if isinstance(layer, nn.Linear)][-1]
+        with torch.no_grad():
+            # of two outputs, the logit is the second less the first
+            shares = torch.ones(1) if last.out_features == 1 else torch.tensor([-0.5, 0.5])
+            last.weight.mul_(slope)
+            last.bias.mul_(slope).add_(intercept * shares)
+
     def logits(self, cases: Cases) -> Float[np.ndarray, " cases"]:
         """Return one logit a case, without dropout."""
         self.eval()

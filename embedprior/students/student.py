@@ -16,6 +16,7 @@ from scipy.special import expit
 
 from embedprior.config import parse_config
 from embedprior.errors import BadInput
+from embedprior.evidence.calibration import platt_scaling
 from embedprior.nn.config import FitConfig
 from embedprior.nn.search import Search
 from embedprior.nn.stages import ALL_OR_NOTHING, StageWeight, choose_weight, patient_folds
@@ -29,9 +30,11 @@ from embedprior.students.search import search_settings
 from embedprior.students.training import (
     CaseTensors,
     Objective,
+    can_choose_stage,
     can_validate,
     to_tensors,
     train_student,
+    validation_loss,
     validation_losses,
 )
 from embedprior.teachers.teacher import TeacherHead
@@ -206,8 +209,10 @@ class _Course:
     """The trainings of one fit: the DRR stages, and the radiographs' stage with and without what they taught.
 
     The first stage's weights are taken over whole or not at all: whole, where they lower the validation loss of the
-    radiographs' stage by more than a standard error, or, where nothing can be validated, the loss out of fold over
-    training patients.
+    radiographs' stage by more than a standard error, or, where the validation cases are none or too few to decide it,
+    the loss out of fold over training patients. Where labels are all that is learned from, what the first stage taught
+    is also tried with no more than a new scale, for a few labels of radiographs can spoil it; and out of fold the lower
+    loss wins.
 
     Attributes:
         history: records of all stages.
@@ -229,6 +234,7 @@ class _Course:
         self.weight: StageWeight | None = None
         self.steps = 0
         self.notes = self._fresh[1].notes
+        self._rescaled_is_better = False
 
     def run(self) -> Parts:
         """Train, and return the network that is kept, with its objective."""
@@ -241,12 +247,43 @@ class _Course:
         for number, (drr, drr_val) in enumerate(self._earlier):
             pretrained = self._train(pretrained, drr, drr_val, stage=number)
         starts = {0.0: self._fresh, 1.0: pretrained}
-        if not can_validate(self._fresh[1], val):
-            self.weight = choose_weight(lambda w: self._out_of_fold(starts[w], train), ALL_OR_NOTHING, "out of fold")
+        rescaled = None if self._fresh[1].reads_pairs else self._rescaled(pretrained, train)
+        if not can_choose_stage(self._fresh[1], val):
+            self.weight = choose_weight(
+                lambda w: self._out_of_fold(starts[w], train, val, or_rescaled=rescaled is not None and w > 0),
+                ALL_OR_NOTHING, "out of fold",
+            )  # fmt: skip
+            if rescaled is not None and self.weight.weight and self._rescaled_is_better:
+                return self._keep(rescaled, "out of fold")
             return self._train(starts[self.weight.weight], train, val, len(self._earlier))
         found = {w: self._train(start, train, val, len(self._earlier), w) for w, start in starts.items()}
+        if rescaled is not None and validation_loss(*rescaled, val) < validation_loss(*found[1.0], val):
+            found[1.0], self._rescaled_is_better = rescaled, True
         self.weight = choose_weight(lambda w: validation_losses(*found[w], val, self._seed), ALL_OR_NOTHING)
+        if rescaled is not None and self.weight.weight and self._rescaled_is_better:
+            return self._keep(rescaled, "on the validation cases")
         return found[self.weight.weight]
+
+    def _keep(self, parts: Parts, where: str) -> Parts:
+        count = len(labelled(self._data.target.train))
+        self.notes += (
+            f"what the DRRs taught is kept: the labels of {count} radiographs set the scale of its logit alone, for "
+            f"training on with them gave a higher loss {where}",
+        )
+        return parts
+
+    def _rescaled(self, start: Parts, train: CaseTensors) -> Parts:
+        """Return a copy with the scales of inputs and logit fitted to these cases; nothing else is learned."""
+        network, objective = copy.deepcopy(start)
+        network.backbone.fit_scale(train.inputs)
+        network.eval()
+        known = train.take(np.flatnonzero(~train.label.isnan().numpy()))
+        with torch.no_grad():
+            logits = network(known.inputs)[1].double().numpy()
+        intercept, slope = platt_scaling(logits, known.label.numpy() == 1)
+        if slope > 0:
+            network.rescale(intercept, slope)
+        return network, objective
 
     def _train(
         self, parts: Parts, train: CaseTensors, val: CaseTensors, stage: int, weight: float | None = None
@@ -262,19 +299,35 @@ class _Course:
         self.history += [{"stage": stage, **taken_over, **record} for record in found]
         return parts
 
-    def _out_of_fold(self, start: Parts, train: CaseTensors) -> Float[np.ndarray, " groups"]:
+    def _out_of_fold(
+        self, start: Parts, train: CaseTensors, val: CaseTensors, or_rescaled: bool
+    ) -> Float[np.ndarray, " groups"]:
+        """Return losses on training cases left out of trainings that choose their step as the one that is kept does.
+
+        With ``or_rescaled``, those of the start that is only rescaled, where their mean is lower.
+        """
+        measured = np.arange(len(train)) if start[1].reads_pairs else np.flatnonzero(~train.label.isnan().numpy())
+        patients = train.patient.numpy()
         found: list[Float[np.ndarray, " groups"]] = []
-        for kept, left_out in patient_folds([str(number) for number in train.patient.tolist()], self._seed):
-            network, objective = copy.deepcopy(start)
-            rest = train.take(left_out)
-            if not can_validate(objective, rest):
+        rescaled: list[Float[np.ndarray, " groups"]] = []
+        for _, left_out in patient_folds([str(number) for number in patients[measured].tolist()], self._seed):
+            rest = train.take(measured[left_out])
+            if not can_validate(start[1], rest):
                 continue
-            network.backbone.fit_scale(train.take(kept).inputs)
-            none = train.take(left_out[:0])
-            train_student(network, objective, train.take(kept), none, self._method.budget, self._seed)
+            kept = train.take(np.flatnonzero(~np.isin(patients, rest.patient.numpy())))
+            if or_rescaled:
+                rescaled.append(validation_losses(*self._rescaled(start, kept), rest, self._seed))
+            parts = copy.deepcopy(start)
+            parts[0].backbone.fit_scale(kept.inputs)
+            train_student(*parts, kept, val, self._method.budget, self._seed)
             self.steps += self._method.budget.fit.steps
-            found.append(validation_losses(network, objective, rest, self._seed))
-        return np.concatenate(found) if found else np.array([np.nan])
+            found.append(validation_losses(*parts, rest, self._seed))
+        losses = np.concatenate(found) if found else np.array([np.nan])
+        if rescaled and float(np.concatenate(rescaled).mean()) < float(losses.mean()):
+            self._rescaled_is_better = True
+            losses = np.concatenate(rescaled)
+        # The mean alone has no standard error: that of a handful of labels would drop every stage.
+        return losses if start[1].reads_pairs else losses.mean(keepdims=True)
 
 
 NETWORK_TAG = "network-1"

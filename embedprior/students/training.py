@@ -240,6 +240,19 @@ def can_validate(objective: Objective, val: CaseTensors) -> bool:
     return len(val) > 0 and not (objective.reads_labels and bool(val.label.isnan().all()))
 
 
+def can_choose_stage(objective: Objective, val: CaseTensors) -> bool:
+    """Return whether the validation cases can show by more than chance what a first stage was worth.
+
+    An objective of labels alone needs as many patients of each class as the jackknife has groups: with fewer, some
+    groups hold none of a class, and the standard error rests on a handful of cases. One that reads pairs is measured on
+    every pair, labelled or not.
+    """
+    if objective.reads_pairs or not can_validate(objective, val):
+        return can_validate(objective, val)
+    patients = [val.patient[val.label == value].unique() for value in (0.0, 1.0)]
+    return min(len(of_class) for of_class in patients) >= JACKKNIFE_GROUPS
+
+
 def validation_loss(network: StudentNetwork, objective: Objective, val: CaseTensors) -> float:
     """Return what a step is chosen by, on all these cases, without dropout."""
     nn.ModuleList([network, objective]).eval()

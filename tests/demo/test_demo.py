@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from embedprior.cache import open_cache
 from embedprior.cli import main
@@ -85,6 +87,17 @@ def test_evidence_holds_the_declared_family_and_keeps_the_oracle_apart(demo: Pat
     assert [h["hypothesis"] for h in evidence["hypotheses"]] == [
         f"{world}: {a} > {b}" for world in (FEW, ENOUGH) for a, b in FAMILY
     ]
+
+
+def test_page_says_what_labels_of_drrs_alone_reach(demo: Path) -> None:
+    test = held_out(demo, FEW)
+    auc = {name: roc_auc_score(own["label"], own["score"]) for name, own in test.groupby("method")}
+    sentence = r"Without a CT embedding, these labels \(cxr-only-drr\) reach an AUC of (\S+) \(cxr-only: (\S+)\)\."
+    found = re.search(sentence, (demo / "report.md").read_text())
+    assert found is not None
+    # scores are rounded in the table, so that a pair of cases may be tied there
+    assert float(found[1]) == pytest.approx(auc["cxr-only-drr"], abs=0.005)
+    assert float(found[2]) == pytest.approx(auc["cxr-only"], abs=0.005)
 
 
 def test_run_folder_is_complete(demo: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -55,6 +56,33 @@ def test_workers_end_with_their_parent_however_it_dies(tmp_path: Path, number: i
     parent.send_signal(number)
     parent.wait()
     assert gone(pids)
+
+
+FAULTS = """
+import resource
+import numpy as np
+from embedprior.runs.workers import worker_pool
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        arrays = [np.ones(750_000) for _ in range(5)]
+        del arrays
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if __name__ == "__main__":
+    with worker_pool(1) as pool:
+        print(pool.submit(faults).result())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is kept by a setting of glibc")
+def test_a_worker_makes_new_arrays_of_the_memory_of_freed_ones(tmp_path: Path) -> None:
+    """Of twenty times 30 MB filled and freed, at most the first 30 MB (7,300 pages of 4 kB) are new to the process."""
+    script = tmp_path / "faults.py"
+    script.write_text(FAULTS)
+    found = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 2 * 7_300
 
 
 def test_an_interrupt_inside_waits_for_no_task(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.special import expit
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import roc_auc_score
 
 from embedprior.nn.ridge import PENALTIES
 from embedprior.nn.stages import WEIGHTS
@@ -39,6 +40,10 @@ def world(count: int, seed: int, source: str, mapping: np.ndarray = MAP, noise: 
 def two_stages(mapping: np.ndarray, train: int = 40, val: int = 40) -> FitData:
     drr = Stage(world(300, 1, "drr", mapping), world(60, 2, "drr", mapping))
     return FitData((drr, Stage(world(train, 3, "cxr"), world(max(val, 1), 4, "cxr").take(range(val)))), FirstNumber())
+
+
+def standard(cases: Cases, of: Cases) -> np.ndarray:
+    return (cases.cxr - of.cxr.astype(float).mean(0)) / of.cxr.astype(float).std(0)
 
 
 TEST = world(500, 9, "cxr").without_ct()
@@ -99,9 +104,6 @@ def test_the_weight_is_the_smallest_within_a_standard_error_of_the_least_squared
     drr, target = data.stages
     fitted = build_method("ridge-head", Budget()).fit(data, 0)
 
-    def standard(cases: Cases, of: Cases) -> np.ndarray:
-        return (cases.cxr - of.cxr.astype(float).mean(0)) / of.cxr.astype(float).std(0)
-
     def best(x: np.ndarray, y: np.ndarray, val_x: np.ndarray, val_y: np.ndarray) -> Ridge:
         fits = [Ridge(alpha=p).fit(x, y) for p in PENALTIES]
         return min(fits, key=lambda fit: ((fit.predict(val_x) - val_y) ** 2).sum())
@@ -141,6 +143,46 @@ def test_a_student_takes_the_drr_stage_over_where_it_lowers_the_loss_by_more_tha
     assert dict(chosen.losses) == pytest.approx({0.0: 1.25, 1.0: 1.25 - float(np.mean(gain))})
     assert chosen.weight == weight
     assert next(found, None) is None
+
+
+def few_labels(known_val: int) -> tuple[FitData, Cases]:
+    """60 numbers of which one shows the label; 400 labelled DRRs, 24 labelled radiographs of 200, 40 to validate on."""
+
+    def drawn(count: int, seed: int, source: str, known: int) -> Cases:
+        rng = np.random.default_rng(seed)
+        label = np.arange(count) % 2.0
+        cxr = rng.normal(size=(count, 60))
+        cxr[:, 0] += 2 * label
+        names = [f"{source}-{seed}-{i}" for i in range(count)]
+        seen = np.where(np.arange(count) < known, label, np.nan)
+        numbers = cxr.astype(np.float32)
+        return Cases(names, names, seen, numbers, numbers[:, :5], seen.copy(), source=source)
+
+    target = Stage(drawn(200, 3, "cxr", 24), drawn(40, 4, "cxr", known_val))
+    drr = Stage(drawn(400, 1, "drr", 400), drawn(60, 2, "drr", 60))
+    return FitData((drr, target), FirstNumber()), drawn(1000, 9, "cxr", 1000).without_ct()
+
+
+@pytest.mark.parametrize(("known_val", "where"), [(6, "out of fold"), (18, "out of fold"), (20, "validation")])
+def test_validation_labels_of_fewer_than_ten_patients_a_class_decide_nothing(
+    known_val: int, where: str, budget: Budget
+) -> None:
+    fitted = build_method("cxr-only-drr", budget).fit(few_labels(known_val)[0], 5)
+    assert fitted.fit_summary.stage_weight.measured_on == where  # type: ignore[attr-defined]
+    pairs = build_method("direct-head", budget).fit(few_labels(known_val)[0], 5)
+    assert pairs.fit_summary.stage_weight.measured_on == "validation"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("known_val", [6, 20])
+def test_a_few_labels_of_radiographs_do_not_spoil_what_the_drrs_taught(known_val: int, budget: Budget) -> None:
+    longer = budget.model_copy(update={"fit": budget.fit.model_copy(update={"steps": 200, "lr": 0.01})})
+    data, test = few_labels(known_val)
+    drr, target = data.stages[0].train, data.target.train
+    fitted = build_method("cxr-only-drr", longer).fit(data, 5)
+    model = LogisticRegression(C=0.01).fit(standard(drr, drr), drr.label)
+    expected = roc_auc_score(test.label, model.decision_function(standard(test, target)))
+    assert roc_auc_score(test.label, fitted.scores(test)) > expected - 0.02
+    assert any("what the DRRs taught is kept" in note for note in fitted.fit_summary.notes)  # type: ignore[attr-defined]
 
 
 def test_pseudo_values_of_a_mean_over_as_many_cases_as_groups_are_the_cases_own_losses(budget: Budget) -> None:

@@ -182,3 +182,23 @@ def test_pixels_and_tokens_that_are_not_there_are_asked_for(small: FitData, budg
         build_method("cxr-only", budget, inputs="pixels").fit(data, 0)
     with pytest.raises(CannotFit, match="token cache"):
         build_method("hinton-kd", budget, inputs="tokens").fit(data, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "readout", "student"),
+    [
+        ("embedding", "linear", "shared"), ("embedding", "probe", "shared"), ("embedding", "disentangled", "shared"),
+        ("pixels", "linear", "shared"), ("pixels", "linear", "pilot-dfpn"),
+    ],
+)  # fmt: skip
+def test_a_rescaled_network_gives_intercept_plus_slope_times_its_logit(
+    kind: str, readout: str, student: str, budget: Budget
+) -> None:
+    pictures = np.random.default_rng(0).integers(0, 255, (3, 128, 128))
+    inputs = torch.from_numpy(pictures.astype(np.float32)) if kind == "pixels" else torch.randn(3, 6)
+    network = StudentNetwork(kind, 6, budget.fit, readout, 4, student).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        before = network(inputs)[1].double().numpy()
+        network.rescale(0.7, 1.9)
+        after = network(inputs)[1].double().numpy()
+    np.testing.assert_allclose(after, 0.7 + 1.9 * before, rtol=1e-5, atol=1e-5)

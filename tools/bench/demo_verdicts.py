@@ -32,7 +32,7 @@ SETS = {
     "native": {},
 }
 FIELDS = ("method", "auc", "ci_low", "ci_high", "oracle")
-CLAIMED, REFERENCE = ("direct-head", "prior"), "cxr-only"
+CLAIMED, REFERENCE, CONTROL = ("direct-head", "prior"), "cxr-only", "cxr-only-drr"
 
 
 def run(out: Path, seed: int, name: str, options: list[str]) -> Path:
@@ -53,13 +53,13 @@ def run(out: Path, seed: int, name: str, options: list[str]) -> Path:
     return kept
 
 
-def verdicts(evidence: dict[str, Any]) -> dict[tuple[str, str], str]:
-    """Return the verdict of "method > cxr-only" by world and method."""
+def verdicts(evidence: dict[str, Any], other: str = REFERENCE) -> dict[tuple[str, str], str]:
+    """Return the verdict of "method > other" by world and method."""
     return {
         (world, c["a"]): c["verdict"]
         for world in (FEW, ENOUGH)
         for c in evidence["designs"][world]["comparisons"]
-        if c["in_family"] and c["a"] in CLAIMED and c["b"] == REFERENCE
+        if c["in_family"] and c["a"] in CLAIMED and c["b"] == other
     }
 
 
@@ -81,7 +81,8 @@ def draw(table: pd.DataFrame, file: Path, runs: int) -> None:
 
     styles = {"ct-only": ("#777777", "CT itself (oracle)"), "prior": ("#D55E00", "diffusion prior"),
               "direct-head": ("#0072B2", "direct head"), "hinton-kd": ("#009E73", "distillation (Hinton)"),
-              "cxr-only": ("#000000", "X-ray labels only")}  # fmt: skip
+              "cxr-only": ("#000000", "X-ray labels only"),
+              "cxr-only-drr": ("#999933", "labels of X-rays and DRRs")}  # fmt: skip
     figure = Figure(figsize=(7.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     for method, (colour, name) in styles.items():
@@ -117,7 +118,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     seeds = range(options.seeds[0], options.seeds[0] + 1 if options.quick else options.seeds[1] + 1)
     config = ["--config", "quick" if options.quick else options.config]
-    shown, found, curves = Table(), {}, []
+    shown, found, controlled, curves = Table(), {}, [], []
     for name in options.sets:
         for seed in seeds:
             folder = options.out / f"{seed}-{name}"
@@ -126,12 +127,16 @@ def main() -> int:
             folder = run(options.out, seed, name, config)
             evidence = json.loads((folder / "evidence.json").read_text())
             found[seed, name] = verdicts(evidence)
+            controlled.append(verdicts(evidence, CONTROL))
             curves.append(curve(evidence, pd.read_csv(folder / "support.csv")).assign(seed=seed, set=name))
             said = "; ".join(f"{world}, {method}: {v}" for (world, method), v in found[seed, name].items())
             print(f"seed {seed}, {name}: {said}", flush=True)
     if not found:
         parser.error(f"no run is done in {options.out}")
     hold(shown, found, pd.concat(curves), bars=not options.quick)
+    for world, method in controlled[0]:  # what the CT's embedding adds to the labels of the DRRs: no bar, it describes
+        said = pd.Series([one[world, method] for one in controlled]).value_counts()
+        print(f"{world}: {method} > {CONTROL}: " + ", ".join(f"{verdict} {n}" for verdict, n in said.items()))
     if options.figure:
         draw(pd.concat(curves), options.figure, len(found))
     return shown.finish(options.json)
