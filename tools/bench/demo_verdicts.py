@@ -110,6 +110,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs=2, default=(2026, 2035), metavar=("FIRST", "LAST"))
     parser.add_argument("--sets", nargs="+", choices=tuple(SETS), default=list(SETS))
     parser.add_argument("--config", default="default", help="of configs/demo")
+    parser.add_argument("--workers", type=int, default=0, help="processes of a demo; 0 (default) = one a core")
     parser.add_argument("--quick", action="store_true", help="one seed at toy size: the code runs, and says nothing")
     parser.add_argument("--done", action="store_true", help="tabulate what is done; run nothing")
     parser.add_argument("--figure", type=Path, help="draw the label curve into this file (.svg or .png)")
@@ -117,7 +118,7 @@ def main() -> int:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     seeds = range(options.seeds[0], options.seeds[0] + 1 if options.quick else options.seeds[1] + 1)
-    config = ["--config", "quick" if options.quick else options.config]
+    config = ["--config", "quick" if options.quick else options.config, "--workers", str(options.workers)]
     shown, found, controlled, curves = Table(), {}, [], []
     for name in options.sets:
         for seed in seeds:
