@@ -19,6 +19,8 @@ from embedprior.demo.config import CohortConfig, DemoConfig
 from embedprior.errors import DONE, NEEDS_ATTENTION
 from embedprior.report import Figure
 from embedprior.report.formatting import fixed, interval, number, signed, verdict_of
+from embedprior.report.spreads import label_curve_figure
+from embedprior.report.study_figures import label_curve_data
 from embedprior.report.study_report import StudyReport, build_study_report, failure_records, write_results, write_tables
 from embedprior.report.verdicts import verdict_sentences
 from embedprior.runs import Run, artifacts_root, seed_for, write_json
@@ -27,7 +29,7 @@ from embedprior.study.config import Design, Hypothesis, InferenceConfig, PriorCh
 from embedprior.study.inputs import Caches, StudyInputs, patients_seen
 from embedprior.study.plan import PLAN, make_plan
 from embedprior.study.prepare import NO_DUPLICATES, Variant, split_cohort
-from embedprior.study.run import inputs_of, run_fits
+from embedprior.study.run import StudyResult, inputs_of, run_fits
 from embedprior.study.runner import FoldRunner, Study, fit_jobs
 from embedprior.tables import write_table
 
@@ -44,6 +46,10 @@ FAMILY = (
     ("hinton-kd", REFERENCE), ("ridge-head", REFERENCE), ("direct-head", REFERENCE), ("prior", REFERENCE),
     ("direct-head", DRR_LABELS), ("prior", DRR_LABELS), ("prior", "direct-head"),
 )  # fmt: skip
+CURVE_CLAIM = ("hinton-kd", REFERENCE)
+"""The one claim of the label curve's other points; it is in the same family."""
+CURVE = ("ct-only", REFERENCE, DRR_LABELS, "hinton-kd", "direct-head", "prior")
+"""Methods of the page's first figure."""
 QUESTION = (
     "Virtual patients with a lesion that CT shows plainly, and a radiograph so that only many labels teach it: does "
     "CT, used only in training, improve a model that sees the radiograph alone, when few radiographs are labelled, and "
@@ -96,8 +102,7 @@ def study_of(config: DemoConfig, seed: int, assets: DemoAssets, root: Path) -> t
                 name=f"{world.name}: {a} > {b}", claim=f"{a} scores higher than {b}", design=world.name, a=a, b=b
             )
             for world in worlds
-            if world.methods == METHODS
-            for a, b in FAMILY
+            for a, b in (FAMILY if world.methods == METHODS else (CURVE_CLAIM,))
         ),
         inference=InferenceConfig(unit="patient", relevant_delta=RELEVANT),
         caveats=caveats(config),
@@ -156,7 +161,7 @@ def run_demo(config: DemoConfig, seed: int, out: Path, workers: int) -> int:
     write_tables(out, result)
     for name in ("exams", "pairs", "splits", "flow"):
         write_table(getattr(assets.population, name), out / "cohort" / f"{name}.csv")
-    content = _with_patients(build_study_report(settings, result), assets, study, inputs)
+    content = _with_patients(build_study_report(settings, result), result, assets, inputs)
     places = {"phantoms": assets.population.root, "ct": assets.ct.path, "cxr": assets.cxr.path}
     summary = write_results(
         out, result, content, run, outputs={name: os.path.relpath(path, out) for name, path in places.items()}
@@ -165,23 +170,25 @@ def run_demo(config: DemoConfig, seed: int, out: Path, workers: int) -> int:
     return NEEDS_ATTENTION if failure_records(result) else DONE
 
 
-def _with_patients(content: StudyReport, assets: DemoAssets, study: Study, inputs: StudyInputs) -> StudyReport:
+def _with_patients(content: StudyReport, result: StudyResult, assets: DemoAssets, inputs: StudyInputs) -> StudyReport:
     """Return a study's report with the demo's question, the cohort as it was drawn, and two of its patients.
 
-    Verdicts and tables are those of the worlds: the label curve's other points only describe.
+    Verdicts and tables are those of the worlds; the claim of each other point of the label curve stands among the
+    declared hypotheses.
     """
-    worlds = [d.name for d in study.variants[0].config.designs if d.methods == METHODS]
-    family = len(FAMILY) * len(worlds)
-    found = {name: content.evidence["designs"][name] for name in worlds}
-    verdict = [
-        sentence
-        for name, evidence in found.items()
-        for sentence in (*verdict_sentences(evidence, name, family), *_beside_the_drr_labels(evidence))
-    ]
-    held_out = FoldRunner(inputs).cases(fit_jobs(study)[0].fold_id).scored["test"]
+    config = result.study.variants[0].config
+    worlds = {d.name: content.evidence["designs"][d.name] for d in config.designs if d.methods == METHODS}
+    verdict: list[str] = []
+    for name, evidence in worlds.items():
+        answer, *size = verdict_sentences(evidence, name, len(config.hypotheses))
+        verdict += [answer, *_beside_the_drr_labels(evidence), *(s for s in size if s not in verdict)]
+    curve = label_curve_data(result, content.evidence["designs"])
+    figure = label_curve_figure(curve[curve["method"].isin(CURVE)])
+    held_out = FoldRunner(inputs).cases(fit_jobs(result.study)[0].fold_id).scored["test"]
     caption = "Two held-out patients: CT (coronal, maximum over 22 mm) and the radiograph that is scored."
     report = replace(
         content.report, question=QUESTION, verdict=verdict, flow=assets.population.flow,
+        lead_figures=[] if figure is None else [figure],
         evidence=[section for section in content.report.evidence if section.key in worlds],
         pictures=[*content.report.pictures, Figure("patients", caption, _gallery(assets, held_out))],
     )  # fmt: skip
@@ -200,8 +207,8 @@ def _beside_the_drr_labels(evidence: Mapping[str, Any]) -> list[str]:
         return []
     reached = f"an AUC of {fixed(auc[DRR_LABELS])} ({REFERENCE}: {fixed(auc[REFERENCE])})"
     return [
-        f"Is a gain owed to the CT, or to the labels of the CTs' DRRs? Without a CT embedding, these labels "
-        f"({DRR_LABELS}) reach {reached}. Compared with that: {'; '.join(added)}."
+        f"Without a CT embedding, the labels of the CTs' DRRs ({DRR_LABELS}) reach {reached}. "
+        f"Compared with that: {'; '.join(added)}."
     ]
 
 

@@ -221,7 +221,7 @@ def test_a_closed_pipe_ends_a_command_without_a_traceback() -> None:
 def test_the_shipped_presets_keep_their_own_sections_when_one_setting_is_typed() -> None:
     from embedprior.study.config import StudyConfig
 
-    name = "demo_kfold"
+    name = "pe_tables_demo"
     before = load_config(StudyConfig, name, "study")
     after = load_config(StudyConfig, name, "study", {"prior.training.training.lr": 0.5})
     changed = before.prior.training.training.model_copy(update={"lr": 0.5})
