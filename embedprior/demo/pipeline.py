@@ -183,7 +183,7 @@ def _with_patients(content: StudyReport, result: StudyResult, assets: DemoAssets
         answer, *size = verdict_sentences(evidence, name, len(config.hypotheses))
         verdict += [answer, *_beside_the_drr_labels(evidence), *(s for s in size if s not in verdict)]
     curve = label_curve_data(result, content.evidence["designs"])
-    figure = label_curve_figure(curve[curve["method"].isin(CURVE)])
+    figure = label_curve_figure(curve, methods=CURVE)
     held_out = FoldRunner(inputs).cases(fit_jobs(result.study)[0].fold_id).scored["test"]
     caption = "Two held-out patients: CT (coronal, maximum over 22 mm) and the radiograph that is scored."
     report = replace(

@@ -16,20 +16,20 @@ from embedprior.evidence.curves import mean_pr, mean_roc, sweeps_of
 from embedprior.evidence.intervals import wilson
 from embedprior.evidence.predictions import Block, held_out_blocks
 from embedprior.report import formatting
-from embedprior.report.content import Figure, alpha_of, oracles
+from embedprior.report.content import Figure, alpha_of
 from embedprior.report.figures import (
     DASHES,
     INK,
     MUTED,
     PALETTE,
     clean,
+    evidence_styles,
     fits_of,
     held_out,
     left_out,
     png,
     short_name,
     shown_methods,
-    style_of,
 )
 
 #: Cases of either class below which ten bins of a calibration curve hold too few each.
@@ -115,8 +115,15 @@ def calibration_figure(evidence: Mapping[str, Any], label: str | None = None) ->
     return _named("calibration", label, caption, figure, calibration_data(chosen, alpha_of(evidence))), ""
 
 
-def decision_canvas(rows: Sequence[Mapping[str, Any]]) -> Canvas | None:
-    """Draw the net benefit of every method by threshold, with bands, beside treating all and treating none."""
+def decision_canvas(
+    rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Mapping[str, Any]] | None = None
+) -> Canvas | None:
+    """Draw the net benefit of every method by threshold, with bands, beside treating all and treating none.
+
+    Args:
+        rows: of the methods.
+        styles: of their lines; None = those of these methods alone.
+    """
     rows = [row for row in rows if row.get("decision_curve")]
     if not rows:
         return None
@@ -128,7 +135,7 @@ def decision_canvas(rows: Sequence[Mapping[str, Any]]) -> Canvas | None:
         label="treat all",
     )  # fmt: skip
     axes.axhline(0, color=MUTED, lw=0.9, label="treat none")
-    styles = style_of([str(r["method"]) for r in rows], frozenset(str(r["method"]) for r in rows if r.get("oracle")))
+    styles = styles or evidence_styles({"methods": rows})
     for place, row in enumerate(rows):
         curve, style = row["decision_curve"], styles[str(row["method"])]
         x = [c["threshold"] for c in curve]
@@ -149,7 +156,7 @@ def decision_figure(evidence: Mapping[str, Any], label: str | None = None) -> Fi
     """Return the decision curves of the methods shown; None without scores that are probabilities."""
     by_name = {str(row["method"]): row for row in _of_label(evidence, label)}
     chosen = [by_name[m] for m in shown_methods(evidence) if m in by_name and by_name[m].get("decision_curve")]
-    figure = decision_canvas(chosen)
+    figure = decision_canvas(chosen, evidence_styles(evidence))
     if figure is None:
         return None
     data = pd.DataFrame([{"method": row["method"], **point} for row in chosen for point in row["decision_curve"]])
@@ -190,7 +197,7 @@ def threshold_figure(evidence: Mapping[str, Any], predictions: pd.DataFrame, lab
     if data.empty:
         return None
     figure = Canvas(figsize=(7.8, 3.2), layout="constrained")
-    styles = style_of(shown, oracles(evidence))
+    styles = evidence_styles(evidence)
     for axes, quantity in zip(figure.subplots(1, 3, sharey=True), list(data.columns[2:]), strict=True):
         for method, own in data.groupby("method", sort=False):
             axes.plot(own["threshold"], own[quantity], label=short_name(method), **styles[str(method)])

@@ -83,6 +83,11 @@ def style_of(methods: list[str], needs_ct: frozenset[str]) -> dict[str, dict[str
     return styles
 
 
+def evidence_styles(evidence: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the line styles of an evaluation's methods: the same in every figure, whichever of them it shows."""
+    return style_of(list(dict.fromkeys(str(m["method"]) for m in evidence.get("methods", ()))), oracles(evidence))
+
+
 #: Curves of more methods than this can't be told apart; tables hold all of them.
 MAX_CURVES = 8
 
@@ -132,7 +137,7 @@ def roc_figure(evidence: Mapping[str, Any], predictions: pd.DataFrame, label: st
     declared = [m for m in evidence.get("methods", ()) if label is None or m.get("label_name") == label]
     aucs = {str(m["method"]): m.get("auc") for m in declared}
     needs_ct = oracles(evidence)
-    styles = style_of(list(aucs), needs_ct)
+    styles = evidence_styles(evidence)
     scored, chosen = set(rows["method"]), shown_methods(evidence)
     curves = {m: method_roc(rows[rows["method"] == m]) for m in chosen if m in scored and m in aucs}
     if not any(curve is not None for curve in curves.values()):

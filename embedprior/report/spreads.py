@@ -114,7 +114,9 @@ def sweep_figure(name: str, data: pd.DataFrame, settings: Sequence[str]) -> Figu
     return Figure(f"sweep-{name}", caption, png(figure), data)
 
 
-def label_curve_figure(data: pd.DataFrame, title: str = "", alpha: float = 0.05) -> Figure | None:
+def label_curve_figure(
+    data: pd.DataFrame, title: str = "", alpha: float = 0.05, methods: Sequence[str] | None = None
+) -> Figure | None:
     """Return AUC against the number of labelled radiographs, a band a method; None with fewer than two numbers.
 
     Args:
@@ -122,14 +124,15 @@ def label_curve_figure(data: pd.DataFrame, title: str = "", alpha: float = 0.05)
             training radiographs; several ``series`` (designs, worlds) get a panel each.
         title: set before the caption.
         alpha: of the intervals.
+        methods: to draw; None = all. The colours are those of all.
     """
-    data = data[data["auc"].notna()]
+    every = list(dict.fromkeys(data["method"]))
+    styles = style_of(every, frozenset(data.loc[data["oracle"].astype(bool), "method"]))
+    data = data[data["auc"].notna() & (data["method"].isin(every if methods is None else methods))]
     series = [s for s, own in data.groupby("series", sort=False) if own["labelled"].nunique() > 1]
     if not series:
         return None
     data = data[data["series"].isin(series)]
-    methods = list(dict.fromkeys(data["method"]))
-    styles = style_of(methods, frozenset(data.loc[data["oracle"].astype(bool), "method"]))
     figure = Canvas(figsize=(5.2 if len(series) == 1 else 4.2 * len(series), 4.1), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(series), sharey=True, squeeze=False)[0], series, strict=True):
         for method, own in data[data["series"] == name].groupby("method", sort=False):
