@@ -69,14 +69,15 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def without_cost(path: Path) -> str:
-    """Return the text of a report without its table of seconds."""
+    """Return the text of a report without its seconds and the number of its run."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
         record = json.loads(text)
         kept = [table for table in record["tables"] if table["heading"] != COST]
         return json.dumps(record | {"tables": kept})
     head, _, rest = text.partition(f"\n## {COST}\n")
-    return head + rest.partition("\n## ")[2]
+    lines = (head + rest.partition("\n## ")[2]).splitlines()
+    return "\n".join(line for line in lines if not line.startswith(("- seconds: ", "- id: ")))
 
 
 def difference(reference: dict[str, str], folder: Path) -> str:

@@ -43,13 +43,17 @@ def plan(config: StudyConfig, data: Path, out: Path, splits: Path | None, worker
         BadInput: see ``study.prepare.read_study_data`` and ``study.plan.freeze``.
     """
     study = _read(config, data, splits)
-    from embedprior.study.plan import freeze, make_plan, plan_text
+    from embedprior.study.plan import PLAN, freeze, make_plan, plan_text
 
     frozen = make_plan(config, study, out)
     from embedprior.runs import claimed
+    from embedprior.runs.integrity import note_results
 
     with claimed(out):
+        first = not (out / PLAN).is_file()
         freeze(frozen, study, out)
+        if first:
+            note_results(out, (PLAN, *(f"cohort/{name}.csv" for name in ("splits", "flow", "duplicates"))))
         if time_fits:
             from embedprior.study.run import measure_jobs
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,7 @@ def refuse_changed_result(path: Path, record: str = "run.json") -> None:
         BadInput: it is not what was written.
     """
     problem = ""
-    for folder, name in ((path.parent, record), (path.parent.parent, record), (path.parent, NOTED)):
+    for folder, name in product((path.parent, path.parent.parent), (record, NOTED)):
         if path.is_file() and (folder / name).is_file():
             with suppress(BadInput, AttributeError, KeyError, TypeError):
                 own = path.relative_to(folder).as_posix()
@@ -321,19 +322,28 @@ def note_results(folder: Path, names: Iterable[str]) -> None:
         write_json(folder / NOTED, with_checksum({"files": others | own}))
 
 
-def forget_results(folder: Path, names: Iterable[str]) -> None:
-    """Take results out of the records that ``note_results`` put them in, before they are written again piece by piece.
+def forget_results(folder: Path, names: Iterable[str], records: Sequence[str] = ("run.json", NOTED)) -> None:
+    """Take results out of the records that ``note_results`` put them in: before they are written again piece by piece,
+    or because another record has them now. A record of noted results that is empty then is deleted.
 
     Args:
         folder: that holds them.
         names: files.
+        records: to take them out of.
     """
     gone = set(names)
-    for file in (folder / "run.json", folder / NOTED):
-        kept = read_record(file) if file.is_file() else {}
-        if has_own_checksum(kept) and gone & kept["files"].keys():
-            files = {name: known for name, known in kept["files"].items() if name not in gone}
+    for file in (folder / name for name in records if (folder / name).is_file()):
+        try:
+            kept = read_record(file)
+        except BadInput:  # verify names it
+            continue
+        if not has_own_checksum(kept) or not gone & kept["files"].keys():
+            continue
+        files = {name: known for name, known in kept["files"].items() if name not in gone}
+        if files or file.name != NOTED:
             write_json(file, with_checksum(kept | {"files": files}))
+        else:
+            file.unlink()
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedprior.errors import BadInput
 from embedprior.runs.files import DiskFull, canonical, make_folder, read_json, write_json, write_text
-from embedprior.runs.integrity import file_records, with_checksum
+from embedprior.runs.integrity import NOTED, file_records, forget_results, with_checksum
 from embedprior.runs.locks import claimed
 from embedprior.runs.provenance import (
     RECORD,
@@ -267,6 +267,7 @@ class Run:
         results += [path for name in FOLDERS for path in (self.out / name).rglob("*") if path.is_file()]
         self._record["files"] = file_records(self.out, results)
         write_json(self.out / RECORD, with_checksum(self._record))
+        forget_results(self.out, self._record["files"], [NOTED])
 
     def stop(self, status: str = "stopped") -> None:
         """Say in ``run.json`` that the run ended before it was finished; what it had finished is kept.

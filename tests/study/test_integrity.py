@@ -164,6 +164,22 @@ def test_a_final_fit_refuses_a_plan_or_evidence_that_was_changed(run, capsys):
         (out / name).write_bytes(whole)
 
 
+def test_what_a_plan_left_is_under_a_checksum_until_the_run_has_its_own(run, capsys):
+    _, out = run(command="plan")
+    assert main(["verify", str(out)]) == 0
+    flow = out / "cohort" / "flow.csv"
+    whole = flow.read_bytes()
+    flow.write_bytes(whole[:-1])
+    assert run(command="plan")[0] == 0  # it writes nothing twice
+    capsys.readouterr()
+    assert main(["verify", str(out)]) == 3
+    assert "cohort/flow.csv has" in capsys.readouterr().out
+    flow.write_bytes(whole)
+    assert run()[0] == 0
+    assert not (out / ".checksums.json").exists()
+    assert main(["verify", str(out)]) == 0
+
+
 @pytest.mark.parametrize("content", ["", "nothing@0000000a\n", None])
 def test_verify_names_a_pointer_that_names_no_cache(run, cohort, capsys, content):
     pointer = cohort / "caches" / "cxr" / "current"
