@@ -15,7 +15,7 @@ from click.exceptions import Exit
 from click.shell_completion import CompletionItem
 
 from embedprior.cli.options import WIDEST
-from embedprior.errors import BadInput, EmbedpriorError, nearest
+from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput, EmbedpriorError, nearest
 from embedprior.version import __version__
 
 COMMANDS = {
@@ -256,6 +256,10 @@ def entry() -> None:
             Commands().main(prog_name="embedprior", complete_var=COMPLETE)
         code = main(sys.argv[1:])
         sys.stdout.flush()
+        if code in (DONE, NEEDS_ATTENTION) and "torch" in sys.modules:  # after a failure others may still wait for it
+            from embedprior.runs.distributed import leave_process_group
+
+            leave_process_group()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + 13

@@ -72,6 +72,7 @@ def alignment(config: TrainAlignmentConfig, device: str) -> int:
         loaded.train, loaded.val, config.alignment, loaded.caches, processes, device,
         progress_bar="alignment" if processes.is_main else None,
     )  # fmt: skip
+    processes.barrier()  # nobody leaves while another still sends
     if not processes.is_main:
         return DONE
     out = Path(config.out)
@@ -160,8 +161,10 @@ def prior(config: TrainPriorConfig) -> int:
     out = Path(config.out)
     start = None if config.init_from is None else Path(config.init_from)
 
+    seen = {SEEN: patients_of(train, val, start)}  # also of a training that is stopped: the prior before it stays
+
     def begin() -> Run:
-        return Run(out, "train_prior.py", config, config.prior.training.seed, inputs, keep_log=True)
+        return Run(out, "train_prior.py", config, config.prior.training.seed, inputs, keep_log=True, facts=seen)
 
     leads = os.environ.get("RANK", "0") == "0"
     with claimed(out) if leads else nullcontext():
@@ -169,14 +172,13 @@ def prior(config: TrainPriorConfig) -> int:
             fitted = train_prior(train, val, config.prior, out, start, frozen, trackers=config.trackers)
         if not leads:
             return DONE
-        seen = {SEEN: patients_of(train, val, start)}
         run, counts = begin(), {"train": len(train), "val": len(val)}
         caveats = fitted.caveats()
         if start is not None and patients_seen(start) is None:
             unsaid = "what it started from doesn't say which patients it learned from: held-out ones may be among them"
             caveats = [*caveats, unsaid]
         summary = prior_summary(fitted.network.parameter_parts(), counts, caveats)
-        run.finish(summary, dropped, pairs=counts, parameters=fitted.network.parameter_parts(), caveats=caveats, **seen)
+        run.finish(summary, dropped, pairs=counts, parameters=fitted.network.parameter_parts(), caveats=caveats)
     print(summary)
     print(f"prior: {out}", file=sys.stderr)
     return _attention(dropped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,16 @@ def process_group(asked: int | None = None, command: str = "embed ...") -> Proce
 
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     return ProcessGroup(accelerator.process_index, accelerator.num_processes, accelerator)
+
+
+def leave_process_group() -> None:
+    """Take this process out of the group that it trained or worked in, if it is in one.
+
+    Its threads and sockets end now, not while the interpreter ends, which can abort a process whose work is done.
+    """
+    distributed = getattr(sys.modules.get("torch"), "distributed", None)
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def launcher_number(name: str, default: int) -> int:

@@ -311,7 +311,8 @@ def note_results(folder: Path, names: Iterable[str]) -> None:
         name: known for name, known in noted["files"].items()
         if (folder / name).is_file() and not any(name == one or name.startswith(f"{one}/") for one in names)
     }  # fmt: skip
-    if of_run.is_file() and has_own_checksum(read_record(of_run)):
+    finished = read_record(of_run) if of_run.is_file() else {}
+    if "files" in finished and has_own_checksum(finished):
         reseal(folder, names)
         own = {}
     else:
@@ -337,7 +338,7 @@ def forget_results(folder: Path, names: Iterable[str], records: Sequence[str] = 
             kept = read_record(file)
         except BadInput:  # verify names it
             continue
-        if not has_own_checksum(kept) or not gone & kept["files"].keys():
+        if not has_own_checksum(kept) or not gone & kept.get("files", {}).keys():
             continue
         files = {name: known for name, known in kept["files"].items() if name not in gone}
         if files or file.name != NOTED:

@@ -95,10 +95,19 @@ def portable_path(target: Path | str, folder: Path) -> str:
         >>> portable_path("/data/caches/cxr", Path("/data/runs/prior"))
         '../../caches/cxr'
     """
-    place, here, home = Path(os.path.abspath(target)), folder.resolve(), Path(os.path.expanduser("~"))
-    if place.is_relative_to(home) and not here.is_relative_to(home) and home != Path(home.anchor):
-        return (Path("~") / place.relative_to(home)).as_posix()
+    place, here = Path(os.path.abspath(target)), folder.resolve()
+    named = from_home(str(place))
+    if named != str(place) and not here.is_relative_to(os.path.expanduser("~")):
+        return named
     return Path(os.path.relpath(place, here)).as_posix()
+
+
+def from_home(path: str) -> str:
+    """Return an absolute path in the user's home given from ``~``; any other text as it is."""
+    home = Path(os.path.expanduser("~"))
+    if os.path.isabs(path) and home != Path(home.anchor) and Path(path).is_relative_to(home):
+        return (Path("~") / Path(path).relative_to(home)).as_posix()
+    return path
 
 
 def resolve_portable(path: str, folder: Path) -> Path:

@@ -27,6 +27,7 @@ from embedprior.runs.locks import claimed
 from embedprior.runs.provenance import (
     RECORD,
     close_log,
+    from_home,
     kept_caches,
     open_log,
     portable_path,
@@ -187,6 +188,7 @@ class Run:
         inputs: name → hash of what it reads.
         shared: other processes may write here at the same time: what they write is safe for that, as a cache is.
         keep_log: ``metrics.jsonl`` is that of work which was begun before this run, and stays.
+        facts: entries of ``run.json`` that hold however the run ends; they are under a checksum from the beginning.
 
     Raises:
         BadInput: the folder can't be made or written to, or another process is writing there.
@@ -194,9 +196,9 @@ class Run:
 
     def __init__(
         self, out: Path, command: str, config: Any, seed: int, inputs: Mapping[str, str], *, shared: bool = False,
-        keep_log: bool = False,
+        keep_log: bool = False, facts: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        self.out = out
+        self.out, self._facts = out, dict(facts or {})
         make_folder(out)  # ``claimed`` does it too, where nothing is shared
         for earlier in [run for run in _unfinished if run.out.resolve() == out.resolve()]:
             earlier.stop("failed")  # in this process, by an error that its caller went on after
@@ -215,14 +217,15 @@ class Run:
         self._record = {
             "id": secrets.token_hex(8),
             "command": command,
-            "config": canonical(config) if command in REREAD else relative_paths(canonical(config), out),
+            "config": recorded_paths(canonical(config), command, out),
             "seed": seed,
             "inputs": dict(inputs),
             "versions": versions(),
             "git": git_revision(),
             "status": "running",
+            **canonical(self._facts),
         }
-        write_json(out / RECORD, self._record)
+        self._write_record()
         _unfinished.append(self)
 
     def keep(self, cache: Path) -> None:
@@ -232,7 +235,10 @@ class Run:
         """
         names = {*self._kept_before, cache.name}
         self._record["keeps"] = sorted(name for name in names if name == cache.name or (self.out / name).is_dir())
-        write_json(self.out / RECORD, self._record)
+        self._write_record()
+
+    def _write_record(self) -> None:
+        write_json(self.out / RECORD, with_checksum(self._record) if self._facts else self._record)
 
     def stage(self, name: str, **fields: Any) -> None:
         """Record that a stage ended, with the seconds since the start."""
@@ -279,7 +285,7 @@ class Run:
         self._record |= {"status": status, "seconds": round(self.seconds, 1)}
         # on a full disk, or in a folder that was deleted, there is no place to say it
         with suppress(DiskFull, BadInput, OSError):
-            write_json(self.out / RECORD, self._record)
+            self._write_record()
         self._close()
 
     def _close(self) -> None:
@@ -301,6 +307,11 @@ REREAD = ("study run", "train final")
 """Commands whose configuration is read back from ``run.json``: its paths start at the data's folder, and stay."""
 
 
+def recorded_paths(config: Any, command: str, folder: Path) -> Any:
+    """Return the JSON values of a configuration as the record of a command in a folder keeps them."""
+    return nameless_paths(config) if command in REREAD else relative_paths(config, folder)
+
+
 def relative_paths(config: Any, folder: Path) -> Any:
     """Return JSON values with absolute paths given from a folder: they name the machine, and often its user.
 
@@ -308,13 +319,25 @@ def relative_paths(config: Any, folder: Path) -> Any:
         >>> relative_paths({"cache": "/data/jane/caches/cxr", "lr": 0.1}, Path("/data/jane/runs/prior"))
         {'cache': '../../caches/cxr', 'lr': 0.1}
     """
+    return _with_paths(config, lambda path: portable_path(path, folder) if os.path.isabs(path) else path)
+
+
+def nameless_paths(config: Any) -> Any:
+    """Return JSON values with paths in the user's home from ``~``, which names nobody; others stay as they are."""
+    return _with_paths(config, from_home)
+
+
+def own_paths(config: Any) -> Any:
+    """Return JSON values with the paths that ``nameless_paths`` gave in the home of the present user."""
+    return _with_paths(config, lambda path: os.path.expanduser(path) if path.startswith("~/") else path)
+
+
+def _with_paths(config: Any, change: Callable[[str], str]) -> Any:
     if isinstance(config, dict):
-        return {key: relative_paths(value, folder) for key, value in config.items()}
+        return {key: _with_paths(value, change) for key, value in config.items()}
     if isinstance(config, list):
-        return [relative_paths(value, folder) for value in config]
-    if isinstance(config, str) and os.path.isabs(config):
-        return portable_path(config, folder)
-    return config
+        return [_with_paths(value, change) for value in config]
+    return change(config) if isinstance(config, str) else config
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from embedprior.errors import BadInput, nearest
 from embedprior.runs import Run, claimed, hash_of, one_thread, progress, read_json
 from embedprior.runs.integrity import has_own_checksum, refuse_changed_result
 from embedprior.runs.provenance import resolve_portable
+from embedprior.runs.run import own_paths
 from embedprior.students.base import CannotFit, visible_cases
 from embedprior.students.storage import load_fitted
 from embedprior.study.config import SOURCE_ONLY, Design, StudyConfig, method_infos
@@ -163,7 +164,7 @@ def _finished(study: Path) -> tuple[StudyConfig, dict[str, Any]]:
         )
     if "data" not in plan:
         raise BadInput(f"{study / PLAN} is of an earlier version. Next: run the study into another --out")
-    return parse_config(StudyConfig, record["config"], str(study / "run.json")), plan
+    return parse_config(StudyConfig, own_paths(record["config"]), str(study / "run.json")), plan
 
 
 def _place(variants: list[Variant], method: str, design: str | None) -> tuple[int, Variant, Design]:

@@ -19,6 +19,7 @@ from embedprior.evidence import Claim
 from embedprior.evidence.power import detectable_difference
 from embedprior.runs import artifacts_root, canonical, hash_of, read_json, write_json
 from embedprior.runs.provenance import portable_path
+from embedprior.runs.run import nameless_paths
 from embedprior.study.config import Assumed, Design, InferenceConfig, StudyConfig, method_infos
 from embedprior.study.designs import design_flow
 from embedprior.study.keep import planned_models
@@ -140,7 +141,7 @@ def make_plan(config: StudyConfig, study: Study, out: Path | str) -> dict[str, A
         for v, p in study.combinations()
         for name, value in p.input_hashes().items()
     }
-    settings = {k: v for k, v in canonical(config).items() if k not in NOT_IN_THE_HASH}
+    settings = {k: v for k, v in nameless_paths(canonical(config)).items() if k not in NOT_IN_THE_HASH}
     infos = method_infos(study.variants[0].config)
     versions = {m: infos[m].version for m in sorted({job.method for job in jobs})}
     code = {"fit": CODE_TAG, "CT head": TEACHER_TAG, "methods": versions}

@@ -18,6 +18,7 @@ from embedprior.encoders.base import EncoderSpec, key8
 from embedprior.errors import BadInput
 from embedprior.nn.config import FitConfig
 from embedprior.prior import data as pairs_module
+from embedprior.prior import trainer
 from embedprior.prior.config import NetworkConfig, TrainPriorConfig
 from embedprior.prior.data import conditions, read_pairs
 from embedprior.prior.model import Prior
@@ -341,6 +342,34 @@ def test_a_prior_to_start_from_must_not_have_learned_from_held_out_patients(
     third = [*words, "--init-from", str(study / "second"), "--out", str(study / "third")]
     assert main([*third, "--pairs", str(study / "half.csv"), "--splits", with_parts(study, parts, "other.csv")]) == 2
     assert "learned from 20 patients of part 'test' (such as 'p20')" in capsys.readouterr().err
+
+
+def test_a_prior_whose_further_training_is_stopped_still_says_whom_it_learned_from(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--config", str(study / "prior.yaml"), "--out", str(study / "first")]
+    assert main([*words, "--prior.training.steps=4"]) == 0
+    before = json.loads((study / "first" / "run.json").read_text())
+
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer._Training, "_flush", stop)
+        with pytest.raises(KeyboardInterrupt):
+            main([*words, "--prior.training.steps=8"])
+    record = json.loads((study / "first" / "run.json").read_text())
+    assert (before["status"], record["status"]) == ("done", "stopped")
+    assert record["patients_seen"] == before["patients_seen"]
+    assert cli.main(["verify", str(study / "first")]) == 0
+    second = ["--config", str(study / "prior.yaml"), "--prior.training.steps=4", "--out", str(study / "second")]
+    capsys.readouterr()
+    assert main([*second, "--init-from", str(study / "first")]) == 0
+    assert "doesn't say" not in capsys.readouterr().out
+    record["patients_seen"]["train"].remove("p1")  # and not whoever was taken out of the list
+    (study / "first" / "run.json").write_text(json.dumps(record))
+    assert main([*second[:-1], str(study / "third"), "--init-from", str(study / "first")]) == 2
+    assert "was changed since it was written" in capsys.readouterr().err
 
 
 def test_a_prior_that_does_not_say_whom_it_learned_from_is_named(

@@ -12,7 +12,9 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
+from torch import distributed
 
+from embedprior import cli
 from embedprior.runs import QUIET, inner_bar, measured, progress, run
 from embedprior.runs.run import progress_bar
 
@@ -122,3 +124,19 @@ def test_a_cost_is_that_of_its_block_alone() -> None:
     assert large.seconds >= 0.05
     assert small.cpu_seconds >= 0.05
     assert set(small.record()) == {"seconds", "cpu_seconds", "peak_mb"}
+
+
+@pytest.mark.parametrize("code", [0, 2, 3])
+def test_a_process_leaves_its_group_when_its_work_is_done(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(cli, "main", lambda words: code)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.entry()
+        assert ended.value.code == code
+        assert distributed.is_initialized() == (code == 2)  # others may still wait for it
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()

@@ -61,6 +61,21 @@ def test_without_validation_everybody_trains(run: Runner, cohort: Path) -> None:
     assert train_final(out, "logistic").models.equals(found.models)
 
 
+def test_a_study_names_no_home_and_its_final_fit_finds_what_lies_there(
+    run: Runner, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    caches = {name: str(cohort / "caches" / name) for name in ("cxr", "ct")}
+    code, out = run(**ALONE, caches=caches)
+    assert code == 0
+    for name in ("run.json", "plan.json"):
+        text = (out / name).read_text()
+        assert str(tmp_path) not in text
+        assert '"~/' in text
+    assert run(**ALONE, caches=caches)[0] == 0
+    assert train_final(out, "logistic").patients == {"train": 36, "val": 0}
+
+
 def test_a_share_of_everybody_chooses_as_in_the_study(run: Runner, cohort: Path, capsys) -> None:
     code, out = run(**PAIRED)
     assert code == 0
