@@ -31,6 +31,8 @@ from embedprior.report.formatting import RESEARCH_USE, TextTable, provenance, te
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: Bytes of PNG that fit into a page under 5 MB; figures beyond stand in ``figures/`` alone.
 MAX_PNG_BYTES = 3_300_000
+#: Pixels; a figure of one panel has 884 (5.2 inches at 170 dpi).
+BROAD = 1150
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Picture:
     height: int
     caption: str
     alt: str
+
+    @property
+    def is_broad(self) -> bool:
+        """Whether it holds several panels side by side, whose letters a column would make too small to read."""
+        return self.width > BROAD
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,14 @@ from sklearn.metrics import roc_curve
 
 from embedprior.evidence import evaluate_predictions
 from embedprior.evidence.curves import roc_band
-from embedprior.report.curves import calibration_data, calibration_figure, threshold_data, threshold_figure
-from embedprior.report.figures import shown_methods
+from embedprior.report.curves import (
+    calibration_data,
+    calibration_figure,
+    decision_canvas,
+    threshold_data,
+    threshold_figure,
+)
+from embedprior.report.figures import PALETTE, evidence_styles, shown_methods
 from embedprior.report.flow import flow_svg
 from embedprior.report.spreads import label_curve_figure, sweep_figure
 from embedprior.report.verdicts import verdict_sentences
@@ -110,6 +116,21 @@ def test_label_curves_need_two_numbers_of_labels_and_keep_what_they_draw() -> No
     assert figure is not None
     assert set(figure.data["series"]) == {"few"}
     assert "prior: 0.620 with 20, 0.660 with 60" in figure.alt
+    some = label_curve_figure(both, methods=("cxr-only", "ct-only"))
+    assert some is not None
+    assert set(some.data["method"]) == {"cxr-only", "ct-only"}
+
+
+def test_a_method_has_one_colour_whichever_others_a_figure_shows() -> None:
+    """The order of the rows gives the colours; figures show the reference first, and some of the methods."""
+    rows = [{"method": name, "auc": 0.7, "oracle": name == "ct-only"} for name in ("a", "ct-only", "b", "c")]
+    styles = evidence_styles({"methods": rows, "reference": "c"})
+    assert [styles[name]["color"] for name in ("a", "b", "c")] == list(PALETTE[:3])
+    points = [{"threshold": t, "net_benefit": 0.1, "treat_all": 0.2, "ci_low": 0.0, "ci_high": 0.2} for t in (0.2, 0.4)]
+    figure = decision_canvas([rows[3] | {"decision_curve": points}], styles)
+    assert figure is not None
+    (line,) = [one for one in figure.axes[0].get_lines() if one.get_label() == "c"]
+    assert line.get_color() == PALETTE[2]
 
 
 def test_two_settings_of_a_sweep_make_a_grid_and_gaps_stay_gaps() -> None:

@@ -112,6 +112,16 @@ def test_every_image_decodes_shows_something_and_is_described(report: Report, re
         assert image["alt"]
 
 
+def test_a_figure_of_several_panels_is_not_squeezed_into_a_column(report: Report, read_page) -> None:
+    def drawn(name: str, width: int) -> Figure:
+        out = io.BytesIO()
+        Image.new("L", (width, 300)).save(out, "PNG")
+        return Figure(name, name, out.getvalue())
+
+    page = read_page(report_html(replace(report, evidence=[], lead_figures=[drawn("one", 884), drawn("three", 1326)])))
+    assert [a.get("class") for tag, a in page.elements if tag == "figure"] == [None, "broad"]
+
+
 def test_methods_without_any_interval_get_no_figure(report: Report, evidence: dict, read_page) -> None:
     bare = evidence | {"methods": [m | {"ci_low": None, "ci_high": None} for m in evidence["methods"]]}
     page = read_page(report_html(replace(report, evidence=[replace(report.evidence[0], evidence=bare)])))
