@@ -248,9 +248,11 @@ def text_table(frame: pd.DataFrame, rows: int = MAX_ROWS) -> TextTable:
 
 
 def provenance(run: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Return (short entries, long entries as indented JSON) of a run description."""
+    """Return (short entries, long entries as indented JSON) of a run description; what is empty is left out."""
     short, long = [], []
     for name, value in run.items():
+        if isinstance(value, (Mapping, list, tuple)) and not value:
+            continue
         if isinstance(value, Mapping) and any(isinstance(v, (Mapping, list, tuple)) for v in value.values()):
             long.append((name, json.dumps(value, indent=2, default=str, ensure_ascii=False)))
         elif isinstance(value, Mapping):
