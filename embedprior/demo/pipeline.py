@@ -136,9 +136,11 @@ def caveats(config: DemoConfig) -> tuple[str, ...]:
             f"What must come out, by how it was planted: with {cohort.few_labels} labelled radiographs CT helps, since "
             f"{cohort.pretrain_train} labelled CTs teach the lesion and {cohort.train} unlabelled pairs carry it over; "
             f"with all {cohort.train} radiographs labelled there is no more in the pairs than their labels say, so CT "
-            f"can add little. Who has a label: the world of few labels knows those of {cohort.few_labels} training "
-            f"radiographs and of about {max(2, round(share * cohort.val))} of {cohort.val} that choose checkpoints, "
-            f"the other one those of {cohort.train} and {cohort.val}. The CTs of the pairs have none in either.",
+            "can add little. What helps need not be the CT's embedding: the CTs' DRRs are labelled pictures of the "
+            f"same lesions, and {DRR_LABELS} learns from these. Who has a label: the world of few "
+            f"labels knows those of {cohort.few_labels} training radiographs and of about "
+            f"{max(2, round(share * cohort.val))} of {cohort.val} that choose checkpoints, the other one those of "
+            f"{cohort.train} and {cohort.val}. The CTs of the pairs have none in either.",
         )
     if config.cxr_encoder_name == "radiograph-cnn":
         found.append("The X-ray encoder was trained on the labels of all training radiographs.")
@@ -178,16 +180,19 @@ def _with_patients(content: StudyReport, result: StudyResult, assets: DemoAssets
     """
     config = result.study.variants[0].config
     worlds = {d.name: content.evidence["designs"][d.name] for d in config.designs if d.methods == METHODS}
-    verdict: list[str] = []
-    for name, evidence in worlds.items():
-        answer, *size = verdict_sentences(evidence, name, len(config.hypotheses))
-        verdict += [answer, *_beside_the_drr_labels(evidence), *(s for s in size if s not in verdict)]
+    names = {d.name: d.question.partition(":")[0] for d in config.designs}
+    answers: list[str] = []
+    sizes: dict[str, None] = {}
+    for place, (world, evidence) in enumerate(worlds.items()):
+        answer, *size = verdict_sentences(evidence, names[world], len(config.hypotheses))
+        answers += [answer, *(_beside_the_drr_labels(evidence) if not place else ())]
+        sizes |= dict.fromkeys(size)
     curve = label_curve_data(result, content.evidence["designs"])
     figure = label_curve_figure(curve, methods=CURVE)
     held_out = FoldRunner(inputs).cases(fit_jobs(result.study)[0].fold_id).scored["test"]
     caption = "Two held-out patients: CT (coronal, maximum over 22 mm) and the radiograph that is scored."
     report = replace(
-        content.report, question=QUESTION, verdict=verdict, flow=assets.population.flow,
+        content.report, question=QUESTION, verdict=[*answers, *sizes], flow=assets.population.flow,
         lead_figures=[] if figure is None else [figure],
         evidence=[section for section in content.report.evidence if section.key in worlds],
         pictures=[*content.report.pictures, Figure("patients", caption, _gallery(assets, held_out))],
