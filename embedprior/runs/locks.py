@@ -36,6 +36,8 @@ WATCHED_S = 2.5 * HEARTBEAT_S
 """How long a lock whose date is too old, or ahead of the clock, is watched before it counts as stale."""
 _POLL_S = 0.1
 FOLDER_LOCK = ".in-use.lock"
+FOLDERS = ("cohort", "images", "figures", "tables", "reports")
+"""Folders of a run whose files are results, under a checksum each."""
 
 
 class Lock:
@@ -316,8 +318,9 @@ def _claim(folder: Path, lock: Lock) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a killed process was writing in a folder that is ours now."""
-    for left in folder.glob(".*.tmp"):
+    """Remove what a killed process was writing in a folder that is ours now, and in those of its results."""
+    own = [folder, *(folder / name for name in FOLDERS if not (folder / name / FOLDER_LOCK).exists())]
+    for left in [path for place in own for path in place.glob(".*.tmp")]:
         if left.name.startswith((FOLDER_LOCK, ".clock.")):  # of a process that tries to get the folder just now
             continue
         if left.is_dir() and not left.is_symlink():

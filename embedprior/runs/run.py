@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from embedprior.errors import BadInput
 from embedprior.runs.files import DiskFull, canonical, make_folder, read_json, write_json, write_text
 from embedprior.runs.integrity import NOTED, file_records, forget_results, with_checksum
-from embedprior.runs.locks import claimed
+from embedprior.runs.locks import FOLDERS, claimed
 from embedprior.runs.provenance import (
     RECORD,
     close_log,
@@ -168,10 +168,6 @@ class MetricsLog:
         """Append one line."""
         with self.path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(canonical(fields), sort_keys=True) + "\n")
-
-
-FOLDERS = ("cohort", "images", "figures", "tables", "reports")
-"""Folders of a run whose files are results, under a checksum each."""
 
 
 class Run:

@@ -91,8 +91,12 @@ def exit_refused(out: Path) -> None:
 
 def test_a_folder_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
     write_owner(tmp_path / locks.FOLDER_LOCK, pid=dead_pid())
+    for place in ("cohort", "figures", "another run"):  # what it was writing goes; what others write elsewhere stays
+        (tmp_path / place).mkdir()
+        (tmp_path / place / ".flow.csv.77.tmp").touch()
     assert not refused(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.parent.name for path in tmp_path.rglob("*.tmp")] == ["another run"]
+    assert not (tmp_path / locks.FOLDER_LOCK).exists()
 
 
 def test_a_folder_of_another_machine_is_taken_over_when_it_shows_no_life(
