@@ -6,12 +6,14 @@ import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -35,7 +37,9 @@ def worker_pool(
         arguments: of ``start``.
     """
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(start, arguments))
+    # packed, so that a worker watches its parent before it imports what these need, which can take many seconds
+    packed = bytes(ForkingPickler.dumps((start, arguments)))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(packed,))
     try:
         yield pool
     except BaseException:
@@ -46,12 +50,13 @@ def worker_pool(
     pool.shutdown()
 
 
-def _start(start: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:
+def _start(packed: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True, name="parent watch").start()
     keep_freed_memory()
+    start, arguments = pickle.loads(packed)
     if start is not None:
         start(*arguments)
 

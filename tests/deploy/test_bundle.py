@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,7 @@ from PIL import Image
 import embedprior
 from embedprior.cache import write_cache
 from embedprior.cli import main
+from embedprior.deploy import files
 from embedprior.deploy.bundle import build_bundle, verify
 from embedprior.encoders.base import EncoderSpec
 from embedprior.errors import BadInput
@@ -179,6 +182,26 @@ def test_a_row_that_was_cut_off_is_written_again(study: Path, bundle: Path, tmp_
         out.with_name(NOTED).unlink()
         assert main([*words, "20"]) == 0
         assert out.read_bytes() == whole
+
+
+def test_scores_that_were_stopped_half_way_are_gone_on_with(
+    study: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write = tmp_path / "scores.csv", files.write_scores
+    words = ["predict", str(study / "data" / "png"), "--bundle", str(bundle), "--out", str(out), "--batch-size", "8"]
+    assert main([*words, "--limit", "8"]) == 0
+
+    def stopped(parts: Iterator[pd.DataFrame], *where: Any) -> int:
+        write([next(parts)], *where)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_scores", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            main([*words, "--limit", "24"])
+    assert len(pd.read_csv(out)) == 16
+    assert main([*words, "--limit", "24"]) == 0
+    assert len(pd.read_csv(out)) == 24
 
 
 def test_a_bundle_may_hold_the_encoders_weights(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

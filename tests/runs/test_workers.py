@@ -58,6 +58,37 @@ def test_workers_end_with_their_parent_however_it_dies(tmp_path: Path, number: i
     assert gone(pids)
 
 
+SLOW = """
+import os, sys, time
+from pathlib import Path
+from embedprior.runs.workers import worker_pool
+
+def imported(folder):
+    Path(folder, f"{os.getpid()}.pid").touch()
+    time.sleep(600)
+
+class Slow:
+    def __reduce__(self):
+        return imported, (sys.argv[1],)
+
+if __name__ == "__main__":
+    with worker_pool(1, print, (Slow(),)) as pool:
+        pool.submit(os.getpid).result()
+"""
+
+
+def test_a_worker_that_is_still_importing_ends_with_its_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(SLOW)
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)])
+    while not (found := list(tmp_path.glob("*.pid"))):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    assert gone([int(found[0].stem)], patience=20)
+
+
 FAULTS = """
 import resource
 import numpy as np
