@@ -88,10 +88,11 @@ def check_cohort(
     xrays = pictures[pictures["modality"] == "CXR"]
     alike = [same_files(there, sources), near_duplicates(xrays, prints)]
     for name, (ids, matrix) in (embeddings or {}).items():
-        table, why = near_embeddings(exams, ids, matrix)
-        alike.append(table)
+        near = near_embeddings(exams, ids, matrix)
+        alike.append(near.pairs)
         own = exams[exams["exam_id"].isin(ids)]
-        add(f"embeddings of {name}", "note" if why else "ok", own, f"not compared: {why}" if why else "compared")
+        text = near.sentence("by cosine")
+        add(f"embeddings of {name}", "note" if near.reason else "ok", own, text[0].lower() + text[1:].rstrip("."))
     duplicates = first_of_each(alike)
     for how, part in duplicates.groupby("how"):
         both = exams[exams["exam_id"].isin([*part["exam_a"], *part["exam_b"]])]

@@ -218,6 +218,8 @@ def alpha_of(evidence: Mapping[str, Any]) -> float:
 def results(evidence: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> Results:
     """Return the rows of ``evidence`` in the order it declares them, with their notes.
 
+    A pair of methods that was declared one way round is not shown the other way round too.
+
     Args:
         evidence: see :class:`embedprior.report.content.EvidenceSection`.
         notes: method → note.
@@ -225,6 +227,8 @@ def results(evidence: Mapping[str, Any], notes: Mapping[str, str] | None = None)
     notes, alpha, footnotes = notes or {}, alpha_of(evidence), Footnotes()
     needs_ct = oracles(evidence)
     methods, declared = list(evidence.get("methods", ())), list(evidence.get("comparisons", ()))
+    reversed_claims = {(c["b"], c["a"], _block(c)) for c in declared if c.get("in_family")}
+    declared = [c for c in declared if c.get("in_family") or (c["a"], c["b"], _block(c)) not in reversed_claims]
     support = {(str(m["method"]), _block(m)): m for m in methods}
     show_block = len({_block(m) for m in methods}) > 1
     deployable, oracle = (

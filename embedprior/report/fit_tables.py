@@ -158,9 +158,41 @@ def prior_figures(result: StudyResult) -> list[dict[str, Any]]:
 
 
 def prior_warnings(priors: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a sentence for everything that a prior lost; null controls are not to learn."""
+    """Return a sentence for everything that a prior lost; null controls are not to learn.
+
+    Of more than ``MAX_WARNINGS``, the kinds are given with the priors they are true of; the table has the figures.
+
+    Example:
+        >>> lost = ["it has not learned: its error is 1.1", "its samples have 0.6 times the spread"]
+        >>> priors = [{"design": "d", "method": name, "learns": True, "warnings": lost} for name in ("a", "b", "c")]
+        >>> for sentence in prior_warnings(priors):
+        ...     print(sentence)
+        Not learned: d: a, b, c. The figures: Have the priors learned?
+        Another spread of samples than the error asks for: d: a, b, c. The figures: Have the priors learned?
+    """
     learners = [one for one in priors if one["learns"]]
-    return [f"{one['design']}: {one['method']}: {text}." for one in learners for text in one["warnings"]]
+    found = [(one["design"], one["method"], text) for one in learners for text in one["warnings"]]
+    if len(found) <= MAX_WARNINGS:
+        return [f"{design}: {method}: {text}." for design, method, text in found]
+    kinds: dict[str, dict[str, list[str]]] = {}
+    for design, method, text in found:
+        kind = next((words for start, words in KINDS.items() if text.startswith(start)), text.partition(":")[0])
+        kinds.setdefault(kind[0].upper() + kind[1:], {}).setdefault(design, []).append(method)
+    return [
+        f"{kind}: {'; '.join(f'{design}: ' + ', '.join(dict.fromkeys(names)) for design, names in of.items())}. "
+        f"The figures: {LEARNED}"
+        for kind, of in kinds.items()
+    ]
+
+
+LEARNED = "Have the priors learned?"
+MAX_WARNINGS = 4
+KINDS = {
+    "it has not learned": "not learned",
+    "it has learned less than": "learned less than a linear map",
+    "its samples have": "another spread of samples than the error asks for",
+}
+"""Beginnings of warnings that hold figures, and their kind in words."""
 
 
 def learned_table(priors: Sequence[Mapping[str, Any]]) -> list[Table]:
@@ -186,7 +218,7 @@ def learned_table(priors: Sequence[Mapping[str, Any]]) -> list[Table]:
         "one-step prediction, of ridge regression and of the training mean. Spread ratio: of the samples to what the "
         "error asks for. A warning stands where the means over the fits lose to a plain regression."
     )
-    return [("Have the priors learned?", frame, note)]
+    return [(LEARNED, frame, note)]
 
 
 def _figures_of(design: str, method: str, fits: Sequence[Mapping[str, Any]], val: pd.DataFrame) -> dict[str, Any]:

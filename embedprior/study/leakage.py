@@ -112,10 +112,9 @@ def in_caches(cohort: Cohort, caches: Caches) -> Leakage:
         ids = [cache.ids[row] for row in rows]
         if len(ids) < 2:
             continue
-        table, why = near_embeddings(exams, ids, cache.read(rows))
-        tables.append(table)
-        what = f"the embeddings of {len(ids)} {modality} exams by cosine"
-        compared.append(f"Not compared: {what}: {why}." if why else f"Compared: {what} (copies of nearly equal look).")
+        near = near_embeddings(exams, ids, cache.read(rows))
+        tables.append(near.pairs)
+        compared.append(near.sentence(f"the embeddings of {len(ids)} {modality} exams by cosine"))
     if caches.pixels is not None:
         prints = _prints(caches.pixels, set(exams.loc[exams["modality"] == "CXR", "exam_id"]))
         tables.append(near_duplicates(exams, prints))
@@ -183,10 +182,10 @@ def near_copies_outside(cohort: Cohort, caches: Caches, external: External, near
         others = [i for i in outside.loc[outside["modality"] == modality, "exam_id"] if i in set(b.ids)]
         if not chosen or not others:
             continue
-        table, why = near_embeddings(both, [*chosen, *others], np.concatenate([a.take(chosen), b.take(others)]))
-        tables.append(table)
+        near = near_embeddings(both, [*chosen, *others], np.concatenate([a.take(chosen), b.take(others)]))
+        tables.append(near.pairs)
         what = f"{len(others)} {modality} embeddings of '{external.name}' with the study's own by cosine"
-        compared.append(f"Not compared: {what}: {why}." if why else f"Compared: {what}.")
+        compared.append(near.sentence(what))
     if caches.pixels is not None and external.caches.pixels is not None:
         theirs = _prints(external.caches.pixels, set(outside.loc[outside["modality"] == "CXR", "exam_id"]))
         prints = _prints(caches.pixels, set(own.loc[own["modality"] == "CXR", "exam_id"])) | theirs

@@ -134,8 +134,9 @@ def test_nearly_equal_embeddings_are_found_and_correlated_ones_are_not():
     values += 5  # what all have in common counts for nothing
     ids = [f"e{n}" for n in range(40)]
     exams = table(ids, [f"p{n}" for n in range(40)])
-    found, why = near_embeddings(exams, ids, values.astype(np.float32))
-    assert why == ""
+    near = near_embeddings(exams, ids, values.astype(np.float32))
+    found = near.pairs
+    assert (near.reason, near.cosine) == ("", 0.95)
     assert found[["exam_a", "exam_b"]].to_numpy().tolist() == [["e3", "e7"]]
     assert found["correlation"].iloc[0] == pytest.approx(0.9988, abs=0.002)  # 1 / sqrt(1 + .05 ** 2)
 
@@ -145,9 +146,37 @@ def test_embeddings_that_tell_nobody_apart_join_nobody(dim, spread, said):
     rng = np.random.default_rng(0)
     ids = [f"e{n}" for n in range(60)]
     values = rng.normal(size=(60, dim)) * spread + np.repeat(rng.normal(size=(2, dim)), 30, axis=0)
-    found, why = near_embeddings(table(ids, ids), ids, values.astype(np.float32))
-    assert found.empty
-    assert said in why
+    near = near_embeddings(table(ids, ids), ids, values.astype(np.float32))
+    assert near.pairs.empty
+    assert said in near.reason
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_encoder_that_puts_patients_near_one_another_joins_copies_alone(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(400, 5)) @ rng.normal(size=(5, 64)) + 0.1 * rng.normal(size=(400, 64))
+    values[1::20] = values[::20] * (1 + 1e-6)  # twenty pictures under two ids
+    ids = [f"e{n:03d}" for n in range(400)]
+    unit = values - values.mean(axis=0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    assert (np.triu(unit @ unit.T, 1) > 0.95).sum() > 80  # a fixed limit would join many others
+    near = near_embeddings(table(ids, ids), ids, values.astype(np.float32))
+    assert near.pairs[["exam_a", "exam_b"]].to_numpy().tolist() == [
+        [f"e{n:03d}", f"e{n + 1:03d}"] for n in range(0, 400, 20)
+    ]
+    assert "only pictures show altered copies" in near.sentence("them")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_altered_copies_are_found_however_many_exams_have_one(share: float) -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(200, 64))
+    copied = rng.choice(200, round(200 * share), replace=False)
+    values = np.concatenate([values, values[copied] + 0.2 * rng.normal(size=(len(copied), 64))])
+    ids = [f"e{n:03d}" for n in range(len(values))]
+    found = near_embeddings(table(ids, ids), ids, values.astype(np.float32)).pairs
+    pairs = {(f"e{first:03d}", f"e{200 + n:03d}") for n, first in enumerate(copied)}
+    assert set(found[["exam_a", "exam_b"]].itertuples(index=False, name=None)) == pairs
 
 
 def copies_of(picture: np.ndarray, rng: np.random.Generator) -> dict[str, Image.Image]:

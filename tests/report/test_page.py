@@ -23,6 +23,7 @@ from embedprior.report import (
     summary_markdown,
     write_report,
 )
+from embedprior.report.content import results
 from embedprior.report.formatting import p_value
 
 
@@ -156,6 +157,13 @@ def test_what_the_evaluation_returns_can_be_shown(predictions: pd.DataFrame, rea
     auc = next(m["auc"] for m in found["methods"] if m["method"] == "prior")
     assert f"prior {auc:.3f} (" in page.text
     assert "60 patients, 30 pos / 30 neg" in page.text
+
+
+def test_a_declared_pair_is_not_shown_the_other_way_round_too(predictions: pd.DataFrame) -> None:
+    found = evaluate_predictions(predictions, "prior", [("prior", "cxr_only")], oracles=["ct_only"])
+    assert ("cxr_only", "prior") in [(c["a"], c["b"]) for c in found["comparisons"]]
+    shown = [(row.a, row.b) for row in results(found).comparisons]
+    assert shown == [("prior", "cxr_only"), ("direct_head", "prior")]
 
 
 def test_models_of_folds_count_as_fixed_and_the_page_and_the_summary_say_so(
