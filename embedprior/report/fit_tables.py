@@ -160,7 +160,8 @@ def prior_figures(result: StudyResult) -> list[dict[str, Any]]:
 def prior_warnings(priors: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a sentence for everything that a prior lost; null controls are not to learn.
 
-    Of more than ``MAX_WARNINGS``, the kinds are given with the priors they are true of; the table has the figures.
+    Where several priors have more than ``MAX_WARNINGS`` together, the kinds are given with the priors they are true of;
+    the table has the figures.
 
     Example:
         >>> lost = ["it has not learned: its error is 1.1", "its samples have 0.6 times the spread"]
@@ -172,7 +173,7 @@ def prior_warnings(priors: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     learners = [one for one in priors if one["learns"]]
     found = [(one["design"], one["method"], text) for one in learners for text in one["warnings"]]
-    if len(found) <= MAX_WARNINGS:
+    if len(found) <= MAX_WARNINGS or len({(design, method) for design, method, _ in found}) == 1:
         return [f"{design}: {method}: {text}." for design, method, text in found]
     kinds: dict[str, dict[str, list[str]]] = {}
     for design, method, text in found:
