@@ -269,7 +269,7 @@ def _others_cosine(
     values: Float[np.ndarray, "exams dim"], owner: Int[np.ndarray, " exams"], first: int
 ) -> Float[np.ndarray, "block exams"]:
     """Return the cosines of up to 1,024 exams, from ``first`` on, with all others; -1 within a patient."""
-    cosine = values[first : first + 1024] @ values.T
+    cosine: Float[np.ndarray, "block exams"] = values[first : first + 1024] @ values.T
     cosine[owner[first : first + 1024, None] == owner] = -1.0
     return cosine
 
