@@ -71,7 +71,7 @@ def test_the_built_wheel_goes_from_the_demo_to_a_prediction_away_from_the_checko
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
-    own = ("--cxr_encoder_name", "radiograph-cnn")  # weights of its own travel with the bundle
+    own = ("--cxr-encoder-name", "radiograph-cnn")  # weights of its own travel with the bundle
     run("demo", "--config", "quick", *own, "--workers", "1", "--out", "run")
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     (tmp_path / "study.yaml").write_text(STUDY)
