@@ -86,7 +86,7 @@ def run(config: StudyConfig, data: Path, out: Path, splits: Path | None, workers
 
     frozen = make_plan(config, study, out)
     if dry_run:
-        for data_of in {id(d): d for d in study.data}.values():
+        for data_of in {id(d.cohort): d for d in study.data}.values():
             if data_of.encoder is not None:
                 needed = needed_exams(config, data_of)
                 size = sum((data_of.cohort.root / str(path)).stat().st_size for path in needed["path"])

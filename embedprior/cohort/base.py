@@ -98,6 +98,12 @@ class Cohort:
             raise BadInput(f"no label '{name}'. Labels here: {', '.join(have) or '(none)'}.{nearest(name, have)}")
         return self.exams.set_index("exam_id")[LABEL_PREFIX + name].astype(float)
 
+    def label_table(self) -> pd.DataFrame:
+        """Return all labels of every exam, one column each, indexed by ``exam_id``: 1, 0 or NaN."""
+        names = label_columns(self.exams)
+        table = self.exams.set_index("exam_id")[[LABEL_PREFIX + name for name in names]]
+        return table.set_axis(names, axis=1).astype(float)
+
 
 def flow_step(step: str, exams: pd.DataFrame, dropped: int, reason: str = "") -> FlowStep:
     """Count what a step left."""

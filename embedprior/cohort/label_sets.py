@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -46,13 +46,22 @@ def label_set_names() -> list[str]:
     return sorted(file.stem for file in config_folder("labels").glob("*.yaml"))
 
 
-def read_labels(exams: pd.DataFrame, wanted: str, where: str) -> pd.DataFrame:
+def label_set(name: str) -> LabelSet:
+    """Return a label set by its name in ``configs/labels``, or the path of a YAML file.
+
+    Raises:
+        BadInput: there is none of that name; the shipped ones are named.
+    """
+    return load_config(LabelSet, name, "labels")
+
+
+def read_labels(exams: pd.DataFrame, wanted: str | Sequence[str], where: str) -> pd.DataFrame:
     """Return the labels of every exam, one column each: 1, 0, or NaN where unknown.
 
     Args:
         exams: exam table.
-        wanted: ``all`` (the table's own), names with commas, a shipped set, or the YAML file of one. A set's labels are
-            taken where the table has them all, or made of the set that it has.
+        wanted: names in a list or with commas, ``all`` (the table's own), a shipped set, or the YAML file of one. A
+            set's labels are taken where the table has them all, or made of the set that it has.
         where: the table, for messages.
 
     Raises:
@@ -64,9 +73,12 @@ def read_labels(exams: pd.DataFrame, wanted: str, where: str) -> pd.DataFrame:
         [[0.0, 1.0], [nan, 0.0]]
     """
     have = label_columns(exams)
-    if wanted in label_set_names() or wanted.endswith((".yaml", ".yml")):
-        return _of_set(exams, load_config(LabelSet, wanted, "labels"), where)
-    names = have if wanted == "all" else [name.strip() for name in wanted.split(",") if name.strip()]
+    if not isinstance(wanted, str):
+        names = list(wanted)
+    elif wanted in label_set_names() or wanted.endswith((".yaml", ".yml")):
+        return _of_set(exams, label_set(wanted), where)
+    else:
+        names = have if wanted == "all" else [name.strip() for name in wanted.split(",") if name.strip()]
     if not names:
         raise BadInput(f"{where}: no label column. Allowed: columns label:NAME with 1, 0 or empty.")
     _refuse_missing(names, have, where)

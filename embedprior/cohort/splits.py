@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Self
 
@@ -91,14 +92,15 @@ def folds_of(splits: pd.DataFrame, where: str = "split table") -> list[Fold]:
 
 
 def group_kfold(
-    exams: pd.DataFrame, labels: pd.Series, design: str, folds: int, seed: int, validation: bool = False,
-    repeats: int = 1,
+    exams: pd.DataFrame, labels: pd.Series | pd.DataFrame, design: str, folds: int, seed: int,
+    validation: bool = False, repeats: int = 1,
 ) -> list[Fold]:  # fmt: skip
     """Return a stratified k-fold in which no group is in two folds (``sklearn.StratifiedGroupKFold``).
 
     Args:
         exams: with ``exam_id, patient_id, group_id``; each exam counts once in the stratification.
-        labels: 1 or 0 by ``exam_id``.
+        labels: 1 or 0 by ``exam_id``; or a table of several labels, 1, 0 or NaN, which are balanced over the folds
+            together (see ``multilabel_parts``).
         design: name written to the rounds.
         folds: how many.
         seed: of the shuffle; repeat r > 0 takes its own stream of it.
@@ -106,10 +108,30 @@ def group_kfold(
         repeats: how often the whole k-fold is drawn anew (``resample`` 0, 1, …).
 
     Raises:
-        BadInput: fewer groups with one of the labels than folds.
+        BadInput: fewer groups with one of the labels than folds; of several labels: fewer groups than folds.
     """
+    group_of = _group_of(exams)
+    found = []
+    for repeat in range(repeats):
+        state = seed if repeat == 0 else seed_for(seed, "repeat", repeat) % 2**32
+        for fold, test in enumerate(held := _held_groups(exams, labels, folds, state)):
+            parts: dict[str, Part] = dict.fromkeys(group_of.values(), "train")
+            if validation:
+                parts |= dict.fromkeys(held[(fold + 1) % folds], "val")
+            parts |= dict.fromkeys(test, "test")
+            found.append(Fold(design=design, resample=repeat, fold=fold, group_of=group_of, part_of=parts))
+    return found
+
+
+def _held_groups(exams: pd.DataFrame, labels: pd.Series | pd.DataFrame, folds: int, state: int) -> list[set[str]]:
+    """Return the groups that each fold holds out."""
     from sklearn.model_selection import StratifiedGroupKFold
 
+    if isinstance(labels, pd.DataFrame):
+        parts = multilabel_parts(exams, labels, [1 / folds] * folds, state)
+        if min(Counter(parts.values())[fold] for fold in range(folds)) == 0:
+            raise BadInput(f"{folds} folds need {folds} groups of patients; there are {len(parts)}. Next: fewer folds")
+        return [{group for group, part in parts.items() if part == fold} for fold in range(folds)]
     y = labels.loc[exams["exam_id"]].to_numpy(dtype=int)
     for value in (0, 1):
         groups = exams.loc[y == value, "group_id"].nunique()
@@ -118,19 +140,63 @@ def group_kfold(
                 f"{folds} folds need {folds} groups of patients with label {value}; there are {groups}. "
                 "Next: fewer folds in the study's configuration."
             )
-    group_of = _group_of(exams)
-    found = []
-    for repeat in range(repeats):
-        state = seed if repeat == 0 else seed_for(seed, "repeat", repeat) % 2**32
-        splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=state)
-        held = [set(exams["group_id"].iloc[rows]) for _, rows in splitter.split(np.zeros(len(y)), y, exams["group_id"])]
-        for fold, test in enumerate(held):
-            parts: dict[str, Part] = dict.fromkeys(group_of.values(), "train")
-            if validation:
-                parts |= dict.fromkeys(held[(fold + 1) % folds], "val")
-            parts |= dict.fromkeys(test, "test")
-            found.append(Fold(design=design, resample=repeat, fold=fold, group_of=group_of, part_of=parts))
-    return found
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=state)
+    return [set(exams["group_id"].iloc[rows]) for _, rows in splitter.split(np.zeros(len(y)), y, exams["group_id"])]
+
+
+def multilabel_parts(exams: pd.DataFrame, labels: pd.DataFrame, shares: Sequence[float], seed: int) -> dict[str, int]:
+    """Return a part for every group, so that each part holds its share of the positives and negatives of every label.
+
+    A group is positive where any of its exams is, negative where one is known and none is positive. Groups of the
+    rarest class of any label are dealt out first (iterative stratification; Sechidis, Tsoumakas and Vlahavas, ECML
+    PKDD 2011), so that a label of few positives is spread evenly even beside eighteen others.
+
+    Args:
+        exams: with ``exam_id, group_id``.
+        labels: 1, 0 or NaN by ``exam_id``, one column each.
+        shares: of the parts; they sum to 1.
+        seed: of the order and of ties.
+
+    Example:
+        >>> exams = pd.DataFrame({"exam_id": list("abcdefgh"), "group_id": list("abcdefgh")})
+        >>> table = pd.DataFrame({"x": [1, 1, 0, 0, 0, 0, 0, 0], "y": [0, 0, 1, 1, 0, 0, None, None]}, exams["exam_id"])
+        >>> parts = multilabel_parts(exams, table, [0.5, 0.5], seed=0)
+        >>> parts["a"] + parts["b"], parts["c"] + parts["d"], parts["g"] + parts["h"]
+        (1, 1, 1)
+    """
+    from iterstrat.ml_stratifiers import IterativeStratification
+
+    known = labels.loc[exams["exam_id"]].set_axis(exams["group_id"].to_numpy())
+    highest = known.groupby(level=0).max()
+    highest = highest.loc[sorted(highest.index, key=natural)]
+    classes = np.concatenate([(highest == value).to_numpy() for value in (1, 0)], axis=1)
+    generator = np.random.RandomState(seed % 2**32)
+    order = generator.permutation(len(classes))
+    found = IterativeStratification(labels=classes[order], r=np.asarray(shares, dtype=float), random_state=generator)
+    return {str(highest.index[row]): int(part) for row, part in zip(order, found, strict=True)}
+
+
+def multilabel_held_out(
+    exams: pd.DataFrame, everyone: pd.DataFrame, labels: pd.DataFrame, design: str, share: float, seed: int,
+    resample: int = 0,
+) -> Fold:  # fmt: skip
+    """Return a round that holds out a share of the groups, by several labels together.
+
+    Args:
+        exams: of those who may be held out.
+        everyone: exams of all who take part, those who only train included.
+        labels: see ``multilabel_parts``.
+        design: name written to the round.
+        share: of the groups.
+        seed: see ``multilabel_parts``.
+        resample: number of the round.
+    """
+    parts = multilabel_parts(exams, labels, [1 - share, share], seed)
+    groups = {group for group, part in parts.items() if part == 1}
+    if not groups or len(groups) == len(parts):
+        raise BadInput(f"a share of {share:g} of {len(parts)} groups of patients holds out {len(groups)}.")
+    held = exams.loc[exams["group_id"].isin(groups), "patient_id"]
+    return _held_out(design, resample, 0, held, _group_of(everyone))
 
 
 def pilot_resamples(
@@ -273,6 +339,25 @@ def with_validation(one: Fold, patient_label: Mapping[str, int], share: float, s
         for i in generator.permutation(len(members))[: max(size, 0)]:
             parts[members[i]] = "val"
     return one.model_copy(update={"part_of": parts})
+
+
+def with_multilabel_validation(
+    one: Fold, exams: pd.DataFrame, labels: pd.DataFrame, share: float, seed: int
+) -> Fold:  # fmt: skip
+    """Return the round with a share of its training groups choosing checkpoints, by several labels together.
+
+    Args:
+        one: a round.
+        exams: the X-rays that may be scored; groups without one go on training.
+        labels: see ``multilabel_parts``.
+        share: of the groups.
+        seed: see ``with_validation``.
+    """
+    training = exams[exams["patient_id"].isin(one.patients("train"))]
+    own_seed = seed_for(seed, "validation", one.design, one.resample, one.fold)
+    chosen = multilabel_parts(training, labels, [1 - share, share], own_seed)
+    val: dict[str, Part] = {group: "val" for group, part in chosen.items() if part == 1}
+    return one.model_copy(update={"part_of": {**one.part_of, **val}})
 
 
 def with_training(one: Fold, group_of: Mapping[str, str]) -> Fold:

@@ -28,9 +28,10 @@ from embedprior.students.base import Cases
 from embedprior.study.config import Design, Hypothesis, InferenceConfig, PriorChoice, StudyConfig
 from embedprior.study.inputs import Caches, StudyInputs, patients_seen
 from embedprior.study.plan import PLAN, make_plan
-from embedprior.study.prepare import NO_DUPLICATES, Variant, split_cohort
+from embedprior.study.prepare import NO_DUPLICATES, split_cohort
 from embedprior.study.run import StudyResult, inputs_of, run_fits
 from embedprior.study.runner import FoldRunner, Study, fit_jobs
+from embedprior.study.variants import Variant
 from embedprior.tables import write_table
 
 FEW, ENOUGH = "few-labels", "labels-enough"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from embedprior.evidence.decision import Claim, Rules
-from embedprior.evidence.delong import Delong, Floats, delong, influence, n_distinct, renumber
+from embedprior.evidence.delong import Delong, Floats, Ints, delong, influence, n_distinct, renumber
 from embedprior.evidence.errors import EvidenceError
 from embedprior.evidence.method_metrics import Settings, point_metrics
 from embedprior.evidence.predictions import Block, select_split
@@ -18,6 +18,8 @@ from embedprior.evidence.schema import Comparison, Joint, comparison, joint_aucs
 from embedprior.evidence.tests import Test, nadeau_bengio, rank_stability, undefined
 
 NO_RATIO = "training-set size unknown: give train_size (cases) for the Nadeau-Bengio correction"
+MACRO = "macro"
+"""Label of the mean over labels."""
 TEST = "Nadeau-Bengio corrected resampled t"
 DIFFERENT_CASES = "the repeats of a k-fold hold different cases: every repeat must score every case once"
 
@@ -46,18 +48,22 @@ def join_repeats(blocks: Sequence[Block], clustered: bool) -> tuple[Block, Joint
     reasons = [r.reason for r in results if r.reason]
     stacked = np.concatenate([_scaled_influence(b, r, patients) for b, r in zip(blocks, results, strict=True)])
     whole = _by_influence(stacked, results, np.concatenate([r.auc for r in results]), "; ".join(reasons) or None)
-    at: dict[str, list[int]] = {m: [] for m in first.methods}
-    names: dict[str, list[str]] = {m: [] for m in first.methods}
+    cells, seeds = _cells(joints, blocks)
+    test = f"influence over patients, {len(blocks)} repeats, fold-stratified" + (", clustered" if clustered else "")
+    return first, Joint(whole, cells, seeds, test, clustered, one_table=False)
+
+
+def _cells(joints: Sequence[Joint], blocks: Sequence[Block]) -> tuple[dict[str, Ints], dict[str, tuple[str, ...]]]:
+    """Return where each method's cells lie when those of several repeats are stacked, and the names of its seeds."""
+    at: dict[str, list[int]] = {m: [] for m in blocks[0].methods}
+    names: dict[str, list[str]] = {m: [] for m in blocks[0].methods}
     start = 0
     for number, joint in enumerate(joints):
         for m in blocks[number].methods:
             at[m] += (joint.at[m] + start).tolist()
             names[m] += [f"{seed}, repeat {number}" for seed in joint.seeds[m]]
         start += joint.result.auc.size
-    test = f"influence over patients, {len(blocks)} repeats, fold-stratified" + (", clustered" if clustered else "")
-    seeds = {m: tuple(n) for m, n in names.items()}
-    cells = {m: np.array(rows) for m, rows in at.items()}
-    return first, Joint(whole, cells, seeds, test, clustered, one_table=False)
+    return {m: np.array(rows) for m, rows in at.items()}, {m: tuple(n) for m, n in names.items()}
 
 
 def _by_influence(summed: Floats, parts: Sequence[Delong], auc: Floats, reason: str | None) -> Delong:
@@ -122,6 +128,26 @@ def resample_rows(
         for m in methods:
             row = method_row(block, joint, m, m in oracles, rules)
             rows.append({"resample": block.resample, **row, "metrics": point_metrics(block, m, settings)})
+    return rows
+
+
+def macro_resample_rows(
+    labels: Sequence[Sequence[Block]], methods: Sequence[str], oracles: Sequence[str], rules: Rules, clustered: bool
+) -> list[dict[str, Any]]:
+    """Return ``resample_rows`` of the mean over labels: one row a resample and method.
+
+    Args:
+        labels: the resamples of each label, in one order.
+        methods, oracles, rules: see ``resample_rows``.
+        clustered: whether cases of one patient repeat.
+    """
+    rows = []
+    for blocks in zip(*labels, strict=True):
+        joints = [joint_aucs(b, clustered and b.repeats_patients) for b in blocks]
+        block, joint = macro(blocks, joints)
+        for m in methods:
+            row = method_row(block, joint, m, m in oracles, rules)
+            rows.append({"resample": block.resample, **row, "metrics": {}})
     return rows
 
 
@@ -271,23 +297,61 @@ def macro(blocks: Sequence[Block], joints: Sequence[Joint]) -> tuple[Block, Join
     DeLong's form needs one set of positives, which labels do not share; across labels the covariance is the sum
     over patients of products of influence values, each label scaled to its own (clustered) DeLong variance.
     """
-    first = blocks[0]
-    n_cells = joints[0].result.auc.size
-    patients, _ = renumber(np.concatenate([b.patients for b in blocks]))
-    summed = np.zeros((n_cells, patients.size))
+    summed, auc, reason = _macro_influence(blocks, joints)
+    result = _by_influence(summed, [j.result for j in joints], auc, reason)
+    return _pooled(blocks), replace(
+        joints[0], result=_counted(result, joints), one_table=False,
+        test=f"influence over patients, macro mean of {len(blocks)} labels",
+    )  # fmt: skip
+
+
+def macro_of_repeats(labels: Sequence[Sequence[Block]], clustered: bool) -> tuple[Block, Joint]:
+    """Average the AUC over labels in every repeat of a k-fold; patients count once (see ``join_repeats``).
+
+    Args:
+        labels: the repeats of each label, in one order.
+        clustered: whether patients repeat.
+    """
+    repeats = list(zip(*labels, strict=True))
+    joints = [[joint_aucs(b, clustered) for b in blocks] for blocks in repeats]
+    patients = renumber(np.concatenate([b.patients for blocks in repeats for b in blocks]))[0]
+    found = [_macro_influence(b, j, patients) for b, j in zip(repeats, joints, strict=True)]
+    summed, auc, reasons = (list(each) for each in zip(*found, strict=True))
+    everything = [j.result for own in joints for j in own]
+    result = _by_influence(
+        np.concatenate(summed), everything, np.concatenate(auc), "; ".join(filter(None, reasons)) or None
+    )
+    at, names = _cells([own[0] for own in joints], [blocks[0] for blocks in repeats])
+    test = f"influence over patients, {len(repeats)} repeats, macro mean of {len(labels)} labels"
+    joint = Joint(_counted(result, joints[0]), at, names, test, clustered, one_table=False)
+    return _pooled(repeats[0]), joint
+
+
+def _macro_influence(
+    blocks: Sequence[Block], joints: Sequence[Joint], patients: np.ndarray | None = None
+) -> tuple[Floats, Floats, str | None]:
+    """Return influence values (cells, patients) of the mean over labels, its AUCs, and why it is not defined."""
+    if patients is None:
+        patients = renumber(np.concatenate([b.patients for b in blocks]))[0]
+    summed = np.zeros((joints[0].result.auc.size, patients.size))
     for block, joint in zip(blocks, joints, strict=True):
         if joint.result.reason is None:
             summed += _scaled_influence(block, joint.result, patients) / len(blocks)
     reasons = [
         f"label {b.label_name!r}: {j.result.reason}" for b, j in zip(blocks, joints, strict=True) if j.result.reason
     ]
-    results = [j.result for j in joints]
-    result = _by_influence(summed, results, np.mean([r.auc for r in results], axis=0), "; ".join(reasons) or None)
-    result = replace(result, n_pos=sum(r.n_pos for r in results), n_neg=sum(r.n_neg for r in results))
-    pooled = replace(first, label_name="macro", n_unknown=sum(b.n_unknown for b in blocks))
-    return pooled, replace(
-        joints[0], result=result, one_table=False, test=f"influence over patients, macro mean of {len(blocks)} labels"
-    )
+    auc: Floats = np.mean([j.result.auc for j in joints], axis=0)
+    return summed, auc, "; ".join(reasons) or None
+
+
+def _counted(result: Delong, joints: Sequence[Joint]) -> Delong:
+    """Return the estimate of a mean over labels with the counts of all of them."""
+    n_pos, n_neg = (sum(getattr(j.result, name) for j in joints) for name in ("n_pos", "n_neg"))
+    return replace(result, n_pos=n_pos, n_neg=n_neg)
+
+
+def _pooled(blocks: Sequence[Block]) -> Block:
+    return replace(blocks[0], label_name=MACRO, n_unknown=sum(b.n_unknown for b in blocks))
 
 
 def micro_pool(blocks: Sequence[Block]) -> tuple[Block, Joint]:

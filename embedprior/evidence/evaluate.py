@@ -15,6 +15,8 @@ from embedprior.evidence.aggregate import (
     is_repeated_kfold,
     join_repeats,
     macro,
+    macro_of_repeats,
+    macro_resample_rows,
     mean_rows,
     micro_pool,
     ranks,
@@ -205,7 +207,7 @@ def evaluation(
         found = _Found([], _comparisons(plan, None, None), [], None)
     elif len({b.resample for b in blocks}) == 1:
         found = _one_split(plan, blocks)
-    elif all(is_repeated_kfold(_of_label(blocks, b.label_name)) for b in blocks):
+    elif all(is_repeated_kfold(own) for own in _by_label(blocks)):
         found = _over_repeats(plan, blocks)
     else:
         found = _over_resamples(plan, blocks, training_size(frame, train_size, unit))
@@ -321,41 +323,46 @@ def _comparisons(plan: _Plan, block: Block | None, joint: Joint | None) -> list[
 
 
 def _over_repeats(plan: _Plan, blocks: list[Block]) -> _Found:
-    labels = list(dict.fromkeys(b.label_name for b in blocks))
+    labels = _by_label(blocks)
+    joined = [(own, *join_repeats(own, plan.by_exam and own[0].repeats_patients)) for own in labels]
+    if len(labels) > 1:
+        joined.append(([], *macro_of_repeats(labels, plan.by_exam and any(b.repeats_patients for b in blocks))))
     rows: list[dict[str, Any]] = []
     comparisons: list[Comparison] = []
-    for label in labels:
-        repeats = _of_label(blocks, label)
-        block, joint = join_repeats(repeats, plan.by_exam and repeats[0].repeats_patients)
+    for repeats, block, joint in joined:
         rows += [
             {
                 **method_row(block, joint, m, m in plan.oracles, plan.rules), **NO_METRICS,
-                "n_repeats": len(repeats), "n_seeds": len(block.seeds[m]),
+                "n_repeats": len(labels[0]), "n_seeds": len(block.seeds[m]),
             }
             for m in plan.methods
         ]  # fmt: skip
         own = _comparisons(plan, block, joint)
-        for found in own:
+        for found in own if repeats else ():
             if plan.lacking(found.claim) is None:
                 found.row["corrected"] = corrected_over_folds(repeats, found.claim.a, found.claim.b)
         comparisons += own
     return _Found(rows, comparisons, [], None)
 
 
-def _of_label(blocks: Sequence[Block], label: str | None) -> list[Block]:
-    return [b for b in blocks if b.label_name == label]
+def _by_label(blocks: Sequence[Block]) -> list[list[Block]]:
+    return [[b for b in blocks if b.label_name == label] for label in dict.fromkeys(b.label_name for b in blocks)]
 
 
 def _over_resamples(plan: _Plan, blocks: list[Block], train_size: float | None) -> _Found:
-    labels = list(dict.fromkeys(b.label_name for b in blocks))
+    labels = _by_label(blocks)
+    tables = []
+    for own in labels:
+        joints = [joint_aucs(b, clustered=plan.by_exam and b.repeats_patients) for b in own]
+        tables.append((own, resample_rows(own, joints, plan.methods, plan.oracles, plan.rules, plan.settings)))
+    if len(labels) > 1:
+        every = macro_resample_rows(labels, plan.methods, plan.oracles, plan.rules, plan.by_exam)
+        tables.append((blocks, every))
     rows: list[dict[str, Any]] = []
     means, stability = [], []
     comparisons: list[Comparison] = []
-    for label in labels:
-        own = _of_label(blocks, label)
+    for own, table in tables:
         few = too_few_patients(own)
-        joints = [joint_aucs(b, clustered=plan.by_exam and b.repeats_patients) for b in own]
-        table = resample_rows(own, joints, plan.methods, plan.oracles, plan.rules, plan.settings)
         rows += table
         means += mean_rows(table, plan.methods, train_size, plan.rules, few)
         stability.append(ranks(table, plan.ranked))
@@ -364,7 +371,7 @@ def _over_resamples(plan: _Plan, blocks: list[Block], train_size: float | None) 
             if lacking is None:
                 row = resampled_comparison(table, own, claim, train_size, plan.rules, few)
             else:
-                row = undefined_comparison(claim, label, lacking, plan.rules)
+                row = undefined_comparison(claim, table[0]["label_name"], lacking, plan.rules)
             comparisons.append(plan.placed(row))
     return _Found(means, comparisons, [], {"train_size": train_size, "rows": rows, "rank_stability": stability})
 

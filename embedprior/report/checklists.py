@@ -42,14 +42,17 @@ def _facts(config: StudyConfig, result: StudyResult, evidence: Mapping[str, Mapp
     splits = "; ".join(f"{name}: {p.design.split}" for name, p in designs.items())
     external = [n for n, p in designs.items() if p.design.split in ("external", "site")]
     seeds = ", ".join(str(s) for s in sorted({s for d in config.designs for s in config.seeds_of(d)}))
-    own = next(iter(evidence.values()))
+    macros = [m.key(d) for m in result.study.macros for d in m.config.designs]
+    own = evidence[macros[0]] if macros else next(iter(evidence.values()))
     counts = "; ".join(
         f"{name}: {len(p.targets)} X-rays of {p.targets['patient_id'].nunique()} patients, "
         f"{int((p.targets['label'] == 1).sum())} positive" for name, p in designs.items()
     )  # fmt: skip
     chosen = any(d.validation for d in config.designs)
-    families = sorted({c["claim"] for e in evidence.values() for c in e["comparisons"] if c["in_family"]})
-    aucs = "; ".join(
+    claims = [c["claim"] for e in evidence.values() for c in e["comparisons"] if c["in_family"]]
+    families = sorted(set(claims))
+    of_labels = f"{len(config.label_names)} binary labels ({', '.join(config.label_names)})"
+    aucs = ("mean over labels: " if macros else "") + "; ".join(
         f"{m['method']} {m['auc']:.3f}" for m in own["methods"] if m["auc"] is not None
     )  # fmt: skip
     there = [c for c in ("age", "sex", "site", "source", "view") if c in exams and exams[c].notna().any()]
@@ -61,7 +64,7 @@ def _facts(config: StudyConfig, result: StudyResult, evidence: Mapping[str, Mapp
         "eligibility": dropped or "nothing was dropped",
         "preprocessing": f"frozen encoder: {encoder}; profiles in its manifest",
         "subsets": f"views {', '.join(config.views) or 'all'}; complete exams only: {config.complete}",
-        "outcome": f"binary label '{config.label}', from the cohort's table",
+        "outcome": (of_labels if config.labels else f"binary label '{config.label}'") + ", from the cohort's table",
         "missing": f"pictures: {config.missing_images}; unknown labels are left out, never counted as negative",
         "deidentified": "ids of the tables alone are copied; no name, birth date or free text",
         "partition": f"{splits}; seed {config.seed}",
@@ -78,7 +81,7 @@ def _facts(config: StudyConfig, result: StudyResult, evidence: Mapping[str, Mapp
         "metrics": f"AUC per {config.inference.unit}; also {', '.join(config.metrics) or 'none'}; calibration and "
                    "decision curves",
         "uncertainty": f"{100 * (1 - config.inference.alpha):g} % intervals by DeLong's variance; Holm over "
-                       f"{len(families)} declared claims",
+                       f"{len(claims if config.labels else families)} declared claims",
         "robustness": f"sweep over {', '.join(config.sweep)}" if config.sweep else
                       f"training seeds {seeds}, folds or resamples",
         "external": f"yes: {', '.join(external)}" if external else "none",

@@ -44,7 +44,7 @@ def sweep_results(config: StudyConfig, result: StudyResult, evidence: Mapping[st
         tables.append((f"Sweep: {design.name}", pd.DataFrame(rows), note))
         data = pd.DataFrame(values)
         data["auc"] = data["auc"].astype(float)
-        figure = sweep_figure(design.name, data, list(config.sweep))
+        figure = sweep_figure(design.name, data, [*config.sweep, *(["label"] if config.labels else [])])
         figures += [figure] if figure is not None else []
     return tables, figures
 
@@ -83,7 +83,7 @@ def label_curve_data(result: StudyResult, evidence: Mapping[str, Mapping[str, An
     return frame.astype({"labelled": float, "auc": float, "ci_low": float, "ci_high": float})
 
 
-def case_pictures(config: StudyConfig, result: StudyResult, evidence: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
+def case_pictures(result: StudyResult, evidence: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
     """Return radiograph, DRR and CT slice of hits and misses, of the first design whose files are there.
 
     The method is that of the first declared claim, else the first that is no oracle.
@@ -98,7 +98,7 @@ def case_pictures(config: StudyConfig, result: StudyResult, evidence: Mapping[st
         rows = result.predictions
         rows = rows[(rows["design"] == part.key) & (rows["split"] == "test") & (rows["method"] == method)]
         cohort = result.cohort
-        figure = cases_figure(cohort.root, cohort.exams, cohort.pairs, rows, method, config.label)
+        figure = cases_figure(cohort.root, cohort.exams, cohort.pairs, rows, method, part.variant.config.label)
         if figure is not None:
             return [figure]
     return []
@@ -109,17 +109,18 @@ def generated_pictures(config: StudyConfig, result: StudyResult) -> list[Figure]
     made, cohort = result.generated, result.cohort
     if made is None:
         return []
+    label = next(part.variant.config.label for part in result.designs if part.key == made.design)
     real, last = np.asarray(made.cases.paired_ct(), dtype=np.float64), list(made.stages.values())[-1]
     seed = seed_for(config.seed, "t-SNE") % 2**31
     stages = {name: np.asarray(values, dtype=np.float64) for name, values in made.stages.items()}
-    found = [stages_figure(real, stages, made.cases.label, config.label, seed)]
+    found = [stages_figure(real, stages, made.cases.label, label, seed)]
     if "path" in cohort.exams.columns:
         found.append(
             neighbours_figure(
                 cohort.root, cohort.exams, dict(zip(made.cases.exam_ids, last, strict=True)),
                 dict(zip(made.real_ids, made.real, strict=True)),
                 dict(zip(cohort.pairs["cxr_exam_id"], cohort.pairs["ct_exam_id"], strict=True)),
-                f"label:{config.label}",
+                f"label:{label}",
             )
         )  # fmt: skip
     return [figure for figure in found if figure is not None]

@@ -23,6 +23,7 @@ from embedprior.report.fit_tables import (
     prior_warnings,
     unequal_search,
 )
+from embedprior.report.label_sections import label_sections, labelled_keys
 from embedprior.report.output import finish_report
 from embedprior.report.spreads import label_curve_figure
 from embedprior.report.store import compared_scores
@@ -41,7 +42,7 @@ from embedprior.study.designs import design_flow
 from embedprior.study.evidence import all_evidence, balanced_accuracies, hypothesis_table
 from embedprior.study.leakage import shared_text
 from embedprior.study.plan import family_size
-from embedprior.study.prepare import StudyData
+from embedprior.study.prepare import StudyData, labels_of
 from embedprior.study.run import DesignResult, StudyResult
 from embedprior.tables import write_table
 
@@ -116,14 +117,23 @@ class StudyReport:
 def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
     """Return the report of a study: sentences, tables, and the evidence they rest on."""
     evidence = all_evidence(config, result)
-    hypotheses = hypothesis_table(config.hypotheses, evidence, [d.name for d in config.designs if d.split == "fixed"])
-    _one_verdict(config, hypotheses, evidence)
-    sections, tables, findings, verdict = [], [], list[tuple[str, str]](), []
+    named = labelled_keys(result)
+    fixed = [d.name for d in config.designs if d.split == "fixed"]
+    hypotheses = hypothesis_table(config.hypotheses, evidence, fixed, named)
+    _one_verdict(config, hypotheses, evidence, named)
+    sections: list[EvidenceSection] = []
+    tables: list[Table] = []
+    findings: list[tuple[str, str]] = []
+    verdict: list[str] = []
     if len(hypotheses):
         tables.append(("Declared hypotheses", hypotheses, "Declared in the configuration, before any score was seen."))
     swept, figures = sweep_results(config, result, evidence)
     tables += swept
-    for part in result.designs:
+    if named:
+        intros = {p.variant.shared_key(p.design): _intro(p, evidence[p.key]) for p in reversed(result.designs)}
+        sections, figures_by_label, findings, verdict = label_sections(result, evidence, intros)
+        figures = [*figures, *figures_by_label]
+    for part in result.designs if not named else ():
         rows = result.predictions[result.predictions["design"] == part.key]
         test = rows[rows["split"] == "test"]
         own = evidence[part.key]
@@ -157,7 +167,7 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
         lead_figures=[] if curve is None else [curve],
         figures=figures,
         tables=tables,
-        pictures=[*case_pictures(config, result, evidence), *generated_pictures(config, result)],
+        pictures=[*case_pictures(result, evidence), *generated_pictures(config, result)],
         caveats=[*_caveats(config, result), *unequal_search(result), *config.caveats],
         checklists=checklists(config, result, evidence),
         failures=pd.DataFrame(failure_records(result)),
@@ -206,7 +216,10 @@ def failure_records(result: StudyResult) -> list[dict[str, str]]:
     return [{k: f[k] for k in ("exam_id", "stage", "reason")} for f in skipped]
 
 
-def _one_verdict(config: StudyConfig, hypotheses: pd.DataFrame, evidence: Mapping[str, dict[str, Any]]) -> None:
+def _one_verdict(
+    config: StudyConfig, hypotheses: pd.DataFrame, evidence: Mapping[str, dict[str, Any]],
+    labelled: Mapping[str, tuple[str, str]],
+) -> None:  # fmt: skip
     """Give a claim on a fixed split the status that the hypotheses' table gives it, wherever else it is shown."""
     fixed = {d.name for d in config.designs if d.split == "fixed"}
     for h in config.hypotheses:
@@ -214,8 +227,9 @@ def _one_verdict(config: StudyConfig, hypotheses: pd.DataFrame, evidence: Mappin
             continue
         for key in (k for k in evidence if k.split("@")[0] == h.design):
             named = hypotheses[hypotheses["hypothesis"] == h.name]
-            if "settings" in named:
-                named = named[named["settings"] == key.partition("@")[2]]
+            settings = dict(zip(("settings", "label"), labelled.get(key, (key.partition("@")[2], "")), strict=True))
+            for column in set(settings) & set(named.columns):
+                named = named[named[column] == settings[column]]
             for row in evidence[key]["comparisons"]:
                 if row["claim"] == h.declared.text and len(named) and row["verdict"] in (SUPPORTED, SUPPORTED_SMALL):
                     row["verdict"] = str(named["status"].iloc[0])
@@ -359,14 +373,22 @@ def _support_note(own: pd.DataFrame) -> str:
 
 
 def scored_flow(result: StudyResult) -> list[FlowStep]:
-    """Return the flow of the first variant, from the cohort's table to the cases that each design scored."""
-    steps = list(result.cohort.flow)
+    """Return the flow of the first variant, from the cohort's table to the cases that each design scored.
+
+    Of several labels: to the cases that were scored for any of them.
+    """
+    steps, first = list(result.cohort.flow), result.study.variants[0]
     for part in result.designs:
-        if part.variant is result.study.variants[0]:
-            labels = result.cohort.labels(part.variant.config.label)
-            rows = result.predictions[result.predictions["design"] == part.key]
+        if part.variant is first:
+            labels = labels_of(result.cohort, first.config)
+            together = [
+                p for p in result.designs
+                if p.design.name == part.design.name and p.variant.combination == first.combination
+            ]  # fmt: skip
+            targets = pd.concat([p.targets for p in together]).drop_duplicates("exam_id")
+            rows = result.predictions[result.predictions["design"].isin([p.key for p in together])]
             scored = set(rows.loc[(rows["split"] == "test") & rows["score"].notna(), "exam_id"])
-            steps += design_flow(result.cohort, labels, part.design, part.targets, part.folds, scored)
+            steps += design_flow(result.cohort, labels, part.design, targets, part.folds, scored)
     return steps
 
 
@@ -388,12 +410,14 @@ def _leakage_tables(config: StudyConfig, data: StudyData) -> list[tuple[str, pd.
 
 def _caveats(config: StudyConfig, result: StudyResult) -> list[str]:
     caveats = []
-    both = label_conflicts(result.cohort.exams, config.label)
-    if both:
-        xrays = label_conflicts(result.cohort.of("CXR"), config.label)
-        caveats.append(
-            f"The label belongs to the image: {both} patients carry both labels, {xrays} of them on X-rays alone."
-        )
+    for name in config.label_names:
+        both = label_conflicts(result.cohort.exams, name)
+        if both:
+            xrays = label_conflicts(result.cohort.of("CXR"), name)
+            which = f"The label {name}" if config.labels else "The label"
+            caveats.append(
+                f"{which} belongs to the image: {both} patients carry both labels, {xrays} of them on X-rays alone."
+            )
     said = list[tuple[str, str]]()
     first = [c for c in result.designs if c.variant is result.study.variants[0]]
     for part in first:
@@ -410,7 +434,8 @@ def _caveats(config: StudyConfig, result: StudyResult) -> list[str]:
     caveats += by_text(said)
     if config.sweep:
         caveats.append(
-            f"{len(result.study.variants)} settings were run on the same held-out cases: the best of them is "
-            "partly the best by chance. Choose settings on validation patients, and test the choice on other patients."
+            f"{len({v.combination for v in result.study.variants})} settings were run on the same held-out cases: the "
+            "best of them is partly the best by chance. Choose settings on validation patients, and test the choice on "
+            "other patients."
         )
     return caveats

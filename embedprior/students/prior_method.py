@@ -185,7 +185,7 @@ class PriorMethod:
         train, val = (_arrays(cases, labels) for cases in (stage.train, stage.val))
         inputs = {"train": _digest(train), "val": _digest(val), "init": before.name if before else "none"}
         teacher = None
-        if reads.bce > 0 or config.settings == "auto":
+        if reads.bce > 0 or (config.settings == "auto" and self.budget.priors_chosen_by == "head"):
             inputs["head"] = hash_array(head.logits(np.concatenate([train.target, val.target])))
             # Only the cross-entropy needs a gradient; a head that is no network can judge candidates as well.
             teacher = cast(Callable[[Tensor], Tensor], head) if callable(head) else _as_function(head)

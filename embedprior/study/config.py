@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from embedprior.config import Config
-from embedprior.errors import BadInput, nearest
+from embedprior.errors import nearest
 from embedprior.nn.config import FitConfig
 from embedprior.prior.config import PriorConfig, SamplerName
 from embedprior.students.registry import (
@@ -32,6 +32,8 @@ SOURCE_ONLY_ROW = MethodRow(
     "embedprior.study.confounding:SourceOnly", role="control",
 )  # fmt: skip
 MIN_SEEDS = 3
+MACRO = "macro"
+"""Name of the mean over labels, in place of a label's."""
 
 
 class EncoderChoice(Config):
@@ -247,6 +249,8 @@ class StudyConfig(Config):
         title: of the report.
         source: layout of the data folder (see ``cohort.sources``).
         label: ``label:NAME`` column to predict.
+        labels: or several of them: a list of columns, or a label set (its name in ``configs/labels``, or a YAML file).
+            Patients are held out for all labels together, and a prior is trained once for all of them.
         missing_images: ``error``, or ``drop`` and count.
         views: of the X-rays that take part (an X-ray of unknown view stays); an empty list takes every view.
         complete: leave out CTs and DRRs whose column ``complete`` says that they lack part of the lungs.
@@ -291,7 +295,8 @@ class StudyConfig(Config):
 
     title: str
     source: str = "tables"
-    label: str
+    label: str = ""
+    labels: str | tuple[str, ...] = ()
     missing_images: Literal["error", "drop"] = "error"
     views: tuple[str, ...] = ("PA", "AP")
     complete: bool = True
@@ -348,6 +353,43 @@ class StudyConfig(Config):
         """Return how a design balances its labelled training cases."""
         return self.balance if design.balance is None else design.balance
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Return the labels that the study predicts, in their order.
+
+        Raises:
+            BadInput: no such label set.
+
+        Example:
+            >>> some = Design(name="some", methods=("cxr-only",))
+            >>> StudyConfig(title="", labels=("nodule", "effusion"), designs=(some,)).label_names
+            ('nodule', 'effusion')
+        """
+        if not self.labels:
+            return (self.label,)
+        if not isinstance(self.labels, str):
+            return self.labels
+        from embedprior.cohort.label_sets import label_set  # pandas, which ``--help`` can do without
+
+        return label_set(self.labels).labels
+
+    @model_validator(mode="after")
+    def _one_label_or_several(self) -> Self:
+        if bool(self.label) == bool(self.labels):
+            raise ValueError("give 'label', one label, or 'labels', several: a list or the name of a label set")
+        named = () if isinstance(self.labels, str) else self.labels
+        if len(set(named)) != len(named):
+            raise ValueError("'labels' holds a label twice")
+        if MACRO in named:
+            raise ValueError(f"'labels': '{MACRO}' is the name of the mean over labels; rename the column")
+        for design in self.designs:
+            if self.labels and design.split == "resamples" and design.held_out_share is None:
+                raise ValueError(
+                    f"design '{design.name}': with several labels, resamples hold out a share of the patients: give "
+                    "'held_out_share'"
+                )
+        return self
+
     @model_validator(mode="after")
     def _names_meet(self) -> Self:
         designs = {d.name: d for d in self.designs}
@@ -389,22 +431,6 @@ def method_infos(config: StudyConfig) -> dict[str, MethodInfo]:
     return {
         name: describe_row(SOURCE_ONLY_ROW) if known[name] == SOURCE_ONLY else infos[known[name]] for name in fitted
     }
-
-
-def refuse_unsuitable_methods(config: StudyConfig) -> None:
-    """Check that no design asks CT of a method where there is none.
-
-    Raises:
-        BadInput: a method that uses CT in a design without CT, or without a CT cache.
-    """
-    infos = method_infos(config)
-    for design in config.designs:
-        for name in design.methods:
-            if design.cases == "cxr" and infos[name].uses_ct:
-                raise BadInput(f"method '{name}' uses CT and can't be in design '{design.name}' (cases: cxr). Next: "
-                               "take it out, or give the design 'cases: paired'")  # fmt: skip
-            if config.caches is not None and config.caches.ct is None and infos[name].uses_ct:
-                raise BadInput(f"method '{name}' uses CT, but 'caches' names no CT cache. Next: caches: {{ct: FOLDER}}")
 
 
 def _registered_names(config: StudyConfig) -> dict[str, str]:

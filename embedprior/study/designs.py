@@ -9,13 +9,16 @@ import pandas as pd
 
 from embedprior.cohort.base import Cohort, FlowStep, flow_step
 from embedprior.cohort.splits import (
+    RESAMPLE_SEED,
     Fold,
     external_split,
     fixed_split,
     group_kfold,
     leave_one_site_out,
+    multilabel_held_out,
     patient_labels,
     pilot_resamples,
+    with_multilabel_validation,
     with_training,
     with_validation,
     without_held_out,
@@ -24,17 +27,27 @@ from embedprior.errors import BadInput
 from embedprior.runs import seed_for
 from embedprior.study.config import SOURCE_ONLY, Design
 
+FIXED_SHARE = 0.2
+"""Of the patients whom a fixed split holds out, as in the pilot study."""
 TARGET_COLUMNS = ["exam_id", "patient_id", "group_id", "label", "source", "site", "ct_exam_id", "ct_label"]
 
 
-def targets_of(cohort: Cohort, labels: pd.Series, design: Design) -> pd.DataFrame:
+def targets_of(cohort: Cohort, labels: pd.Series | pd.DataFrame, design: Design) -> pd.DataFrame:
     """Return the labelled X-rays of one design, in the order of the exam table.
+
+    Args:
+        cohort: all exams.
+        labels: by exam; of a table of several labels, an X-ray takes part where any is known, and the columns
+            ``label`` and ``ct_label`` wait for one of them (see ``of_label``).
+        design: its settings.
 
     Raises:
         BadInput: there is none, one lies in two pairs, or ``source-only`` is asked for without a source column.
     """
-    xrays = cohort.of("CXR").assign(label=lambda f: labels.loc[f["exam_id"]].to_numpy())
-    xrays = xrays[xrays["label"].notna()]
+    xrays = cohort.of("CXR")
+    xrays = xrays[_known(labels).loc[xrays["exam_id"]].to_numpy(dtype=bool)]
+    values = pd.Series(np.nan, index=labels.index) if isinstance(labels, pd.DataFrame) else labels
+    xrays = xrays.assign(label=values.loc[xrays["exam_id"]].to_numpy())
     if design.cases == "paired":
         pairs = cohort.pairs[cohort.pairs["cxr_exam_id"].isin(xrays["exam_id"])]
         repeated = pairs.loc[pairs["cxr_exam_id"].duplicated(), "cxr_exam_id"]
@@ -42,7 +55,7 @@ def targets_of(cohort: Cohort, labels: pd.Series, design: Design) -> pd.DataFram
             raise BadInput(f"X-rays in more than one pair: {', '.join(repeated[:3])}. Next: keep one pair for each.")
         ct_of = pairs.set_index("cxr_exam_id")["ct_exam_id"]
         xrays = xrays[xrays["exam_id"].isin(ct_of.index)].assign(ct_exam_id=lambda f: f["exam_id"].map(ct_of))
-        xrays = xrays.assign(ct_label=lambda f: labels.loc[f["ct_exam_id"]].to_numpy())
+        xrays = xrays.assign(ct_label=lambda f: values.loc[f["ct_exam_id"]].to_numpy())
     else:
         xrays = xrays.assign(ct_exam_id="", ct_label=np.nan)
     if xrays.empty:
@@ -57,22 +70,69 @@ def targets_of(cohort: Cohort, labels: pd.Series, design: Design) -> pd.DataFram
     return xrays[TARGET_COLUMNS].reset_index(drop=True)
 
 
+def _known(labels: pd.Series | pd.DataFrame) -> pd.Series:
+    return labels.notna().any(axis=1) if isinstance(labels, pd.DataFrame) else labels.notna()
+
+
+def of_label(targets: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
+    """Return the targets of a study of several labels with the values of one: 1, 0 or NaN.
+
+    Args:
+        targets: see ``targets_of``.
+        labels: of every exam, by ``exam_id``.
+    """
+    return targets.assign(
+        label=labels.reindex(targets["exam_id"]).to_numpy(), ct_label=labels.reindex(targets["ct_exam_id"]).to_numpy()
+    )
+
+
+def too_few(targets: pd.DataFrame, folds: Sequence[Fold], monte_carlo: bool) -> str:
+    """Say why one label can't be tested in a design: no pairs to compare, or a fold without a class to train on.
+
+    Args:
+        targets: with the values of the label.
+        folds: of the design; the repeats of a k-fold hold out the same patients and count once.
+        monte_carlo: whether each resample is judged by itself.
+
+    Returns:
+        The reason; empty when the label can be fitted and tested.
+    """
+    highest = targets.groupby("patient_id")["label"].max().dropna()
+    positive, negative = set(highest[highest == 1].index), set(highest[highest == 0].index)
+    counts = f"{len(positive)} positive and {len(negative)} negative patients"
+    pairs: dict[int, list[tuple[int, int]]] = {}
+    for one in folds:
+        held, train = one.patients("test"), one.patients("train")
+        both = len(held & positive), len(held & negative)
+        pairs.setdefault(one.resample, []).append(both if min(both) else (0, 0))
+        for name, members in (("positive", positive), ("negative", negative)):
+            if not train & members:
+                return f"{counts}: no {name} one trains in fold {one.fold}"
+    for resample in pairs if monte_carlo else list(pairs)[:1]:
+        held_pos, held_neg = map(sum, zip(*pairs[resample], strict=True))
+        if min(held_pos, held_neg) < 2:
+            return (
+                f"{counts}; where both classes are held out, {held_pos} and {held_neg}: at least 2 of each are needed"
+            )
+    return ""
+
+
 def design_flow(
-    cohort: Cohort, labels: pd.Series, design: Design, targets: pd.DataFrame, folds: Sequence[Fold],
+    cohort: Cohort, labels: pd.Series | pd.DataFrame, design: Design, targets: pd.DataFrame, folds: Sequence[Fold],
     scored: Collection[str] | None = None,
 ) -> list[FlowStep]:  # fmt: skip
     """Return the steps from a cohort's exams to the cases that one design scores.
 
     Args:
         cohort: all exams.
-        labels: by exam.
+        labels: by exam; of a table of several any known one counts.
         design: its settings.
         targets: see ``targets_of``; of an external cohort in another folder too.
         folds: of the design.
         scored: the exams that got a score; None before the study has run.
     """
     xrays = cohort.of("CXR")
-    labelled = xrays[labels.loc[xrays["exam_id"]].notna().to_numpy()]
+    labelled = xrays[_known(labels).loc[xrays["exam_id"]].to_numpy(dtype=bool)]
     paired = labelled[labelled["exam_id"].isin(targets["exam_id"])]
     held_out = frozenset[str]().union(*(one.patients("test") for one in folds))
     held = targets[targets["patient_id"].isin(held_out)]
@@ -93,14 +153,14 @@ def design_flow(
 
 
 def make_folds(
-    cohort: Cohort, labels: pd.Series, targets: pd.DataFrame, design: Design, seed: int,
+    cohort: Cohort, labels: pd.Series | pd.DataFrame, targets: pd.DataFrame, design: Design, seed: int,
     seen: frozenset[str] = frozenset(),
 ) -> list[Fold]:  # fmt: skip
     """Return the folds of one design.
 
     Args:
         cohort: all exams, those of patients without a target included.
-        labels: by exam.
+        labels: by exam; a table of several is balanced over the parts together.
         targets: see ``targets_of``.
         design: its settings.
         seed: of the splits.
@@ -118,14 +178,25 @@ def make_folds(
     if design.split == "kfold":
         folds = group_kfold(eligible, labels, design.name, design.folds, seed, design.validation, design.repeats)
     elif design.split == "fixed":
-        folds = fixed_split(eligible, patient_labels(eligible, labels), design.name, seed=seed)
+        folds = (
+            [multilabel_held_out(eligible, eligible, labels, design.name, FIXED_SHARE, seed)]
+            if isinstance(labels, pd.DataFrame)
+            else fixed_split(eligible, patient_labels(eligible, labels), design.name, 1 - FIXED_SHARE, seed)
+        )
     elif design.split == "resamples":
         with_ct = cohort.of("CT") if design.cases == "paired" else targets
         everyone = pd.concat([targets, with_ct[~with_ct["patient_id"].isin(targets["patient_id"])]])
-        folds = pilot_resamples(
-            everyone, patient_labels(eligible, labels), design.name, design.resamples, design.positives,
-            design.negatives, design.held_out_share,
-        )  # fmt: skip
+        if isinstance(labels, pd.DataFrame):
+            share, name = design.held_out_share or FIXED_SHARE, design.name
+            folds = [
+                multilabel_held_out(eligible, everyone, labels, name, share, RESAMPLE_SEED + k, k)
+                for k in range(1, design.resamples + 1)
+            ]
+        else:
+            folds = pilot_resamples(
+                everyone, patient_labels(eligible, labels), design.name, design.resamples, design.positives,
+                design.negatives, design.held_out_share,
+            )  # fmt: skip
     else:
         return _site_folds(cohort, labels, eligible, design, seed, seen_groups)
     known = dict(zip(others["patient_id"], others["group_id"], strict=True))
@@ -134,8 +205,9 @@ def make_folds(
 
 
 def _site_folds(
-    cohort: Cohort, labels: pd.Series, eligible: pd.DataFrame, design: Design, seed: int, seen_groups: set[str]
-) -> list[Fold]:
+    cohort: Cohort, labels: pd.Series | pd.DataFrame, eligible: pd.DataFrame, design: Design, seed: int,
+    seen_groups: set[str],
+) -> list[Fold]:  # fmt: skip
     if design.site_column not in cohort.exams.columns:
         raise BadInput(
             f"design '{design.name}' needs a column '{design.site_column}' in the exam table. Next: add it, or "
@@ -152,10 +224,14 @@ def _site_folds(
     return validated(scored, eligible, labels, design, seed)
 
 
-def validated(folds: list[Fold], targets: pd.DataFrame, labels: pd.Series, design: Design, seed: int) -> list[Fold]:
+def validated(
+    folds: list[Fold], targets: pd.DataFrame, labels: pd.Series | pd.DataFrame, design: Design, seed: int
+) -> list[Fold]:
     """Return the folds with a share of the training patients choosing, where the design asks for it."""
     if not design.validation:
         return folds
+    if isinstance(labels, pd.DataFrame):
+        return [with_multilabel_validation(r, targets, labels, design.validation_share, seed) for r in folds]
     highest = patient_labels(targets, labels)
     return [with_validation(r, highest, design.validation_share, seed) for r in folds]
 

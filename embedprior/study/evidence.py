@@ -10,9 +10,10 @@ import pandas as pd
 from embedprior.evidence import Claim
 from embedprior.evidence.decision import NOT_TESTABLE, status
 from embedprior.evidence.evaluate import UnjudgedEvaluation, evaluation, judged
-from embedprior.study.config import Assumed, Design, Hypothesis, InferenceConfig, StudyConfig, method_infos
-from embedprior.study.plan import family_size, held_out_counts, planned_difference
+from embedprior.study.config import MACRO, Assumed, Design, Hypothesis, InferenceConfig, StudyConfig, method_infos
+from embedprior.study.plan import family_size, macro_difference, planned_of
 from embedprior.study.run import DesignResult, StudyResult
+from embedprior.study.variants import Variant
 
 FOLD_KEY = ["resample", "fold"]
 
@@ -26,7 +27,7 @@ def design_evaluation(
     predictions: pd.DataFrame, design: Design, hypotheses: Sequence[Hypothesis], oracles: Sequence[str],
     unfitted: Sequence[Mapping[str, str]], train_size: float | None = None, inference: InferenceConfig | None = None,
     expected: pd.DataFrame | None = None, unscored: Sequence[Mapping[str, str]] = (), controls: Sequence[str] = (),
-    planned: tuple[float | None, float | None] | None = None, assumed: Assumed | None = None,
+    planned: tuple[float | None, float | None] | None = None, assumed: Assumed | None = None, untestable: str = "",
 ) -> UnjudgedEvaluation:  # fmt: skip
     """Return the evidence of one design in the form of ``evaluate_predictions``, not judged yet.
 
@@ -48,6 +49,7 @@ def design_evaluation(
         controls: methods that are shown, and left out of the family where no claim is declared.
         planned: the plan's detectable differences, at alpha and at Holm's first step.
         assumed: AUC and correlation, for the detectable difference where there is no plan.
+        untestable: why no method was fitted: then every declared claim is in the family without a test.
     """
     assumed = assumed or Assumed()
     inference = inference or InferenceConfig()
@@ -56,8 +58,12 @@ def design_evaluation(
     warnings = _left_out(test, expected)
     seeds = max(test["seed"].nunique(), 1)
     scored = test.groupby("method").size()
-    complete = [m for m in design.methods if scored.get(m, 0) == len(cases) * seeds]
-    incomplete = _incomplete(design, complete, cases, seeds, unfitted, unscored)
+    complete = [m for m in design.methods if scored.get(m, 0) == len(cases) * seeds and not untestable]
+    incomplete = (
+        dict.fromkeys(design.methods, untestable)
+        if untestable
+        else _incomplete(design, complete, cases, seeds, unfitted, unscored)
+    )
     held_out = predictions[predictions["method"].isin(complete)].drop(columns=["design"], errors="ignore")
     if test["resample"].nunique() <= 1:
         held_out = held_out.drop(columns="resample")
@@ -218,41 +224,133 @@ def _family(
 def all_evidence(config: StudyConfig, result: StudyResult) -> dict[str, dict[str, Any]]:
     """Return the evidence of every design (and combination) by its name in the tables.
 
-    Claims that are declared together are judged together: Holm adjusts over the hypotheses of all designs and of all
-    combinations of a sweep, those whose methods failed included. A design without hypotheses is judged by itself, over
-    all combinations: looking at ten settings is looking ten times.
+    Claims that are declared together are judged together: Holm adjusts over the hypotheses of all designs, of all
+    labels (and their mean) and of all combinations of a sweep, those whose methods failed included. A design without
+    hypotheses is judged by itself, over all labels and combinations: looking at ten settings is looking ten times.
     """
     found = {part.key: _evaluation(part, config, result) for part in result.designs}
+    designs = {part.key: part.design.name for part in result.designs}
+    for macro in result.study.macros:
+        for design in macro.config.designs:
+            found[macro.key(design)] = _macro_evaluation(macro, design, config, result, found)
+            designs[macro.key(design)] = design.name
     together: dict[str, list[UnjudgedEvaluation]] = {}
     declaring = {h.design for h in config.hypotheses if h.declared is not None}
-    for part in result.designs:
-        family = "hypotheses" if part.design.name in declaring else f"design {part.design.name}"
-        together.setdefault(family, []).append(found[part.key])
+    for key, design_name in designs.items():
+        family = "hypotheses" if design_name in declaring else f"design {design_name}"
+        together.setdefault(family, []).append(found[key])
     for evaluations in together.values():
         judged(evaluations)
     return {key: evaluation.evidence for key, evaluation in found.items()}
 
 
 def _evaluation(part: DesignResult, config: StudyConfig, result: StudyResult) -> UnjudgedEvaluation:
-    own = result.support[result.support["design"] == part.key]
     settings = part.variant.config
-    exams = settings.inference.unit == "exam"
-    columns = [f"train_{'images' if exams else 'patients'}_{sign}" for sign in ("pos", "neg")]
     infos = method_infos(settings)
-    claims = [h for h in config.hypotheses if h.design == part.design.name and h.declared is not None]
-    family = family_size(config, result.study) if claims else len(part.design.methods) - 1
-    shown = planned_difference(
-        held_out_counts(part.targets, part.folds), part.design, family, settings.assumed, settings.inference
-    )
-    return design_evaluation(
+    prepared = result.study.data[result.study.variants.index(part.variant)]
+    shown = planned_of(part.variant, prepared, part.design, _claims_together(part.design, config, result))
+    found = design_evaluation(
         result.predictions[result.predictions["design"] == part.key], part.design, config.hypotheses,
         [m for m, needs in result.needs_ct.items() if needs and m in part.design.methods],
         [u for u in result.unfitted if u["design"] == part.key],
-        float(own[columns].sum(axis=1).mean()), settings.inference, expected_cases(part),
+        _train_size([part], result), settings.inference, expected_cases(part),
         [u for u in result.unscored if u["design"] == part.key],
         controls=[m for m in part.design.methods if infos[m].role == "control"],
         planned=(shown.delta, shown.delta_holm), assumed=settings.assumed,
+        untestable=prepared.untestable.get(part.design.name, ""),
     )  # fmt: skip
+    for row in [*found.evidence["methods"], *found.evidence["comparisons"]]:
+        row["label_name"] = part.variant.label_name  # a method without a score has no case to read it from
+    return found
+
+
+def _claims_together(design: Design, config: StudyConfig, result: StudyResult) -> int:
+    """Return how many claims Holm adjusts over, for what the plan can detect."""
+    if any(h.design == design.name and h.declared is not None for h in config.hypotheses):
+        return family_size(config, result.study)
+    return (len(design.methods) - 1) * (1 + len(result.study.macros) if result.study.macros else 1)
+
+
+def _macro_evaluation(
+    macro: Variant, design: Design, config: StudyConfig, result: StudyResult, found: Mapping[str, UnjudgedEvaluation]
+) -> UnjudgedEvaluation:
+    """Return the evidence on the mean over the labels that can be tested, not judged yet.
+
+    A method takes part that scored every held-out case of each of these labels.
+
+    Args:
+        macro: the combination, for the mean over labels.
+        design: its settings.
+        config: of the study.
+        result: what it found.
+        found: the evaluations of the labels.
+    """
+    parts = [p for p in result.designs if p.design.name == design.name and p.variant.combination == macro.combination]
+    tested, family = [], _claims_together(design, config, result)
+    planned = []
+    for part in parts:
+        prepared = result.study.data[result.study.variants.index(part.variant)]
+        if design.name not in prepared.untestable:
+            tested.append(part)
+            planned.append(planned_of(part.variant, prepared, design, family))
+    shown, settings = macro_difference(planned), macro.config
+    reasons: dict[str, str] = {}
+    for method in design.methods:
+        lacking = {
+            str(part.variant.label_name): row["reason"]
+            for part in tested
+            for row in found[part.key].evidence["methods"]
+            if row["method"] == method and row["auc"] is None
+        }
+        if lacking:
+            reasons[method] = "; ".join(f"label {name}: {reason}" for name, reason in lacking.items())
+    if len(tested) < 2:
+        reasons = dict.fromkeys(design.methods, shown.reason)
+    rows = result.predictions[result.predictions["design"].isin([p.key for p in tested])]
+    rows = rows[(rows["split"] == "test") & ~rows["method"].isin(reasons)].drop(columns="design")
+    rows = rows.drop(columns="resample") if rows["resample"].nunique() <= 1 else rows
+    infos, inference = method_infos(settings), settings.inference
+    oracles = [m for m in design.methods if result.needs_ct[m]]
+    controls = [m for m in design.methods if infos[m].role == "control"]
+    whole = evaluation(
+        rows, design.reference, _family(design, config.hypotheses, oracles, controls), unit=inference.unit,
+        patient_label="max" if inference.unit == "patient" else None, oracles=oracles,
+        train_size=_train_size(tested, result), alpha=inference.alpha, relevant_delta=inference.relevant_delta,
+        incomplete=reasons, power=inference.power, assumed_auc=settings.assumed.auc,
+        assumed_correlation=settings.assumed.correlation, planned=(shown.delta, shown.delta_holm),
+    )  # fmt: skip
+    named = [str(p.variant.label_name) for p in tested]
+    left_out = [str(p.variant.label_name) for p in parts if p not in tested]
+    warnings = [f"mean over {len(named)} labels: {', '.join(named)}"]
+    if left_out:
+        warnings.append(f"not in the mean, for they can't be tested: {', '.join(left_out)}")
+    return _only_macro(whole, warnings)
+
+
+def _only_macro(whole: UnjudgedEvaluation, warnings: list[str]) -> UnjudgedEvaluation:
+    """Keep what an evaluation of several labels says of their mean, and of methods that have none."""
+    kept = [c for c in whole.comparisons if c.row["label_name"] in (MACRO, None)]
+    evidence = whole.evidence | {"comparisons": [c.row for c in kept], "warnings": warnings}
+    for name in ("methods", "omnibus"):
+        evidence[name] = [row for row in evidence[name] if row["label_name"] in (MACRO, None)]
+    if evidence["resamples"] is not None:
+        own = {
+            name: [row for row in evidence["resamples"][name] if row["label_name"] == MACRO]
+            for name in ("rows", "rank_stability")
+        }
+        evidence["resamples"] = evidence["resamples"] | own
+    for row in [*evidence["methods"], *evidence["comparisons"]]:
+        row["label_name"] = MACRO
+    return UnjudgedEvaluation(evidence, kept)
+
+
+def _train_size(parts: Sequence[DesignResult], result: StudyResult) -> float | None:
+    """Return the mean number of training cases of a fold over some labels; None where nothing was fitted."""
+    own = result.support[result.support["design"].isin([p.key for p in parts])]
+    if own.empty:
+        return None
+    unit = "images" if parts[0].variant.config.inference.unit == "exam" else "patients"
+    return float(own[[f"train_{unit}_pos", f"train_{unit}_neg"]].sum(axis=1).mean())
 
 
 def expected_cases(part: DesignResult) -> pd.DataFrame:
@@ -268,18 +366,21 @@ def expected_cases(part: DesignResult) -> pd.DataFrame:
 
 
 def hypothesis_table(
-    hypotheses: Sequence[Hypothesis], evidence: Mapping[str, Mapping[str, Any]], fixed: Sequence[str] = ()
-) -> pd.DataFrame:
+    hypotheses: Sequence[Hypothesis], evidence: Mapping[str, Mapping[str, Any]], fixed: Sequence[str] = (),
+    labelled: Mapping[str, tuple[str, str]] | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Return each hypothesis with its status and the reason: ``hypothesis, claim, status, why``.
 
-    With a sweep there is one row a combination, named in a column ``settings``. A claim that is declared both on a
+    With a sweep there is one row a combination, named in a column ``settings``; with several labels one row a label,
+    named in a column ``label``. A claim that is declared both on a
     fixed split and on folds or resamples has one status: support on the fixed split alone is tentative.
 
     Args:
         hypotheses: as declared. evidence: by design (and combination).
         fixed: names of the designs with one fixed split.
+        labelled: of several labels, by key of ``evidence``: the settings of the sweep in words, and the label.
     """
-    rows = []
+    rows, labelled = [], labelled or {}
     for h in hypotheses:
         for key in [k for k in evidence if k.split("@")[0] == h.design]:
             verdict, why = NOT_TESTABLE, f"{h.missing}{_size_reason(evidence[key])}"
@@ -289,10 +390,11 @@ def hypothesis_table(
                 why = _why(found) if found else _absent(h, evidence[key])
                 if h.design in fixed:
                     verdict = status(verdict, _elsewhere(h, hypotheses, evidence, key, fixed))
-            settings = key.partition("@")[2]
-            rows.append({"hypothesis": h.name, "claim": h.claim, "settings": settings, "status": verdict, "why": why})
-    table = pd.DataFrame(rows, columns=["hypothesis", "claim", "settings", "status", "why"])
-    return table if table["settings"].any() else table.drop(columns="settings")
+            settings, label = labelled.get(key, (key.partition("@")[2], ""))
+            named = {"hypothesis": h.name, "claim": h.claim, "settings": settings, "label": label}
+            rows.append({**named, "status": verdict, "why": why})
+    table = pd.DataFrame(rows, columns=["hypothesis", "claim", "settings", "label", "status", "why"])
+    return table.drop(columns=[name for name in ("settings", "label") if not table[name].any()])
 
 
 def _elsewhere(

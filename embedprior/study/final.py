@@ -23,9 +23,9 @@ from embedprior.study.config import SOURCE_ONLY, Design, StudyConfig, method_inf
 from embedprior.study.inputs import StudyInputs
 from embedprior.study.keep import COLUMNS, keep_model
 from embedprior.study.plan import PLAN
-from embedprior.study.prepare import Variant
 from embedprior.study.run import read_study, study_inputs
 from embedprior.study.runner import FitJob, FoldId, FoldRunner, method_of
+from embedprior.study.variants import Variant
 from embedprior.tables import PREDICTION_REQUIRED, read_table, write_table
 
 FOLDER, MODELS, SCORES = "final", "models.csv", "predictions.csv"
@@ -96,7 +96,7 @@ def train_final(
     rows, scores, patients = _fit(own, jobs)
     write_table(rows, out / MODELS)
     write_table(scores, out / SCORES)
-    summary = _summary(study, config, method, chosen, rows, patients, variant.key(chosen))
+    summary = _summary(study, variant.config, method, chosen, rows, patients, variant.key(chosen))
     run.finish(summary, [], patients=patients)
     return FinalFit(out, rows, patients, summary)
 
@@ -191,7 +191,7 @@ def _refuse_other_data(plan: Mapping[str, Any], variant: Variant, hashes: Mappin
     """
     frozen = plan["inputs"]
     for name, value in hashes.items():
-        before = frozen.get(f"{variant.label}: {name}" if variant.label else name)
+        before = frozen.get(f"{variant.combination}: {name}" if variant.combination else name)
         if name != SPLITS and before != value:
             raise BadInput(
                 f"the cohort in {folder} is not the study's: {name} was {str(before)[:12]}, is {value[:12]}. Next: "

@@ -182,7 +182,8 @@ def open_external(config: StudyConfig, design: Design, data: Path, caches: Cache
         cohort = cohort_of_caches(folder, own, config)
         cohort = replace(cohort, exams=cohort.exams.assign(group_id=name + "/" + cohort.exams["group_id"]))
         cases = design if needing else design.model_copy(update={"cases": "cxr"})
-        targets = targets_of(cohort, cohort.labels(config.label), cases).assign(site=name)
+        labels = cohort.label_table() if config.labels else cohort.labels(config.label)
+        targets = targets_of(cohort, labels, cases).assign(site=name)
     except BadInput as error:
         because = f" ({needing[0]} needs CT at inference)" if needing else ""
         raise BadInput(f"external cohort '{name}'{because}: {error}") from error
@@ -294,6 +295,8 @@ def fold_data(inputs: StudyInputs, design: Design, one: Fold) -> FoldData:
     targets, config = inputs.targets[design.name], inputs.config
     paired = design.cases == "paired"
     parts = {p: targets[targets["patient_id"].isin(one.patients(p))] for p in get_args(Part)}
+    # of several labels, a held-out X-ray is scored where this one is known; the others train all the same
+    parts["test"] = parts["test"][parts["test"]["label"].notna()]
     cases = {part: cases_of(frame, inputs.caches, paired) for part, frame in parts.items() if part != "test"}
     outside = inputs.externals.get(design.name)
     cases["test"] = (

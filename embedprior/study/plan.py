@@ -19,11 +19,17 @@ from embedprior.evidence import Claim
 from embedprior.evidence.power import detectable_difference
 from embedprior.runs import artifacts_root, canonical, hash_of, read_json, write_json
 from embedprior.runs.provenance import portable_path
+<<<<<<< HEAD
 from embedprior.runs.run import nameless_paths
 from embedprior.study.config import Assumed, Design, InferenceConfig, StudyConfig, method_infos
+=======
+from embedprior.study.config import Assumed, Design, Hypothesis, InferenceConfig, StudyConfig, method_infos
+>>>>>>> 1d9bc82 (Study several labels in one plan, on the same held-out patients)
 from embedprior.study.designs import design_flow
 from embedprior.study.keep import planned_models
+from embedprior.study.prepare import StudyData, labels_of
 from embedprior.study.runner import CODE_TAG, RECORD, TEACHER, TEACHER_TAG, FitJob, Study, fit_jobs
+from embedprior.study.variants import Variant
 from embedprior.tables import write_table
 
 
@@ -47,7 +53,7 @@ class Detectable:
 
 def held_out_counts(targets: pd.DataFrame, folds: Sequence[Fold]) -> pd.DataFrame:
     """Return held-out and training patients with a known label by fold: ``resample, fold, pos, neg, train``."""
-    highest = targets.groupby("patient_id")["label"].max()
+    highest = targets.groupby("patient_id")["label"].max().dropna()
     rows = []
     for r in folds:
         held = highest[highest.index.isin(r.patients("test"))]
@@ -105,8 +111,35 @@ def _folds(part: pd.DataFrame) -> list[tuple[float, float]]:
 
 
 def family_size(config: StudyConfig, study: Study) -> int:
-    """Return how many claims are declared together: over all designs and combinations, failures included."""
-    return sum(h.declared is not None for h in config.hypotheses) * len(study.variants)
+    """Return how many claims are declared together: over all designs and combinations, failures included.
+
+    Of several labels each claim is declared for every label, and for their mean.
+    """
+    return sum(h.declared is not None for h in config.hypotheses) * (len(study.variants) + len(study.macros))
+
+
+def macro_difference(each: Sequence[Detectable]) -> Detectable:
+    """Return the smallest difference of the mean over labels that a claim could show, at most.
+
+    The standard error of a mean is the mean of the labels' own where their estimates move together, and smaller
+    otherwise: the mean of their detectable differences is an upper bound.
+
+    Args:
+        each: of the labels that can be tested.
+
+    Example:
+        >>> found = macro_difference([Detectable(9, 30, 0.2, 0.3, ""), Detectable(20, 30, 0.1, 0.2, "")])
+        >>> round(found.delta, 2), round(found.delta_holm, 2)
+        (0.15, 0.25)
+    """
+    if len(each) < 2:
+        return Detectable(0.0, 0.0, None, None, f"{len(each)} of the labels can be tested: there is no mean over them")
+    n_pos, n_neg = (float(np.mean([getattr(d, name) for d in each])) for name in ("n_pos", "n_neg"))
+    deltas = [[value for d in each if (value := getattr(d, name)) is not None] for name in ("delta", "delta_holm")]
+    delta, first = (float(np.mean(known)) if len(known) == len(each) else None for known in deltas)
+    lacking = len(each) - len(deltas[0])
+    why = f"no difference can be detected for {lacking} of {len(each)} labels" if lacking else ""
+    return Detectable(n_pos, n_neg, delta, first, why)
 
 
 PLAN, SPLITS = "plan.json", "splits.csv"
@@ -136,12 +169,18 @@ def make_plan(config: StudyConfig, study: Study, out: Path | str) -> dict[str, A
         }
         for job in jobs
     ]  # fmt: skip
+    shared = {variant.combination: prepared for variant, prepared in study.combinations()}  # by all labels
     inputs = {
-        f"{v.label}: {name}" if v.label else name: value
-        for v, p in study.combinations()
-        for name, value in p.input_hashes().items()
+        f"{combination}: {name}" if combination else name: value
+        for combination, prepared in shared.items()
+        for name, value in prepared.input_hashes().items()
     }
+<<<<<<< HEAD
     settings = {k: v for k, v in nameless_paths(canonical(config)).items() if k not in NOT_IN_THE_HASH}
+=======
+    settings = {k: v for k, v in canonical(config).items() if k not in NOT_IN_THE_HASH}
+    del settings["label" if config.labels else "labels"]  # a study of one label is hashed as ever
+>>>>>>> 1d9bc82 (Study several labels in one plan, on the same held-out patients)
     infos = method_infos(study.variants[0].config)
     versions = {m: infos[m].version for m in sorted({job.method for job in jobs})}
     code = {"fit": CODE_TAG, "CT head": TEACHER_TAG, "methods": versions}
@@ -213,7 +252,7 @@ def freeze(plan: Mapping[str, Any], study: Study, out: Path | str) -> None:
 def planned_flow(study: Study) -> list[FlowStep]:
     """Return the flow of the first variant's cohort, to the cases that each design holds out."""
     data, config = study.data[0], study.variants[0].config
-    labels = data.cohort.labels(config.label)
+    labels = labels_of(data.cohort, config)
     steps = list(data.cohort.flow)
     for design in config.designs:
         steps += design_flow(data.cohort, labels, design, data.targets[design.name], data.folds(design.name))
@@ -262,12 +301,12 @@ def refuse_changed_splits(study: Study, out: Path) -> None:
 
 
 def all_splits(study: Study) -> pd.DataFrame:
-    """Return the split table of every design and combination, by their names in the tables."""
-    parts = []
+    """Return the split table of every design and combination, by their names in the tables; labels share one."""
+    parts = {}
     for variant, prepared in study.combinations():
-        named = prepared.splits["design"].map(lambda name, v=variant: v.key(name))
-        parts.append(prepared.splits.assign(design=named))
-    return pd.concat(parts, ignore_index=True)
+        named = prepared.splits["design"].map(lambda name, v=variant: v.shared_key(name))
+        parts[variant.combination] = prepared.splits.assign(design=named)
+    return pd.concat(parts.values(), ignore_index=True)
 
 
 def plan_text(plan: Mapping[str, Any], workers: int = 1) -> str:
@@ -358,25 +397,49 @@ def _designs(study: Study) -> list[dict[str, Any]]:
 
 def _hypotheses(config: StudyConfig, study: Study) -> list[dict[str, Any]]:
     found = []
+    family = family_size(config, study)
+    planned: dict[tuple[str, str], list[Detectable]] = {}
+
+    def add(h: Hypothesis, key: str, own: StudyConfig, shown: Detectable) -> None:
+        found.append(
+            {
+                "name": h.name, "claim": h.claim, "design": key, "a": h.a, "b": h.b,
+                "kind": h.kind, "margin": h.margin, "power": own.inference.power,
+                "held_out_pos": shown.n_pos, "held_out_neg": shown.n_neg, "assumed_auc": own.assumed.auc,
+                "assumed_correlation": own.assumed.correlation, "family": family,
+                "min_detectable_delta": None if h.missing else shown.delta,
+                "min_detectable_delta_holm": None if h.missing else shown.delta_holm,
+                "reason": h.missing or shown.reason or None,
+            }
+        )  # fmt: skip
+
     for variant, prepared in study.combinations():
         for h in config.hypotheses:
             design = next(d for d in variant.config.designs if d.name == h.design)
-            counts = held_out_counts(prepared.targets[design.name], prepared.folds(design.name))
-            family = family_size(config, study)
-            own = variant.config
-            shown = planned_difference(counts, design, family, own.assumed, own.inference)
-            found.append(
-                {
-                    "name": h.name, "claim": h.claim, "design": variant.key(design), "a": h.a, "b": h.b,
-                    "kind": h.kind, "margin": h.margin, "power": own.inference.power,
-                    "held_out_pos": shown.n_pos, "held_out_neg": shown.n_neg, "assumed_auc": own.assumed.auc,
-                    "assumed_correlation": own.assumed.correlation, "family": family,
-                    "min_detectable_delta": None if h.missing else shown.delta,
-                    "min_detectable_delta_holm": None if h.missing else shown.delta_holm,
-                    "reason": h.missing or shown.reason or None,
-                }
-            )  # fmt: skip
+            shown = planned_of(variant, prepared, design, family)
+            if design.name not in prepared.untestable:
+                planned.setdefault((variant.combination, h.name), []).append(shown)
+            add(h, variant.key(design), variant.config, shown)
+    for macro in study.macros:
+        for h in config.hypotheses:
+            each = planned.get((macro.combination, h.name), [])
+            add(h, macro.key(h.design), macro.config, macro_difference(each))
     return found
+
+
+def planned_of(variant: Variant, prepared: StudyData, design: Design, family: int) -> Detectable:
+    """Return the smallest difference that a claim of one design, and of one label, could show.
+
+    Args:
+        variant: combination of settings, and the label.
+        prepared: its data.
+        design: of the variant.
+        family: number of claims Holm adjusts over.
+    """
+    counts = held_out_counts(prepared.targets[design.name], prepared.folds(design.name))
+    shown = planned_difference(counts, design, family, variant.config.assumed, variant.config.inference)
+    why = prepared.untestable.get(design.name)
+    return shown if why is None else Detectable(shown.n_pos, shown.n_neg, None, None, why)
 
 
 def _difference(before: Any, after: Any, where: str = "") -> str:

@@ -1,29 +1,27 @@
-"""Before anything is written: expand sweeps, read the cohort, join shared pictures, split, refuse what is unusable."""
+"""Before anything is written: read the cohort, join shared pictures, split, refuse what is unusable."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from embedprior.cohort.base import Cohort, of_views
 from embedprior.cohort.duplicates import COLUMNS, first_of_each
+from embedprior.cohort.label_sets import label_set, read_labels
 from embedprior.cohort.sources import read_cohort
 from embedprior.cohort.sources.tables import read_splits
 from embedprior.cohort.splits import Fold, folds_of, splits_table
-from embedprior.config import parse_config
 from embedprior.encoders.base import Encoder
 from embedprior.encoders.registry import create_encoder
 from embedprior.errors import BadInput, nearest
 from embedprior.imaging.files import UnreadableExam, source_hash
 from embedprior.runs import hash_of
-from embedprior.study.config import Design, StudyConfig
-from embedprior.study.designs import make_folds, targets_of, validated
+from embedprior.study.config import StudyConfig
+from embedprior.study.designs import make_folds, of_label, targets_of, too_few, validated
 from embedprior.study.inputs import (
     Caches,
     External,
@@ -40,118 +38,7 @@ from embedprior.study.leakage import (
     near_copies_outside,
     refuse_shared_files,
 )
-from embedprior.tables import EXAM_REQUIRED, PAIR_REQUIRED, check_splits, read_table
-
-MAX_VARIANTS = 500
-FIXED = ("sweep", "title", "caveats", "seconds_per_fit", "hypotheses", "seeds", "as_published")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One combination.
-
-    Attributes:
-        label: its settings in words; empty without a sweep.
-        settings: dotted field → value.
-        config: the study with these settings, and no sweep.
-    """
-
-    label: str
-    settings: dict[str, Any]
-    config: StudyConfig
-
-    def key(self, design: Design | str) -> str:
-        """Return the name of a design in tables: its own, with the settings where there is a sweep."""
-        name = design if isinstance(design, str) else design.name
-        return f"{name}@{self.label}" if self.label else name
-
-
-def variants(config: StudyConfig) -> list[Variant]:
-    """Return the combinations of ``config.sweep``, the last field changing fastest; without a sweep the study itself.
-
-    Raises:
-        BadInput: a field that does not exist or can't be swept, a value it does not take, or too many combinations.
-    """
-    base = config.model_copy(update={"sweep": {}})
-    if not config.sweep:
-        return [Variant("", {}, base)]
-    for name, values in config.sweep.items():
-        first, *rest = name.split(".")
-        if first in config.renamed:
-            raise BadInput(f"sweep: '{name}' is now called '{'.'.join([config.renamed[first], *rest])}'.")
-        if first in FIXED:
-            why = "seeds are run anyway, claims stay as declared, texts change no number"
-            raise BadInput(f"sweep: '{name}' can't be swept ({why}).")
-        if not values or len({repr(v) for v in values}) != len(values):
-            raise BadInput(f"sweep: '{name}' needs values, each once.")
-    total = 1
-    for values in config.sweep.values():
-        total *= len(values)
-    if total > MAX_VARIANTS:
-        raise BadInput(f"sweep: {total} combinations; at most {MAX_VARIANTS} are run.")
-    found = []
-    for combination in itertools.product(*config.sweep.values()):
-        settings = dict(zip(config.sweep, combination, strict=True))
-        label = ",".join(f"{field}={_short(value)}" for field, value in settings.items())
-        data = base.model_dump(mode="python", exclude_defaults=True)
-        for name, value in settings.items():
-            _set(data, base.model_dump(mode="python"), name, value)
-        found.append(Variant(label, settings, parse_config(StudyConfig, data, f"sweep, {label}")))
-    return found
-
-
-def _set(data: dict[str, Any], whole: dict[str, Any], dotted: str, value: Any) -> None:
-    """Put a value in place; what the path passes through is filled from the whole configuration.
-
-    What lies under ``options`` is not known here: the method or the encoder that takes it refuses what it does not.
-    """
-    *parents, last = dotted.split(".")
-    here: Any = data
-    full: Any = whole
-    free = False
-    for depth, name in enumerate(parents):
-        key: Any = name if free else _key(full, name, dotted)
-        full = (full.get(key, {}) if isinstance(full, dict) else {}) if free else full[key]
-        if full is None:
-            path = ".".join(parents[: depth + 1])
-            raise BadInput(f"sweep: '{dotted}': '{path}' is not set. Next: write it out in the configuration first.")
-        child = here[key] if isinstance(here, list) else here.get(key)
-        here[key] = _thawed(full if child is None else child)
-        here = here[key]
-        if not isinstance(here, (dict, list)):
-            raise BadInput(f"sweep: '{'.'.join(parents[: depth + 1])}' holds no settings.")
-        free = free or name == "options"
-    here[last if free else _key(full, last, dotted)] = value
-
-
-def _key(full: Any, name: str, dotted: str) -> str | int:
-    """Return a field's name, or the place of a list's entry, which may be given by number or by its own name."""
-    if isinstance(full, (list, tuple)):
-        names = [str(entry["name"]) for entry in full if isinstance(entry, dict) and "name" in entry]
-        if name in names:
-            return names.index(name)
-        if name.isdigit() and int(name) < len(full):
-            return int(name)
-        allowed = [*names, *(str(i) for i in range(len(full)))]
-    else:
-        if isinstance(full, dict) and name in full:
-            return name
-        allowed = sorted(full) if isinstance(full, dict) else []
-    raise BadInput(
-        f"sweep: unknown field '{dotted}': no '{name}'. Allowed: {', '.join(allowed) or '(nothing)'}."
-        f"{nearest(name, allowed)}"
-    )
-
-
-def _thawed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _thawed(v) for k, v in value.items()}
-    return [_thawed(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value).replace(",", ";").replace(" ", "")
-
+from embedprior.tables import EXAM_REQUIRED, LABEL_PREFIX, PAIR_REQUIRED, check_splits, read_table
 
 NO_DUPLICATES = pd.DataFrame(columns=COLUMNS)
 
@@ -172,6 +59,8 @@ class StudyData:
         externals: by design, the external cohort it is scored on, where that is another folder.
         compared: sentences: which files, pictures and embeddings were compared for copies, and which were not.
         unembedded: exams that the study would have read, had the caches an embedding of them.
+        untestable: of a study of several labels, by design: why this label can't be tested there; no method is fitted.
+        label_set: hash of the labels' definition; empty in a study of one label.
     """
 
     cohort: Cohort
@@ -185,6 +74,20 @@ class StudyData:
     externals: Mapping[str, External] = field(default_factory=dict)
     compared: tuple[str, ...] = ()
     unembedded: tuple[str, ...] = ()
+    untestable: Mapping[str, str] = field(default_factory=dict)
+    label_set: str = ""
+
+    def for_label(self, config: StudyConfig) -> StudyData:
+        """Return the data of one label of a study of several: the same exams and splits, with its values.
+
+        Args:
+            config: of the label's variant.
+        """
+        cohorts = [self.cohort, *(e.cohort for e in self.externals.values())]
+        labels = pd.concat([cohort.labels(config.label) for cohort in cohorts])
+        targets = {name: of_label(table, labels) for name, table in self.targets.items()}
+        reasons = {d.name: too_few(targets[d.name], self.folds(d.name), d.split == "resamples") for d in config.designs}
+        return replace(self, targets=targets, untestable={name: why for name, why in reasons.items() if why})
 
     def folds(self, design: str) -> list[Fold]:
         """Return the folds of one design, by resample and fold."""
@@ -199,6 +102,8 @@ class StudyData:
             found["pictures"] = _hash_pictures(self.cohort)
         if self.caches is not None:
             found |= self.caches.hashes(self.cohort.exams)
+        if self.label_set:
+            found["label set"] = self.label_set
         for external in self.externals.values():
             for name, table in (("exams", external.cohort.exams), ("pairs", external.cohort.pairs)):
                 found[f"{external.name}: {name}"] = _hash(table)
@@ -272,7 +177,26 @@ def read_study_data(
         config, cohort, first_of_each(duplicates), encoder, caches, seen, splits_file, externals=externals, kept=kept,
         compared=tuple(compared),
     )  # fmt: skip
-    return replace(found, unembedded=lacking)
+    found = replace(found, unembedded=lacking)
+    return _with_label_set(found, config) if config.labels else found
+
+
+def _with_label_set(data: StudyData, config: StudyConfig) -> StudyData:
+    """Return the data with a column of every label of the study; those that the table lacks are made of others.
+
+    Raises:
+        BadInput: a label that a table neither has nor can make.
+    """
+
+    def made(cohort: Cohort, where: str) -> Cohort:
+        labels = read_labels(cohort.exams, config.labels, where)
+        return replace(cohort, exams=cohort.exams.assign(**{LABEL_PREFIX + str(name): labels[name] for name in labels}))
+
+    externals = {
+        name: replace(e, cohort=made(e.cohort, f"external cohort '{e.name}'")) for name, e in data.externals.items()
+    }
+    definition = label_set(config.labels) if isinstance(config.labels, str) else list(config.labels)
+    return replace(data, cohort=made(data.cohort, "exams.csv"), externals=externals, label_set=hash_of(definition))
 
 
 def unembedded_exams(config: StudyConfig, data: Path, caches: Caches) -> tuple[str, ...]:
@@ -309,7 +233,7 @@ def split_cohort(
         compared: see ``StudyData``.
     """
     externals = externals or {}
-    labels = cohort.labels(config.label)
+    labels = labels_of(cohort, config)
     targets = {d.name: targets_of(cohort, labels, d) for d in config.designs}
     where = str(splits_file) if splits_file else "the split table"
     given = read_splits(splits_file) if splits_file else splits
@@ -337,6 +261,15 @@ def split_cohort(
     exams = pd.concat([cohort.exams, *(e.cohort.exams for e in externals.values())])
     refuse_seen(table, exams, targets, seen)
     return StudyData(cohort, duplicates, targets, table, named, encoder, caches, seen, externals, compared)
+
+
+def labels_of(cohort: Cohort, config: StudyConfig) -> pd.Series | pd.DataFrame:
+    """Return the labels that decide which X-rays take part and how they are divided, by ``exam_id``.
+
+    In a study of several labels these are all labels of the exam table, named in the plan or not: a label more in the
+    plan moves no patient, and what was fitted for the others is used again.
+    """
+    return cohort.label_table() if config.labels else cohort.labels(config.label)
 
 
 def image_encoder(config: StudyConfig) -> Encoder:

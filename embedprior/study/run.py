@@ -23,14 +23,14 @@ from embedprior.study.config import (
     MethodConfig,
     StudyConfig,
     method_infos,
-    refuse_unsuitable_methods,
 )
 from embedprior.study.executor import Outcome, reason_of, run_jobs
 from embedprior.study.generated import Generated, generated_cases
 from embedprior.study.inputs import Caches, StudyInputs, open_caches, patients_seen
 from embedprior.study.keep import kept_models
-from embedprior.study.prepare import StudyData, Variant, read_study_data, variants
+from embedprior.study.prepare import StudyData, read_study_data
 from embedprior.study.runner import RECORD, FoldRunner, Study, fit_jobs, read_scores
+from embedprior.study.variants import Variant, variants
 from embedprior.tables import PREDICTION_REQUIRED
 
 
@@ -106,7 +106,7 @@ def read_study(config: StudyConfig, data: Path | str, splits_file: Path | str | 
     for variant in chosen:
         fields = {
             "source",
-            "label",
+            "labels" if variant.config.labels else "label",
             "missing_images",
             "views",
             "complete",
@@ -121,8 +121,28 @@ def read_study(config: StudyConfig, data: Path | str, splits_file: Path | str | 
         refuse_bad_methods(variant.config)
         if key not in known:
             known[key] = read_study_data(variant.config, data, splits_file, kept)
-        data_of.append(known[key])
+        data_of.append(known[key].for_label(variant.config) if variant.config.labels else known[key])
+    refuse_nothing_testable(chosen, data_of)
     return Study(tuple(chosen), tuple(data_of))
+
+
+def refuse_nothing_testable(chosen: Sequence[Variant], data_of: Sequence[StudyData]) -> None:
+    """Check that some label can be tested in some design.
+
+    Raises:
+        BadInput: none can; the reasons are given.
+    """
+    reasons = [
+        f"{variant.key(design)}: {prepared.untestable.get(design.name, '')}"
+        for variant, prepared in zip(chosen, data_of, strict=True)
+        for design in variant.config.designs
+    ]
+    if all(len(d.untestable) == len(v.config.designs) for v, d in zip(chosen, data_of, strict=True)):
+        more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        raise BadInput(
+            f"none of {len(reasons)} labels can be tested: {'; '.join(reasons[:3])}{more}. Next: a label with more "
+            "patients, fewer folds, or a larger held-out share."
+        )
 
 
 def _encoder_training_patients(configs: Sequence[StudyConfig], data: Path) -> frozenset[str]:
@@ -135,6 +155,22 @@ def _encoder_training_patients(configs: Sequence[StudyConfig], data: Path) -> fr
     }
     seen = [found for choice in places.values() for found in patients_seen(open_caches(choice, data)).values()]
     return frozenset[str]().union(*seen)
+
+
+def refuse_unsuitable_methods(config: StudyConfig) -> None:
+    """Check that no design asks CT of a method where there is none.
+
+    Raises:
+        BadInput: a method that uses CT in a design without CT, or without a CT cache.
+    """
+    infos = method_infos(config)
+    for design in config.designs:
+        for name in design.methods:
+            if design.cases == "cxr" and infos[name].uses_ct:
+                raise BadInput(f"method '{name}' uses CT and can't be in design '{design.name}' (cases: cxr). Next: "
+                               "take it out, or give the design 'cases: paired'")  # fmt: skip
+            if config.caches is not None and config.caches.ct is None and infos[name].uses_ct:
+                raise BadInput(f"method '{name}' uses CT, but 'caches' names no CT cache. Next: caches: {{ct: FOLDER}}")
 
 
 def refuse_bad_methods(config: StudyConfig) -> None:
@@ -177,14 +213,14 @@ def study_inputs(study: Study, out: Path, stage: Callable[..., None]) -> tuple[l
     embedded: dict[int, tuple[Caches, frozenset[str]]] = {}
     inputs = []
     for variant, prepared in study.combinations():
-        if id(prepared) not in embedded:
+        if id(prepared.cohort) not in embedded:
             caches, failed = _embed(variant.config, prepared, root)
             failures += [f for f in failed if f not in failures]
             # what a cache lacks is no part of the cohort any more
             gone = frozenset(f["exam_id"] for f in failed) - frozenset(prepared.unembedded)
-            embedded[id(prepared)] = (caches, gone)
+            embedded[id(prepared.cohort)] = (caches, gone)
             stage("embeddings", exams=len(caches.cxr.ids), unreadable=len(failed), cache=caches.cxr.path.name)
-        caches, gone = embedded[id(prepared)]
+        caches, gone = embedded[id(prepared.cohort)]
         inputs.append(inputs_of(variant, prepared, caches, gone, root))
     return inputs, failures
 
@@ -224,7 +260,9 @@ def collect(
                 }
             )  # fmt: skip
             continue
-        frames.append(read_scores(outcome.path).assign(design=job.key))
+        label = study.variants[job.fold_id.variant].label_name
+        of_label = {} if label is None else {"label_name": label}
+        frames.append(read_scores(outcome.path).assign(design=job.key, **of_label))
         lost = read_json(outcome.path / RECORD)["unscored"]
         unscored += [
             {"exam_id": u["exam_id"], "stage": str(job), "reason": u["reason"], "design": job.key,
@@ -234,10 +272,12 @@ def collect(
     if not frames:
         reasons = sorted({u["reason"] for u in unfitted})
         raise EmbedpriorError(f"no method could be fitted: {'; '.join(reasons)}")
-    table = pd.concat(frames, ignore_index=True)[[*PREDICTION_REQUIRED, "resample", "design"]]
+    columns = [*PREDICTION_REQUIRED, "resample", "design", *(["label_name"] if "label_name" in frames[0] else [])]
+    table = pd.concat(frames, ignore_index=True)[columns]
     designs = [
         DesignResult(
-            variant.key(design), variant, design, m.targets[design.name],
+            variant.key(design), variant, design,
+            m.targets[design.name].dropna(subset="label").reset_index(drop=True),
             tuple(r for (name, _, _), r in m.folds.items() if name == design.name),
             design.name in prepared.user_splits,
         )

@@ -24,11 +24,12 @@ from embedprior.students.base import (
     visible_cases,
 )
 from embedprior.students.registry import Budget, build_method
-from embedprior.study.config import SOURCE_ONLY, MethodConfig
+from embedprior.study.config import MACRO, SOURCE_ONLY, MethodConfig
 from embedprior.study.confounding import SourceOnly
 from embedprior.study.inputs import FoldData, StudyInputs, TeacherData, fold_data
 from embedprior.study.keep import keep_model, keeps
-from embedprior.study.prepare import StudyData, Variant
+from embedprior.study.prepare import StudyData
+from embedprior.study.variants import Variant
 from embedprior.tables import PREDICTION_REQUIRED
 
 
@@ -57,12 +58,14 @@ class FitJob:
         key: name of its design in tables (with the sweep's settings).
         seed: of the fit.
         method: its name in the study.
+        group: what it shares with the jobs of other methods and labels: the cases, and a prior trained on them.
     """
 
     fold_id: FoldId
     key: str
     seed: int
     method: str
+    group: str = ""
 
     def __str__(self) -> str:
         """Return its name in failure records and progress."""
@@ -86,19 +89,39 @@ class Study:
         """Yield each variant with its data."""
         return zip(self.variants, self.data, strict=True)
 
+    @property
+    def macros(self) -> list[Variant]:
+        """The mean over labels of each combination, named like a label; none in a study of one label."""
+        of_several = {v.combination: v for v in self.variants if v.label_name is not None}
+        if len(of_several) == len(self.variants):
+            return []
+        return [variant.for_label(MACRO) for variant in of_several.values()]
+
 
 def fit_jobs(study: Study) -> list[FitJob]:
-    """Return every fit, in the order of the predictions: variant, design, fold, seed, method."""
+    """Return every fit, in the order of the predictions: combination, design, fold, seed, label, method.
+
+    A label that can't be tested in a design is not fitted there.
+    """
     found = []
+    combinations: dict[str, list[tuple[int, Variant, StudyData]]] = {}
     for number, (variant, prepared) in enumerate(study.combinations()):
-        for design in variant.config.designs:
-            for one in prepared.folds(design.name):
-                where = FoldId(number, design.name, one.resample, one.fold)
-                found += [
-                    FitJob(where, variant.key(design), seed, method)
-                    for seed in variant.config.seeds_of(design)
-                    for method in design.methods
-                ]
+        combinations.setdefault(variant.combination, []).append((number, variant, prepared))
+    for labels in combinations.values():
+        _, first, shared = labels[0]
+        for design in first.config.designs:
+            for one in shared.folds(design.name):
+                for seed in first.config.seeds_of(design):
+                    group = f"{first.shared_key(design)}, {one.resample}, {one.fold}, {seed}"
+                    found += [
+                        FitJob(
+                            FoldId(number, design.name, one.resample, one.fold), variant.key(design), seed, method,
+                            group,
+                        )
+                        for number, variant, prepared in labels
+                        if design.name not in prepared.untestable
+                        for method in design.methods
+                    ]  # fmt: skip
     return found
 
 
@@ -173,8 +196,11 @@ class FoldRunner:
         if named.method == SOURCE_ONLY:
             hashes["sources"] = hash_of(self._sources())
         budget = budget_of(self.inputs, job.fold_id.design).model_copy(update={"artifacts": None})
+        # a study of one label keeps the keys that its fits have always had
+        unset = set() if self.inputs.config.labels else {"priors_chosen_by"}
+        known = budget.model_dump(mode="json", exclude=unset)
         settings = {
-            "row": job.method, "method": named, "budget": budget, "seed": job.seed,
+            "row": job.method, "method": named, "budget": known, "seed": job.seed,
             "fold": job.fold_id.fold, "resample": job.fold_id.resample,
         }  # fmt: skip
         return hashes, settings, f"{CODE_TAG}/{named.method}-{info.version}"
@@ -243,6 +269,7 @@ def budget_of(inputs: StudyInputs, design: str) -> Budget:
         augment=config.augment,
         stages=stages, artifacts=inputs.artifacts,
         samples=chosen.samples, sampler=chosen.sampler, steps=chosen.steps,
+        priors_chosen_by="samples" if config.labels else "head",
     )  # fmt: skip
 
 

@@ -9,9 +9,10 @@ from embedprior.config import load_config
 from embedprior.errors import BadInput
 from embedprior.evidence.schema import NOT_TESTABLE
 from embedprior.students.base import CannotFit, Cases, FitData, Stage
-from embedprior.study.config import Design, Hypothesis, StudyConfig, refuse_unsuitable_methods
+from embedprior.study.config import Design, Hypothesis, StudyConfig
 from embedprior.study.confounding import SourceOnly, label_conflicts, method_notes, source_by_label, within_source
 from embedprior.study.evidence import balanced_accuracies, design_evidence, hypothesis_table, one_answer
+from embedprior.study.run import refuse_unsuitable_methods
 
 METHODS = ("cxr-only", "hinton-kd", "late-fusion")
 

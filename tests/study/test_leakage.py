@@ -22,8 +22,9 @@ from embedprior.config import parse_config
 from embedprior.errors import BadInput
 from embedprior.study.config import CacheChoice, StudyConfig
 from embedprior.study.inputs import fold_data, open_caches
-from embedprior.study.prepare import Variant, read_study_data
+from embedprior.study.prepare import read_study_data
 from embedprior.study.run import inputs_of
+from embedprior.study.variants import Variant
 
 from .conftest import BASE, SITES, spec
 

@@ -17,8 +17,8 @@ from embedprior.evidence.power import difference_se
 from embedprior.study.config import Assumed, Design, InferenceConfig, StudyConfig
 from embedprior.study.executor import Outcome, _Progress
 from embedprior.study.plan import held_out_counts, planned_difference
-from embedprior.study.prepare import variants
 from embedprior.study.runner import FitJob, FoldId
+from embedprior.study.variants import variants
 
 from .conftest import BASE, refusal
 
