@@ -43,7 +43,8 @@ def plan(config: StudyConfig, data: Path, out: Path, splits: Path | None, worker
         BadInput: see ``study.prepare.read_study_data`` and ``study.plan.freeze``.
     """
     study = _read(config, data, splits)
-    from embedprior.study.plan import PLAN, freeze, make_plan, plan_text
+    from embedprior.study.plan import PLAN, freeze, make_plan
+    from embedprior.study.plan_text import plan_text
 
     frozen = make_plan(config, study, out)
     from embedprior.runs import claimed
@@ -81,7 +82,8 @@ def run(config: StudyConfig, data: Path, out: Path, splits: Path | None, workers
         BadInput: see ``study.prepare.read_study_data`` and ``study.plan.freeze``.
     """
     study = _read(config, data, splits)
-    from embedprior.study.plan import make_plan, plan_text
+    from embedprior.study.plan import make_plan
+    from embedprior.study.plan_text import plan_text
     from embedprior.study.run import needed_exams
 
     frozen = make_plan(config, study, out)

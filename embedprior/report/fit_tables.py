@@ -146,13 +146,15 @@ def prior_figures(result: StudyResult) -> list[dict[str, Any]]:
     a ridge regression of the head's probability (``direct``); ``warnings``: what it lost; ``learns``: it is no control.
     """
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    shared = {part.key: part.variant.shared_key(part.design) for part in result.designs}  # one prior for all labels
     for design, method, fit in _fits(result):
         if fit.get("learned"):
-            found.setdefault((design, method), []).append(fit["learned"])
+            found.setdefault((shared[design], method), []).append(fit["learned"])
     infos = {name: info for variant in result.study.variants for name, info in method_infos(variant.config).items()}
     rows = result.predictions[result.predictions["split"] == "val"]
+    places = rows["design"].map(shared)
     return [
-        _figures_of(design, method, fits, rows[rows["design"] == design]) | {"learns": infos[method].role != "control"}
+        _figures_of(design, method, fits, rows[places == design]) | {"learns": infos[method].role != "control"}
         for (design, method), fits in found.items()
     ]
 
@@ -249,7 +251,7 @@ def _validation_scores(rows: pd.DataFrame) -> dict[str, float]:
     """Return AUC (mean over the fits whose validation cases hold both classes) and Brier score; empty without one."""
     from sklearn.metrics import roc_auc_score
 
-    parts = [part for _, part in rows.groupby(["resample", "fold", "seed"]) if part["label"].nunique() == 2]
+    parts = [part for _, part in rows.groupby(["design", "resample", "fold", "seed"]) if part["label"].nunique() == 2]
     if not parts:
         return {}
     aucs = [roc_auc_score(part["label"], part["score"]) for part in parts]

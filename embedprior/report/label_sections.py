@@ -33,14 +33,14 @@ def labelled_keys(result: StudyResult) -> dict[str, tuple[str, str]]:
 
 
 def label_sections(
-    result: StudyResult, evidence: Evidence, intros: Mapping[str, Sequence[str]]
+    result: StudyResult, evidence: Evidence, intros: Mapping[str, str]
 ) -> tuple[list[EvidenceSection], list[Figure], list[tuple[str, str]], list[str]]:
     """Return one section a design and combination, figures over its labels, findings by design, and verdicts in words.
 
     Args:
         result: of a study of several labels.
         evidence: by design, combination and label.
-        intros: by key: sentences on the cases and folds of one label's design.
+        intros: by design and combination: a sentence on its folds.
     """
     sections, figures, verdict = list[EvidenceSection](), list[Figure](), list[str]()
     findings: list[tuple[str, str]] = []
@@ -57,7 +57,8 @@ def label_sections(
             heading = (design.question or design.name) + (f" ({macro.combination})" if macro.combination else "")
             sections.append(
                 EvidenceSection(
-                    f"{heading}: mean over labels", evidence[key], pd.DataFrame(), notes, intros[shared], key,
+                    f"{heading}: mean over labels", evidence[key], pd.DataFrame(), notes,
+                    [_cases(parts), intros[shared]], key,
                     [table for table in tables if len(table[1])],
                 )
             )  # fmt: skip
@@ -67,6 +68,14 @@ def label_sections(
             merged["family_declared"] = evidence[key].get("family_declared", True)
             verdict += verdict_sentences(merged, shared)
     return sections, figures, findings, verdict
+
+
+def _cases(parts: Sequence[DesignResult]) -> str:
+    everyone = pd.concat([p.targets[["exam_id", "patient_id"]] for p in parts]).drop_duplicates()
+    return (
+        f"{len(everyone)} X-rays of {everyone['patient_id'].nunique()} patients, on whom any of {len(parts)} labels is "
+        "known; the same patients are held out for every label."
+    )
 
 
 def _parts(result: StudyResult, macro: Variant, design: Design) -> list[DesignResult]:

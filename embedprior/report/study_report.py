@@ -130,7 +130,7 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
     swept, figures = sweep_results(config, result, evidence)
     tables += swept
     if named:
-        intros = {p.variant.shared_key(p.design): _intro(p, evidence[p.key]) for p in reversed(result.designs)}
+        intros = {p.variant.shared_key(p.design): _intro(p, evidence[p.key])[1] for p in reversed(result.designs)}
         sections, figures_by_label, findings, verdict = label_sections(result, evidence, intros)
         figures = [*figures, *figures_by_label]
     for part in result.designs if not named else ():
@@ -246,9 +246,10 @@ def _intro(part: DesignResult, evidence: Mapping[str, Any]) -> list[str]:
     images, patients = len(targets), targets["patient_id"].nunique()
     positive = int((targets["label"] == 1).sum())
     repeated = f", drawn {design.repeats} times" if design.repeats > 1 else ""
+    balanced = "balanced over all labels" if part.variant.label_name else "stratified by label"
     how = {
         "resamples": f"{design.resamples} patient-level resamples; every method scores the same held-out cases",
-        "kfold": f"{design.folds} folds, stratified by label, each group of patients in one fold only{repeated}",
+        "kfold": f"{design.folds} folds, {balanced}, each group of patients in one fold only{repeated}",
         "fixed": "one fixed split",
         "site": (
             f"each {design.site_column} is held out in turn and all others train; positives and negatives are compared "

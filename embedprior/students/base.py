@@ -7,9 +7,9 @@ all the same fails at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 from embedprior.errors import BadInput, EmbedpriorError
 from embedprior.runs import seed_for
 
+Result = TypeVar("Result")
 _GO_WITH_CT = ("ct_mirrored", "ct_pixels")
 _OPTIONAL = ("ct", "tokens", "pixels", "ct_mirrored", "ct_pixels")
 
@@ -85,6 +86,10 @@ class Cases:
         """Which cases have a label."""
         return np.asarray(~np.isnan(self.label))
 
+    def with_label(self) -> Cases:
+        """Return the cases whose label is known."""
+        return self if self.known.all() else self.take(np.flatnonzero(self.known))
+
     def paired_ct_pixels(self) -> UInt8[np.ndarray, "cases height width"]:
         """Return the CT slices as pictures.
 
@@ -133,6 +138,31 @@ def refuse_not_finite(cases: Cases, *names: str) -> None:
                 f"exam '{cases.exam_ids[bad[0]]}': its {what} holds a number that is not finite ({len(bad)} such "
                 "exams). Next: embed these exams again"
             )
+
+
+class Recent(Generic[Result]):
+    """The latest results of a computation, by key: what the fits of several labels have in common, in one process.
+
+    Args:
+        size: how many are kept.
+
+    Example:
+        >>> squares = Recent[int](2)
+        >>> [squares.get(str(n), lambda n=n: n * n) for n in (2, 3, 2)], sorted(squares.kept)
+        ([4, 9, 4], ['2', '3'])
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.kept: dict[str, Result] = {}
+
+    def get(self, key: str, compute: Callable[[], Result]) -> Result:
+        """Return the result of a key, computed unless it is one of the latest."""
+        found = self.kept.pop(key) if key in self.kept else compute()
+        self.kept[key] = found
+        while len(self.kept) > self.size:
+            del self.kept[next(iter(self.kept))]
+        return found
 
 
 class CtNotAvailable(EmbedpriorError):

@@ -106,9 +106,9 @@ class Budget(Config):
         samples: CT embeddings a prior draws per case.
         sampler: see ``embedprior.prior``.
         steps: network calls per sample.
-        priors_chosen_by: what compares a prior's candidate settings on the validation pairs: ``head``, the Brier score
-            of its samples by the teacher head; ``samples``, their energy score, which no label enters: one training
-            then serves the heads of several labels.
+        shared_by_labels: one prior, one regression of the CT embedding, serves the heads of several labels. Candidate
+            settings of a prior are then compared by the energy score of its samples, which no label enters, instead of
+            one head's Brier score; and what several heads read is computed once.
     """
 
     fit: FitConfig = FitConfig()
@@ -120,7 +120,7 @@ class Budget(Config):
     samples: int = Field(default=64, gt=0)
     sampler: SamplerName = "analytic"
     steps: int = Field(default=16, gt=0)
-    priors_chosen_by: Literal["head", "samples"] = "head"
+    shared_by_labels: bool = False
 
     @model_validator(mode="before")
     @classmethod

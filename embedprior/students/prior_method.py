@@ -28,13 +28,15 @@ from embedprior.prior.regression import coefficients
 from embedprior.prior.search import RECORD, candidates
 from embedprior.prior.trainer import METRICS, train_prior
 from embedprior.runs import artifact, hash_array, hash_of, read_json, seed_for, write_json
-from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Stage, shuffled_stage
+from embedprior.students.base import CannotFit, Cases, FitData, Fitted, Head, Recent, Stage, shuffled_stage
 from embedprior.students.config import Budget
 from embedprior.students.fit_summary import FitSummary
 from embedprior.students.student import head_size, save_head
 from embedprior.teachers.teacher import TeacherHead
 
 CODE_TAG = "prior-5"
+DRAWN = Recent[Float[np.ndarray, "cases samples ct_dim"]](4)
+"""Samples of the latest priors that serve several heads: of a prior and its control, for ``val`` and ``test``."""
 SET_ASIDE = 0.2
 """Share of the training patients that measure the variance and choose the step when no validation case is given."""
 
@@ -51,6 +53,7 @@ class PriorStudent:
         steps: network calls per sample.
         seed: of the samples.
         fit_summary: what the fit cost; None when it was read from a folder.
+        shared_as: key of the prior among those whose samples serve several heads; empty where they serve one.
     """
 
     prior: Prior
@@ -60,6 +63,7 @@ class PriorStudent:
     steps: int
     seed: int
     fit_summary: FitSummary | None = field(default=None, compare=False)
+    shared_as: str = field(default="", compare=False)
     kind: ClassVar[str] = "prior"
 
     def generate(self, cases: Cases) -> Float[np.ndarray, "cases samples ct_dim"]:
@@ -79,10 +83,16 @@ class PriorStudent:
         return np.asarray(expit(logits.astype(np.float64)).reshape(drawn.shape[:2]))
 
     def _drawn(self, cases: Cases, keys: Sequence[int]) -> Float[np.ndarray, "cases samples ct_dim"]:
-        drawn = self.prior.sample(
-            cases.cxr, self.samples, self.sampler, self.steps, self.seed, _source(cases), cases=keys, progress=True
-        )
-        return np.asarray(drawn)
+        def draw() -> Float[np.ndarray, "cases samples ct_dim"]:
+            drawn = self.prior.sample(
+                cases.cxr, self.samples, self.sampler, self.steps, self.seed, _source(cases), cases=keys, progress=True
+            )
+            return np.asarray(drawn)
+
+        if not self.shared_as:
+            return draw()
+        asked = [self.samples, self.sampler, self.steps, self.seed, _source(cases), list(keys)]
+        return DRAWN.get(hash_of([self.shared_as, hash_array(cases.cxr), asked]), draw)
 
     def save(self, folder: Path) -> None:
         """Write prior, head and how they are sampled (safetensors and JSON)."""
@@ -155,8 +165,9 @@ class PriorMethod:
             _taken_over(prior), search, learned=learned,
         )  # fmt: skip
         budget = self.budget
+        shared_as = f"{root}/{before.name}" if budget.shared_by_labels else ""
         return PriorStudent(
-            prior, head, budget.samples, budget.sampler, budget.steps, seed_for(seed, "samples"), fit_summary
+            prior, head, budget.samples, budget.sampler, budget.steps, seed_for(seed, "samples"), fit_summary, shared_as
         )
 
     def parameters(self, data: FitData) -> tuple[int, int]:
@@ -185,7 +196,7 @@ class PriorMethod:
         train, val = (_arrays(cases, labels) for cases in (stage.train, stage.val))
         inputs = {"train": _digest(train), "val": _digest(val), "init": before.name if before else "none"}
         teacher = None
-        if reads.bce > 0 or (config.settings == "auto" and self.budget.priors_chosen_by == "head"):
+        if reads.bce > 0 or (config.settings == "auto" and not self.budget.shared_by_labels):
             inputs["head"] = hash_array(head.logits(np.concatenate([train.target, val.target])))
             # Only the cross-entropy needs a gradient; a head that is no network can judge candidates as well.
             teacher = cast(Callable[[Tensor], Tensor], head) if callable(head) else _as_function(head)

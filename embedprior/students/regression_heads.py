@@ -22,8 +22,8 @@ from embedprior.nn.search import Search
 from embedprior.nn.stages import WEIGHTS, StageWeight, choose_weight, patient_folds
 from embedprior.nn.standardise import Standardiser
 from embedprior.nn.training import tensor
-from embedprior.runs import read_json, write_json, write_tensors
-from embedprior.students.base import Cases, FitData, Head, Stage, refuse_not_finite, shuffled_stage
+from embedprior.runs import hash_array, hash_of, read_json, write_json, write_tensors
+from embedprior.students.base import Cases, FitData, Head, Recent, Stage, refuse_not_finite, shuffled_stage
 from embedprior.students.config import Budget, Positive, Positives
 from embedprior.students.fit_summary import FitSummary
 from embedprior.students.regression_maps import (
@@ -39,6 +39,9 @@ from embedprior.students.regression_maps import (
 from embedprior.students.search import search_settings
 from embedprior.students.student import head_size, lowest, save_head
 from embedprior.teachers.teacher import TeacherHead
+
+FITTED = Recent["RegressionStudent"](8)
+"""Of the latest fits whose maps serve the heads of several labels."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,21 @@ class RegressionMethod:
             CannotFit: there is no teacher.
             BadInput: an embedding holds a number that is not finite.
         """
-        started, head, search = perf_counter(), data.head(), None
+        head = data.head()
+        if not self.budget.shared_by_labels:
+            return self._fit(data, head, seed)
+        read = [
+            [c.source, list(c.patient_ids), hash_array(c.cxr), hash_array(c.paired_ct())]
+            for s in data.stages for c in s.parts
+        ]  # fmt: skip
+        asked = [replace(self, budget=self.budget.model_copy(update={"artifacts": None})), seed]
+        fitted = FITTED.get(hash_of([read, repr(asked)]), lambda: self._fit(data, head, seed))
+        summary = fitted.fit_summary
+        assert summary is not None
+        return replace(fitted, head=head, fit_summary=replace(summary, total=summary.trainable + head_size(head)))
+
+    def _fit(self, data: FitData, head: Head, seed: int) -> RegressionStudent:
+        started, search = perf_counter(), None
         stages = [stage for stage in (data.stages if self.pretraining else data.stages[-1:]) if len(stage.train)]
         stages = [shuffled_stage(stage, seed) for stage in stages] if self.shuffled else stages
         for stage in stages:

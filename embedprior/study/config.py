@@ -359,11 +359,6 @@ class StudyConfig(Config):
 
         Raises:
             BadInput: no such label set.
-
-        Example:
-            >>> some = Design(name="some", methods=("cxr-only",))
-            >>> StudyConfig(title="", labels=("nodule", "effusion"), designs=(some,)).label_names
-            ('nodule', 'effusion')
         """
         if not self.labels:
             return (self.label,)

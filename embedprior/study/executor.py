@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,6 +94,11 @@ def reason_of(error: Exception) -> str:
     return text if own else f"{type(error).__name__}: {text}"
 
 
+def _together(job: FitJob) -> tuple[FoldId, int] | str:
+    """Return what names the jobs that one process runs: of one fold and seed, for all labels."""
+    return job.group or (job.fold_id, job.seed)
+
+
 def _launched(jobs: Sequence[FitJob], make: RunnerFactory, progress: _Progress) -> list[Outcome]:
     from datetime import timedelta
 
@@ -101,11 +107,11 @@ def _launched(jobs: Sequence[FitJob], make: RunnerFactory, progress: _Progress) 
     from accelerate.utils import gather_object
 
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT_DAYS * timedelta(days=1))
-    folds = list(dict.fromkeys((job.fold_id, job.seed) for job in jobs))
+    folds = list(dict.fromkeys(_together(job) for job in jobs))
     mine = set(folds[state.process_index :: state.num_processes])
     # A prior trains through accelerate too: seen from a launched process it would take the others for its helpers.
     # So the fits run in a process of their own, which knows nothing of the launcher.
-    own = list(_pooled([job for job in jobs if (job.fold_id, job.seed) in mine], make, 1, progress))
+    own = list(_pooled([job for job in jobs if _together(job) in mine], make, 1, progress))
     state.wait_for_everyone()
     found: list[Outcome] = gather_object(own)
     return found
@@ -130,6 +136,10 @@ def _work(job: FitJob) -> Outcome | None:
     return _attempt(_RUNNERS, job)
 
 
+def _work_all(jobs: Sequence[FitJob]) -> list[Outcome]:
+    return [_attempt(_RUNNERS, job) for job in jobs]
+
+
 def _train_head(where: FoldId, seed: int) -> Outcome | None:
     _RUNNERS[where.variant].head(where, seed)
     return None
@@ -143,7 +153,7 @@ def _pooled(jobs: Sequence[FitJob], make: RunnerFactory, workers: int, progress:
         done: set[FitJob] = set()
         running: list[FitJob] = []
         try:
-            for outcome in _one_pool(left, make, workers, running):
+            for outcome in _one_pool(left, make, workers, running, bool(crashes)):
                 done.add(outcome.job)
                 yield progress.count(outcome)
         except BrokenProcessPool:
@@ -157,17 +167,29 @@ def _pooled(jobs: Sequence[FitJob], make: RunnerFactory, workers: int, progress:
             )
 
 
-def _one_pool(jobs: Sequence[FitJob], make: RunnerFactory, workers: int, running: list[FitJob]) -> Iterator[Outcome]:
-    """Teacher first, then the fits of its fold and seed; whatever is ready goes to the next free process."""
-    waiting: dict[tuple[FoldId, int], list[FitJob]] = defaultdict(list)
+def _one_pool(
+    jobs: Sequence[FitJob], make: RunnerFactory, workers: int, running: list[FitJob], alone: bool
+) -> Iterator[Outcome]:
+    """Teacher first, then the fits of its fold and seed; whatever is ready goes to the next free process.
+
+    The labels of a fold and seed go to one process, which trains a prior once and keeps its samples; not where a
+    process died before (``alone``): then each fit is seen by itself.
+    """
+    waiting: dict[tuple[FoldId, int] | str, list[FitJob]] = defaultdict(list)
     for job in jobs:
-        waiting[job.fold_id, job.seed].append(job)
-    folds = iter(list(waiting))
-    futures: dict[Future[Outcome | None], FitJob | tuple[FoldId, int]] = {}
+        waiting[(job.fold_id, job.seed) if alone else _together(job)].append(job)
+    folds = iter(list(waiting.values()))
+    after: dict[tuple[FoldId, int], list[FitJob]] = {}
+    futures: dict[Future[Any], FitJob | list[FitJob] | tuple[FoldId, int]] = {}
     with worker_pool(workers, _start, (make,)) as pool:
         while True:
-            while len(futures) < 2 * workers and (key := next(folds, None)) is not None:
-                futures[pool.submit(_train_head, *key)] = key
+            while len(futures) < 2 * workers and (ready := next(folds, None)) is not None:
+                if len({job.fold_id for job in ready}) > 1:
+                    futures[pool.submit(_work_all, ready)] = ready
+                else:
+                    key = (ready[0].fold_id, ready[0].seed)
+                    after[key] = ready
+                    futures[pool.submit(_train_head, *key)] = key
             if not futures:
                 return
             ended, _ = wait(futures, return_when=FIRST_COMPLETED)
@@ -178,11 +200,11 @@ def _one_pool(jobs: Sequence[FitJob], make: RunnerFactory, workers: int, running
                     raise BrokenProcessPool(f"a process died while fitting {ended_job}")
                 del futures[future]
                 if isinstance(ended_job, FitJob):
-                    outcome = future.result()
-                    assert outcome is not None
-                    yield outcome
+                    yield future.result()
+                elif isinstance(ended_job, list):
+                    yield from future.result()
                 else:  # a teacher that failed fails again, with its reason, in each fit that needs it
-                    futures |= {pool.submit(_work, ready): ready for ready in waiting[ended_job]}
+                    futures |= {pool.submit(_work, ready): ready for ready in after[ended_job]}
 
 
 class _Progress:

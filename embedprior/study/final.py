@@ -136,6 +136,7 @@ def _fit(inputs: StudyInputs, jobs: list[FitJob]) -> tuple[pd.DataFrame, pd.Data
             read = load_fitted(made.path)
             patients = {part: len(ids) for part, ids in read.about["patients_seen"].items()}
             val = runner.cases(job.fold_id).scored.get("val")
+            val = None if val is None else val.with_label()
             if val is not None:
                 found = np.asarray(read.fitted.scores(visible_cases(method, val)), dtype=np.float64)
                 scores.append(

@@ -54,7 +54,7 @@ def generated_cases(study: Study, inputs: Sequence[StudyInputs], outcomes: Seque
         if job not in done or info.budget_part != "prior" or info.role == "control" or own.caches.ct is None:
             continue
         runner = FoldRunner(own)
-        held_out = runner.cases(job.fold_id).scored["test"]
+        held_out = runner.cases(job.fold_id).scored["test"].with_label()
         if held_out.ct is None:
             continue
         if len(held_out) > MAX_CASES:

@@ -290,27 +290,33 @@ class FoldData:
         return self.paired_stages if info.uses_ct else self.stages
 
 
-def fold_data(inputs: StudyInputs, design: Design, one: Fold) -> FoldData:
-    """Return the cases of one fold."""
+def fold_data(inputs: StudyInputs, design: Design, one: Fold, read: dict[str, Cases] | None = None) -> FoldData:
+    """Return the cases of one fold.
+
+    Args:
+        inputs: of a variant.
+        design: one of its designs.
+        one: a fold of it.
+        read: cases of the same fold for other labels, by part: their embeddings are shared, not read once more. What
+            is read here is added.
+    """
     targets, config = inputs.targets[design.name], inputs.config
-    paired = design.cases == "paired"
+    paired, read = design.cases == "paired", {} if read is None else read
     parts = {p: targets[targets["patient_id"].isin(one.patients(p))] for p in get_args(Part)}
-    # of several labels, a held-out X-ray is scored where this one is known; the others train all the same
-    parts["test"] = parts["test"][parts["test"]["label"].notna()]
-    cases = {part: cases_of(frame, inputs.caches, paired) for part, frame in parts.items() if part != "test"}
     outside = inputs.externals.get(design.name)
-    cases["test"] = (
-        cases_of(parts["test"], outside.caches, outside.paired)
-        if outside
-        else cases_of(parts["test"], inputs.caches, paired)
-    )
+    caches, test_paired = (outside.caches, outside.paired) if outside else (inputs.caches, paired)
+    cases = {
+        "train": _read_once(read, "train", parts["train"], inputs.caches, paired),
+        "val": _read_once(read, "val", parts["val"], inputs.caches, paired),
+        "test": _read_once(read, "test", parts["test"], caches, test_paired),
+    }
     share = config.label_share(design)
     with_target = set(targets["patient_id"])
     known = _patients_with_labels(inputs, one, with_target, config.label_fraction)
     known_cxr = _patients_with_labels(inputs, one, with_target, share)
     train, val = (_only_labels(cases[part], known_cxr, known) for part in ("train", "val"))
     target = Stage(train, val)
-    pretraining = _pretraining(inputs, design, one, known) if paired else ()
+    pretraining = _pretraining(inputs, design, one, known, read) if paired else ()
     kept_pairs = target
     if paired and config.pair_fraction < 1:
         pairs = with_pairs(set(train.patient_ids), config.pair_fraction, config.seed)
@@ -319,7 +325,8 @@ def fold_data(inputs: StudyInputs, design: Design, one: Fold) -> FoldData:
     if paired and any(inputs.infos[m].uses_ct for m in design.methods):
         teacher = _teacher_data(inputs, design, one, known)
     # A threshold is chosen on scored validation cases: a label that is not known may not choose it either.
-    may_choose = cases["val"].take(np.flatnonzero(val.known))
+    # Of several labels everyone is scored and unknown ones leave afterwards, so that labels share what is computed.
+    may_choose = val if config.labels else cases["val"].take(np.flatnonzero(val.known))
     scored = {part: found for part, found in (("val", may_choose), ("test", cases["test"])) if len(found)}
     counts = _counts(parts)
     if min(config.label_fraction, share) < 1:
@@ -354,6 +361,16 @@ def cases_of(targets: pd.DataFrame, caches: Caches, paired: bool, source: str = 
     )
 
 
+def _read_once(
+    read: dict[str, Cases], part: str, targets: pd.DataFrame, caches: Caches, paired: bool, source: str = "cxr"
+) -> Cases:
+    """Return targets with their embeddings; those that were read for another label are not read again."""
+    if part not in read:
+        read[part] = cases_of(targets, caches, paired, source)
+    label, ct_label = (targets[name].to_numpy(dtype=float, copy=True) for name in ("label", "ct_label"))
+    return replace(read[part], label=label, ct_label=ct_label)
+
+
 def _may_train(design: Design, one: Fold, groups: pd.Series) -> Bool[np.ndarray, " exams"]:
     """Say whose CTs and DRRs may train: everyone's outside the held-out and the validation groups.
 
@@ -365,7 +382,9 @@ def _may_train(design: Design, one: Fold, groups: pd.Series) -> Bool[np.ndarray,
     return ~groups.isin(one.groups("val", "test")).to_numpy()
 
 
-def _pretraining(inputs: StudyInputs, design: Design, one: Fold, known: set[str] | None) -> tuple[Stage, ...]:
+def _pretraining(
+    inputs: StudyInputs, design: Design, one: Fold, known: set[str] | None, read: dict[str, Cases]
+) -> tuple[Stage, ...]:
     """DRR–CT pairs of everyone outside the held-out groups; those of the validation groups choose."""
     exams = inputs.cohort.exams.set_index("exam_id")
     pairs = inputs.cohort.pairs
@@ -383,7 +402,10 @@ def _pretraining(inputs: StudyInputs, design: Design, one: Fold, known: set[str]
     in_val = group.isin(one.groups("val")).to_numpy()
     in_train = _may_train(design, one, group)
     caches = replace(inputs.caches, pixels=None, tokens=None)
-    train, val = (_only_labels(cases_of(frame[rows], caches, True, "drr"), known, known) for rows in (in_train, in_val))
+    train, val = (
+        _only_labels(_read_once(read, f"DRR {part}", frame[rows], caches, True, "drr"), known, known)
+        for part, rows in (("train", in_train), ("val", in_val))
+    )
     return (Stage(train, val),) if len(train) else ()
 
 
@@ -442,7 +464,7 @@ def _only_labels(cases: Cases, known_cxr: set[str] | None, known_ct: set[str] | 
 def _counts(parts: dict[str, pd.DataFrame]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for part, name in (("test", "held_out"), ("train", "train"), ("val", "val")):
-        frame = parts[part]
+        frame = parts[part].dropna(subset="label")
         highest = frame.groupby("patient_id")["label"].max()
         counts |= {
             f"{name}_patients_pos": int((highest == 1).sum()),
@@ -450,5 +472,6 @@ def _counts(parts: dict[str, pd.DataFrame]) -> dict[str, int]:
             f"{name}_images_pos": int((frame["label"] == 1).sum()),
             f"{name}_images_neg": int((frame["label"] == 0).sum()),
         }
-    disagree = parts["test"]["ct_label"].notna() & (parts["test"]["ct_label"] != parts["test"]["label"])
+    both = parts["test"].dropna(subset=["label", "ct_label"])
+    disagree = both["ct_label"] != both["label"]
     return {**counts, "held_out_images_ct_disagrees": int(disagree.sum())}

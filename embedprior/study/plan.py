@@ -15,16 +15,11 @@ from embedprior.cohort.base import FlowStep, flow_table
 from embedprior.cohort.sources.tables import read_splits
 from embedprior.cohort.splits import Fold
 from embedprior.errors import BadInput
-from embedprior.evidence import Claim
 from embedprior.evidence.power import detectable_difference
 from embedprior.runs import artifacts_root, canonical, hash_of, read_json, write_json
 from embedprior.runs.provenance import portable_path
-<<<<<<< HEAD
 from embedprior.runs.run import nameless_paths
-from embedprior.study.config import Assumed, Design, InferenceConfig, StudyConfig, method_infos
-=======
 from embedprior.study.config import Assumed, Design, Hypothesis, InferenceConfig, StudyConfig, method_infos
->>>>>>> 1d9bc82 (Study several labels in one plan, on the same held-out patients)
 from embedprior.study.designs import design_flow
 from embedprior.study.keep import planned_models
 from embedprior.study.prepare import StudyData, labels_of
@@ -175,12 +170,8 @@ def make_plan(config: StudyConfig, study: Study, out: Path | str) -> dict[str, A
         for combination, prepared in shared.items()
         for name, value in prepared.input_hashes().items()
     }
-<<<<<<< HEAD
     settings = {k: v for k, v in nameless_paths(canonical(config)).items() if k not in NOT_IN_THE_HASH}
-=======
-    settings = {k: v for k, v in canonical(config).items() if k not in NOT_IN_THE_HASH}
     del settings["label" if config.labels else "labels"]  # a study of one label is hashed as ever
->>>>>>> 1d9bc82 (Study several labels in one plan, on the same held-out patients)
     infos = method_infos(study.variants[0].config)
     versions = {m: infos[m].version for m in sorted({job.method for job in jobs})}
     code = {"fit": CODE_TAG, "CT head": TEACHER_TAG, "methods": versions}
@@ -309,50 +300,6 @@ def all_splits(study: Study) -> pd.DataFrame:
     return pd.concat(parts.values(), ignore_index=True)
 
 
-def plan_text(plan: Mapping[str, Any], workers: int = 1) -> str:
-    """Return the plan in a few lines."""
-    lines = [f"plan {plan['hash'][:12]}: {len(plan['fits'])} fits"]
-    for d in plan["designs"]:
-        lines.append(
-            f"{d['design']}: {d['cases']} X-rays of {d['patients']} patients, {len(d['methods'])} methods × "
-            f"{d['rounds']} folds × {d['seeds']} seeds; held out {d['held_out_pos']:g} positive and "
-            f"{d['held_out_neg']:g} negative patients{d['per']}"
-        )
-    for h in plan["hypotheses"]:
-        if h["min_detectable_delta"] is None:
-            lines.append(f"{h['name']} ({h['design']}): not testable: {h['reason']}")
-        else:
-            claim = Claim(h["a"], h["b"], h["kind"], h["margin"]).text
-            holm = h["min_detectable_delta_holm"]
-            first = "none" if holm is None else f"{holm:.3f}"
-            lines.append(
-                f"{h['name']} ({h['design']}): {claim}: detects ΔAUC ≥ {h['min_detectable_delta']:.3f} "
-                f"(Holm's first step of {h['family']}: {first}) at AUC {h['assumed_auc']:g}, correlation "
-                f"{h['assumed_correlation']:g}, {100 * h['power']:g} % power"
-            )
-    found = plan["cost"]
-    minutes = found["minutes"] / max(workers, 1)
-    if len(found["unknown"]) == len(found["methods"]):
-        lines.append(
-            "cost: unknown; measure it with --time-fits (one fit of each method), or declare 'seconds_per_fit'"
-        )
-    else:
-        least = " at least" if found["unknown"] else ""
-        share = f" with {workers} workers" if workers > 1 else ""
-        lines.append(f"cost:{least} {minutes:.1f} min{share}")
-        lines += [
-            f"  {m['method']}: {m['fits']} × "
-            + (f"{m['seconds_per_fit']:.2f} s ({m['basis']})" if m["seconds_per_fit"] is not None else "unknown")
-            for m in found["methods"]
-        ]
-    kept = plan["models"]
-    if kept is not None:
-        least = " at least" if kept["unknown"] else ""
-        size = f"{kept['bytes'] / 1e6:.1f} MB{least}" if kept["bytes"] else "unknown until one is kept"
-        lines.append(f"models kept (keep: {kept['keep']}): {kept['models']}; size: {size}")
-    return "\n".join(lines)
-
-
 def _costed(study: Study, jobs: Sequence[FitJob]) -> Counter[str]:
     """Count the fits of each method, and the CT heads they need."""
     needing = {
@@ -389,7 +336,7 @@ def _designs(study: Study) -> list[dict[str, Any]]:
                     "patients": int(targets["patient_id"].nunique()), "methods": list(design.methods),
                     "rounds": len(folds), "seeds": len(variant.config.seeds_of(design)),
                     "held_out_pos": float(by["pos"]), "held_out_neg": float(by["neg"]),
-                    "per": " in each resample" if design.split == "resamples" else "",
+                    "per": " in each resample" if design.split == "resamples" else "", **_label_of(variant, design),
                 }
             )  # fmt: skip
     return found
@@ -400,16 +347,17 @@ def _hypotheses(config: StudyConfig, study: Study) -> list[dict[str, Any]]:
     family = family_size(config, study)
     planned: dict[tuple[str, str], list[Detectable]] = {}
 
-    def add(h: Hypothesis, key: str, own: StudyConfig, shown: Detectable) -> None:
+    def add(h: Hypothesis, variant: Variant, shown: Detectable) -> None:
+        own = variant.config
         found.append(
             {
-                "name": h.name, "claim": h.claim, "design": key, "a": h.a, "b": h.b,
+                "name": h.name, "claim": h.claim, "design": variant.key(h.design), "a": h.a, "b": h.b,
                 "kind": h.kind, "margin": h.margin, "power": own.inference.power,
                 "held_out_pos": shown.n_pos, "held_out_neg": shown.n_neg, "assumed_auc": own.assumed.auc,
                 "assumed_correlation": own.assumed.correlation, "family": family,
                 "min_detectable_delta": None if h.missing else shown.delta,
                 "min_detectable_delta_holm": None if h.missing else shown.delta_holm,
-                "reason": h.missing or shown.reason or None,
+                "reason": h.missing or shown.reason or None, **_label_of(variant, h.design),
             }
         )  # fmt: skip
 
@@ -419,12 +367,17 @@ def _hypotheses(config: StudyConfig, study: Study) -> list[dict[str, Any]]:
             shown = planned_of(variant, prepared, design, family)
             if design.name not in prepared.untestable:
                 planned.setdefault((variant.combination, h.name), []).append(shown)
-            add(h, variant.key(design), variant.config, shown)
+            add(h, variant, shown)
     for macro in study.macros:
         for h in config.hypotheses:
             each = planned.get((macro.combination, h.name), [])
-            add(h, macro.key(h.design), macro.config, macro_difference(each))
+            add(h, macro, macro_difference(each))
     return found
+
+
+def _label_of(variant: Variant, design: Design | str) -> dict[str, str]:
+    """Return the label, and the design that it shares with the others, of a study of several."""
+    return {} if variant.label_name is None else {"label": variant.label_name, "shared": variant.shared_key(design)}
 
 
 def planned_of(variant: Variant, prepared: StudyData, design: Design, family: int) -> Detectable:

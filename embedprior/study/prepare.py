@@ -60,6 +60,7 @@ class StudyData:
         compared: sentences: which files, pictures and embeddings were compared for copies, and which were not.
         unembedded: exams that the study would have read, had the caches an embedding of them.
         untestable: of a study of several labels, by design: why this label can't be tested there; no method is fitted.
+        unknown_in: likewise: design, resample and fold of those that hold out nobody whose label is known.
         label_set: hash of the labels' definition; empty in a study of one label.
     """
 
@@ -75,6 +76,7 @@ class StudyData:
     compared: tuple[str, ...] = ()
     unembedded: tuple[str, ...] = ()
     untestable: Mapping[str, str] = field(default_factory=dict)
+    unknown_in: frozenset[tuple[str, int, int]] = frozenset()
     label_set: str = ""
 
     def for_label(self, config: StudyConfig) -> StudyData:
@@ -87,7 +89,15 @@ class StudyData:
         labels = pd.concat([cohort.labels(config.label) for cohort in cohorts])
         targets = {name: of_label(table, labels) for name, table in self.targets.items()}
         reasons = {d.name: too_few(targets[d.name], self.folds(d.name), d.split == "resamples") for d in config.designs}
-        return replace(self, targets=targets, untestable={name: why for name, why in reasons.items() if why})
+        known = {name: set(table.dropna(subset="label")["patient_id"]) for name, table in targets.items()}
+        empty = {
+            (d.name, one.resample, one.fold)
+            for d in config.designs
+            for one in self.folds(d.name)
+            if not one.patients("test") & known[d.name]
+        }
+        untestable = {name: why for name, why in reasons.items() if why}
+        return replace(self, targets=targets, untestable=untestable, unknown_in=frozenset(empty))
 
     def folds(self, design: str) -> list[Fold]:
         """Return the folds of one design, by resample and fold."""

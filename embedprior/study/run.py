@@ -374,14 +374,16 @@ def _refuse_missing(config: StudyConfig, prepared: StudyData, caches: Caches) ->
 
 
 def fold_runners(inputs: Sequence[StudyInputs]) -> list[FoldRunner]:
-    """Return one runner a variant (called in every process that fits)."""
-    return [FoldRunner(m) for m in inputs]
+    """Return one runner a variant (called in every process that fits); those of several labels share what they read."""
+    shared: dict[str, dict[Any, Any]] = {}
+    keys = [m.config.model_copy(update={"label": ""} if m.config.labels else {}).model_dump_json() for m in inputs]
+    return [FoldRunner(m, shared.setdefault(key, {})) for m, key in zip(inputs, keys, strict=True)]
 
 
 def _support(study: Study, inputs: Sequence[StudyInputs]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     seen: set[tuple[str, int, int]] = set()
-    runners = [FoldRunner(m) for m in inputs]
+    runners = fold_runners(inputs)
     for job in fit_jobs(study):
         where = job.fold_id
         key = (job.key, where.resample, where.fold)
@@ -410,13 +412,13 @@ def measure_jobs(study: Study, out: Path) -> list[str]:
     inputs, _ = study_inputs(study, out, lambda name, **fields: None)
     # The first optimiser of a process loads modules for seconds: not part of what a fit costs.
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
-    fold_runners = [FoldRunner(m) for m in inputs]
+    runners = fold_runners(inputs)
     first = {job.method: job for job in reversed(fit_jobs(study))}
     failed = []
     with one_thread():
         for job in first.values():
             try:
-                fold_runners[job.fold_id.variant].fit(job)
+                runners[job.fold_id.variant].fit(job)
             except Exception as error:  # a method that can't be fitted has no cost to measure; the others have
                 if is_full(error):
                     raise

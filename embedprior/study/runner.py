@@ -101,7 +101,7 @@ class Study:
 def fit_jobs(study: Study) -> list[FitJob]:
     """Return every fit, in the order of the predictions: combination, design, fold, seed, label, method.
 
-    A label that can't be tested in a design is not fitted there.
+    A label that can't be tested in a design is not fitted there, nor in a fold that holds out nobody who has it.
     """
     found = []
     combinations: dict[str, list[tuple[int, Variant, StudyData]]] = {}
@@ -120,6 +120,7 @@ def fit_jobs(study: Study) -> list[FitJob]:
                         )
                         for number, variant, prepared in labels
                         if design.name not in prepared.untestable
+                        and (design.name, one.resample, one.fold) not in prepared.unknown_in
                         for method in design.methods
                     ]  # fmt: skip
     return found
@@ -139,9 +140,11 @@ class FoldRunner:
 
     Attributes:
         inputs: what they read.
+        shared: cases of the latest fold, shared with the runners of other labels.
     """
 
     inputs: StudyInputs
+    shared: dict[Any, dict[str, Cases]] = field(default_factory=dict)
     _fold: tuple[FoldId, FoldData] | None = None
     _heads: dict[tuple[FoldId, int], tuple[Any, str, str]] = field(default_factory=dict)
     _digests: dict[bool, str] = field(default_factory=dict)
@@ -149,7 +152,12 @@ class FoldRunner:
     def cases(self, where: FoldId) -> FoldData:
         """Return the cases of a fold."""
         if self._fold is None or self._fold[0] != where:
-            self._fold = (where, fold_data(self.inputs, self.inputs.design(where.design), self.split(where)))
+            place = (where.design, where.resample, where.fold)
+            if place not in self.shared:
+                self.shared.clear()
+                self.shared[place] = {}
+            read = self.shared[place]
+            self._fold = (where, fold_data(self.inputs, self.inputs.design(where.design), self.split(where), read))
             self._heads.clear()
             self._digests.clear()
         return self._fold[1]
@@ -197,7 +205,7 @@ class FoldRunner:
             hashes["sources"] = hash_of(self._sources())
         budget = budget_of(self.inputs, job.fold_id.design).model_copy(update={"artifacts": None})
         # a study of one label keeps the keys that its fits have always had
-        unset = set() if self.inputs.config.labels else {"priors_chosen_by"}
+        unset = set() if self.inputs.config.labels else {"shared_by_labels"}
         known = budget.model_dump(mode="json", exclude=unset)
         settings = {
             "row": job.method, "method": named, "budget": known, "seed": job.seed,
@@ -269,7 +277,7 @@ def budget_of(inputs: StudyInputs, design: str) -> Budget:
         augment=config.augment,
         stages=stages, artifacts=inputs.artifacts,
         samples=chosen.samples, sampler=chosen.sampler, steps=chosen.steps,
-        priors_chosen_by="samples" if config.labels else "head",
+        shared_by_labels=bool(config.labels),
     )  # fmt: skip
 
 
@@ -314,6 +322,7 @@ def score_fit(
         )
         if scores.shape != (len(cases),):
             raise NoScore(f"{job.method} returned {scores.shape} scores for {len(cases)} {split} cases")
+        scores, cases = scores[cases.known], cases.with_label()
         usable = np.isfinite(scores)
         if split == "test" and not usable.any():
             raise NoScore(f"{job.method} gave none of the {len(cases)} held-out cases a finite score")
