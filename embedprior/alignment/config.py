@@ -16,15 +16,26 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class PixelShape(Config):
-    """A small convolutional network that reads the radiograph itself, trained from random weights.
+    """The network that reads the radiograph itself: a pretrained encoder, or a small one from random weights.
 
     Attributes:
-        channels: of the stride-2 convolutions, first to last.
-        grid: cells per side that average pooling keeps; 1 forgets where in the picture something was.
+        encoder: registry name of a pretrained encoder of radiographs (embedprior encoders), all of which is trained on,
+            as X2CT-CLIP does; none: a small convolutional network from random weights.
+        options: of that encoder, such as weights, a local file.
+        lr: AdamW learning rate of that encoder's weights; its projection takes the alignment's lr.
+        batch_norm: frozen keeps that encoder's batch statistics, which small batches would spoil; trained updates them.
+        side: pixels per side of the picture that encoder is given; none: as in the cache.
+        channels: of the small network's stride-2 convolutions, first to last.
+        grid: cells per side that its average pooling keeps; 1 forgets where in the picture something was.
         dropout: before the last layer while training.
         shift: largest random shift of a batch while training, in pixels.
     """
 
+    encoder: str | None = None
+    options: dict[str, str | bool] = Field(default_factory=dict)
+    lr: float = Field(5e-5, gt=0)
+    batch_norm: Literal["frozen", "trained"] = "frozen"
+    side: int | None = Field(None, ge=32)
     channels: tuple[int, ...] = (16, 32, 48)
     grid: int = Field(2, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)

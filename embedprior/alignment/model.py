@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from embedprior.alignment.config import MODALITIES, SIDES, AlignmentConfig, PixelShape, Side
 from embedprior.cache import CacheWriter, EmbeddingCache
@@ -28,6 +29,9 @@ from embedprior.nn.sequence import SequenceModel, Tokens, pad
 from embedprior.nn.training import contiguous, seeded, tensor
 from embedprior.runs import hash_file, hash_of, progress, write_tensors
 from embedprior.runs.integrity import read_sealed, write_sealed
+
+if TYPE_CHECKING:
+    from embedprior.encoders.frozen import Network
 
 DEFAULT_DIM = 512
 MAX_SCALE = 100.0
@@ -76,6 +80,88 @@ class PixelEncoder(nn.Module):
         return self.network.features(shift_pictures(pictures, self.shift) if self.training else pictures)
 
 
+class PretrainedPixels(nn.Module):
+    """Square pictures, row by row (uint8) → the common space: a pretrained encoder of the registry that is trained on.
+
+    Pictures are scaled as its weights ask for; a linear map without bias follows, as published for X2CT-CLIP.
+
+    Args:
+        pixels: of a picture, a square number.
+        outputs: length of the common space.
+        shape: with ``encoder``.
+
+    Raises:
+        BadInput: no such encoder, or one that reads no radiograph by one network.
+    """
+
+    def __init__(self, pixels: int, outputs: int, shape: PixelShape) -> None:
+        super().__init__()
+        self.side, self.shape = math.isqrt(pixels), shape
+        network = pretrained_network(shape, random_init=True)
+        self.module = network.module.requires_grad_(True)
+        self._features: Callable[[Tensor], Tensor] = lambda pictures: network.features(pictures)
+        for name, values in (("mean", network.mean), ("std", network.std)):
+            self.register_buffer(name, torch.tensor(values).reshape(1, -1, 1, 1))
+        self.head = nn.Sequential(nn.Dropout(shape.dropout), nn.Linear(network.dim, outputs, bias=False))
+
+    def load_pretrained(self) -> None:
+        """Take over the encoder's weights.
+
+        Raises:
+            BadInput: they are not there.
+        """
+        self.module.load_state_dict(pretrained_network(self.shape).module.state_dict())
+
+    def train(self, mode: bool = True) -> PretrainedPixels:
+        """Set training or evaluation mode; frozen batch normalisation stays in the latter."""
+        super().train(mode)
+        if self.shape.batch_norm == "frozen":
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, rows: Tensor) -> Float[Tensor, "exams outputs"]:
+        """Return the projected features, not yet of length 1."""
+        grey = rows.reshape(len(rows), self.side, self.side).float() / 255.0
+        pictures = (shift_pictures(grey, self.shape.shift) if self.training else grey)[:, None]
+        if self.shape.side is not None:
+            size = (self.shape.side, self.shape.side)
+            pictures = F.interpolate(pictures, size, mode="bilinear", antialias=True)
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        out: Tensor = self.head(self._features((pictures.expand(-1, mean.shape[1], -1, -1) - mean) / std))
+        return out
+
+
+def pretrained_network(shape: PixelShape, random_init: bool = False) -> Network:
+    """Return the network of the encoder that a shape names, with its weights or, to read others in, without.
+
+    Raises:
+        BadInput: see ``encoders.registry.create_encoder``; or it is no network that reads a radiograph.
+    """
+    from embedprior.encoders.frozen import FrozenEncoder
+    from embedprior.encoders.registry import create_encoder
+
+    assert shape.encoder is not None
+    options = {k: v for k, v in shape.options.items() if k != "weights"} if random_init else shape.options
+    encoder = create_encoder(shape.encoder, **{**options, **({"random_init": True} if random_init else {})})
+    if not isinstance(encoder, FrozenEncoder) or encoder.reader.parts or encoder.spec.modality == "CT":
+        raise BadInput(
+            f"pixels.encoder '{shape.encoder}' is no network that reads a radiograph. Next: embedprior encoders; such "
+            "as efficientnet-lite0 or timm:resnet18"
+        )
+    return encoder.backbone
+
+
+def start_of(shape: PixelShape) -> dict[str, str]:
+    """Return where the weights of a pretrained encoder come from: ``encoder, source, weights_sha256, licence``."""
+    network = pretrained_network(shape)
+    return {
+        "encoder": str(shape.encoder), "source": network.source, "weights_sha256": network.weights_sha256,
+        "licence": network.licence,
+    }  # fmt: skip
+
+
 class AlignmentNetwork(nn.Module):
     """The projections of the trained sides, and the temperature; other sides are used as they are.
 
@@ -100,11 +186,17 @@ class AlignmentNetwork(nn.Module):
             )
         if kinds.get("cxr") == "pixels" and math.isqrt(widths["cxr"]) ** 2 != widths["cxr"]:
             raise BadInput(f"the radiographs' cache holds {widths['cxr']} bytes an exam: no square picture.")
+        if config.pixels.encoder is not None and kinds.get("cxr") != "pixels":
+            raise BadInput(
+                f"pixels.encoder '{config.pixels.encoder}' reads radiographs, and the radiographs' cache holds "
+                f"{kinds.get('cxr', 'embeddings')}. Next: embedprior embed --encoder pixels-128, for --cxr-cache"
+            )
         self.sides = nn.ModuleDict()
         for side in (s for s in SIDES if s in config.train_sides and s in widths):
             kind = kinds.get(side)
             if kind == "pixels":
-                self.sides[side] = PixelEncoder(widths[side], self.dim, config.pixels)
+                read_by = PixelEncoder if config.pixels.encoder is None else PretrainedPixels
+                self.sides[side] = read_by(widths[side], self.dim, config.pixels)
             elif kind == "tokens":
                 self.sides[side] = SequenceModel(widths[side], config.tokens.model_copy(update={"dim": self.dim}))
             else:
@@ -136,6 +228,8 @@ def new_network(train: Mapping[Side, Inputs], config: AlignmentConfig) -> Alignm
     with seeded(config.seed, "initial weights", "alignment"):
         network = AlignmentNetwork(widths, kinds, config)
     for side, model in network.sides.items():
+        if isinstance(model, PretrainedPixels):
+            model.load_pretrained()
         rows = next(rows for name, rows in train.items() if name == side)
         if isinstance(model, SequenceModel):
             model.fit_scale_of_exams(list(rows))
@@ -168,6 +262,7 @@ class Alignment:
         network: of the sides.
         caches: side → hash of the key of the cache it was trained on.
         patients: part (``train``, ``val``) → ids of the patients it has seen.
+        start: of a pretrained encoder that was trained on: ``source, weights_sha256, licence``.
 
     Example:
         >>> config = AlignmentConfig(beta=0.0, dim=4, train_sides=("cxr", "ct"))
@@ -180,6 +275,7 @@ class Alignment:
     network: AlignmentNetwork
     caches: Mapping[str, str]
     patients: Mapping[str, list[str]]
+    start: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dim(self) -> int:
@@ -212,7 +308,7 @@ class Alignment:
         description = {
             "format": FORMAT, "config": self.network.config.model_dump(mode="json"), "widths": self.network.widths,
             "kinds": self.network.kinds, "dim": self.dim, "caches": dict(self.caches),
-            "patients": {part: sorted(ids) for part, ids in self.patients.items()},
+            "patients": {part: sorted(ids) for part, ids in self.patients.items()}, "start": dict(self.start),
         }  # fmt: skip
         state = contiguous(self.network.state_dict())
         write_sealed(Path(folder), DESCRIPTION, description, lambda out: write_tensors(out / WEIGHTS, state))
@@ -235,7 +331,7 @@ class Alignment:
         except (OSError, RuntimeError, SafetensorError) as error:
             raise BadInput(f"the alignment in {folder} is damaged: {str(error)[:200]}. Next: train it again") from error
         network.eval().requires_grad_(False)
-        return cls(network, record["caches"], record["patients"])
+        return cls(network, record["caches"], record["patients"], record.get("start", {}))
 
 
 def spec_of(alignment: Alignment, folder: Path, side: Side, cache: EmbeddingCache) -> EncoderSpec:
@@ -247,7 +343,9 @@ def spec_of(alignment: Alignment, folder: Path, side: Side, cache: EmbeddingCach
         dim=alignment.dim,
         source="embedprior train alignment",
         weights_sha256=hash_file(folder / WEIGHTS),
-        licence="that of the embeddings it was trained on",
+        licence="; ".join(
+            ["that of the embeddings it was trained on", *filter(None, [alignment.start.get("licence")])]
+        ),
         profile={"transform_version": TRANSFORM_VERSION, "side": side, "embeddings": hash_of(cache.key)},
         pooling="none",
         patients_seen=tuple(sorted(seen | (cache.patients_seen or frozenset()))),

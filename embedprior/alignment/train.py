@@ -11,10 +11,17 @@ from torch import Tensor
 
 from embedprior.alignment.config import AlignmentConfig, Side
 from embedprior.alignment.data import Triples
-from embedprior.alignment.model import Alignment, AlignmentNetwork, inputs_of, new_network
+from embedprior.alignment.model import (
+    Alignment,
+    AlignmentNetwork,
+    PretrainedPixels,
+    inputs_of,
+    new_network,
+    start_of,
+)
 from embedprior.alignment.objective import average_gradients, gathered, objective
 from embedprior.errors import BadInput
-from embedprior.nn.training import ValidationHistory, minimise, seeded
+from embedprior.nn.training import Resume, ValidationHistory, minimise, seeded
 from embedprior.runs import seed_for
 from embedprior.runs.distributed import ProcessGroup
 
@@ -60,6 +67,7 @@ def train_alignment(
     processes: ProcessGroup | None = None,
     device: str = "cpu",
     progress_bar: str | None = None,
+    resume: Resume | None = None,
 ) -> tuple[Alignment, ValidationHistory]:
     """Minimise the objective on ``train``; the step with the lowest loss on ``val`` is kept (without any, the last).
 
@@ -73,6 +81,7 @@ def train_alignment(
         processes: of a launcher; None = one.
         device: where it is trained; the alignment comes back on the CPU.
         progress_bar: its text; None shows none.
+        resume: where the state is kept: a training that was stopped there goes on after its last validation.
 
     Returns:
         The frozen alignment, and one record a validation: ``step, loss, val_loss`` and each term on ``val``.
@@ -95,9 +104,11 @@ def train_alignment(
             f"{processes.world_size} processes: a process needs 2 or more a batch, else there is nothing to contrast."
         )
     network = new_network(train.sides, config).to(device)
+    start = {} if config.pixels.encoder is None else start_of(config.pixels)
     average_gradients([p for p in network.parameters() if p.requires_grad])
 
     def loss(step: int) -> Tensor:
+        torch.manual_seed(seed_for(config.seed, "alignment step", step))  # a resumed training draws the same dropout
         return batch_loss(network, train, batches(step), config, device, processes)[0]
 
     chunks = _validation_chunks(val, config.batch_size)
@@ -118,15 +129,19 @@ def train_alignment(
         record |= {f"val_{name}": value for name, value in terms.items()}
         record["temperature"] = float(1 / network.scale.detach())
 
+    pretrained = [side for side in network.sides.values() if isinstance(side, PretrainedPixels)]
+    if resume is not None and resume.writes:
+        resume.folder.mkdir(parents=True, exist_ok=True)
     with seeded(config.seed, "dropout", "alignment"):
         history = minimise(
             network, loss, config.steps, lr=config.lr, weight_decay=config.weight_decay,
             validate=validate if chunks else None, validate_every=config.validate_every, after_validation=keep_terms,
-            progress_bar=progress_bar, patience=config.patience,
+            progress_bar=progress_bar, patience=config.patience, resume=resume,
+            own_lr={side.module: config.pixels.lr for side in pretrained},
         )  # fmt: skip
     network.cpu().eval().requires_grad_(False)
     seen = {"train": sorted(set(train.patients)), "val": sorted(set(val.patients))}
-    return Alignment(network, caches, seen), history
+    return Alignment(network, caches, seen, start), history
 
 
 def batch_loss(

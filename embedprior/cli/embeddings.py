@@ -15,6 +15,7 @@ from embedprior.cli.options import COUNT, PATH, Function, command, recorded
 from embedprior.errors import DONE, NEEDS_ATTENTION, BadInput
 
 if TYPE_CHECKING:
+    from embedprior.study.leakage import Leakage
     from embedprior.transfer.cases import MultiCases
     from embedprior.transfer.probes import Probe, ProbeResult
     from embedprior.transfer.zero_shot import ZeroShotResult
@@ -214,6 +215,10 @@ def few_shot(**given: Any) -> int:
 @option("--to-cxr", multiple=True, required=True, metavar=SYSTEM, help="cache of the other cohort's radiographs, for "
         "every --cxr in its order")  # fmt: skip
 @option("--to-exams", type=PATH, required=True, metavar="FILE", help="exam table of the other cohort")
+@option("--pixels", type=PATH, metavar="DIR", help="pixels-128 cache of the radiographs: pictures are compared too")
+@option("--to-pixels", type=PATH, metavar="DIR", help="the same of the other cohort's")
+@option("--duplicates", type=click.Choice(["join", "report"]), default="join", help="join: a near-copy of a training "
+        "radiograph in the other cohort is refused; report: it is listed in near_copies.csv")  # fmt: skip
 @option("--out", type=PATH, default=Path("runs/external"), metavar="DIR", help="folder of the results")
 def external(**given: Any) -> int:
     """Train on one cohort and score another; return the exit code.
@@ -221,7 +226,7 @@ def external(**given: Any) -> int:
     Raises:
         BadInput: see ``transfer.probes.external``; nothing was written.
     """
-    from embedprior.transfer.cases import Tables, read_cases, refuse_other_encoders
+    from embedprior.transfer.cases import Tables, near_copies_between, read_cases, refuse_other_encoders
     from embedprior.transfer.probes import external as evaluate
 
     if given["oracle"]:
@@ -233,8 +238,16 @@ def external(**given: Any) -> int:
     dropped: list[dict[str, str]] = []
     cases = read(given, dropped)
     scored = read_cases(others, Tables(given["to_exams"]), given["labels"], dropped=dropped)
+    if (given["pixels"] is None) != (given["to_pixels"] is None):
+        raise BadInput("--pixels and --to-pixels go together: pictures of both cohorts are compared.")
+    trained = [exam for exam, part in zip(cases.exam_ids, cases.parts, strict=True) if part != "test"]
+    alike = near_copies_between(
+        systems, given["exams"], trained, others, given["to_exams"], scored.exam_ids,
+        None if given["pixels"] is None else (str(given["pixels"]), str(given["to_pixels"])),
+        near_too=given["duplicates"] == "join",
+    )  # fmt: skip
     found = evaluate(cases, scored, probes_of(given, cases), seed=given["seed"], bootstrap=given["bootstrap"])
-    return write("external", given, {"": found}, dropped)
+    return write("external", given, {"": found}, dropped, alike)
 
 
 @command(epilog="Prompts: a YAML file with labels: {NAME: {positive: [...], negative: [...]}}, or a "
@@ -304,9 +317,13 @@ def probes_of(given: dict[str, Any], cases: MultiCases) -> list[Probe]:
 
 
 def write(
-    verb: str, given: dict[str, Any], found: Mapping[str, ProbeResult | ZeroShotResult], dropped: list[dict[str, str]]
-) -> int:
-    """Write predictions, evidence and tables of one result, or of one for each share; return the exit code."""
+    verb: str, given: dict[str, Any], found: Mapping[str, ProbeResult | ZeroShotResult], dropped: list[dict[str, str]],
+    alike: Leakage | None = None,
+) -> int:  # fmt: skip
+    """Write predictions, evidence and tables of one result, or of one for each share; return the exit code.
+
+    ``alike``: of two cohorts, the exams that look alike, and what was compared.
+    """
     import pandas as pd
 
     from embedprior.report.transfer_report import probes_summary
@@ -323,7 +340,9 @@ def write(
     write_table(pd.concat(tables), out / "predictions.csv")
     evidence = {name: result.evidence for name, result in found.items()}
     write_json(out / "evidence.json", evidence[""] if shares == [""] else evidence)
-    text = probes_summary(verb, found)
+    text = probes_summary(verb, found, alike)
+    if alike is not None:
+        write_table(alike.duplicates, out / "near_copies.csv")
     skipped = [
         {"exam_id": record["label"], "stage": f"label {name}".strip(), "reason": record["reason"]}
         for name, result in found.items()

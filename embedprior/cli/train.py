@@ -4,6 +4,7 @@ final fit."""
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -64,22 +65,31 @@ def alignment(config: TrainAlignmentConfig, device: str) -> int:
     processes = process_group(command="train alignment --config ...")
     from embedprior.alignment.data import load
     from embedprior.alignment.train import train_alignment
+    from embedprior.nn.training import Resume
     from embedprior.report.transfer_report import alignment_summary
-    from embedprior.runs import Run
+    from embedprior.runs import Run, hash_of, noting_a_stop
 
     loaded = load(config)
-    fitted, history = train_alignment(
-        loaded.train, loaded.val, config.alignment, loaded.caches, processes, device,
-        progress_bar="alignment" if processes.is_main else None,
-    )  # fmt: skip
+    out, state = Path(config.out), Path(config.out) / "state"
+    made_of = {**loaded.inputs, "settings": hash_of(config.alignment)}
+
+    def begin() -> Run:
+        return Run(out, "train alignment", config, config.alignment.seed, loaded.inputs)
+
+    with noting_a_stop(out, begin) if processes.is_main else nullcontext():
+        fitted, history = train_alignment(
+            loaded.train, loaded.val, config.alignment, loaded.caches, processes, device,
+            progress_bar="alignment" if processes.is_main else None,
+            resume=Resume(state, made_of, writes=processes.is_main),
+        )  # fmt: skip
     processes.barrier()  # nobody leaves while another still sends
     if not processes.is_main:
         return DONE
-    out = Path(config.out)
-    run = Run(out, "train alignment", config, config.alignment.seed, loaded.inputs)
+    run = begin()
     for record in history:
         run.metrics.write(event="validation", **record)
     fitted.save(out)
+    shutil.rmtree(state)
     summary = alignment_summary(config, fitted, history, loaded.notes)
     run.finish(summary, list(loaded.dropped))
     print(summary)

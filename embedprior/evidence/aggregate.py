@@ -147,7 +147,9 @@ def macro_resample_rows(
         block, joint = macro(blocks, joints)
         for m in methods:
             row = method_row(block, joint, m, m in oracles, rules)
-            rows.append({"resample": block.resample, **row, "metrics": {}})
+            # the share of held-out cases is a label's, not that of all labels together
+            held_out = float(np.mean([b.labels.size for b in blocks]))
+            rows.append({"resample": block.resample, **row, "n_cases": held_out, "metrics": {}})
     return rows
 
 

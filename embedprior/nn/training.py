@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +29,12 @@ class Resume:
     Attributes:
         folder: that ``nn.checkpoint`` writes into after every validation.
         fingerprint: data and settings by name; a training of others is refused.
+        writes: whether this process writes the state; of several that train together, one does.
     """
 
     folder: Path
     fingerprint: Mapping[str, str]
+    writes: bool = True
 
 
 def minimise(
@@ -50,6 +53,7 @@ def minimise(
     patience: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
     resume: Resume | None = None,
+    own_lr: Mapping[nn.Module, float] | None = None,
 ) -> ValidationHistory:
     """Minimise ``loss`` by AdamW; the network ends as it was at its lowest validation loss, in evaluation mode.
 
@@ -71,6 +75,7 @@ def minimise(
         scaler: of the loss, for gradients in float16.
         resume: where the state is kept; a training that was stopped there goes on after its last validation. Not
             together with ``schedule``.
+        own_lr: parts of the network with a learning rate of their own.
 
     Returns:
         One record for every validation, and for every ``validate_every`` steps where nothing is validated.
@@ -83,7 +88,7 @@ def minimise(
     if schedule is not None and resume is not None:
         raise ValueError("a learning rate schedule keeps no state: leave out schedule or resume")
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+    optimiser = torch.optim.AdamW(_groups(trained, own_lr or {}), lr=lr, weight_decay=weight_decay)
     scheduler = None if schedule is None else schedule(optimiser)
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
     state = None if resume is None else load_state(resume.folder, resume.fingerprint, steps)
@@ -121,7 +126,7 @@ def minimise(
         if after_validation is not None:
             after_validation(record)
         done.history.append(record)
-        if resume is not None:
+        if resume is not None and resume.writes:
             weights = {"network": network.state_dict(), "best": best}
             save_state(resume.folder, resume.fingerprint, done, weights, optimiser.state_dict(), scaler.state_dict())
     if validate is not None and done.step:
@@ -133,6 +138,15 @@ def minimise(
         network.load_state_dict(best)
     network.eval()
     return done.history
+
+
+def _groups(trained: list[nn.Parameter], own_lr: Mapping[nn.Module, float]) -> list[Any]:
+    """Return what AdamW optimises: the parameters, or groups of them where parts have a learning rate of their own."""
+    if not own_lr:
+        return list(trained)
+    parts = [{"params": [p for p in part.parameters() if p.requires_grad], "lr": rate} for part, rate in own_lr.items()]
+    taken = {id(p) for part in parts for p in part["params"]}  # type: ignore[attr-defined]
+    return [{"params": [p for p in trained if id(p) not in taken]}, *parts]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from embedprior.alignment.model import Alignment
 from embedprior.evidence.tables import markdown
 from embedprior.nn.training import ValidationHistory
 from embedprior.report.formatting import RESEARCH_USE, estimate, fixed, interval, markdown_table, signed
+from embedprior.study.leakage import Leakage
 from embedprior.transfer.probes import ProbeResult
 from embedprior.transfer.retrieval import OVERLAP, RetrievalResult
 from embedprior.transfer.zero_shot import ZeroShotResult
@@ -104,12 +105,13 @@ TITLES = {
 }
 
 
-def probes_summary(verb: str, found: Mapping[str, ProbeResult | ZeroShotResult]) -> str:
+def probes_summary(verb: str, found: Mapping[str, ProbeResult | ZeroShotResult], alike: Leakage | None = None) -> str:
     """Return ``summary.md`` of probes or prompts: mean AUC over labels first, then the tables of the evidence.
 
     Args:
         verb: of ``TITLES``.
         found: share of the training patients (or empty) → result.
+        alike: of two cohorts: exams that look alike, and what was compared.
     """
     parts = [f"# {TITLES[verb]}", _overview(found)]
     for name, result in found.items():
@@ -119,6 +121,10 @@ def probes_summary(verb: str, found: Mapping[str, ProbeResult | ZeroShotResult])
         if skipped:
             parts.append("Labels left out:\n\n" + "\n".join(skipped))
         parts.append(markdown(result.evidence).strip())
+    if alike is not None:
+        compared = "\n".join(f"- {text}" for text in alike.compared)
+        listed = f"Near-copies listed in near_copies.csv: {len(alike.duplicates)}."
+        parts.append(f"## Compared for copies\n\n{compared}\n\n{listed}")
     return "\n\n".join([*parts, RESEARCH_USE]) + "\n"
 
 

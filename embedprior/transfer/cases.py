@@ -13,9 +13,13 @@ from jaxtyping import Float
 from embedprior.cache import EmbeddingCache
 from embedprior.cache.reader import drop_unembedded
 from embedprior.cache.verify import open_verified
+from embedprior.cohort.base import Cohort
+from embedprior.cohort.duplicates import first_of_each
 from embedprior.cohort.label_sets import read_labels
 from embedprior.encoders.base import differing_field, refuse_seen_patients
 from embedprior.errors import BadInput
+from embedprior.study.inputs import Caches, External
+from embedprior.study.leakage import Leakage, near_copies_outside, refuse_shared_files
 from embedprior.tables import (
     EXAM_REQUIRED,
     PAIR_REQUIRED,
@@ -167,6 +171,52 @@ def refuse_other_encoders(first: Mapping[str, str], second: Mapping[str, str]) -
                 f"system '{name}': {differs[0]} is {differs[1]} in one cohort and {differs[2]} in the other. "
                 "Embeddings of different origin are never mixed. Next: embed both cohorts with one encoder"
             )
+
+
+def near_copies_between(
+    systems: Mapping[str, str], exams: Path, trained: Sequence[str], others: Mapping[str, str], to_exams: Path,
+    scored: Sequence[str], pixels: tuple[str, str] | None = None, near_too: bool = True,
+) -> Leakage:  # fmt: skip
+    """Compare two cohorts as a study compares its own with an external one: files, embeddings, pictures.
+
+    Args:
+        systems, others: name → cache of the first and of the second cohort.
+        exams, to_exams: their exam tables.
+        trained: exams of the first cohort that train or choose.
+        scored: exams of the second.
+        pixels: their ``pixels-128`` caches, where there are any.
+        near_too: refuse near-copies; else they are listed.
+
+    Returns:
+        Pairs that look alike, and what was compared.
+
+    Raises:
+        BadInput: an exam id of both cohorts, one file in both, or near-copies that are to be refused.
+    """
+    both = sorted(set(trained) & set(scored))
+    if both:
+        raise BadInput(
+            f"{len(both)} exam ids stand in both cohorts (such as '{both[0]}'). Next: rename them in one of the two"
+        )
+    own, outside = _compared(exams, trained), _compared(to_exams, scored)
+    pictures = [None, None] if pixels is None else [open_verified(folder) for folder in pixels]
+    tables, compared = [], list[str]()
+    for name, folder in systems.items():
+        folders = (folder, others[name])
+        mine, theirs = (Caches(_embeddings(f), pixels=p) for f, p in zip(folders, pictures, strict=True))
+        external = External(to_exams.resolve().parent.name, outside, theirs, pd.DataFrame(), paired=False)
+        refuse_shared_files(own, mine, external)
+        found = near_copies_outside(own, mine, external, near_too)
+        tables.append(found.duplicates)
+        compared += [f"{name}: {text}" if len(systems) > 1 else text for text in found.compared]
+    return Leakage(first_of_each(tables), tuple(compared))
+
+
+def _compared(table: Path, exam_ids: Sequence[str]) -> Cohort:
+    """Return the radiographs (or DRRs) of an exam table that are compared."""
+    exams = check_exams(read_table(table, EXAM_REQUIRED), str(table))
+    rows = exams[exams["exam_id"].astype(str).isin(set(exam_ids))].assign(modality="CXR")
+    return Cohort(table.parent, rows.reset_index(drop=True), pd.DataFrame(columns=list(PAIR_REQUIRED)), ())
 
 
 def _embeddings(folder: str) -> EmbeddingCache:

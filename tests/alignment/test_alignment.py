@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.numpy import load_file
 
 from embedprior.alignment.config import AlignmentConfig
-from embedprior.alignment.model import Alignment
+from embedprior.alignment.model import Alignment, new_network
 from embedprior.alignment.planted import LABELS, PlantedTriplesConfig, planted_triples
-from embedprior.alignment.train import train_alignment
+from embedprior.alignment.train import batch_loss, train_alignment
 from embedprior.cache import open_cache, write_cache
 from embedprior.cli import main
 from embedprior.encoders.base import EncoderSpec
+from embedprior.encoders.registry import create_encoder
 from embedprior.errors import BadInput
 from embedprior.evidence import delong_test
 from embedprior.evidence.retrieval import rank_targets
 from embedprior.nn.standardise import Standardiser
+from embedprior.nn.training import Resume
 from embedprior.students.controls import probe
 
 SIDES = ("cxr", "ct", "report")
@@ -170,6 +177,77 @@ def test_an_encoder_of_pixels_is_trained_with_the_projections(tmp_path: Path) ->
         train_alignment(replace(cases, cxr=shown[:1].repeat(300, axis=0)[:, :1000]), others, config, {})
 
 
+def test_a_pretrained_encoder_is_trained_on_from_pixels(tmp_path: Path) -> None:
+    train, val, _ = planted_triples(PlantedTriplesConfig(), (24, 8, 1), seed=0)
+    rng = np.random.default_rng(0)
+    cases, others = (
+        replace(each.cases, cxr=rng.integers(0, 255, (len(each.labels), 48 * 48), dtype=np.uint8))
+        for each in (train, val)
+    )
+    pixels = {"encoder": "efficientnet-lite0", "lr": 1e-4, "side": 64, "dropout": 0.0, "shift": 0}
+    config = settings(beta=0.0, steps=2, batch_size=8, validate_every=1, lr=1e-2, weight_decay=0.0, pixels=pixels)
+    published = create_encoder("efficientnet-lite0").backbone
+    weights = {name: value.clone() for name, value in published.module.state_dict().items()}
+    network = new_network(cases.sides, config)
+    side = network.sides["cxr"]
+    for name, value in side.module.state_dict().items():
+        torch.testing.assert_close(value, weights[name], rtol=0, atol=0)
+    # before the first step its features are the published encoder's own, of the same picture
+    grey = torch.from_numpy(np.asarray(cases.cxr)[:3]).reshape(3, 1, 48, 48).float() / 255
+    grey = torch.nn.functional.interpolate(grey, (64, 64), mode="bilinear", antialias=True).repeat(1, 3, 1, 1)
+    mean, std = (torch.tensor(v)[None, :, None, None] for v in (published.mean, published.std))
+    with torch.no_grad():
+        expected = published.features((grey - mean) / std) @ side.head[1].weight.T
+        found = network.eval()("cxr", torch.from_numpy(np.asarray(cases.cxr)[:3]))
+    torch.testing.assert_close(found, expected / expected.norm(dim=1, keepdim=True), rtol=1e-4, atol=1e-5)
+    fitted, _ = train_alignment(cases, others, config, {"cxr": "a", "ct": "b"})
+    after = fitted.network.sides["cxr"].module.state_dict()
+    moved = {name: float((after[name] - weights[name]).abs().max()) for name in after}
+    statistics = [n for n in moved if "running" in n or "num_batches" in n]
+    assert statistics
+    assert not any(moved[n] for n in statistics)  # batch norm keeps its statistics
+    learned = [n for n in moved if n not in statistics]
+    assert sum(moved[n] > 0 for n in learned) > 0.9 * len(learned)  # the gradient reaches every layer
+    assert max(moved[n] for n in learned) < 2.2e-4  # two steps of AdamW at the encoder's own rate
+    head = fitted.network.sides["cxr"].head[1].weight - side.head[1].weight
+    assert 5e-3 < float(head.abs().max()) < 2.2e-2  # and at the alignment's
+    fitted.save(tmp_path)
+    again = Alignment.load(tmp_path)
+    np.testing.assert_array_equal(again.embed("cxr", others.cxr), fitted.embed("cxr", others.cxr))
+    assert again.start["weights_sha256"] == published.weights_sha256
+    with pytest.raises(BadInput, match="reads radiographs, and the radiographs' cache holds embeddings"):
+        train_alignment(train.cases, val.cases, config, {})
+    with pytest.raises(BadInput, match="no network that reads a radiograph"):
+        train_alignment(cases, others, settings(beta=0.0, pixels={"encoder": "pixels-128"}), {})
+
+
+def test_a_stopped_training_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, val, _ = planted_triples(PlantedTriplesConfig(), (60, 20, 1), seed=0)
+    config = settings(steps=12, batch_size=16, validate_every=3, dropout=0.2)
+    whole, history = train_alignment(train.cases, val.cases, config, {})
+    made_of = {"cases": "planted"}
+    calls = 0
+
+    def stopped(*args: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            raise KeyboardInterrupt
+        return batch_loss(*args)
+
+    monkeypatch.setattr("embedprior.alignment.train.batch_loss", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train_alignment(train.cases, val.cases, config, {}, resume=Resume(tmp_path, made_of))
+    calls = 100
+    resumed, lines = train_alignment(train.cases, val.cases, config, {}, resume=Resume(tmp_path, made_of))
+    assert calls - 100 < 12 + 4 * 2  # steps and validations: the first were not done again
+    assert lines == history
+    for name, value in whole.network.state_dict().items():
+        torch.testing.assert_close(resumed.network.state_dict()[name], value, rtol=0, atol=0, msg=name)
+    with pytest.raises(BadInput, match="cases"):
+        train_alignment(train.cases, val.cases, config, {}, resume=Resume(tmp_path, {"cases": "others"}))
+
+
 def write_cohort(folder: Path, people: int = 60) -> None:
     """Caches and tables of planted patients, the first with two reconstructions; every fifth has no report."""
     planted = planted_triples(PlantedTriplesConfig(cxr_dim=16, signal=2.0), (people,), seed=2)[0]
@@ -255,3 +333,50 @@ def test_what_can_not_be_trained_is_refused_before_anything_is_written(
     assert main(words) == 2
     assert "no column 'report_exam_id'" in capsys.readouterr().err
     assert not (tmp_path / "alignment").exists()
+
+
+def test_a_stopped_command_leaves_a_state_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cohort(tmp_path)
+    once = train_command(tmp_path)
+    assert main(once) == 0
+    expected = (tmp_path / "alignment" / "alignment.safetensors").read_bytes()
+    calls = 0
+
+    def stopped(*args: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            raise KeyboardInterrupt
+        return batch_loss(*args)
+
+    again = [w.replace(str(tmp_path / "alignment"), str(tmp_path / "again")) for w in once]
+    with monkeypatch.context() as patched:
+        patched.setattr("embedprior.alignment.train.batch_loss", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            main(again)
+    assert (tmp_path / "again" / "state").is_dir()
+    assert not (tmp_path / "again" / "alignment.json").exists()
+    assert main(again) == 0
+    assert (tmp_path / "again" / "alignment.safetensors").read_bytes() == expected
+    assert not (tmp_path / "again" / "state").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_command_train_what_one_does(tmp_path: Path) -> None:
+    write_cohort(tmp_path)
+    words = train_command(tmp_path)
+    assert main(words) == 0
+    two = [w.replace(str(tmp_path / "alignment"), str(tmp_path / "two")) for w in words]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "embedprior",
+         *two],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, cwd=Path(__file__).parents[2],
+        check=False, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = (load_file(tmp_path / name / "alignment.safetensors") for name in ("alignment", "two"))
+    assert set(one) == set(other)
+    for name, value in one.items():
+        np.testing.assert_allclose(other[name], value, rtol=1e-3, atol=1e-4, err_msg=name)

@@ -19,6 +19,7 @@ BASE: dict[str, Any] = {
     "tokens": {"cell": "transformer", "hidden": 4, "pool": "attention", "dropout": 0.0, "max_tokens": 3},
     "pixels": {"channels": [2, 3], "dropout": 0.0},
 }  # fmt: skip
+PRETRAINED: dict[str, Any] = {"pixels": {"encoder": "efficientnet-lite0", "side": 32}, "steps": 2, "validate_every": 2}
 # field → (settings that both runs share, its other value)
 CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "alpha": ({}, 0.7), "beta": ({}, 0.4), "gamma": ({}, 0.4), "train_sides": ({"dim": 6}, ["cxr", "ct"]),
@@ -27,7 +28,9 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "validate_every": ({}, 3), "patience": ({"lr": 0.5, "steps": 60}, 1), "seed": ({}, 1),
     "tokens.cell": ({}, "gru"), "tokens.hidden": ({}, 6), "tokens.layers": ({}, 2), "tokens.pool": ({}, "mean"),
     "tokens.dropout": ({}, 0.5), "tokens.max_tokens": ({}, 2), "pixels.channels": ({}, [3]), "pixels.grid": ({}, 1),
-    "pixels.dropout": ({}, 0.6), "pixels.shift": ({}, 0),
+    "pixels.dropout": ({}, 0.6), "pixels.shift": ({}, 0), "pixels.encoder": ({}, "efficientnet-lite0"),
+    "pixels.options": (PRETRAINED, {"random_init": True}), "pixels.lr": (PRETRAINED, 0.01),
+    "pixels.batch_norm": (PRETRAINED, "trained"), "pixels.side": (PRETRAINED, 40),
 }  # fmt: skip
 READ = [setting.name for setting in settings_of(AlignmentConfig) if setting.name != "tokens.dim"]
 """The length of what the tokens' model yields is that of the space, as its description says."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
+from sklearn.metrics import roc_auc_score
 
 from embedprior.evidence import EvidenceError, evaluate_predictions
 from embedprior.evidence.aggregate import join_repeats
@@ -73,3 +75,54 @@ def test_repeats_with_different_cases_are_refused():
     fewer = frame[~((frame["resample"] == 1) & (frame["exam_id"] == "e3"))]
     with pytest.raises(EvidenceError, match="different cases"):
         join_repeats(held_out_blocks(fewer, "patient"), clustered=False)
+
+
+def labels_and_methods(rng, cases: int = 60, resamples: int = 1, draw_anew: bool = False) -> pd.DataFrame:
+    """Two labels, two methods, scores anew in each resample; every third label of the second is unknown."""
+    rows = []
+    for resample in range(resamples):
+        held = rng.permutation(cases)[: cases // 2] if draw_anew else np.arange(cases)
+        for number, name in enumerate(("a", "b")):
+            label = (np.arange(cases) % (2 + number) == 0).astype(float)
+            if name == "b":
+                label[::7] = np.nan
+            for method, strength in (("x", 1.5), ("y", 0.5)):
+                score = np.nan_to_num(label) * strength + rng.normal(size=cases)
+                rows += [
+                    (f"e{i}", f"p{i}", label[i], method, score[i], resample, name, "test", int(i % 3)) for i in held
+                ]
+    columns = ["exam_id", "patient_id", "label", "method", "score", "resample", "label_name", "split", "fold"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def row_of(evidence, part: str, label: str):
+    return next(r for r in evidence[part] if r["label_name"] == label)
+
+
+def test_mean_over_labels_of_repeats_that_are_alike_is_that_of_one():
+    once = labels_and_methods(np.random.default_rng(4))
+    twice = pd.concat([once, once.assign(resample=1)])
+    one = evaluate_predictions(once.drop(columns="resample"), "y")
+    two = evaluate_predictions(twice, "y")
+    for part, names in (("methods", ("auc", "se", "n_patients")), ("comparisons", ("delta", "se"))):
+        a, b = (row_of(found, part, "macro") for found in (one, two))
+        assert [a[n] for n in names] == pytest.approx([b[n] for n in names], rel=1e-9)
+    both = evaluate_predictions(labels_and_methods(np.random.default_rng(5), resamples=2), "y")
+    each = [row_of(both, "methods", name)["auc"] for name in ("a", "b")]
+    assert row_of(both, "methods", "macro")["auc"] == pytest.approx(np.mean(each))
+    assert sum(c["in_family"] for c in both["comparisons"]) == 3
+
+
+def test_mean_over_labels_of_resamples_is_tested_by_the_corrected_t():
+    frame = labels_and_methods(np.random.default_rng(6), 120, 5, draw_anew=True).drop(columns="fold")
+    found = evaluate_predictions(frame, "y", train_size=60)
+    differences = []
+    for _, own in frame.dropna().groupby("resample"):
+        aucs = {key: roc_auc_score(part["label"], part["score"]) for key, part in own.groupby(["label_name", "method"])}
+        differences.append(np.mean([aucs[name, "x"] - aucs[name, "y"] for name in ("a", "b")]))
+    row = row_of(found, "comparisons", "macro")
+    assert row["per_resample"] == pytest.approx(differences)
+    known = frame.dropna()[frame.dropna()["method"] == "x"]
+    cases = len(known) / 5 / 2  # held out in a resample, of a label
+    t = np.mean(differences) / np.sqrt((1 / 5 + cases / 60) * np.var(differences, ddof=1))
+    assert row["p"] == pytest.approx(2 * scipy.stats.t.sf(abs(t), 4))

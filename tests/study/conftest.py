@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from embedprior.cache import write_cache
+from embedprior.cache import open_cache, write_cache
 from embedprior.encoders.base import EncoderSpec
 
 SITES = ("A", "B", "C")
@@ -69,6 +69,29 @@ def write_cohort(
         matrix = np.stack([rows[name][i] for i in ids]).astype(np.float32)
         encoder = spec(f"{name}-net", modality, dim, seen)
         write_cache(folder / "caches" / name, encoder, ids, ["0" * 64] * len(ids), matrix)
+    return folder
+
+
+def write_other(folder: Path, patients: int = 20, seen: tuple[str, ...] | None = None, ct: bool = True) -> Path:
+    """A cohort like the study's, under other ids; without CT it has neither pairs nor a CT cache."""
+    write_cohort(folder / "plain", patients, 0, 0, seen, seed=9)
+    exams = pd.read_csv(folder / "plain" / "exams.csv")
+    pairs = pd.read_csv(folder / "plain" / "pairs.csv")
+    for frame, columns in ((exams, ["exam_id", "patient_id"]), (pairs, ["patient_id", "cxr_exam_id", "ct_exam_id"])):
+        for column in columns:
+            frame[column] = "b-" + frame[column]
+    for name, modality, dim in (("cxr", "CXR", 3), ("ct", "CT", 4)):
+        cache = open_cache(folder / "plain" / "caches" / name)
+        if ct or name == "cxr":
+            ids = ["b-" + i for i in cache.ids]
+            write_cache(
+                folder / "caches" / name, spec(f"{name}-net", modality, dim, seen), ids, ["0" * 64] * len(ids),
+                cache.take(list(cache.ids)),
+            )  # fmt: skip
+    exams = exams if ct else exams[exams["modality"] == "CXR"]
+    exams.to_csv(folder / "exams.csv", index=False)
+    if ct:
+        pairs.to_csv(folder / "pairs.csv", index=False)
     return folder
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from embedprior.cache import open_cache, write_cache
 
-from .conftest import change, refusal, spec, write_cohort
+from .conftest import change, refusal, spec, write_other
 
 CLAIM = [{"name": "H1", "claim": "c", "design": "out", "a": "ridge-head", "b": "cxr-only"}]
 
@@ -20,29 +20,6 @@ CLAIM = [{"name": "H1", "claim": "c", "design": "out", "a": "ridge-head", "b": "
 def design(**changes):
     base = {"name": "out", "split": "external", "data": "../hospital-b", "methods": ["cxr-only", "ridge-head"]}
     return {"designs": [{**base, **changes}], "hypotheses": CLAIM}
-
-
-def write_other(folder: Path, patients: int = 20, seen: tuple[str, ...] | None = None, ct: bool = True) -> Path:
-    """A cohort like the study's, under other ids; without CT it has neither pairs nor a CT cache."""
-    write_cohort(folder / "plain", patients, 0, 0, seen, seed=9)
-    exams = pd.read_csv(folder / "plain" / "exams.csv")
-    pairs = pd.read_csv(folder / "plain" / "pairs.csv")
-    for frame, columns in ((exams, ["exam_id", "patient_id"]), (pairs, ["patient_id", "cxr_exam_id", "ct_exam_id"])):
-        for column in columns:
-            frame[column] = "b-" + frame[column]
-    for name, modality, dim in (("cxr", "CXR", 3), ("ct", "CT", 4)):
-        cache = open_cache(folder / "plain" / "caches" / name)
-        if ct or name == "cxr":
-            ids = ["b-" + i for i in cache.ids]
-            write_cache(
-                folder / "caches" / name, spec(f"{name}-net", modality, dim, seen), ids, ["0" * 64] * len(ids),
-                cache.take(list(cache.ids)),
-            )  # fmt: skip
-    exams = exams if ct else exams[exams["modality"] == "CXR"]
-    exams.to_csv(folder / "exams.csv", index=False)
-    if ct:
-        pairs.to_csv(folder / "pairs.csv", index=False)
-    return folder
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ from sklearn.metrics import roc_auc_score
 
 from embedprior.cohort.splits import multilabel_parts
 from embedprior.evidence import delong_test
+from embedprior.prior.model import Prior
+from embedprior.students.prior_method import DRAWN
+from embedprior.students.regression_heads import FITTED, MlpHead
 from embedprior.study.config import StudyConfig
 from embedprior.study.variants import variants
 
-from .conftest import BASE, change, refusal, write_cohort
+from .conftest import BASE, change, refusal, write_cohort, write_other
 
 LABELS = ["nodule", "effusion", "rare"]
 METHODS = ["cxr-only", "ridge-head", "prior"]
@@ -29,7 +33,7 @@ CLAIMS = [
 
 def plant(folder: Path) -> None:
     """Add a label that is unknown for every seventh patient, and one of a single positive patient."""
-    number = pd.read_csv(folder / "exams.csv")["patient_id"].str[1:].astype(int)
+    number = pd.read_csv(folder / "exams.csv")["patient_id"].str.extract(r"(\d+)$")[0].astype(int)
     effusion = np.where(number % 7 == 0, np.nan, (number % 3 == 0).astype(float))
     change(folder, **{"label:effusion": lambda f: effusion, "label:rare": lambda f: (number == 0).astype(float)})
 
@@ -185,8 +189,12 @@ def test_label_set_is_read_by_name_and_its_definition_is_in_the_plan(several, pl
 
 
 def test_a_study_of_one_label_is_hashed_as_before_there_were_several(run):
-    _, out = run(command="plan")
+    design = {"name": "kfold", "cases": "cxr", "split": "kfold", "folds": 2, "methods": ["cxr-only"]}
+    _, out = run(designs=[design], hypotheses=[])
     plan = json.loads((out / "plan.json").read_text())
+    fits = [json.loads(p.read_text())["config"] for p in (out / "artifacts" / "fit").glob("*/artifact.json")]
+    assert len(fits) == 2
+    assert not [f for f in fits if "shared_by_labels" in f["budget"]]
     assert "labels" not in plan["config"]
     assert plan["config"]["label"] == "nodule"
     assert "label set" not in plan["inputs"]
@@ -243,3 +251,99 @@ def test_every_label_is_divided_evenly_and_no_group_twice():
         ]
         rarer = min(counts, key=sum)
         assert rarer.max() - rarer.min() <= 2, (name, counts)
+
+
+def test_workers_and_a_resumed_run_that_shares_nothing_give_the_same_file(several, monkeypatch):
+    code, one = several(out="one")
+    assert code == 0
+    code, two = several("--workers", "2", out="two")
+    assert code == 0
+    scores = (one / "predictions.csv").read_bytes()
+    assert (two / "predictions.csv").read_bytes() == scores
+    # stopped in the middle of what the labels of a fold share: every second fit is made again
+    fits = sorted((two / "artifacts" / "fit").glob("[!.]*"))
+    for folder in fits[::2]:
+        shutil.rmtree(folder)
+    for kept in (DRAWN, FITTED):
+        kept.kept.clear()
+        monkeypatch.setattr(kept, "size", 0)
+    assert several(out="two")[0] == 0
+    assert (two / "predictions.csv").read_bytes() == scores
+    assert len(list((two / "artifacts" / "fit").glob("[!.]*"))) == len(fits)
+
+
+def test_what_labels_share_is_computed_once_a_fold_and_seed(several, monkeypatch):
+    drawn, fitted = [], []
+    sample, network = Prior.sample, MlpHead._fitted
+
+    def counted(self, *args, **kwargs):
+        drawn.append(kwargs.get("cases"))
+        return sample(self, *args, **kwargs)
+
+    monkeypatch.setattr(Prior, "sample", counted)
+    monkeypatch.setattr(MlpHead, "_fitted", lambda self, *args: fitted.append(1) or network(self, *args))
+    design = {**DESIGN, "methods": ["cxr-only", "prior", "mlp-head"]}
+    costs = []
+    for labels in (["nodule", "rare"], LABELS):
+        drawn.clear()
+        fitted.clear()
+        DRAWN.kept.clear()
+        FITTED.kept.clear()
+        code, out = several(labels=labels, designs=[design], hypotheses=[], out="-".join(labels))
+        assert code == 0
+        scored = [keys for keys in drawn if keys is not None and set(keys) == {0}]  # one noise for all cases
+        costs.append((len(scored), len(fitted), len(list((out / "artifacts" / "prior").glob("[!.]*")))))
+    assert costs[0] == costs[1]
+    assert costs[0][0] == 2 * 3  # validation and test patients of three folds
+    assert costs[0][1] > 0
+
+
+def test_settings_of_a_shared_prior_are_chosen_without_a_head(several, planted):
+    training = {"steps": 8, "batch": 8}
+    design = {**DESIGN, "folds": 3, "methods": ["cxr-only", "prior"]}
+    code, out = several(
+        prior={"samples": 2, "steps": 2, "training": {"training": training}}, designs=[design], hypotheses=[]
+    )
+    assert code == 0
+    folders = list((out / "artifacts" / "prior").glob("[!.]*"))
+    assert len(folders) == 4  # three folds, and the stage on DRRs that they share
+    assert {json.loads((f / "search.json").read_text())["compared_by"] for f in folders} == {"energy score"}
+
+
+def test_labels_of_one_site_or_an_external_folder_are_scored_where_they_are_known(several, planted, tmp_path, capsys):
+    away = write_other(tmp_path / "away", 40)
+    plant(away)
+    site = pd.read_csv(planted / "exams.csv")["site"]
+    change(planted, **{"label:effusion": lambda f: f["label:effusion"].where(site != "B")})
+    designs = [
+        {"name": "site", "split": "site", "methods": ["cxr-only", "ridge-head"]},
+        {"name": "outside", "split": "external", "data": "../away", "methods": ["cxr-only", "ridge-head"]},
+    ]
+    code, out = several(designs=designs, hypotheses=[], labels=["nodule", "effusion"])
+    assert code == 0, capsys.readouterr().err
+    rows = pd.read_csv(out / "predictions.csv")
+    rows = rows[rows["split"] == "test"]
+    exams = pd.read_csv(planted / "exams.csv").set_index("exam_id")
+    scored = rows[rows["design"] == "site@label=effusion"]
+    known = exams[(exams["modality"] == "CXR") & exams["label:effusion"].notna()]
+    assert set(scored["exam_id"]) == set(known.index)
+    assert set(exams.loc[scored["exam_id"], "site"]) == {"A", "C"}
+    theirs = pd.read_csv(away / "exams.csv").set_index("exam_id")
+    for label in ("nodule", "effusion"):
+        part = rows[rows["design"] == f"outside@label={label}"].drop_duplicates("exam_id")
+        wanted = theirs.loc[(theirs["modality"] == "CXR") & theirs[f"label:{label}"].notna(), f"label:{label}"]
+        assert part.set_index("exam_id")["label"].to_dict() == wanted.astype(int).to_dict()
+    evidence = json.loads((out / "evidence.json").read_text())["designs"]
+    site_row = next(m for m in evidence["site@label=effusion"]["methods"] if m["method"] == "ridge-head")
+    assert (site_row["n_folds"], site_row["n_patients"]) == (2, known["patient_id"].nunique())
+
+
+def test_plan_prints_a_row_a_label(several, capsys):
+    assert several(command="plan")[0] == 0
+    printed = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(printed) if line.startswith("  label "))
+    assert [line.split()[0] for line in printed[start + 1 : start + 5]] == [*LABELS, "macro"]
+    assert printed[start + 1].split()[1:3] == ["30", "30"]
+    assert "not testable: 1 positive and 59 negative patients" in printed[start + 3]
+    assert "on each label and on their mean: 4 of 8 claims of one family" in "\n".join(printed)
+    assert sum("@label=" in line for line in printed) == 0

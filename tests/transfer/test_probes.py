@@ -195,6 +195,48 @@ def test_another_cohort_is_scored_with_mapped_labels(
     assert "60 patient ids stand in both cohorts" in capsys.readouterr().err
 
 
+def test_a_near_copy_of_a_training_radiograph_is_refused_or_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = {name: rng.normal(size=(80, 40)).astype(np.float32) for name in ("own", "other")}
+    rows["other"][7] = rows["own"][3] * 1.0001  # of a training patient
+    rows["other"][9] = rows["own"][79]  # of a held-out patient, whom nothing learned from
+    pixels = {name: rng.integers(0, 255, (80, 128 * 128), dtype=np.uint8) for name in rows}
+    part = np.repeat(["train", "val", "test"], [50, 15, 15])
+    for name, letter in (("own", "x"), ("other", "y")):
+        ids = [f"{letter}{i}" for i in range(80)]
+        (tmp_path / name).mkdir()
+        write_side(tmp_path / name / "cache", ids, rows[name], "CXR", name="plain")
+        write_side(tmp_path / name / "pixels", ids, pixels[name], "CXR", name="pixels-128")
+        table = pd.DataFrame({"exam_id": ids, "patient_id": [f"{letter}p{i}" for i in range(80)], "modality": "CXR"})
+        label = (rows[name][:, 0] + rng.normal(size=80) > 0).astype(int)
+        table.assign(path="x", **{"label:a": label}).to_csv(tmp_path / name / "exams.csv", index=False)
+        splits = {"patient_id": table["patient_id"], "group_id": table["patient_id"], "design": "fixed"}
+        splits |= {"resample": 0, "fold": 0, "part": part}
+        pd.DataFrame(splits).to_csv(tmp_path / name / "splits.csv", index=False)
+    words = ["evaluate-embeddings", "external", "--cxr", str(tmp_path / "own" / "cache"), "--bootstrap", "50"]
+    words += ["--exams", str(tmp_path / "own" / "exams.csv"), "--splits", str(tmp_path / "own" / "splits.csv")]
+    words += ["--to-cxr", str(tmp_path / "other" / "cache"), "--to-exams", str(tmp_path / "other" / "exams.csv")]
+    assert main([*words, "--out", str(tmp_path / "no")]) == 2
+    assert "1 of its exams look like the study's own: x3 and y7 (same embedding)" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+    listed = [*words, "--duplicates", "report", "--out"]
+    assert main([*listed, str(tmp_path / "out")]) == 0
+    found = pd.read_csv(tmp_path / "out" / "near_copies.csv")
+    assert found[["exam_a", "exam_b"]].to_numpy().tolist() == [["x3", "y7"]]
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert "Near-copies listed in near_copies.csv: 1." in summary
+    assert "Compared: 80 CXR embeddings of 'other' with the study's own by cosine." in summary
+    assert main([*listed, str(tmp_path / "x"), "--pixels", str(tmp_path / "own" / "pixels")]) == 2
+    assert "--pixels and --to-pixels go together" in capsys.readouterr().err
+    pictures = ["--pixels", str(tmp_path / "own" / "pixels"), "--to-pixels", str(tmp_path / "other" / "pixels")]
+    assert main([*listed, str(tmp_path / "pictures"), *pictures]) == 0
+    assert (
+        "Compared: 80 pictures of 'other' with the study's own." in (tmp_path / "pictures" / "summary.md").read_text()
+    )
+
+
 def test_zero_shot_scores_are_the_softmax_share_of_the_positive_prompt() -> None:
     rng = np.random.default_rng(0)
     x, p, n = rng.normal(size=(5, 4)), rng.normal(size=4), rng.normal(size=4)
