@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from embedprior.cache import write_cache
+from embedprior.cohort.label_sets import label_set
 from embedprior.cohort.splits import multilabel_parts
 from embedprior.evidence import delong_test
 from embedprior.prior.model import Prior
@@ -20,7 +23,7 @@ from embedprior.students.regression_heads import FITTED, MlpHead
 from embedprior.study.config import StudyConfig
 from embedprior.study.variants import variants
 
-from .conftest import BASE, change, refusal, write_cohort, write_other
+from .conftest import BASE, change, refusal, spec, write_cohort, write_other
 
 LABELS = ["nodule", "effusion", "rare"]
 METHODS = ["cxr-only", "ridge-head", "prior"]
@@ -347,3 +350,63 @@ def test_plan_prints_a_row_a_label(several, capsys):
     assert "not testable: 1 positive and 59 negative patients" in printed[start + 3]
     assert "on each label and on their mean: 4 of 8 claims of one family" in "\n".join(printed)
     assert sum("@label=" in line for line in printed) == 0
+
+
+@pytest.mark.slow
+def test_eighteen_labels_of_a_cohort_like_ct_rate_in_one_plan(tmp_path, run, monkeypatch, capsys):
+    """The shipped set, rare and common findings, a tenth of the labels unknown, one finding in a single patient."""
+    monkeypatch.delenv("EMBEDPRIOR_HOME", raising=False)
+    rng, people = np.random.default_rng(7), 400
+    names = label_set("ct-rate-18").labels
+    hidden = rng.normal(size=(people, len(names)))
+    prevalence = np.geomspace(0.03, 0.5, len(names))
+    labels = (hidden > np.quantile(hidden, 1 - prevalence, axis=0).diagonal()).astype(float)
+    labels[rng.random(labels.shape) < 0.1] = np.nan
+    labels[:, 4] = 0
+    labels[0, 4] = 1
+    folder = tmp_path / "chest"
+    folder.mkdir()
+    rows = {
+        "cxr": (hidden + 1.5 * rng.normal(size=hidden.shape)) @ rng.normal(size=(18, 40)),
+        "ct": (hidden + 0.3 * rng.normal(size=hidden.shape)) @ rng.normal(size=(18, 36)),
+    }
+    patients = [f"p{i}" for i in range(people)]
+    exams, ids = [], {}
+    for name, modality in (("cxr", "CXR"), ("ct", "CT")):
+        ids[name] = [f"{name}-{i}" for i in range(people)]
+        encoder = spec(f"{name}-net", modality, rows[name].shape[1], None)
+        write_cache(folder / "caches" / name, encoder, ids[name], ["0" * 64] * people, rows[name].astype(np.float32))
+        table = pd.DataFrame({"exam_id": ids[name], "patient_id": patients, "modality": modality})
+        exams.append(table.assign(**{f"label:{n}": labels[:, k] for k, n in enumerate(names)}))
+    pd.concat(exams).to_csv(folder / "exams.csv", index=False)
+    pairs = {"pair_id": patients, "patient_id": patients, "cxr_exam_id": ids["cxr"], "ct_exam_id": ids["ct"]}
+    pd.DataFrame({**pairs, "offset_days": 0, "label_agree": 1}).to_csv(folder / "pairs.csv", index=False)
+    methods = ["cxr-only", "ridge-head", "direct-head", "prior", "prior-shuffled"]
+    prior = {"samples": 16, "steps": 8, "training": {"settings": "auto", "training": {"steps": 100}}}
+    began = time.process_time()
+    code, out = run(
+        data=folder, label="", labels="ct-rate-18", prior=prior, teacher={"hidden": 16, "steps": 150},
+        designs=[{"name": "kfold", "split": "kfold", "folds": 3, "validation": True, "methods": methods}],
+        hypotheses=[
+            {"name": "H1", "claim": "CT helps", "design": "kfold", "a": "ridge-head", "b": "cxr-only"},
+            {"name": "H2", "claim": "the prior helps", "design": "kfold", "a": "prior", "b": "cxr-only"},
+        ],
+    )  # fmt: skip
+    spent = time.process_time() - began
+    assert code == 0
+    evidence = json.loads((out / "evidence.json").read_text())["designs"]
+    assert len(evidence) == 19
+    family = [c for own in evidence.values() for c in own["comparisons"] if c["in_family"]]
+    assert len(family) == 2 * 19
+    assert [c["label_name"] for c in family if c["p"] is None] == [names[4]] * 2
+    macro = {m["method"]: m for m in evidence["kfold@label=macro"]["methods"]}
+    assert macro["prior"]["auc"] > 0.6
+    assert macro["prior-shuffled"]["ci_low"] < 0.5 < macro["prior-shuffled"]["ci_high"]
+    priors = [json.loads(p.read_text()) for p in (out / "artifacts" / "prior").glob("[!.]*/artifact.json")]
+    assert len(priors) == 2 * 3  # the prior and its control, in three folds: not once a label
+    fits = list((out / "artifacts" / "fit").glob("[!.]*"))
+    assert len(fits) == 17 * 5 * 3
+    report = (out / "report.md").read_text()
+    table = report[report.index("### AUC by label: kfold") :].split("\n\n")[1].splitlines()
+    assert [line.split(" | ")[0].removeprefix("| ") for line in table[2:]] == [*names, "macro"]
+    print(f"{spent:.0f} s of CPU")
