@@ -89,7 +89,7 @@ def labels_and_methods(rng, cases: int = 60, resamples: int = 1, draw_anew: bool
             for method, strength in (("x", 1.5), ("y", 0.5)):
                 score = np.nan_to_num(label) * strength + rng.normal(size=cases)
                 rows += [
-                    (f"e{i}", f"p{i}", label[i], method, score[i], resample, name, "test", int(i % 3)) for i in held
+                    (f"e{i}", f"p{i}", label[i], method, score[i], resample, name, "test", int(i // 7 % 3)) for i in held
                 ]
     columns = ["exam_id", "patient_id", "label", "method", "score", "resample", "label_name", "split", "fold"]
     return pd.DataFrame(rows, columns=columns)
