@@ -140,11 +140,14 @@ def refuse_not_finite(cases: Cases, *names: str) -> None:
             )
 
 
+MAX_KEPT_BYTES = 2**31
+
+
 class Recent(Generic[Result]):
     """The latest results of a computation, by key: what the fits of several labels have in common, in one process.
 
     Args:
-        size: how many are kept.
+        size: how many are kept, and of arrays no more than ``MAX_KEPT_BYTES`` together.
 
     Example:
         >>> squares = Recent[int](2)
@@ -160,7 +163,7 @@ class Recent(Generic[Result]):
         """Return the result of a key, computed unless it is one of the latest."""
         found = self.kept.pop(key) if key in self.kept else compute()
         self.kept[key] = found
-        while len(self.kept) > self.size:
+        while len(self.kept) > self.size or sum(getattr(v, "nbytes", 0) for v in self.kept.values()) > MAX_KEPT_BYTES:
             del self.kept[next(iter(self.kept))]
         return found
 

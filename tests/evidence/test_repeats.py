@@ -88,10 +88,9 @@ def labels_and_methods(rng, cases: int = 60, resamples: int = 1, draw_anew: bool
                 label[::7] = np.nan
             for method, strength in (("x", 1.5), ("y", 0.5)):
                 score = np.nan_to_num(label) * strength + rng.normal(size=cases)
-                rows += [
-                    (f"e{i}", f"p{i}", label[i], method, score[i], resample, name, "test", int(i // 7 % 3)) for i in held
-                ]
-    columns = ["exam_id", "patient_id", "label", "method", "score", "resample", "label_name", "split", "fold"]
+                place = (method, resample, name, "test")
+                rows += [(f"e{i}", f"p{i}", label[i], score[i], *place, i // 7 % 3) for i in held]
+    columns = ["exam_id", "patient_id", "label", "score", "method", "resample", "label_name", "split", "fold"]
     return pd.DataFrame(rows, columns=columns)
 
 
