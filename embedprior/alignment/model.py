@@ -189,7 +189,7 @@ class AlignmentNetwork(nn.Module):
         if config.pixels.encoder is not None and kinds.get("cxr") != "pixels":
             raise BadInput(
                 f"pixels.encoder '{config.pixels.encoder}' reads radiographs, and the radiographs' cache holds "
-                f"{kinds.get('cxr', 'embeddings')}. Next: embedprior embed --encoder pixels-128, for --cxr-cache"
+                f"{kinds.get('cxr', 'embeddings')}. Next: embedprior embed --encoder pixels-128, and name that cache"
             )
         self.sides = nn.ModuleDict()
         for side in (s for s in SIDES if s in config.train_sides and s in widths):

@@ -280,7 +280,7 @@ def test_what_labels_share_is_computed_once_a_fold_and_seed(several, monkeypatch
     sample, network = Prior.sample, MlpHead._fitted
 
     def counted(self, *args, **kwargs):
-        drawn.append(kwargs.get("cases"))
+        drawn.append(args[1:4])
         return sample(self, *args, **kwargs)
 
     monkeypatch.setattr(Prior, "sample", counted)
@@ -294,7 +294,7 @@ def test_what_labels_share_is_computed_once_a_fold_and_seed(several, monkeypatch
         FITTED.kept.clear()
         code, out = several(labels=labels, designs=[design], hypotheses=[], out="-".join(labels))
         assert code == 0
-        scored = [keys for keys in drawn if keys is not None and set(keys) == {0}]  # one noise for all cases
+        scored = [asked for asked in drawn if asked == (2, "analytic", 4)]  # the study's; others judge the prior
         costs.append((len(scored), len(fitted), len(list((out / "artifacts" / "prior").glob("[!.]*")))))
     assert costs[0] == costs[1]
     assert costs[0][0] == 2 * 3  # validation and test patients of three folds
