@@ -62,19 +62,21 @@ def test_title_and_caveats_may_change_without_another_plan(run):
     assert run(command="plan", title="another title", caveats=["mind"], metrics=["brier"])[0] == 0
 
 
-def test_split_table_is_checked_again_when_it_is_used_again(run, capsys):
+def test_split_table_is_checked_again_when_it_is_used_again(run, capsys, tmp_path):
     code, out = run(command="plan")
     assert code == 0
     path = out / "cohort" / "splits.csv"
     table = pd.read_csv(path)
     swapped = table.assign(part=table["part"].replace({"train": "val", "val": "train"}))
     swapped.to_csv(path, index=False)
-    assert "was changed after the plan was frozen" in refusal(capsys, run()[0])
+    assert "cohort/splits.csv no longer" in refusal(capsys, run()[0])
     table.loc[table.index[0], "group_id"] = table.loc[table.index[-1], "group_id"]
     both = table[table["group_id"] == table.loc[table.index[0], "group_id"]]
     table.loc[both.index[0], "part"], table.loc[both.index[1:], "part"] = "test", "train"
-    table.to_csv(path, index=False)
-    assert "group_id on two sides of one fold" in refusal(capsys, run()[0])
+    table.to_csv(tmp_path / "own.csv", index=False)
+    assert "group_id on two sides of one fold" in refusal(
+        capsys, run("--splits", str(tmp_path / "own.csv"), out="o")[0]
+    )
 
 
 def test_cost_is_declared_or_measured_and_says_which(run, capsys):
