@@ -17,13 +17,16 @@ from embedprior.cache import write_cache
 from embedprior.cohort.label_sets import label_set
 from embedprior.cohort.splits import multilabel_parts
 from embedprior.evidence import delong_test
+from embedprior.prior.config import PriorConfig, TrainingConfig
 from embedprior.prior.model import Prior
-from embedprior.students.prior_method import DRAWN
+from embedprior.students.base import Cases, FitData, Stage
+from embedprior.students.config import Budget
+from embedprior.students.prior_method import DRAWN, PriorMethod
 from embedprior.students.regression_heads import FITTED, MlpHead
 from embedprior.study.config import StudyConfig
 from embedprior.study.variants import variants
 
-from .conftest import BASE, change, refusal, spec, write_cohort, write_other
+from .conftest import BASE, TINY, change, refusal, spec, write_cohort, write_other
 
 LABELS = ["nodule", "effusion", "rare"]
 METHODS = ["cxr-only", "ridge-head", "prior"]
@@ -297,20 +300,38 @@ def test_what_labels_share_is_computed_once_a_fold_and_seed(several, monkeypatch
         scored = [asked for asked in drawn if asked == (2, "analytic", 4)]  # the study's; others judge the prior
         costs.append((len(scored), len(fitted), len(list((out / "artifacts" / "prior").glob("[!.]*")))))
     assert costs[0] == costs[1]
-    assert costs[0][0] == 2 * 3  # validation and test patients of three folds
+    assert costs[0][0] == 2 * 3 + 2  # validation and test patients of three folds; the report's map of both stages
     assert costs[0][1] > 0
 
 
-def test_settings_of_a_shared_prior_are_chosen_without_a_head(several, planted):
-    training = {"steps": 8, "batch": 8}
-    design = {**DESIGN, "folds": 3, "methods": ["cxr-only", "prior"]}
-    code, out = several(
-        prior={"samples": 2, "steps": 2, "training": {"training": training}}, designs=[design], hypotheses=[]
-    )
-    assert code == 0
-    folders = list((out / "artifacts" / "prior").glob("[!.]*"))
-    assert len(folders) == 4  # three folds, and the stage on DRRs that they share
-    assert {json.loads((f / "search.json").read_text())["compared_by"] for f in folders} == {"energy score"}
+def test_settings_of_a_shared_prior_are_chosen_without_a_head(tmp_path):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(30, 3)).astype(np.float32)
+    names = [f"p{i}" for i in range(30)]
+    everyone = Cases(names, names, np.full(30, np.nan), z, z + 1, np.full(30, np.nan))
+    stage = Stage(everyone.take(range(20)), everyone.take(range(20, 30)))
+    auto = PriorConfig(settings="auto", training=TrainingConfig(steps=4, batch=8))
+    budget = Budget(stages=(auto,), artifacts=tmp_path, samples=2, steps=4, shared_by_labels=True)
+    heads = [Linear(np.array(w, np.float32)) for w in ((1, 0, 0), (0, 0, 1))]
+    found = [PriorMethod(budget).fit(FitData((stage,), head), seed=0) for head in heads]
+    (folder,) = (tmp_path / "prior").glob("[!.]*")
+    assert json.loads((folder / "search.json").read_text())["compared_by"] == "energy score"
+    drawn = found[0].generate(everyone.without_ct())
+    np.testing.assert_array_equal(drawn, found[1].generate(everyone.without_ct()))
+    for head, fitted in zip(heads, found, strict=True):
+        one_noise = fitted._drawn(everyone, [0] * 30)
+        expected = (1 / (1 + np.exp(-one_noise.astype(float) @ head.weights))).mean(axis=1)
+        np.testing.assert_allclose(fitted.scores(everyone), expected, rtol=1e-6)
+
+
+class Linear:
+    """A frozen head of fixed weights."""
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def logits(self, embeddings):
+        return embeddings @ self.weights
 
 
 def test_labels_of_one_site_or_an_external_folder_are_scored_where_they_are_known(several, planted, tmp_path, capsys):
@@ -382,7 +403,9 @@ def test_eighteen_labels_of_a_cohort_like_ct_rate_in_one_plan(tmp_path, run, mon
     pairs = {"pair_id": patients, "patient_id": patients, "cxr_exam_id": ids["cxr"], "ct_exam_id": ids["ct"]}
     pd.DataFrame({**pairs, "offset_days": 0, "label_agree": 1}).to_csv(folder / "pairs.csv", index=False)
     methods = ["cxr-only", "ridge-head", "direct-head", "prior", "prior-shuffled"]
-    prior = {"samples": 16, "steps": 8, "training": {"settings": "auto", "training": {"steps": 100}}}
+    training = {**TINY["training"], "steps": 100, "batch": 64}
+    process = {"regression": "ridge", "whitening": True, "condition_dropout": 0.0, "sigma_data": 1.0}
+    prior = {"samples": 16, "steps": 8, "training": {**TINY, "process": process, "training": training}}
     began = time.process_time()
     code, out = run(
         data=folder, label="", labels="ct-rate-18", prior=prior, teacher={"hidden": 16, "steps": 150},
