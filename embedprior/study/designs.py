@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool
 
 from embedprior.cohort.base import Cohort, FlowStep, flow_step
 from embedprior.cohort.splits import (
@@ -256,3 +257,31 @@ def with_pairs(patients: set[str], fraction: float, seed: int) -> set[str]:
 
 def _ordered(patients: list[str], seed: int, what: str) -> list[str]:
     return sorted(patients, key=lambda p: (seed_for(seed, what, p), p))
+
+
+def may_train(design: Design, one: Fold, groups: pd.Series) -> Bool[np.ndarray, " exams"]:
+    """Say whose CTs and DRRs may train: everyone's outside the held-out and the validation groups.
+
+    In a design by site only groups whose part is ``train``: a patient of a held-out site and of another takes no part,
+    and neither do the exams made there.
+    """
+    if design.site_decides:
+        return groups.isin(one.groups("train")).to_numpy()
+    return ~groups.isin(one.groups("val", "test")).to_numpy()
+
+
+def part_counts(parts: Mapping[str, pd.DataFrame]) -> dict[str, int]:
+    """Return the patients and images of each class in every part, and the held-out images that their CT contradicts."""
+    counts: dict[str, int] = {}
+    for part, name in (("test", "held_out"), ("train", "train"), ("val", "val")):
+        frame = parts[part].dropna(subset="label")
+        highest = frame.groupby("patient_id")["label"].max()
+        counts |= {
+            f"{name}_patients_pos": int((highest == 1).sum()),
+            f"{name}_patients_neg": int((highest == 0).sum()),
+            f"{name}_images_pos": int((frame["label"] == 1).sum()),
+            f"{name}_images_neg": int((frame["label"] == 0).sum()),
+        }
+    both = parts["test"].dropna(subset=["label", "ct_label"])
+    disagree = both["ct_label"] != both["label"]
+    return {**counts, "held_out_images_ct_disagrees": int(disagree.sum())}

@@ -9,7 +9,7 @@ from typing import get_args
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from embedprior.cache import EmbeddingCache
 from embedprior.cache.format import read_manifest
@@ -22,7 +22,7 @@ from embedprior.students.base import Cases, Stage
 from embedprior.students.registry import MethodInfo
 from embedprior.students.tables import pixels_if_all, pixels_of, tokens_of
 from embedprior.study.config import CacheChoice, Design, StudyConfig, method_infos
-from embedprior.study.designs import targets_of, with_labels, with_pairs
+from embedprior.study.designs import may_train, part_counts, targets_of, with_labels, with_pairs
 from embedprior.tables import EXAM_REQUIRED, PAIR_REQUIRED, read_table
 
 
@@ -328,7 +328,7 @@ def fold_data(inputs: StudyInputs, design: Design, one: Fold, read: dict[str, Ca
     # Of several labels everyone is scored and unknown ones leave afterwards, so that labels share what is computed.
     may_choose = val if config.labels else cases["val"].take(np.flatnonzero(val.known))
     scored = {part: found for part, found in (("val", may_choose), ("test", cases["test"])) if len(found)}
-    counts = _counts(parts)
+    counts = part_counts(parts)
     if min(config.label_fraction, share) < 1:
         counts |= {"train_images_labelled": int(train.known.sum())}
     if config.pair_fraction < 1:
@@ -371,17 +371,6 @@ def _read_once(
     return replace(read[part], label=label, ct_label=ct_label)
 
 
-def _may_train(design: Design, one: Fold, groups: pd.Series) -> Bool[np.ndarray, " exams"]:
-    """Say whose CTs and DRRs may train: everyone's outside the held-out and the validation groups.
-
-    In a design by site only groups whose part is ``train``: a patient of a held-out site and of another takes no part,
-    and neither do the exams made there.
-    """
-    if design.site_decides:
-        return groups.isin(one.groups("train")).to_numpy()
-    return ~groups.isin(one.groups("val", "test")).to_numpy()
-
-
 def _pretraining(
     inputs: StudyInputs, design: Design, one: Fold, known: set[str] | None, read: dict[str, Cases]
 ) -> tuple[Stage, ...]:
@@ -400,7 +389,7 @@ def _pretraining(
     )  # fmt: skip
     group = exams.loc[pairs["cxr_exam_id"], "group_id"]
     in_val = group.isin(one.groups("val")).to_numpy()
-    in_train = _may_train(design, one, group)
+    in_train = may_train(design, one, group)
     caches = replace(inputs.caches, pixels=None, tokens=None)
     train, val = (
         _only_labels(_read_once(read, f"DRR {part}", frame[rows], caches, True, "drr"), known, known)
@@ -417,7 +406,7 @@ def _teacher_data(inputs: StudyInputs, design: Design, one: Fold, known: set[str
     if known is not None:
         usable &= ct["patient_id"].isin(known).to_numpy()
     in_val = ct["group_id"].isin(one.groups("val")).to_numpy() & usable
-    in_train = _may_train(design, one, ct["group_id"]) & usable
+    in_train = may_train(design, one, ct["group_id"]) & usable
     cache = inputs.caches.require_ct()
     return TeacherData(
         cache.take(list(ct.loc[in_train, "exam_id"])), y[in_train],
@@ -459,19 +448,3 @@ def _only_labels(cases: Cases, known_cxr: set[str] | None, known_ct: set[str] | 
         return np.where(hidden, np.nan, labels)
 
     return replace(cases, label=kept(cases.label, known_cxr), ct_label=kept(cases.ct_label, known_ct))
-
-
-def _counts(parts: dict[str, pd.DataFrame]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for part, name in (("test", "held_out"), ("train", "train"), ("val", "val")):
-        frame = parts[part].dropna(subset="label")
-        highest = frame.groupby("patient_id")["label"].max()
-        counts |= {
-            f"{name}_patients_pos": int((highest == 1).sum()),
-            f"{name}_patients_neg": int((highest == 0).sum()),
-            f"{name}_images_pos": int((frame["label"] == 1).sum()),
-            f"{name}_images_neg": int((frame["label"] == 0).sum()),
-        }
-    both = parts["test"].dropna(subset=["label", "ct_label"])
-    disagree = both["ct_label"] != both["label"]
-    return {**counts, "held_out_images_ct_disagrees": int(disagree.sum())}

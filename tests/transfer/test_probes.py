@@ -227,7 +227,7 @@ def test_a_near_copy_of_a_training_radiograph_is_refused_or_listed(
     assert found[["exam_a", "exam_b"]].to_numpy().tolist() == [["x3", "y7"]]
     summary = (tmp_path / "out" / "summary.md").read_text()
     assert "Near-copies listed in near_copies.csv: 1." in summary
-    assert "Compared: 80 CXR embeddings of 'other' with the study's own by cosine." in summary
+    assert "Compared: 80 CXR embeddings of 'other' with the study's own by cosine" in summary
     assert main([*listed, str(tmp_path / "x"), "--pixels", str(tmp_path / "own" / "pixels")]) == 2
     assert "--pixels and --to-pixels go together" in capsys.readouterr().err
     pictures = ["--pixels", str(tmp_path / "own" / "pixels"), "--to-pixels", str(tmp_path / "other" / "pixels")]
