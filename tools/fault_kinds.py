@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from fault_worlds import Answer, call, words_of
 
 from embedprior.errors import BadInput
@@ -34,6 +35,7 @@ class Kind:
         results: patterns of what that command makes: it must be as it was before. None: it must be refused.
         prepare: patterns of what is deleted first: what would be reused instead of what is damaged.
         name: of the file beside the one that fits, where that is the one to damage.
+        models: table of the models of which one is damaged; empty: the first that fits.
     """
 
     pattern: str
@@ -41,10 +43,15 @@ class Kind:
     results: tuple[str, ...] = ()
     prepare: tuple[str, ...] = ()
     name: str = ""
+    models: str = ""
 
     def path(self) -> Path:
         """Return the file to damage, in the world's folder."""
-        found = sorted(Path().glob(self.pattern))[0]
+        fitting = sorted(Path().glob(self.pattern))
+        if self.models:
+            used = {Path(folder).name for folder in pd.read_csv(self.models)["model"]}
+            fitting = [path for path in fitting if path.parent.name in used]
+        found = fitting[0]
         return found.with_name(self.name) if self.name else found
 
     @property
@@ -175,7 +182,7 @@ MODEL = "keep/artifacts/model/*/linear.safetensors"
 BUNDLE_KINDS = (
     *(Kind(f"keep/{name}", into_new("bundle"))
       for name in ("predictions.csv", "evidence.json", "models.csv", "cohort/flow.csv")),
-    *(Kind(MODEL, into_new("bundle"), name=name)
+    *(Kind(MODEL, into_new("bundle"), name=name, models="keep/models.csv")
       for name in ("linear.safetensors", "artifact.json", "fitted.json", "reference.safetensors")),
     Kind("keep/artifacts/caches/*/shard-*", again("keep"), ("keep/predictions.csv",)),
     *(Kind(f"bundle/{name}", predicted)
@@ -205,6 +212,10 @@ FINAL = "keep/final/cxr/logistic"
 FINAL_KINDS = (
     *(Kind(f"{FINAL}/{name}", bundled_final) for name in ("models.csv", "predictions.csv", "run.json")),
     Kind(f"{FINAL}/summary.md", verified),
+    *(
+        Kind(MODEL, bundled_final, name=name, models=f"{FINAL}/models.csv")
+        for name in ("linear.safetensors", "artifact.json")
+    ),
     *(Kind(f"keep/{name}", again("final")) for name in ("run.json", "plan.json", "evidence.json")),
     Kind("keep/run.json", into_new("remade")),
     Kind("run/run.json", compared),
