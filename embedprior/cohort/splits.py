@@ -299,7 +299,7 @@ def external_split(exams: pd.DataFrame, design: str, sites: Sequence[str], colum
     A patient seen at an external site and elsewhere takes no part.
 
     Raises:
-        BadInput: an external site that no exam has, or nobody is left to train.
+        BadInput: an external site that no exam has, or nobody is left to train or to hold out.
     """
     have = _sites(exams, column)
     absent = sorted(set(sites) - have)
@@ -311,6 +311,13 @@ def external_split(exams: pd.DataFrame, design: str, sites: Sequence[str], colum
     wanted = set(sites)
     kept = {p: g for p, g in _group_of(exams).items() if outside[g] <= wanted or not outside[g] & wanted}
     parts: dict[str, Part] = {g: "test" if outside[g] <= wanted else "train" for g in kept.values()}
+    for part, does in (("test", "hold out"), ("train", "train")):
+        if part not in parts.values():
+            raise BadInput(
+                f"external site {', '.join(sorted(wanted))}: every patient there has exams at another site too, or shares "
+                f"a file or group with someone who has: nobody is left to {does}. Next: embedprior cohort check lists "
+                "shared files; or hold out another site."
+            )
     return [Fold(design=design, group_of=kept, part_of=parts)]
 
 

@@ -221,6 +221,12 @@ def _site_folds(
         scored = [r for r in folds if r.patients("test") & set(eligible["patient_id"])]
     else:
         scored = external_split(exams, design.name, design.external, design.site_column)
+    if not any(r.patients("test") & set(eligible["patient_id"]) for r in scored):
+        raise BadInput(
+            f"design '{design.name}': nobody who could be scored is left to hold out: all have exams of another "
+            f"{design.site_column} too, or share a file or group with someone who has. Next: embedprior cohort check "
+            "lists shared files."
+        )
     scored = [without_held_out(r, seen_groups) for r in scored]
     return validated(scored, eligible, labels, design, seed)
 

@@ -234,6 +234,9 @@ def test_external_sites_are_held_out_together_and_unknown_ones_refused():
         external_split(by_site(), "ext", ("Z",))
     with pytest.raises(BadInput, match="nobody is left to train"):
         external_split(by_site(), "ext", ("A", "B", "C"))
+    everywhere = by_site().assign(group_id="one")
+    with pytest.raises(BadInput, match="nobody is left to hold out"):
+        external_split(everywhere, "ext", ("B",))
 
 
 def test_validation_is_drawn_by_label_from_the_training_groups_only():
