@@ -314,9 +314,9 @@ def external_split(exams: pd.DataFrame, design: str, sites: Sequence[str], colum
     for part, does in (("test", "hold out"), ("train", "train")):
         if part not in parts.values():
             raise BadInput(
-                f"external site {', '.join(sorted(wanted))}: every patient there has exams at another site too, or shares "
-                f"a file or group with someone who has: nobody is left to {does}. Next: embedprior cohort check lists "
-                "shared files; or hold out another site."
+                f"external site {', '.join(sorted(wanted))}: every patient there has exams at another site too, or "
+                f"shares a file or group with someone who has: nobody is left to {does}. Next: embedprior cohort check "
+                "lists shared files; or hold out another site."
             )
     return [Fold(design=design, group_of=kept, part_of=parts)]
 
