@@ -84,7 +84,7 @@ browser: $(READY)
 	cp tools/browser/package.json build/browser/
 	npm install --silent --no-audit --no-fund --ignore-scripts --prefix build/browser
 	OMP_NUM_THREADS=1 $(BIN)/embedprior demo --config quick --out build/browser/demo > /dev/null
-	PYTHONPATH=. $(BIN)/python tools/browser/pages.py build/browser/pages > build/browser/pages.txt
+	PYTHONPATH=.:tests/report $(BIN)/python tools/browser/pages.py build/browser/pages > build/browser/pages.txt
 	node tools/browser/check.mjs build/browser/demo/report.html $$(cat build/browser/pages.txt)
 
 mutants: $(READY)

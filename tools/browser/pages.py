@@ -1,4 +1,7 @@
-"""Write the pages that ``check.mjs`` checks, of odd studies: ``python tools/browser/pages.py FOLDER``."""
+"""Write the pages that ``check.mjs`` checks, of odd studies: ``python tools/browser/pages.py FOLDER``.
+
+``tests/report`` must be on ``PYTHONPATH``; its name will not do, for a package ``tests`` may be installed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from tests.report.test_odd_studies import STUDIES, page_of
+from test_odd_studies import STUDIES, page_of
 
 
 def main(folder: Path) -> None:
