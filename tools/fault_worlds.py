@@ -89,13 +89,15 @@ def write_inputs(root: Path, patients: int = 30) -> None:
     write(folder / "pairs.csv", pairs, "pair_id patient_id cxr_exam_id ct_exam_id offset_days label_agree")
     write(folder / "splits.csv", splits, "patient_id group_id design resample fold part")
     ct = rng.normal(size=(patients, 6)) + np.arange(patients)[:, None] % 2
-    for name, letter, rows in (("ct", "c", ct), ("cxr", "x", ct[:, :4] + rng.normal(size=(patients, 4)))):
+    cxr, strangers = ct[:, :4] + rng.normal(size=(patients, 4)), rng.normal(size=(patients, 4))
+    for name, letter, digit, rows in (("ct", "c", "0", ct), ("cxr", "x", "0", cxr), ("strangers", "y", "1", strangers)):
+        net = "ct" if name == "ct" else "cxr"
         spec = EncoderSpec(
-            name=f"{name}-net", modality=name.upper(), dim=rows.shape[1], source="made", weights_sha256="none",
+            name=f"{net}-net", modality=net.upper(), dim=rows.shape[1], source="made", weights_sha256="none",
             licence="none", profile={}, pooling="none",
         )  # fmt: skip
         ids = [f"{letter}{i:02d}" for i in range(patients)]
-        write_cache(folder / "caches" / name, spec, ids, ["0" * 64] * patients, rows.astype(np.float32))
+        write_cache(folder / "caches" / name, spec, ids, [digit * 64] * patients, rows.astype(np.float32))
     write_pictures(root / "pictures", rng)
     write_volumes(root / "ct")
     write_export(root)
@@ -125,7 +127,7 @@ def write_export(root: Path) -> None:
     export = [(f"p{n:02d}", f"png/{n:02d}.png", "20210325", "PA", ("no", "yes")[n % 2]) for n in range(24)]
     write(root / "pictures" / "labels.csv", export, "PatientID File StudyDate ViewPosition lesion")
     write(root / "reports.csv", [(f"c{n:02d}", f"number {n}") for n in range(30)], "exam findings")
-    strangers = [(f"x{n:02d}", f"s{n:02d}", "CXR", "", n % 2) for n in range(30)]
+    strangers = [(f"y{n:02d}", f"s{n:02d}", "CXR", "", n % 2) for n in range(30)]
     write(root / "strangers.csv", strangers, "exam_id patient_id modality path label:lesion")
     (root / "hub").mkdir()
     (root / "hub" / "hubconf.py").write_text(HUBCONF)
@@ -196,7 +198,7 @@ def words_of(command: str, out: str | None = None) -> list[str]:
                       "--bootstrap", "20", "--k", "1", "--out", to],
         "probe": ["evaluate-embeddings", "linear-probe", *probe, "--out", to],
         "few": ["evaluate-embeddings", "few-shot", *probe, "--fraction", "1", "--out", to],
-        "other": ["evaluate-embeddings", "external", *probe, "--to-cxr", "cohort/caches/cxr", "--to-exams",
+        "other": ["evaluate-embeddings", "external", *probe, "--to-cxr", "cohort/caches/strangers", "--to-exams",
                   "strangers.csv", "--out", to],
         "built": ["cohort", "build", "--cxr", "pictures/png", "--labels", "pictures/labels.csv", "--label",
                   "lesion=lesion", "--out", to],
