@@ -193,7 +193,10 @@ def test_commands_of_the_documentation_run(
 ) -> None:
     monkeypatch.chdir(workspace)
     monkeypatch.delenv("EMBEDPRIOR_HOME", raising=False)
-    if page != "own_cohort.md" and (workspace / "results").exists():
+    if page != "own_cohort.md":
+        if not (workspace / "results").exists():  # another process ran that page
+            for line in dict(RUN)["own_cohort.md"]:
+                assert main(shlex.split(line)[1:]) in (0, 3), f"{line}\n{capsys.readouterr().err[-2000:]}"
         shutil.copy("results/predictions.csv", "predictions.csv")
         shutil.copytree("results", "runs/study", dirs_exist_ok=True)
     if page == "deploy.md":  # the page before it made these
