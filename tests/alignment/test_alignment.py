@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -221,21 +223,24 @@ def test_a_pretrained_encoder_is_trained_on_from_pixels(tmp_path: Path) -> None:
         train_alignment(cases, others, settings(beta=0.0, pixels={"encoder": "pixels-128"}), {})
 
 
+def stopping_at(call: int) -> Callable[..., object]:
+    """Return ``batch_loss``, which ends the training at that call as Ctrl-C does."""
+    calls = count(1)
+
+    def loss(*args: object) -> object:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return batch_loss(*args)
+
+    return loss
+
+
 def test_a_stopped_training_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, val, _ = planted_triples(PlantedTriplesConfig(), (60, 20, 1), seed=0)
     config = settings(steps=12, batch_size=16, validate_every=3, dropout=0.2)
     whole, history = train_alignment(train.cases, val.cases, config, {})
     made_of = {"cases": "planted"}
-    calls = 0
-
-    def stopped(*args: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == 8:
-            raise KeyboardInterrupt
-        return batch_loss(*args)
-
-    monkeypatch.setattr("embedprior.alignment.train.batch_loss", stopped)
+    monkeypatch.setattr("embedprior.alignment.train.batch_loss", stopping_at(8))
     with pytest.raises(KeyboardInterrupt):
         train_alignment(train.cases, val.cases, config, {}, resume=Resume(tmp_path, made_of))
     calls = 100
@@ -342,18 +347,9 @@ def test_a_stopped_command_leaves_a_state_and_goes_on(
     once = train_command(tmp_path)
     assert main(once) == 0
     expected = (tmp_path / "alignment" / "alignment.safetensors").read_bytes()
-    calls = 0
-
-    def stopped(*args: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == 30:
-            raise KeyboardInterrupt
-        return batch_loss(*args)
-
     again = [w.replace(str(tmp_path / "alignment"), str(tmp_path / "again")) for w in once]
     with monkeypatch.context() as patched:
-        patched.setattr("embedprior.alignment.train.batch_loss", stopped)
+        patched.setattr("embedprior.alignment.train.batch_loss", stopping_at(30))
         with pytest.raises(KeyboardInterrupt):
             main(again)
     assert (tmp_path / "again" / "state").is_dir()
