@@ -36,6 +36,10 @@ ALWAYS_COSINE, DEVIATIONS, MIN_EXAMS = 0.9999, 6.0, 30
 """Embeddings this near are copies. Others are if they lie nearer than another patient's exam does by chance: by so many
 standard deviations of the logarithm of the distance to the nearest one, where so many exams show it. A network of 64
 outputs on 1,280 virtual patients, none of them twice: 19,967 pairs above .95, the nearest 3.2 deviations away."""
+VALLEY_COSINE, VALLEY_SHARE = 0.875, 0.1
+"""Of exams above ``MIN_COSINE``, at most this share lies between the two where copies are apart from others."""
+NORMAL_75, NORMAL_95 = 0.6745, 1.6449
+"""Quantiles of the standard normal distribution."""
 MIN_DIM, MAX_PAIR_SHARE, MAX_EXAMS = 32, 0.001, 50_000
 COLUMNS = ["exam_a", "exam_b", "patient_a", "patient_b", "how", "hash_distance", "correlation", "same_patient"]
 """Of a table of duplicates; ``how``: same file, same picture, inverted picture, cropped picture or same embedding."""
@@ -303,12 +307,6 @@ def copy_cosine(nearest: Float[np.ndarray, " exams"]) -> float:
     deviation = (far - at) / (NORMAL_95 - NORMAL_75)
     limit = 1 - np.exp(at - (NORMAL_75 + DEVIATIONS) * deviation)
     return float(np.clip(limit, MIN_COSINE, ALWAYS_COSINE))
-
-
-VALLEY_COSINE, VALLEY_SHARE = 0.875, 0.1
-"""Of exams above ``MIN_COSINE``, at most this share lies between the two where copies are apart from others."""
-NORMAL_75, NORMAL_95 = 0.6745, 1.6449
-"""Quantiles of the standard normal distribution."""
 
 
 def _table(patient: Mapping[str, str], found: Sequence[tuple[str, str, str, int, float]]) -> pd.DataFrame:
