@@ -234,7 +234,6 @@ class _Course:
         self.weight: StageWeight | None = None
         self.steps = 0
         self.notes = self._fresh[1].notes
-        self._rescaled_is_better = False
 
     def run(self) -> Parts:
         """Train, and return the network that is kept, with its objective."""
@@ -248,21 +247,33 @@ class _Course:
             pretrained = self._train(pretrained, drr, drr_val, stage=number)
         starts = {0.0: self._fresh, 1.0: pretrained}
         rescaled = None if self._fresh[1].reads_pairs else self._rescaled(pretrained, train)
-        if not can_choose_stage(self._fresh[1], val):
-            self.weight = choose_weight(
-                lambda w: self._out_of_fold(starts[w], train, val, or_rescaled=rescaled is not None and w > 0),
-                ALL_OR_NOTHING, "out of fold",
-            )  # fmt: skip
-            if rescaled is not None and self.weight.weight and self._rescaled_is_better:
-                return self._keep(rescaled, "out of fold")
-            return self._train(starts[self.weight.weight], train, val, len(self._earlier))
+        if can_choose_stage(self._fresh[1], val):
+            return self._chosen_on_validation(starts, rescaled, train, val)
+        return self._chosen_out_of_fold(starts, rescaled, train, val)
+
+    def _chosen_on_validation(
+        self, starts: dict[float, Parts], rescaled: Parts | None, train: CaseTensors, val: CaseTensors
+    ) -> Parts:
         found = {w: self._train(start, train, val, len(self._earlier), w) for w, start in starts.items()}
         if rescaled is not None and validation_loss(*rescaled, val) < validation_loss(*found[1.0], val):
-            found[1.0], self._rescaled_is_better = rescaled, True
+            found[1.0] = rescaled
         self.weight = choose_weight(lambda w: validation_losses(*found[w], val, self._seed), ALL_OR_NOTHING)
-        if rescaled is not None and self.weight.weight and self._rescaled_is_better:
-            return self._keep(rescaled, "on the validation cases")
-        return found[self.weight.weight]
+        chosen = found[self.weight.weight]
+        return self._keep(chosen, "on the validation cases") if chosen is rescaled else chosen
+
+    def _chosen_out_of_fold(
+        self, starts: dict[float, Parts], rescaled: Parts | None, train: CaseTensors, val: CaseTensors
+    ) -> Parts:
+        losses = {w: self._out_of_fold(start, train, val) for w, start in starts.items()}
+        rescaled_is_better = False
+        if rescaled is not None:
+            as_taught = self._out_of_fold(starts[1.0], train, val, trained_on=False)
+            rescaled_is_better = float(as_taught.mean()) < float(losses[1.0].mean())
+            losses[1.0] = as_taught if rescaled_is_better else losses[1.0]
+        self.weight = choose_weight(losses.__getitem__, ALL_OR_NOTHING, "out of fold")
+        if rescaled is not None and rescaled_is_better and self.weight.weight:
+            return self._keep(rescaled, "out of fold")
+        return self._train(starts[self.weight.weight], train, val, len(self._earlier))
 
     def _keep(self, parts: Parts, where: str) -> Parts:
         count = len(labelled(self._data.target.train))
@@ -300,32 +311,27 @@ class _Course:
         return parts
 
     def _out_of_fold(
-        self, start: Parts, train: CaseTensors, val: CaseTensors, or_rescaled: bool
+        self, start: Parts, train: CaseTensors, val: CaseTensors, trained_on: bool = True
     ) -> Float[np.ndarray, " groups"]:
         """Return losses on training cases left out of trainings that choose their step as the one that is kept does.
 
-        With ``or_rescaled``, those of the start that is only rescaled, where their mean is lower.
+        With ``trained_on`` false the start learns no more than its scale from the rest of the cases.
         """
         measured = np.arange(len(train)) if start[1].reads_pairs else np.flatnonzero(~train.label.isnan().numpy())
         patients = train.patient.numpy()
         found: list[Float[np.ndarray, " groups"]] = []
-        rescaled: list[Float[np.ndarray, " groups"]] = []
         for _, left_out in patient_folds([str(number) for number in patients[measured].tolist()], self._seed):
             rest = train.take(measured[left_out])
             if not can_validate(start[1], rest):
                 continue
             kept = train.take(np.flatnonzero(~np.isin(patients, rest.patient.numpy())))
-            if or_rescaled:
-                rescaled.append(validation_losses(*self._rescaled(start, kept), rest, self._seed))
-            parts = copy.deepcopy(start)
-            parts[0].backbone.fit_scale(kept.inputs)
-            train_student(*parts, kept, val, self._method.budget, self._seed)
-            self.steps += self._method.budget.fit.steps
+            parts = copy.deepcopy(start) if trained_on else self._rescaled(start, kept)
+            if trained_on:
+                parts[0].backbone.fit_scale(kept.inputs)
+                train_student(*parts, kept, val, self._method.budget, self._seed)
+                self.steps += self._method.budget.fit.steps
             found.append(validation_losses(*parts, rest, self._seed))
         losses = np.concatenate(found) if found else np.array([np.nan])
-        if rescaled and float(np.concatenate(rescaled).mean()) < float(losses.mean()):
-            self._rescaled_is_better = True
-            losses = np.concatenate(rescaled)
         # The mean alone has no standard error: that of a handful of labels would drop every stage.
         return losses if start[1].reads_pairs else losses.mean(keepdims=True)
 
