@@ -200,15 +200,18 @@ def mean_rows(
 
 
 def resampled_comparison(
-    rows: Sequence[dict[str, Any]], blocks: Sequence[Block], claim: Claim, train_size: float | None, rules: Rules,
-    few: str | None,
+    rows: Sequence[dict[str, Any]], labels: Sequence[Sequence[Block]], claim: Claim, train_size: float | None,
+    rules: Rules, few: str | None,
 ) -> Comparison:  # fmt: skip
-    """Return AUC a - AUC b over resamples, each resample being one paired difference."""
+    """Return AUC a - AUC b over resamples, each resample being one paired difference.
+
+    ``labels`` holds the resamples of the label, of a mean over labels those of each.
+    """
     first, second = ([r for r in rows if r["method"] == m] for m in (claim.a, claim.b))
     differences = _column(first, "auc") - _column(second, "auc")
     test = _corrected(differences, first, train_size, few, zero_is_equal=True)
-    folds = patient_folds(blocks[0]) if few is None and train_size is not None else ()
-    found = comparison(claim, first[0]["label_name"], test, rules, np.nan, folds)
+    sizes = [patient_folds(own[0]) for own in labels] if few is None and train_size is not None else ()
+    found = comparison(claim, first[0]["label_name"], test, rules, np.nan, sizes)
     if train_size is not None:
         found.inflation = float(np.sqrt(1 / len(first) + _ratio(first, train_size)))
         found.plan_df = len(first) - 1
@@ -302,7 +305,7 @@ def macro(blocks: Sequence[Block], joints: Sequence[Joint]) -> tuple[Block, Join
     summed, auc, reason = _macro_influence(blocks, joints)
     result = _by_influence(summed, [j.result for j in joints], auc, reason)
     return _pooled(blocks), replace(
-        joints[0], result=_counted(result, joints), one_table=False,
+        joints[0], result=_counted(result, joints), one_table=False, label_folds=tuple(map(patient_folds, blocks)),
         test=f"influence over patients, macro mean of {len(blocks)} labels",
     )  # fmt: skip
 
@@ -325,7 +328,8 @@ def macro_of_repeats(labels: Sequence[Sequence[Block]], clustered: bool) -> tupl
     )
     at, names = _cells([own[0] for own in joints], [blocks[0] for blocks in repeats])
     test = f"influence over patients, {len(repeats)} repeats, macro mean of {len(labels)} labels"
-    joint = Joint(_counted(result, joints[0]), at, names, test, clustered, one_table=False)
+    sizes = tuple(map(patient_folds, repeats[0]))
+    joint = Joint(_counted(result, joints[0]), at, names, test, clustered, one_table=False, label_folds=sizes)
     return _pooled(repeats[0]), joint
 
 

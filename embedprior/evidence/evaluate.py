@@ -351,25 +351,25 @@ def _by_label(blocks: Sequence[Block]) -> list[list[Block]]:
 
 def _over_resamples(plan: _Plan, blocks: list[Block], train_size: float | None) -> _Found:
     labels = _by_label(blocks)
-    tables = []
+    tables: list[tuple[list[list[Block]], list[dict[str, Any]]]] = []
     for own in labels:
         joints = [joint_aucs(b, clustered=plan.by_exam and b.repeats_patients) for b in own]
-        tables.append((own, resample_rows(own, joints, plan.methods, plan.oracles, plan.rules, plan.settings)))
+        tables.append(([own], resample_rows(own, joints, plan.methods, plan.oracles, plan.rules, plan.settings)))
     if len(labels) > 1:
         every = macro_resample_rows(labels, plan.methods, plan.oracles, plan.rules, plan.by_exam)
-        tables.append((blocks, every))
+        tables.append((labels, every))
     rows: list[dict[str, Any]] = []
     means, stability = [], []
     comparisons: list[Comparison] = []
-    for own, table in tables:
-        few = too_few_patients(own)
+    for averaged, table in tables:
+        few = too_few_patients([block for own in averaged for block in own])
         rows += table
         means += mean_rows(table, plan.methods, train_size, plan.rules, few)
         stability.append(ranks(table, plan.ranked))
         for claim in plan.all_claims:
             lacking = plan.lacking(claim)
             if lacking is None:
-                row = resampled_comparison(table, own, claim, train_size, plan.rules, few)
+                row = resampled_comparison(table, averaged, claim, train_size, plan.rules, few)
             else:
                 row = undefined_comparison(claim, table[0]["label_name"], lacking, plan.rules)
             comparisons.append(plan.placed(row))

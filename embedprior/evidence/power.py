@@ -72,6 +72,20 @@ def detectable_difference(
     return float(optimize.brentq(lacking, 0.0, most)) if lacking(most) < 0 else most + lacking(most)
 
 
+def mean_detectable(each: Sequence[float | None]) -> float | None:
+    """Return the detectable difference of a mean over labels, at most; None where one label can show none.
+
+    The standard error of a mean is the mean of the labels' own where their estimates move together, and smaller
+    otherwise: the mean of their detectable differences is an upper bound.
+
+    Example:
+        >>> mean_detectable([0.1, 0.3]), mean_detectable([0.1, None])
+        (0.2, None)
+    """
+    known = [value for value in each if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(each) else None
+
+
 def power_of(
     delta: float, folds: Folds, auc: float, correlation: float, *, alpha: float = 0.05, inflation: float = 1.0,
     df: float = np.inf,

@@ -13,7 +13,7 @@ from embedprior.evidence.decision import EXPLORATORY, NOT_TESTABLE, Claim, Rules
 from embedprior.evidence.delong import Delong, Floats, Ints, delong, renumber
 from embedprior.evidence.intervals import auc_interval
 from embedprior.evidence.permutation import half_test
-from embedprior.evidence.power import Folds, detectable_difference
+from embedprior.evidence.power import Folds, detectable_difference, mean_detectable
 from embedprior.evidence.predictions import Block
 from embedprior.evidence.tests import (
     Estimate,
@@ -39,7 +39,7 @@ class Joint:
     """AUCs of all methods and seeds of one block, jointly; ``at`` finds the cells of a method.
 
     ``one_table`` is False where several tables of scores were averaged (repeats of a k-fold, labels): permutation tests
-    are then not defined.
+    are then not defined. ``label_folds`` are the patients of every label, where labels were averaged.
     """
 
     result: Delong
@@ -48,6 +48,7 @@ class Joint:
     test: str
     clustered: bool = False
     one_table: bool = True
+    label_folds: tuple[Folds, ...] = ()
 
     def contrast(self, method: str, other: str | None = None) -> tuple[Floats | None, str | None]:
         """Return the (R, k) weights giving per-seed AUCs, or per-seed differences, or None and why not."""
@@ -165,7 +166,7 @@ class Comparison:
     claim: Claim
     row: dict[str, Any]
     test: Test
-    folds: Folds = ()
+    label_folds: Sequence[Folds] = ()
     in_family: bool = False
     rules: Rules = field(default_factory=Rules)
     inflation: float = 1.0
@@ -178,13 +179,16 @@ class Comparison:
         return self._detectable(self.rules.alpha / max(family_size, 1))
 
     def _detectable(self, alpha: float) -> float | None:
-        if not self.folds:
+        if not all(self.label_folds):
             return None
-        found = detectable_difference(
-            self.folds, self.rules.auc, self.rules.correlation, alpha=alpha, power=self.rules.power,
-            inflation=self.inflation, df=self.plan_df,
-        )  # fmt: skip
-        return found if found <= 1 - self.rules.auc else None
+        found = [
+            detectable_difference(
+                folds, self.rules.auc, self.rules.correlation, alpha=alpha, power=self.rules.power,
+                inflation=self.inflation, df=self.plan_df,
+            )
+            for folds in self.label_folds
+        ]  # fmt: skip
+        return mean_detectable([each if each <= 1 - self.rules.auc else None for each in found])
 
     def plan(self, family_size: int) -> None:
         """Write what the sizes promise beside the result."""
@@ -230,7 +234,8 @@ def comparison_row(block: Block, joint: Joint, claim: Claim, rules: Rules) -> Co
             joint.estimate(block, a), joint.estimate(block, b), variance, sample, joint.result, name,
             permute=joint.one_table,
         )  # fmt: skip
-    return comparison(claim, block.label_name, test, rules, _correlation(joint, a, b), patient_folds(block))
+    sizes = joint.label_folds or (patient_folds(block),)
+    return comparison(claim, block.label_name, test, rules, _correlation(joint, a, b), sizes)
 
 
 def omnibus_row(block: Block, joint: Joint, methods: list[str]) -> dict[str, Any]:
@@ -266,10 +271,11 @@ def undefined_comparison(claim: Claim, label_name: str | None, reason: str, rule
 
 
 def comparison(
-    claim: Claim, label_name: str | None, test: Test, rules: Rules, correlation: float, folds: Folds
+    claim: Claim, label_name: str | None, test: Test, rules: Rules, correlation: float, label_folds: Sequence[Folds]
 ) -> Comparison:
     """Return the row of a test; ``judge_family`` fills in what needs the whole family.
 
+    ``label_folds`` are the patients of the label, of a mean over labels those of each; empty where no size counts.
     ``p`` is that of the claim: of no difference for superiority, of the margin for the other kinds.
     """
     low, high = test.limits(rules.alpha) if test.limits is not None else (np.nan, np.nan)
@@ -306,7 +312,7 @@ def comparison(
         "metrics": {},
         "reason": test.reason,
     }
-    return Comparison(claim, row, test, folds, rules=rules)
+    return Comparison(claim, row, test, label_folds, rules=rules)
 
 
 def _correlation(joint: Joint, a: str, b: str) -> float:

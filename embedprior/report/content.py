@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from embedprior.evidence.aggregate import MACRO
 from embedprior.report import formatting
 
 Floats = NDArray[np.floating[Any]]
@@ -99,6 +100,7 @@ class Report:
         flow: ``step, exams, patients, dropped, reason``: how the cohort came about.
         lead_figures: stand right under the verdict.
         figures: of the whole study.
+        label_curves: ROC curves of every label, folded away.
         tables: of the whole study.
         pictures: exams, and maps of embeddings.
         embeddings: for the t-SNE panel.
@@ -123,6 +125,7 @@ class Report:
     boundary: pd.DataFrame = field(default_factory=pd.DataFrame)
     lead_figures: Sequence[Figure] = ()
     figures: Sequence[Figure] = ()
+    label_curves: Sequence[Figure] = ()
     checklists: Sequence[Table] = ()
 
 
@@ -188,11 +191,19 @@ class Results:
     footnotes: list[str]
     confidence: str
     has_verdicts: bool
+    untested: str = ""
+    """Why none of several comparisons has a test; empty where reasons differ, or a test was made."""
 
 
 def oracles(evidence: Mapping[str, Any]) -> frozenset[str]:
     """Return the names of the methods that need CT at inference."""
     return frozenset(str(m["method"]) for m in evidence.get("methods", ()) if m.get("oracle"))
+
+
+def is_mean_over_labels(evidence: Mapping[str, Any]) -> bool:
+    """Whether the evidence is of a mean over labels, which has no scores and so no curve of its own."""
+    rows = evidence.get("methods", ())
+    return bool(rows) and all(m.get("label_name") == MACRO for m in rows)
 
 
 def fixed_models(evidence: Mapping[str, Any]) -> list[str]:
@@ -229,6 +240,7 @@ def results(evidence: Mapping[str, Any], notes: Mapping[str, str] | None = None)
     methods, declared = list(evidence.get("methods", ())), list(evidence.get("comparisons", ()))
     reversed_claims = {(c["b"], c["a"], _block(c)) for c in declared if c.get("in_family")}
     declared = [c for c in declared if c.get("in_family") or (c["a"], c["b"], _block(c)) not in reversed_claims]
+    untested = _why_untested(declared)
     support = {(str(m["method"]), _block(m)): m for m in methods}
     show_block = len({_block(m) for m in methods}) > 1
     deployable, oracle = (
@@ -237,7 +249,7 @@ def results(evidence: Mapping[str, Any], notes: Mapping[str, str] | None = None)
     )
     without, with_oracle = (
         [
-            _comparison_row(c, support, alpha, footnotes, show_block)
+            _comparison_row(c, support, alpha, footnotes, show_block, bool(untested))
             for c in declared
             if _touches(c, needs_ct) is with_ct
         ]
@@ -251,7 +263,14 @@ def results(evidence: Mapping[str, Any], notes: Mapping[str, str] | None = None)
         footnotes=footnotes.texts,
         confidence=formatting.percent(alpha),
         has_verdicts=any(c.get("verdict") for c in declared),
+        untested=untested,
     )
+
+
+def _why_untested(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    reasons = {str(c.get("reason") or "") for c in comparisons}
+    none = all(formatting.number(c.get("p")) is None for c in comparisons)
+    return reasons.pop() if none and len(comparisons) > 1 and len(reasons) == 1 else ""
 
 
 def _detectable(delta: float | None) -> str:
@@ -311,6 +330,7 @@ def _comparison_row(
     alpha: float,
     footnotes: Footnotes,
     show_block: bool,
+    reason_given: bool,
 ) -> ComparisonRow:
     a, b, block = str(comparison["a"]), str(comparison["b"]), _block(comparison)
     needed = ("delta", "ci_low", "ci_high", "p")
@@ -319,7 +339,7 @@ def _comparison_row(
     counts = comparison if formatting.number(comparison.get("n_patients")) is not None else support.get((a, block), {})
     cases = formatting.support(counts)
     limits = formatting.interval(comparison.get("ci_low"), comparison.get("ci_high"), sign=True)
-    sentence = formatting.comparison_sentence(comparison, alpha, cases)
+    sentence = formatting.comparison_sentence(comparison, alpha, cases, reason_given)
     return ComparisonRow(
         a=a,
         b=b,

@@ -119,7 +119,9 @@ def left_out(evidence: Mapping[str, Any], shown: Sequence[str]) -> str:
     return f" {len(shown)} of {len(known)} methods are drawn; the tables hold all." if len(known) > len(shown) else ""
 
 
-def roc_figure(evidence: Mapping[str, Any], predictions: pd.DataFrame, label: str | None = None) -> Figure | None:
+def roc_figure(
+    evidence: Mapping[str, Any], predictions: pd.DataFrame, label: str | None = None, width: float = WIDTH_INCHES
+) -> Figure | None:
     """Return the ROC curves, a band around those of the first declared claim; None when none can be drawn.
 
     The AUCs in the legend are the evaluated ones, never recomputed here.
@@ -128,6 +130,7 @@ def roc_figure(evidence: Mapping[str, Any], predictions: pd.DataFrame, label: st
         evidence: the evaluation.
         predictions: the held-out scores.
         label: only this ``label_name``.
+        width: of the figure, in inches.
     """
     rows = held_out(predictions, str(evidence.get("unit", "exam")))
     if rows.empty:
@@ -147,7 +150,7 @@ def roc_figure(evidence: Mapping[str, Any], predictions: pd.DataFrame, label: st
     if first is not None and first["a"] in curves and first["b"] in curves:
         banded = [str(first["a"]), str(first["b"])]
     legend_inches = 0.2 * len(curves) + 0.25
-    figure = Canvas(figsize=(WIDTH_INCHES, WIDTH_INCHES - 0.3 + legend_inches), layout="constrained")
+    figure = Canvas(figsize=(width, width - 0.3 + legend_inches), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#b9c0ca", linewidth=1, zorder=0)
     drawn: list[pd.DataFrame] = []
@@ -253,6 +256,8 @@ def short_name(name: Any) -> str:
 def forest_figure(evidence: Mapping[str, Any]) -> Figure | None:
     """Return the differences of AUC with their intervals, grouped by what they are compared with.
 
+    Of several labels a group is a comparison, and its lines are the labels.
+
     Filled points are of supported claims; a bracket marks the smallest detectable difference. Comparisons with an
     oracle stand at the bottom in grey. None when there is nothing to draw.
     """
@@ -301,23 +306,26 @@ def _reach(comparisons: list[Mapping[str, Any]]) -> tuple[float, float]:
 def _forest_lines(
     comparisons: list[Mapping[str, Any]], needs_ct: frozenset[str]
 ) -> Iterator[tuple[str, Mapping[str, Any] | None, bool]]:
+    several_labels = len({c.get("label_name") for c in comparisons}) > 1
+
     def group(c: Mapping[str, Any]) -> tuple[bool, str]:
-        return (str(c["a"]) in needs_ct or str(c["b"]) in needs_ct, str(c["b"]))
+        is_oracle, a, b = str(c["a"]) in needs_ct or str(c["b"]) in needs_ct, short_name(c["a"]), short_name(c["b"])
+        if several_labels:
+            return is_oracle, f"{a} against {b}"
+        return is_oracle, f"{'oracle against' if is_oracle else 'against'} {b}"
 
     names = list(dict.fromkeys(map(group, comparisons)))
-    several_labels = len({c.get("label_name") for c in comparisons}) > 1
-    for is_oracle, reference in sorted(names, key=lambda name: name[0]):
-        yield f"{'oracle against' if is_oracle else 'against'} {short_name(reference)}", None, is_oracle
+    for is_oracle, heading in sorted(names, key=lambda name: name[0]):
+        yield heading, None, is_oracle
         for comparison in comparisons:
-            if group(comparison) == (is_oracle, reference):
-                suffix = f" · {comparison['label_name']}" if several_labels else ""
-                yield f"{short_name(comparison['a'])}{suffix}", comparison, is_oracle
+            if group(comparison) == (is_oracle, heading):
+                yield short_name(comparison["label_name" if several_labels else "a"]), comparison, is_oracle
 
 
 def _forest_row(axes: Axes, row: int, comparison: Mapping[str, Any], colour: str) -> None:
     delta, low, high = (formatting.number(comparison.get(k)) for k in ("delta", "ci_low", "ci_high"))
     if delta is None:
-        axes.text(0.01, row, "no difference can be computed", va="center", fontsize=8, color=MUTED, style="italic")
+        axes.text(0.01, row, "none can be computed", va="center", fontsize=8, color=MUTED, style="italic")
         return
     detectable = formatting.number(comparison.get("min_detectable_delta"))
     if detectable is not None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from embedprior.evidence.aggregate import MACRO
 from embedprior.evidence.tables import latex_text
 
 Tone = Literal["supported", "excluded", "open"]
@@ -98,7 +99,8 @@ def support(row: Mapping[str, Any]) -> str:
     """Return ``253 patients, 101 pos / 152 neg`` from ``n_patients, n_pos, n_neg``; an en dash for what is unknown."""
     patients, pos, neg = (count(row.get(name)) for name in ("n_patients", "n_pos", "n_neg"))
     noun = "patient" if patients == "1" else "patients"
-    return f"{patients} {noun}, {pos} pos / {neg} neg"
+    summed = " summed over labels" if row.get("label_name") == MACRO else ""
+    return f"{patients} {noun}, {pos} pos / {neg} neg{summed}"
 
 
 def count(value: Any) -> str:
@@ -143,7 +145,9 @@ def claim_words(comparison: Mapping[str, Any]) -> str:
         f"{a} not worse than {b} by {margin:g}")  # fmt: skip
 
 
-def comparison_sentence(comparison: Mapping[str, Any], alpha: float = 0.05, cases: str = "") -> str:
+def comparison_sentence(
+    comparison: Mapping[str, Any], alpha: float = 0.05, cases: str = "", reason_given: bool = False
+) -> str:
     """Return what a comparison of AUC a - AUC b shows, in words: the verdict first, then the figures it rests on.
 
     A comparison that was not declared has no verdict: its figures are described, and p is not adjusted.
@@ -152,6 +156,7 @@ def comparison_sentence(comparison: Mapping[str, Any], alpha: float = 0.05, case
         comparison: one entry of ``evidence["comparisons"]``.
         alpha: level of the tests and intervals.
         cases: the support in words, appended.
+        reason_given: whether the reason for the lack of a test was given before, for several comparisons together.
     """
     verdict, reason = verdict_of(comparison), comparison.get("reason")
     tail = f"; {cases}" if cases else ""
@@ -163,7 +168,7 @@ def comparison_sentence(comparison: Mapping[str, Any], alpha: float = 0.05, case
         figures += f" ({percent(alpha)} CI {interval(comparison['ci_low'], comparison['ci_high'], sign=True)})"
     name, p = deciding_p(comparison)
     if p is None:
-        return f"{head}: {figures}, no test: {reason or NO_REASON}{tail}."
+        return f"{head}: {figures}, no test{'' if reason_given else f': {reason or NO_REASON}'}{tail}."
     figures += f", {name} {p_digits(p, alpha)}"
     raw = number(comparison.get("p"))
     if name == "p":

@@ -73,6 +73,8 @@ def _markdown_section(section: EvidenceSection) -> list[str]:
     said = [*section.intro, *fixed_models(section.evidence), *warned]
     parts = [f"## {escaped(section.heading)}", *map(escaped, said)]
     parts.append(results_table(section.evidence, section.method_notes))
+    if found.untested:
+        parts.append(escaped(f"No comparison here can be tested: {found.untested}."))
     if found.comparisons:
         parts.append("\n".join(f"- {escaped(row.sentence)}" for row in found.comparisons))
     if found.oracle_comparisons:
@@ -118,7 +120,7 @@ def summary_markdown(report: Report, figures: Mapping[str, Sequence[Figure]] | N
         if figures is not None:
             parts += _markdown_figures(figures.get(section.key, ()))
     if figures is not None:
-        parts += _markdown_figures([*report.figures, *report.pictures])
+        parts += _markdown_figures([*report.figures, *report.label_curves, *report.pictures])
     for table in report.tables:
         parts += _markdown_table_section(table)
     if figures is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from embedprior.report import formatting
-from embedprior.report.content import EvidenceSection, Figure, Report, Table
+from embedprior.report.content import EvidenceSection, Figure, Report, Table, is_mean_over_labels
 from embedprior.report.curves import calibration_figure, decision_figure, threshold_figure
 from embedprior.report.figures import auc_figure, forest_figure, roc_figure
 from embedprior.report.markdown import summary_markdown
@@ -44,10 +44,11 @@ def section_figures(section: EvidenceSection) -> tuple[list[Figure], list[str]]:
     found: list[Figure | None] = []
     reasons: list[str] = []
     with_interval = _any_interval(evidence.get("methods", ()))
+    curves_of: Sequence[Any] = () if is_mean_over_labels(evidence) else several[:MAX_LABELS]
     if not with_interval:
         reasons.append("No curves: no AUC here has an interval, and curves alone would promise too much.")
     else:
-        for label in several[:MAX_LABELS]:
+        for label in curves_of:
             curve = roc_figure(evidence, predictions, label)
             found.append(curve)
             if curve is None:
@@ -61,7 +62,7 @@ def section_figures(section: EvidenceSection) -> tuple[list[Figure], list[str]]:
     elif evidence.get("comparisons"):
         reasons.append("No figure of differences: none has an interval on these cases.")
     found += [dots_figure(evidence, "auc_per_resample", "resample"), dots_figure(evidence, "auc_per_seed", "seed")]
-    for label in several[:MAX_LABELS] if with_interval else ():
+    for label in curves_of if with_interval else ():
         calibration, why = calibration_figure(evidence, label)
         found += [calibration, decision_figure(evidence, label), threshold_figure(evidence, predictions, label)]
         reasons += [why] if why else []
@@ -115,7 +116,8 @@ def write_report(out: Path, report: Report) -> Path:
     for name in (FIGURES, TABLES):
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).mkdir()
-    every = [*report.lead_figures, *(f for own in figures.values() for f in own), *report.figures, *report.pictures]
+    of_sections = (figure for own in figures.values() for figure in own)
+    every = [*report.lead_figures, *of_sections, *report.figures, *report.label_curves, *report.pictures]
     for figure in every:
         name = file_name(figure.name)
         (out / FIGURES / f"{name}.png").write_bytes(figure.png)

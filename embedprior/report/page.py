@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from embedprior.errors import BadInput
 from embedprior.report.content import (
@@ -23,6 +25,7 @@ from embedprior.report.content import (
     Results,
     Table,
     fixed_models,
+    is_mean_over_labels,
     results,
 )
 from embedprior.report.flow import flow_svg
@@ -114,6 +117,7 @@ def render_page(report: Report, figures: Mapping[str, Sequence[Figure]], no_figu
         for number, section in enumerate(report.evidence, 1)
     ]  # fmt: skip
     own = _placed(report.figures, room)
+    curves = _placed(report.label_curves, room)
     tables = _tables(report.tables, "table")
     checklists = _tables(report.checklists, "checklist")
     run_short, run_long = provenance(report.run)
@@ -121,6 +125,7 @@ def render_page(report: Report, figures: Mapping[str, Sequence[Figure]], no_figu
         loader=PackageLoader("embedprior.report", "."), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["unbroken"] = unbroken
+    environment.filters["cell"] = _cell
     script = _file("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return environment.get_template("report.html.j2").render(
@@ -131,6 +136,7 @@ def render_page(report: Report, figures: Mapping[str, Sequence[Figure]], no_figu
         lead_figures=lead,
         sections=sections,
         figures=own,
+        label_curves=curves,
         pictures=pictures,
         cut_figures=room[0] < 0,
         flow_drawn=flow_svg(report.flow),
@@ -150,6 +156,14 @@ def render_page(report: Report, figures: Mapping[str, Sequence[Figure]], no_figu
 
 def _file(name: str) -> str:
     return resources.files("embedprior.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _cell(text: str) -> Markup:
+    """Return a cell whose interval stays on one line: ``0.81 (0.76–0.86)`` breaks before the parenthesis alone."""
+    found = re.fullmatch(r"(\S+) (\([^()]*\))", text)
+    if found is None:
+        return escape(unbroken(text))
+    return Markup('{} <span class="ci">{}</span>').format(*found.groups())
 
 
 def _placed(figures: Sequence[Figure], room: list[int]) -> list[Picture]:
@@ -185,6 +199,12 @@ def _contents(
     return [*links, ("skipped", "Skipped items"), ("run", "How it was made")]
 
 
+def _counted(evidence: Mapping[str, Any]) -> str:
+    unit = str(evidence.get("unit", "patient"))
+    what = "pos / neg" if unit == "patient" else f"{unit}s pos / neg"
+    return f"{what}, summed over labels" if is_mean_over_labels(evidence) else what
+
+
 def _section(section: EvidenceSection, anchor: str, figures: list[Picture], no_figure: list[str]) -> Section:
     evidence = section.evidence
     return Section(
@@ -195,7 +215,7 @@ def _section(section: EvidenceSection, anchor: str, figures: list[Picture], no_f
             *fixed_models(evidence),
             *(f"Note: {text}." for text in evidence.get("warnings", ())),
         ],
-        counted="pos / neg" if evidence.get("unit", "patient") == "patient" else f"{evidence['unit']}s pos / neg",
+        counted=_counted(evidence),
         results=results(evidence, section.method_notes),
         figures=figures,
         no_figure=no_figure,

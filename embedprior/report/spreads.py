@@ -12,7 +12,18 @@ from matplotlib.figure import Figure as Canvas
 
 from embedprior.report import formatting
 from embedprior.report.content import Figure, alpha_of, oracles
-from embedprior.report.figures import BLUE, INK, MUTED, ORANGE, WIDTH_INCHES, clean, png, short_name, style_of
+from embedprior.report.figures import (
+    BLUE,
+    INK,
+    MAX_CURVES,
+    MUTED,
+    ORANGE,
+    WIDTH_INCHES,
+    clean,
+    png,
+    short_name,
+    style_of,
+)
 
 LABEL_COLUMNS = ["series", "method", "labelled", "auc", "ci_low", "ci_high", "oracle"]
 
@@ -112,6 +123,49 @@ def sweep_figure(name: str, data: pd.DataFrame, settings: Sequence[str]) -> Figu
         f"AUC by setting ({name}). No setting was chosen: the largest of many values is partly the largest by chance."
     )
     return Figure(f"sweep-{name}", caption, png(figure), data)
+
+
+def label_forest_figure(name: str, data: pd.DataFrame, needs_ct: frozenset[str], alpha: float) -> Figure | None:
+    """Return the AUC of every method on every label with its interval; None where no AUC has one.
+
+    Args:
+        name: of the design.
+        data: ``label, method, auc, ci_low, ci_high``, labels from top to bottom.
+        needs_ct: methods that need CT at inference, drawn in grey.
+        alpha: level of the intervals.
+    """
+    known = data.dropna(subset=["auc", "ci_low", "ci_high"])
+    if known.empty:
+        return None
+    methods, labels = list(dict.fromkeys(known["method"])), list(dict.fromkeys(data["label"]))
+    shown = [m for m in methods if m not in needs_ct][:MAX_CURVES]
+    shown += [m for m in methods if m in needs_ct][: MAX_CURVES - len(shown)]
+    styles = style_of(shown, needs_ct)
+    height = (0.11 * len(shown) + 0.12) * len(labels) + 0.2 * len(shown) + 0.9
+    figure = Canvas(figsize=(WIDTH_INCHES, height), layout="constrained")
+    axes = figure.subplots()
+    for place, method in enumerate(shown):
+        own = known[known["method"] == method]
+        at = np.array([labels.index(label) for label in own["label"]])
+        at = at + (place - (len(shown) - 1) / 2) * 0.8 / len(shown)
+        colour = styles[method]["color"]
+        axes.hlines(at, own["ci_low"], own["ci_high"], color=colour, lw=1.4)
+        axes.plot(own["auc"], at, "o", ms=3.5, color=colour, label=short_name(method) + _oracle(method, needs_ct))
+    for edge in range(1, len(labels)):
+        axes.axhline(edge - 0.5, color="#e5e8ec", lw=0.8, zorder=0)
+    _rows(axes, [short_name(label) for label in labels])
+    axes.axvline(0.5, color="#b9c0ca", lw=1, zorder=0)
+    axes.set_xlabel(f"AUC ({formatting.percent(alpha)} CI)", fontsize=10, color=INK)
+    figure.legend(loc="outside lower left", fontsize=9, frameon=False, labelspacing=0.3)
+    left_out = f" {len(shown)} of {len(methods)} methods are drawn; the table holds all." if shown != methods else ""
+    absent = [label for label in labels if label not in set(known["label"])]
+    left_out += f" Without an interval: {', '.join(map(str, absent))}." if absent else ""
+    caption = f"AUC of every method on each label, with its interval ({name}).{left_out}"
+    return Figure(f"label-auc-{name}", caption, png(figure), data)
+
+
+def _oracle(method: str, needs_ct: frozenset[str]) -> str:
+    return " (oracle: needs CT)" if method in needs_ct else ""
 
 
 def label_curve_figure(

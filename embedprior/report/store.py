@@ -56,7 +56,7 @@ def save_content(out: Path, report: Report) -> None:
             **{name: [_packed(t) for t in getattr(report, name)] for name in ("tables", "checklists")},
             **{
                 name: [{"name": f.name, "caption": f.caption, "alt": f.alt} for f in getattr(report, name)]
-                for name in ("lead_figures", "figures", "pictures")
+                for name in ("lead_figures", "figures", "label_curves", "pictures")
             },
         },
     )  # fmt: skip
@@ -90,7 +90,7 @@ def load_report(out: Path) -> Report:
         boundary=_unframed(kept["boundary"]), flow=_unframed(kept["flow"]), failures=_unframed(kept["failures"]),
         tables=[_unpacked(t) for t in kept["tables"]], checklists=[_unpacked(t) for t in kept["checklists"]],
         lead_figures=_figures(out, kept["lead_figures"]), figures=_figures(out, kept["figures"]),
-        pictures=_figures(out, kept["pictures"]),
+        label_curves=_figures(out, kept.get("label_curves", ())), pictures=_figures(out, kept["pictures"]),
         run=shown_record(record),
     )  # fmt: skip
 

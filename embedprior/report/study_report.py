@@ -14,7 +14,7 @@ from embedprior.evidence.decision import SUPPORTED, SUPPORTED_SMALL
 from embedprior.evidence.tables import METRICS
 from embedprior.report.checklists import checklists
 from embedprior.report.conclusions import boundary_table
-from embedprior.report.content import EvidenceSection, Report, Table
+from embedprior.report.content import EvidenceSection, Figure, Report, Table
 from embedprior.report.fit_tables import (
     choice_tables,
     cost_tables,
@@ -23,7 +23,7 @@ from embedprior.report.fit_tables import (
     prior_warnings,
     unequal_search,
 )
-from embedprior.report.label_sections import label_sections, labelled_keys
+from embedprior.report.label_sections import hypotheses_by_label, label_sections, labelled_keys
 from embedprior.report.output import finish_report
 from embedprior.report.spreads import label_curve_figure
 from embedprior.report.store import compared_scores
@@ -58,11 +58,11 @@ def metric_table(metrics: Sequence[str], key: str, evidence: Mapping[str, Any]) 
         for name in metrics:
             found = panel.get(name) or {}
             limits = {k: found.get(k) for k in ("ci_low", "ci_high")}
-            row[METRICS.get(name, name)] = estimate_of({"auc": found.get("value"), **limits})
+            row[METRICS.get(name, name.capitalize())] = estimate_of({"auc": found.get("value"), **limits})
             if found.get("value") is None:
                 reasons.append(found.get("reason") or f"{name} is not computed for this design")
         rows.append(row)
-    note = "Undefined: " + "; ".join(dict.fromkeys(reasons)) + "." if reasons else ""
+    note = "A dash: " + "; ".join(dict.fromkeys(reasons)) + "." if reasons else ""
     return [(f"Other metrics: {key}", pd.DataFrame(rows), note)]
 
 
@@ -126,20 +126,24 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
     findings: list[tuple[str, str]] = []
     verdict: list[str] = []
     if len(hypotheses):
-        tables.append(("Declared hypotheses", hypotheses, "Declared in the configuration, before any score was seen."))
+        shown = hypotheses_by_label(hypotheses) if named else hypotheses
+        tables.append(("Declared hypotheses", shown, "Declared in the configuration, before any score was seen."))
     swept, figures = sweep_results(config, result, evidence)
+    curves: list[Figure] = []
     tables += swept
     if named:
         intros = {p.variant.shared_key(p.design): _intro(p, evidence[p.key])[1] for p in reversed(result.designs)}
-        sections, figures_by_label, findings, verdict = label_sections(result, evidence, intros)
-        figures = [*figures, *figures_by_label]
+        by_label = label_sections(result, evidence, intros, family_size(config, result.study))
+        sections, findings, verdict = by_label.sections, by_label.findings, by_label.verdict
+        figures, curves = [*figures, *by_label.figures], by_label.curves
     for part in result.designs if not named else ():
         rows = result.predictions[result.predictions["design"] == part.key]
         test = rows[rows["split"] == "test"]
         own = evidence[part.key]
         notes = method_notes(part.design, part.targets, result.uses_ct)
         heading = part.design.question or part.design.name
-        heading += f" ({part.variant.label})" if part.variant.label else ""
+        named_apart = len(result.designs) > 1 and part.design.question
+        heading += f" ({part.key})" if named_apart else f" ({part.variant.label})" if part.variant.label else ""
         inside = _inside_sources(part, test)
         own_tables = _design_tables(part, test, result.support, own, inside)
         own_tables += metric_table(part.variant.config.metrics, part.key, own)
@@ -166,6 +170,7 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
         flow=flow_table(scored_flow(result)),
         lead_figures=[] if curve is None else [curve],
         figures=figures,
+        label_curves=curves,
         tables=tables,
         pictures=[*case_pictures(result, evidence), *generated_pictures(config, result)],
         caveats=[*_caveats(config, result), *unequal_search(result), *config.caveats],

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedprior.evidence import EvidenceError
+from embedprior.evidence.aggregate import MACRO
 from embedprior.evidence.power import Design, patients_needed
 from embedprior.report.formatting import claim_words, number, verdict_of
 
@@ -38,6 +39,69 @@ def verdict_sentences(evidence: Mapping[str, Any], name: str = "", family: int |
     sentences = [f"{start}{_counted(groups, len(declared), noun)}."]
     size = size_sentence(evidence, declared, family or len(declared))
     return [*sentences, size] if size else sentences
+
+
+def label_sentences(evidence: Sequence[Mapping[str, Any]], name: str, family: int) -> list[str]:
+    """Return a sentence a claim, with the labels of each verdict, and how many cases the relevant difference takes.
+
+    Args:
+        evidence: of one design on each label, and last on their mean where there is one.
+        name: of the design, set before the sentences where a study has several.
+        family: number of claims that Holm adjusts over.
+
+    Example:
+        >>> row = {"a": "prior", "b": "cxr-only", "in_family": True, "delta": 0.08}
+        >>> shown = [("nodule", "supported"), ("effusion", "inconclusive"), ("macro", "supported")]
+        >>> rows = [{"comparisons": [{**row, "label_name": n, "verdict": v}], "methods": []} for n, v in shown]
+        >>> label_sentences(rows, "", 3)[0]
+        'prior better than cxr-only: supported on nodule and the mean over labels; inconclusive on effusion.'
+    """
+    start = f"{name}: " if name else ""
+    declared = [c for own in evidence for c in own["comparisons"] if c.get("in_family") and verdict_of(c)]
+    if not declared:
+        return verdict_sentences({"comparisons": []}, name)
+    claims: dict[str, list[Mapping[str, Any]]] = {}
+    for comparison in declared:
+        claims.setdefault(claim_words(comparison), []).append(comparison)
+    sentences = []
+    for claim, rows in claims.items():
+        groups: dict[str, list[str]] = {}
+        for row in sorted(rows, key=_rank):
+            groups.setdefault(verdict_of(row), []).append(str(row["label_name"]))
+        parts = [f"{verdict} on {_labels(labels)}" for verdict, labels in groups.items()]
+        sentences.append(f"{start}{claim}: {'; '.join(parts)}.")
+    needed = _labels_needed(evidence, family)
+    return [*sentences, needed] if needed else sentences
+
+
+def _labels(names: Sequence[str]) -> str:
+    own = [name for name in names if name != MACRO]
+    mean = ["the mean over labels"] if len(own) < len(names) else []
+    shown = own if len(own) <= MAX_NAMED else [f"{len(own)} labels"]
+    words = [*shown, *mean]
+    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
+
+
+def _labels_needed(evidence: Sequence[Mapping[str, Any]], family: int) -> str:
+    """Say how many cases show the relevant difference: on the label that takes fewest, and on that of most."""
+    found = []
+    for own in evidence:
+        row = next((m for m in own["methods"] if number(m.get("n_pos")) and number(m.get("n_neg"))), None)
+        if row is None or row["label_name"] == MACRO or number(own.get("relevant_delta")) is None:
+            continue
+        needed = cases_needed(own, float(row["n_pos"]), float(row["n_neg"]), family)
+        if needed is not None:
+            found.append((*needed, str(row["label_name"]), own))
+    if not found:
+        return ""
+    least, most, own = min(found), max(found), found[0][3]
+    unit = f"held-out {own.get('unit', 'patient')}s"
+    first, last = (
+        f"about {_rounded(total)} {unit} (about {_rounded(positive)} positive) on {label}"
+        for total, positive, label, _ in (least, most)
+    )
+    sentence = f"A difference in AUC of {float(own['relevant_delta']):g} would take {first}"
+    return f"{sentence}." if least == most else f"{sentence}, the fewest of all labels, and {last}, the most."
 
 
 def _counted(groups: Mapping[str, Sequence[str]], total: int, noun: str) -> str:

@@ -323,7 +323,7 @@ def _macro_evaluation(
     left_out = [str(p.variant.label_name) for p in parts if p not in tested]
     warnings = [f"mean over {len(named)} labels: {', '.join(named)}"]
     if left_out:
-        warnings.append(f"not in the mean, for they can't be tested: {', '.join(left_out)}")
+        warnings.append(f"left out of the mean, because no test is possible: {', '.join(left_out)}")
     return _only_macro(whole, warnings)
 
 
@@ -425,10 +425,12 @@ def _why(comparison: Mapping[str, Any]) -> str:
     if comparison["p"] is None:
         return str(comparison["reason"])
     limits = ("delta", "ci_low", "ci_high")
-    shown = {key: "–" if comparison[key] is None else f"{comparison[key]:+.3f}" for key in limits}
-    parts = [f"ΔAUC {shown['delta']} ({shown['ci_low']} to {shown['ci_high']}), Holm p {comparison['p_holm']:.3f}"]
+    shown = {key: "–" if comparison[key] is None else f"{comparison[key]:+.3f}".replace("-", "−") for key in limits}
+    p = comparison["p_holm"]
+    p_text = "< .001" if p < 0.001 else "> .999" if p > 0.999 else f"= {p:.3f}".replace("0.", ".")
+    parts = [f"ΔAUC {shown['delta']} ({shown['ci_low']} to {shown['ci_high']}), Holm p {p_text}"]
     planned = comparison["min_detectable_delta_holm"]
-    parts.append("no difference detectable at this size" if planned is None else f"detectable by plan {planned:.3f}")
+    parts.append("no difference detectable at this size" if planned is None else f"detectable {planned:.3f}")
     return ", ".join([*parts, *([comparison["reason"]] if comparison["reason"] else [])])
 
 

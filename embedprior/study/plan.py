@@ -15,7 +15,7 @@ from embedprior.cohort.base import FlowStep, flow_table
 from embedprior.cohort.sources.tables import read_splits
 from embedprior.cohort.splits import Fold
 from embedprior.errors import BadInput
-from embedprior.evidence.power import detectable_difference
+from embedprior.evidence.power import detectable_difference, mean_detectable
 from embedprior.runs import artifacts_root, canonical, hash_of, read_json, write_json
 from embedprior.runs.provenance import portable_path
 from embedprior.runs.run import nameless_paths
@@ -114,10 +114,7 @@ def family_size(config: StudyConfig, study: Study) -> int:
 
 
 def macro_difference(each: Sequence[Detectable]) -> Detectable:
-    """Return the smallest difference of the mean over labels that a claim could show, at most.
-
-    The standard error of a mean is the mean of the labels' own where their estimates move together, and smaller
-    otherwise: the mean of their detectable differences is an upper bound.
+    """Return the smallest difference of the mean over labels that a claim could show, at most (``mean_detectable``).
 
     Args:
         each: of the labels that can be tested.
@@ -130,9 +127,8 @@ def macro_difference(each: Sequence[Detectable]) -> Detectable:
     if len(each) < 2:
         return Detectable(0.0, 0.0, None, None, f"{len(each)} of the labels can be tested: there is no mean over them")
     n_pos, n_neg = (float(np.mean([getattr(d, name) for d in each])) for name in ("n_pos", "n_neg"))
-    deltas = [[value for d in each if (value := getattr(d, name)) is not None] for name in ("delta", "delta_holm")]
-    delta, first = (float(np.mean(known)) if len(known) == len(each) else None for known in deltas)
-    lacking = len(each) - len(deltas[0])
+    delta, first = (mean_detectable([getattr(d, name) for d in each]) for name in ("delta", "delta_holm"))
+    lacking = sum(d.delta is None for d in each)
     why = f"no difference can be detected for {lacking} of {len(each)} labels" if lacking else ""
     return Detectable(n_pos, n_neg, delta, first, why)
 

@@ -11,7 +11,7 @@ import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from embedprior.evidence import EvidenceError, delong, evaluate_predictions
 from embedprior.evidence.predictions import held_out_blocks
@@ -560,3 +560,65 @@ def test_macro_of_labels_known_for_different_patients_counts_everyone() -> None:
     assert macro["auc"] == pytest.approx(np.mean([row["auc"] for row in parts]))
     assert macro["se"] == pytest.approx(np.sqrt(sum(row["se"] ** 2 for row in parts)) / 2, rel=1e-6)
     assert (parts[1]["n_patients"], macro["n_patients"]) == (90, 210)
+
+
+def binormal_detectable(m: int, n: int) -> float:
+    """The equation of the power written out: the chance that two positives score above one negative, as an integral."""
+
+    def variance(auc: float) -> float:
+        z = stats.norm.ppf(auc)
+        both = stats.multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]]).cdf([z, z])
+        return (auc * (1 - auc) + (m + n - 2) * (both - auc**2)) / (m * n)
+
+    def lacking(delta: float) -> float:
+        one, other = variance(0.8), variance(0.8 + delta)
+        se = np.sqrt(one + other - 2 * 0.5 * np.sqrt(one * other))
+        return float((stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * se - delta)
+
+    return float(optimize.brentq(lacking, 1e-6, 0.199))
+
+
+def labels_of_sizes(sizes: dict[str, tuple[int, int]], resamples: int = 1) -> pd.DataFrame:
+    rng = np.random.default_rng(1)
+    tables = []
+    for label, (m, n) in sizes.items():
+        truth, ids = np.repeat([1, 0], [m, n]), [f"p{i}" for i in range(m + n)]
+        for resample in range(resamples):
+            for method, shift in (("ref", 0.5), ("a", 1.5)):
+                score = rng.normal(size=m + n) + shift * truth
+                columns = {"exam_id": ids, "patient_id": ids, "label": truth, "method": method, "score": score}
+                tables.append(pd.DataFrame({**columns, "label_name": label, "resample": resample}))
+    return pd.concat(tables) if resamples > 1 else pd.concat(tables).drop(columns="resample")
+
+
+def claim_on(evidence: dict[str, Any], label: str) -> dict[str, Any]:
+    return next(c for c in evidence["comparisons"] if c["label_name"] == label)
+
+
+@pytest.mark.parametrize("order", [("common", "rare"), ("rare", "common")])
+def test_detectable_difference_of_a_macro_mean_counts_every_label(order: tuple[str, str]) -> None:
+    sizes = {"common": (150, 150), "rare": (30, 270)}
+    found = check(evaluate_predictions(labels_of_sizes({name: sizes[name] for name in order}), "ref"))
+    each = [binormal_detectable(*sizes[name]) for name in order]
+    assert [claim_on(found, name)["min_detectable_delta"] for name in order] == pytest.approx(each, rel=1e-4)
+    assert claim_on(found, "macro")["min_detectable_delta"] == pytest.approx(np.mean(each), rel=1e-4)
+
+
+def test_macro_mean_with_a_label_of_few_patients_is_not_testable_whichever_label_comes_first() -> None:
+    sizes = {"common": (3000, 3000), "rare": (4, 5996)}
+    for names in (("common", "rare"), ("rare", "common")):
+        found = check(evaluate_predictions(labels_of_sizes({name: sizes[name] for name in names}), "ref"))
+        assert claim_on(found, "common")["verdict"] == "supported"
+        assert claim_on(found, "rare")["min_detectable_delta"] is None
+        assert claim_on(found, "macro")["min_detectable_delta"] is None
+        # the interval does not lie beyond the relevant difference: nothing is concluded at this size
+        limits = claim_on(found, "macro")["ci_low_holm"]
+        assert claim_on(found, "macro")["verdict"] == ("supported" if limits >= 0.05 else "not testable at this size")
+
+
+def test_detectable_difference_of_a_macro_mean_over_resamples_is_the_mean_of_the_labels() -> None:
+    frame = labels_of_sizes({"common": (150, 150), "rare": (60, 240)}, resamples=4)
+    found = check(evaluate_predictions(frame, "ref", train_size=600))
+    each = [claim_on(found, name)["min_detectable_delta"] for name in ("common", "rare")]
+    assert each[1] > each[0] + 0.01
+    assert claim_on(found, "macro")["min_detectable_delta"] == pytest.approx(np.mean(each))
