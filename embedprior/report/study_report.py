@@ -315,9 +315,7 @@ def _findings(part: DesignResult, evidence: Mapping[str, Any], inside: Mapping[s
     targets, sentences = part.targets, []
     declared = [c for c in evidence["comparisons"] if c["in_family"]]
     if declared and all(c["p"] is None for c in declared):
-        why = declared[0]["reason"]
-        none = f"none of the {len(declared)} declared comparisons can" if len(declared) > 1 else "its one claim can't"
-        sentences = [f"{none} be tested: {why}."]
+        sentences = [f"no declared claim can be tested: {declared[0]['reason']}."]
     for row in evidence["methods"]:
         if row["auc"] is None:
             sentences.append(f"{row['method']} has no AUC: {row['reason']}.")

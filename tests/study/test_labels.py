@@ -17,8 +17,10 @@ from embedprior.cache import write_cache
 from embedprior.cohort.label_sets import label_set
 from embedprior.cohort.splits import multilabel_parts
 from embedprior.evidence import delong_test
+from embedprior.evidence.power import Design, patients_needed
 from embedprior.prior.config import PriorConfig, TrainingConfig
 from embedprior.prior.model import Prior
+from embedprior.report.output import remake_report
 from embedprior.students.base import Cases, FitData, Stage
 from embedprior.students.config import Budget
 from embedprior.students.prior_method import DRAWN, PriorMethod
@@ -375,6 +377,41 @@ def test_plan_prints_a_row_a_label(several, capsys):
     assert sum("@label=" in line for line in printed) == 0
 
 
+def test_report_draws_the_roc_curve_of_each_label_and_names_the_labels_of_each_verdict(several):
+    _, out = several()
+    evidence = json.loads((out / "evidence.json").read_text())["designs"]
+    page = (out / "report.html").read_text()
+    assert "ROC curves of each label (2)" in page
+    assert "No ROC curves" not in page
+    assert sorted(p.stem for p in (out / "figures").glob("roc-*.csv")) == ["roc-kfold-effusion", "roc-kfold-nodule"]
+    for label in ("nodule", "effusion"):
+        drawn = pd.read_csv(out / "figures" / f"roc-kfold-{label}.csv").dropna(subset=["sensitivity"])
+        for row in evidence[f"kfold@label={label}"]["methods"]:
+            curve = drawn[drawn["method"] == row["method"]]
+            area = np.trapezoid(curve["sensitivity"], curve["false_positive_rate"])
+            assert area == pytest.approx(row["auc"], abs=1e-9)
+    intervals = pd.read_csv(out / "figures" / "label-auc-kfold.csv").set_index(["label", "method"])
+    for key, own in evidence.items():
+        for row in own["methods"]:
+            low = intervals.loc[(key.partition("=")[2], row["method"]), "ci_low"]
+            assert low == pytest.approx(row["ci_low"], nan_ok=True) if row["ci_low"] is not None else np.isnan(low)
+    kept = json.loads((out / "report.json").read_text())
+    for claim, a in (("ridge-head better than cxr-only", "ridge-head"), ("prior better than cxr-only", "prior")):
+        (sentence,) = (text for text in kept["verdict"] if text.startswith(f"{claim}: "))
+        for key, own in evidence.items():
+            verdict = next(c["verdict"] for c in own["comparisons"] if c["a"] == a and c["in_family"])
+            part = next(part for part in sentence.split("; ") if verdict in part)
+            assert {"macro": "the mean over labels"}.get(key.partition("=")[2], key.partition("=")[2]) in part
+    # 8 claims; nodule has 30 of 60 positive patients and effusion, known for 51, has 17
+    needed = [sum(patients_needed(Design(*n, 0.8, 0.5, comparisons=8), 0.05)) for n in ((30, 30), (17, 34))]
+    assert needed[0] < needed[1]
+    said = [f"{round(n, -2):,}".replace(",", "\u202f") for n in needed]
+    assert f"about {said[0]} held-out exams" in kept["verdict"][-1]
+    assert kept["verdict"][-1].index(said[0]) < kept["verdict"][-1].index(said[1])
+    remake_report(out)
+    assert (out / "report.html").read_text() == page
+
+
 @pytest.mark.slow
 def test_eighteen_labels_of_a_cohort_like_ct_rate_in_one_plan(tmp_path, run, monkeypatch, capsys):
     """The shipped set, rare and common findings, a tenth of the labels unknown, one finding in a single patient."""
@@ -434,4 +471,7 @@ def test_eighteen_labels_of_a_cohort_like_ct_rate_in_one_plan(tmp_path, run, mon
     report = (out / "report.md").read_text()
     table = report[report.index("### AUC by label: kfold") :].split("\n\n")[1].splitlines()
     assert [line.split(" | ")[0].removeprefix("| ") for line in table[2:]] == [*names, "macro"]
+    page = (out / "report.html").read_text()
+    assert "ROC curves of each label (17)" in page
+    assert len(page) < 5_000_000
     print(f"{spent:.0f} s of CPU")
