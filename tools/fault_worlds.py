@@ -166,7 +166,7 @@ def words_of(command: str, out: str | None = None) -> list[str]:
     tables = ["--exams", "cohort/exams.csv", "--splits", "cohort/splits.csv", "--label", "lesion", "--made-by", ""]
     splits = ["--exams", "cohort/exams.csv", "--splits", "cohort/splits.csv"]
     pairs = ["--pairs", "cohort/pairs.csv"]
-    probe = ["--cxr", "cohort/caches/cxr", *splits, "--bootstrap", "20"]
+    probe = ["--cxr", "cohort/caches/cxr", *splits]
     fit = ["--budget.fit.hidden", "8", "--budget.fit.steps", "20", "--budget.fit.validate-every", "10"]
     return {
         "embed": ["embed", "--cohort", "pictures/exams.csv", "--encoder", "pixels-128", "--shard-exams", "4",
@@ -195,8 +195,8 @@ def words_of(command: str, out: str | None = None) -> list[str]:
         "aligned_ct": ["align", "--alignment", "alignment", "--side", "ct", "--cache", "cohort/caches/ct", "--out", to],
         "final": ["train", "final", "--study", "keep", "--method", "logistic"],
         "retrieval": ["evaluate-embeddings", "retrieval", "--cxr", "aligned", "--ct", "aligned_ct", *splits, *pairs,
-                      "--bootstrap", "20", "--k", "1", "--out", to],
-        "probe": ["evaluate-embeddings", "linear-probe", *probe, "--out", to],
+                      "--k", "1", "--out", to],
+        "probe": ["evaluate-embeddings", "linear-probe", *probe, "--bootstrap", "20", "--out", to],
         "few": ["evaluate-embeddings", "few-shot", *probe, "--fraction", "1", "--out", to],
         "other": ["evaluate-embeddings", "external", *probe, "--to-cxr", "cohort/caches/strangers", "--to-exams",
                   "strangers.csv", "--out", to],

@@ -50,11 +50,13 @@ def tables(function: Function) -> Function:
         option("--design", metavar="NAME", help="of the split table [default: the only one]"),
         option("--resample", type=int, default=0, help="of the split table"),
         option("--fold", type=int, default=0, help="of the split table"),
-        option("--bootstrap", type=COUNT, default=2000, metavar="N", help="patient bootstrap replicates"),
-        option("--seed", type=int, default=0, help="of bootstrap and draws"),
     ]):  # fmt: skip
         function = one(function)
     return function
+
+
+BOOTSTRAP = option("--bootstrap", type=COUNT, default=2000, metavar="N", help="patient bootstrap replicates")
+SEED = option("--seed", type=int, default=0, help="of what is trained and drawn")
 
 
 @command(epilog="A prior takes part with the cache of CT embeddings that 'embedprior generate' draws, as --cxr.")
@@ -85,11 +87,10 @@ def retrieval(**given: Any) -> int:
     systems = read_systems(named(given["cxr"], "--cxr"), named(given["ct"], "--ct"))
     found = evaluate_retrieval(
         systems, given["exams"], given["pairs"], given["splits"], given["part"], given["design"], given["resample"],
-        given["fold"], match=given["match"], ks=sorted(set(given["ks"])), bootstrap=given["bootstrap"],
-        seed=given["seed"],
+        given["fold"], match=given["match"], ks=sorted(set(given["ks"])),
     )  # fmt: skip
     out = given["out"]
-    run = Run(out, "evaluate-embeddings retrieval", recorded(given), given["seed"], hashes(given, systems))
+    run = Run(out, "evaluate-embeddings retrieval", recorded(given), 0, hashes(given, systems))
     write_json(out / "retrieval.json", {"rows": found.rows, "differences": found.differences, "counts": found.counts})
     write_table(found.ranks, out / "ranks.csv")
     text = retrieval_summary(found, given["match"])
@@ -167,6 +168,8 @@ def methods_of(function: Function) -> Function:
 @systems_of
 @methods_of
 @tables
+@BOOTSTRAP
+@SEED
 @option("--out", type=PATH, default=Path("runs/linear-probe"), metavar="DIR", help="folder of the results")
 def linear_probe(**given: Any) -> int:
     """Train and score the probes; return the exit code.
@@ -187,6 +190,7 @@ def linear_probe(**given: Any) -> int:
 @systems_of
 @methods_of
 @tables
+@SEED
 @option("--fraction", "fractions", type=float, multiple=True, default=(0.01, 0.05, 0.1, 0.25, 0.5, 1.0), help="share "
         "of the training patients; may be repeated")  # fmt: skip
 @option("--draws", type=COUNT, default=5, help="of each share below 1")
@@ -212,6 +216,8 @@ def few_shot(**given: Any) -> int:
 @systems_of
 @methods_of
 @tables
+@BOOTSTRAP
+@SEED
 @option("--to-cxr", multiple=True, required=True, metavar=SYSTEM, help="cache of the other cohort's radiographs, for "
         "every --cxr in its order")  # fmt: skip
 @option("--to-exams", type=PATH, required=True, metavar="FILE", help="exam table of the other cohort")
@@ -254,6 +260,7 @@ def external(**given: Any) -> int:
          "template.")  # fmt: skip
 @systems_of
 @tables
+@BOOTSTRAP
 @option(
     "--alignment", type=PATH, required=True, metavar="DIR", help="trained with reports; the caches are of its space"
 )
@@ -334,7 +341,7 @@ def write(
     inputs = {
         name: hash_file(given[name]) for name in ("exams", "pairs", "splits", "to_exams") if given.get(name) is not None
     }
-    run = Run(out, f"evaluate-embeddings {verb}", recorded(given), given["seed"], inputs)
+    run = Run(out, f"evaluate-embeddings {verb}", recorded(given), given.get("seed", 0), inputs)
     shares = list(found)
     tables = [result.predictions.assign(**({"share": name} if name else {})) for name, result in found.items()]
     write_table(pd.concat(tables), out / "predictions.csv")

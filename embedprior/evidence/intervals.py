@@ -189,6 +189,30 @@ def clopper_pearson(successes: float, trials: float, alpha: float = 0.05) -> tup
     return low, high
 
 
+def bounded_mean(values: Any, alpha: float = 0.05) -> tuple[float, float]:
+    """Return the interval of the mean of independent values in [0, 1], such as the share of each patient's hits.
+
+    Clopper and Pearson's interval with the effective sample size p (1 - p) / Var(mean), made smaller by the square of
+    the normal over Student's quantile (Korn & Graham, Survey Methodology 1998). Where all values are equal the
+    variance says nothing, and the number of values stands for it. NaN for fewer than 2 values.
+
+    Example:
+        >>> low, high = bounded_mean([1.0] * 10)  # 10 of 10
+        >>> round(low, 4), high
+        (0.6915, 1.0)
+    """
+    each = np.asarray(values, dtype=np.float64)
+    n = len(each)
+    if n < 2:
+        return np.nan, np.nan
+    mean, variance = float(each.mean()), float(each.var(ddof=1)) / n
+    size = float(n)
+    if variance > ZERO_VARIANCE:
+        size = mean * (1 - mean) / variance
+        size *= float(quantile(1 - alpha / 2) / quantile(1 - alpha / 2, n - 1)) ** 2
+    return clopper_pearson(mean * size, size, alpha)
+
+
 def paired_proportions(only_a: float, only_b: float, trials: float, alpha: float = 0.05) -> tuple[float, float]:
     """Return the interval of a difference of paired proportions (Bonett & Price, J. Educ. Behav. Stat. 2012).
 

@@ -2,7 +2,7 @@
 
 A query is an exam of one kind (a radiograph), the gallery holds exams of another (CTs). An exam of the gallery is a
 *target* of a query when both bear the same key: the patient, or the scan. The patient is the unit: queries are averaged
-within a patient, patients are averaged with equal weight, and the bootstrap draws patients.
+within a patient, and patients are averaged with equal weight.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy.special import gammaln
 
 from embedprior.evidence.delong import Floats, Ints
 from embedprior.evidence.errors import EvidenceError
-from embedprior.evidence.metrics import weights
+from embedprior.evidence.intervals import bounded_mean, square_and_add
 
 TIE = 1e-12
 """Similarities this close are equal: more than the rounding of float64, less than any real difference."""
@@ -163,41 +163,38 @@ def label_overlap(
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over patients with its percentile interval (patient bootstrap).
+    """A mean over patients with its interval (``intervals.bounded_mean``).
 
     Attributes:
         value: the mean.
         low, high: limits; NaN where fewer than 2 patients take part.
-        replicates: (B,) means of the bootstrap, for paired differences.
+        each: (P,) mean of every patient, for paired differences.
         patients: (P,) that take part, ascending.
     """
 
     value: float
     low: float
     high: float
-    replicates: Floats
+    each: Floats
     patients: NDArray[np.str_]
 
 
-def patient_mean(
-    values: Floats, patients: ArrayLike, replicates: int = 2000, seed: int = 0, alpha: float = 0.05
-) -> Mean:
+def patient_mean(values: Floats, patients: ArrayLike, alpha: float = 0.05) -> Mean:
     """Average queries within patients, then patients; NaN queries (without a target) are left out.
 
-    The gallery stays as it is in every replicate. With one seed, two calls draw the same patients.
+    Patients count as independent: that they share a gallery is not in the interval.
+    ``tools/bench/transfer_coverage.py`` draws galleries anew, and measures what that costs.
 
     Args:
-        values: (Q,).
+        values: (Q,) in [0, 1].
         patients: (Q,) of each query.
-        replicates: of the bootstrap.
-        seed: of the bootstrap.
         alpha: 1 − confidence.
 
     Raises:
         EvidenceError: no query has a value.
 
     Example:
-        >>> found = patient_mean(np.array([1.0, 0.0, 1.0]), ["a", "a", "b"], 100)
+        >>> found = patient_mean(np.array([1.0, 0.0, 1.0]), ["a", "a", "b"])
         >>> found.value
         0.75
     """
@@ -206,29 +203,27 @@ def patient_mean(
         raise EvidenceError("no query has a target in the gallery: nothing to average.")
     names, codes = np.unique(np.asarray(patients, dtype=object).astype(str)[known], return_inverse=True)
     each = np.bincount(codes, weights=values[known]) / np.bincount(codes)
-    value = float(each.mean())
-    if len(each) < 2:
-        return Mean(value, np.nan, np.nan, np.full(replicates, np.nan), names)
-    generator = np.random.default_rng(seed)
-    strata = np.zeros(len(each), dtype=np.int64)
-    drawn = np.concatenate([w @ each / len(each) for w in weights(strata, replicates, generator)])
-    low, high = np.quantile(drawn, [alpha / 2, 1 - alpha / 2])
-    return Mean(value, float(low), float(high), drawn, names)
+    return Mean(float(each.mean()), *bounded_mean(each, alpha), each, names)
 
 
-def difference(first: Mean, second: Mean, alpha: float = 0.05) -> tuple[float, float, float]:
-    """Return first − second with its limits, both of one seed of the bootstrap.
+def difference(first: Mean, second: Mean) -> tuple[float, float, float]:
+    """Return first − second with its limits: those of both means and their correlation (``square_and_add``).
 
     Raises:
         EvidenceError: they are means over different patients.
     """
     if not np.array_equal(first.patients, second.patients):
         raise EvidenceError("the two means are over different patients: a paired difference needs the same.")
-    apart = first.replicates - second.replicates
-    if np.isnan(apart).any():
-        return first.value - second.value, np.nan, np.nan
-    low, high = np.quantile(apart, [alpha / 2, 1 - alpha / 2])
-    return first.value - second.value, float(low), float(high)
+    apart = first.value - second.value
+    if np.isnan(first.low):
+        return apart, np.nan, np.nan
+    spreads = first.each.std() * second.each.std()
+    covariance = np.mean((first.each - first.value) * (second.each - second.value))
+    correlation = float(covariance / spreads) if spreads > 0 else 0.0
+    limits = square_and_add(
+        first.value, (first.low, first.high), second.value, (second.low, second.high), correlation
+    )  # fmt: skip
+    return apart, float(limits[0]), float(limits[1])
 
 
 def _none_among(whole: Ints, targets: Ints, drawn: Ints) -> Floats:

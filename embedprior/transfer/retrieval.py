@@ -103,7 +103,7 @@ def read_systems(cxr: Mapping[str, str], ct: Mapping[str, str]) -> list[Embeddin
 def evaluate_retrieval(
     systems: Sequence[Embeddings], exams: Path, pairs: Path, splits: Path | None = None, part: str = "test",
     design: str | None = None, resample: int = 0, fold: int = 0, *, match: Match = "patient",
-    ks: Sequence[int] = KS, bootstrap: int = 2000, seed: int = 0,
+    ks: Sequence[int] = KS,
 ) -> RetrievalResult:  # fmt: skip
     """Measure retrieval both ways among the exams of the pair table.
 
@@ -114,7 +114,6 @@ def evaluate_retrieval(
         part, design, resample, fold: rows of the split table.
         match: what is found: any exam of the patient, or a CT of the pair table's own pairs (a scan).
         ks: how many are retrieved; those above the size of the gallery are left out.
-        bootstrap, seed: of the patients.
 
     Raises:
         BadInput: broken tables, no exam left, or patients of the part whom an encoder was trained on.
@@ -163,12 +162,12 @@ def evaluate_retrieval(
             for (metric, k), (values, by_chance) in measured.items():
                 if metric == OVERLAP and not np.isfinite(values).any():  # one side has no labels
                     continue
-                found = patient_mean(values, asked.patients, bootstrap, seed)
+                found = patient_mean(values, asked.patients)
                 means[system.name, direction, metric, k] = found
                 rows.append(
                     {"system": system.name, "direction": direction, "metric": metric, "k": k, "value": found.value,
                      "ci_low": found.low, "ci_high": found.high,
-                     "chance": patient_mean(by_chance, asked.patients, 1).value,
+                     "chance": patient_mean(by_chance, asked.patients).value,
                      "reason": None if np.isfinite(found.low) else "fewer than 2 patients: no interval"}
                 )  # fmt: skip
     counts = {

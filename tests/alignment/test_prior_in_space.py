@@ -31,10 +31,18 @@ def test_the_prior_and_the_alignment_are_compared_on_the_same_cases(
     assert main([*drawn, "--out", str(tmp_path / "generated")]) == 0
     systems = [f"aligned={tmp_path / 'aligned-cxr'}", f"generated={tmp_path / 'generated' / 'mean'}"]
     cxr = [word for system in systems for word in ("--cxr", system)]
-    common = [*tables, "--bootstrap", "200"]
-    retrieval = ["evaluate-embeddings", "retrieval", *cxr, "--ct", str(tmp_path / "aligned-ct"), *common, "--k", "10"]
+    retrieval = ["evaluate-embeddings", "retrieval", *cxr, "--ct", str(tmp_path / "aligned-ct"), *tables, "--k", "10"]
     assert main([*retrieval, "--out", str(tmp_path / "retrieval")]) == 0
-    probe = ["evaluate-embeddings", "linear-probe", *cxr, *common, "--out", str(tmp_path / "probe")]
+    probe = [
+        "evaluate-embeddings",
+        "linear-probe",
+        *cxr,
+        *tables,
+        "--bootstrap",
+        "200",
+        "--out",
+        str(tmp_path / "probe"),
+    ]
     assert main(probe) == 0
     print(capsys.readouterr().out)
     found = json.loads((tmp_path / "retrieval" / "retrieval.json").read_text())

@@ -7,6 +7,7 @@ from math import comb
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import hypergeom
 
 from embedprior.evidence.errors import EvidenceError
@@ -86,22 +87,45 @@ def test_a_query_without_target_has_no_value() -> None:
 
 
 def test_a_patient_counts_once_whatever_the_number_of_exams() -> None:
-    values, patients = np.array([1.0, 1.0, 1.0, 0.0]), ["a", "a", "a", "b"]
-    found = patient_mean(values, patients, 4000, seed=5)
+    found = patient_mean(np.array([1.0, 1.0, 1.0, 0.0]), ["a", "a", "a", "b"])
     assert found.value == 0.5
-    # two patients: both drawn twice with probability 1/4 each, so the limits are 0 and 1
-    assert (found.low, found.high) == (0.0, 1.0)
-    counts = np.bincount(np.rint(found.replicates * 2).astype(int), minlength=3) / 4000
-    assert counts == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+    once = patient_mean(np.array([1.0, 0.0]), ["a", "b"])
+    assert (found.low, found.high) == (once.low, once.high)
+
+
+def test_interval_of_a_recall_is_exact_where_every_patient_has_one_exam_or_all_are_found() -> None:
+    names = [f"p{i}" for i in range(40)]
+    for hits in (0, 3, 27, 40):
+        found = patient_mean(np.repeat([1.0, 0.0], [hits, 40 - hits]), names)
+        exact = stats.binomtest(hits, 40).proportion_ci(method="exact")
+        if hits in (0, 40):
+            assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+        else:  # the variance is estimated: Student's quantile makes the interval a little wider
+            assert found.low < exact.low < found.value < exact.high < found.high
+            assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=0.02)
+
+
+def test_interval_is_narrower_where_a_patients_exams_agree_less() -> None:
+    names = [f"p{i // 2}" for i in range(80)]
+    alike = patient_mean(np.repeat([1.0, 0.0] * 20, 2), names)
+    apart = patient_mean(np.array([1.0, 0.0, 0.0, 1.0] * 10 + [1.0, 1.0, 0.0, 0.0] * 10), names)
+    assert alike.value == apart.value == 0.5
+    assert apart.high - apart.low < 0.8 * (alike.high - alike.low)
 
 
 def test_differences_pair_the_patients() -> None:
     rng = np.random.default_rng(2)
-    base, names = rng.random(60), [f"p{i}" for i in range(60)]
-    first, second = (patient_mean(values, names, 500, seed=1) for values in (base + 0.1, base))
-    assert difference(first, second) == pytest.approx((0.1, 0.1, 0.1))
+    shared, names = (rng.random(200) < 0.6).astype(float), [f"p{i}" for i in range(200)]
+    first, second = shared.copy(), shared.copy()
+    first[:20], second[:20] = 1.0, 0.0  # the systems differ on these patients alone
+    found = difference(patient_mean(first, names), patient_mean(second, names))
+    assert found[0] == pytest.approx(0.1)
+    paired = stats.t.ppf(0.975, 199) * np.std(first - second, ddof=1) / np.sqrt(200)
+    assert (found[0] - found[1], found[2] - found[0]) == pytest.approx((paired, paired), rel=0.25)
+    alone = difference(patient_mean(first, names), patient_mean(rng.permutation(second), names))
+    assert alone[2] - alone[1] > 1.5 * (found[2] - found[1])
     with pytest.raises(EvidenceError, match="over different patients"):
-        difference(first, patient_mean(base, [*names[:-1], "other"], 500, seed=1))
+        difference(patient_mean(first, names), patient_mean(second, [*names[:-1], "other"]))
 
 
 def test_label_overlap_counts_ties_and_unknown_labels() -> None:

@@ -405,7 +405,7 @@ def test_report_draws_the_roc_curve_of_each_label_and_names_the_labels_of_each_v
     # 8 claims; nodule has 30 of 60 positive patients and effusion, known for 51, has 17
     needed = [sum(patients_needed(Design(*n, 0.8, 0.5, comparisons=8), 0.05)) for n in ((30, 30), (17, 34))]
     assert needed[0] < needed[1]
-    said = [f"{round(n, -2):,}".replace(",", "\u202f") for n in needed]
+    said = [f"{float(f'{n:.2g}'):.0f}" for n in needed]
     assert f"about {said[0]} held-out exams" in kept["verdict"][-1]
     assert kept["verdict"][-1].index(said[0]) < kept["verdict"][-1].index(said[1])
     remake_report(out)

@@ -67,7 +67,8 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(verb: str, cohort: Path, out: Path, *more: str) -> int:
-    words = ["evaluate-embeddings", verb, "--exams", str(cohort / "exams.csv"), "--out", str(out), "--bootstrap", "20"]
+    words = ["evaluate-embeddings", verb, "--exams", str(cohort / "exams.csv"), "--out", str(out)]
+    words += [] if verb == "few-shot" else ["--bootstrap", "20"]
     return main([*words, "--splits", str(cohort / "splits.csv"), "--pairs", str(cohort / "pairs.csv"), *more])
 
 

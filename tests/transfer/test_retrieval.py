@@ -56,7 +56,7 @@ def run(cohort: Path, *more: str) -> int:
     words = ["evaluate-embeddings", "retrieval", "--exams", str(cohort / "exams.csv"), "--out", str(cohort / "out")]
     if "--pairs" not in more:
         words += ["--pairs", str(cohort / "pairs.csv")]
-    return main([*words, "--bootstrap", "200", *more])
+    return main([*words, *more])
 
 
 def value(cohort: Path, **where: object) -> dict:

@@ -62,10 +62,10 @@ def retrieval(rng: np.random.Generator, cohorts: int) -> list[dict[str, Any]]:
     for name, noises in NOISES.items():
         for patients in PATIENTS:
             truth, own = recall_truth(rng, patients, noises, 10 * cohorts), []
-            for number in range(cohorts):
+            for _ in range(cohorts):
                 ranks, owner = systems(rng, patients, noises)
                 for j, k in enumerate(KS):
-                    means = [patient_mean(each.hits(k), owner, 1000, seed=number) for each in ranks]
+                    means = [patient_mean(each.hits(k), owner) for each in ranks]
                     limits = [(m.low, m.high) for m in means] + [difference(*means)[1:]]
                     wanted = [truth[0, j], truth[1, j], truth[0, j] - truth[1, j]]
                     own.append((k, [low <= w <= high for (low, high), w in zip(limits, wanted, strict=True)]))
