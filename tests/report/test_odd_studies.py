@@ -84,6 +84,19 @@ def test_an_odd_study_has_a_whole_page_without_nan_or_none(kind: str, read_page)
         assert height < 170 * 60, figure.name
 
 
+def test_the_reason_why_no_comparison_is_tested_is_given_once(read_page) -> None:
+    frame = STUDIES["one positive"]
+    evidence = evaluate_predictions(frame, "m0", bootstrap=0)
+    (reason,) = {c["reason"] for c in evidence["comparisons"]}
+    page = read_page(page_of(frame)[0])
+    assert page.text.count(f"No comparison here can be tested: {reason}.") == 1
+    assert page.text.count(", no test; 30 patients, 1 pos / 29 neg.") == len(evidence["comparisons"]) == 2
+    assert f"no test: {reason}" not in page.text
+    one = evidence | {"comparisons": evidence["comparisons"][:1]}
+    alone = read_page(report_html(Report("T", "Q", [], [EvidenceSection("All", one, frame)])))
+    assert f"no test: {reason}" in alone.text
+
+
 def test_no_figure_is_crowded_out_by_its_names() -> None:
     """The plots keep at least two fifths of the width, however long a name is."""
     with warnings.catch_warnings():
