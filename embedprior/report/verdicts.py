@@ -111,7 +111,11 @@ def _counted(groups: Mapping[str, Sequence[str]], total: int, noun: str) -> str:
     parts = []
     for place, (verdict, claims) in enumerate(groups.items()):
         count = (
-            f"All {total}" if len(claims) == total else f"{len(claims)} of {total}" if not place else str(len(claims))
+            ("Both" if total == 2 else f"All {total}")
+            if len(claims) == total
+            else f"{len(claims)} of {total}"
+            if not place
+            else str(len(claims))
         )
         named = f" {noun}s" if not place else ""
         verb = "is" if len(claims) == 1 else "are"

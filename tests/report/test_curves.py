@@ -172,7 +172,7 @@ def test_several_verdicts_are_counted_the_supported_ones_first() -> None:
     enough = verdict_sentences(EVIDENCE | {"comparisons": [claim("excluded", 0.04)]})[1]
     assert "are enough to show a difference in AUC of 0.05" in enough
     undeclared = EVIDENCE | {"comparisons": [claim("excluded"), claim("excluded", a="z")], "family_declared": False}
-    assert verdict_sentences(undeclared)[0].startswith("All 2 comparisons are excluded")
+    assert verdict_sentences(undeclared)[0].startswith("Both comparisons are excluded")
     assert "no claim was declared" in verdict_sentences(EVIDENCE | {"comparisons": []})[0]
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from embedprior.evidence import evaluate_predictions
 from embedprior.report import EvidenceSection, Report, report_html
 from embedprior.report.content import Figure
+from embedprior.report.figures import auc_figure, roc_figure
 from embedprior.report.output import section_figures
 from embedprior.report.verdicts import verdict_sentences
 
@@ -63,7 +64,12 @@ def page_of(frame: pd.DataFrame) -> tuple[str, list[Figure]]:
     evidence = evaluate_predictions(frame, str(frame["method"].iloc[0]), bootstrap=0, train_size=20)
     section = EvidenceSection("All", evidence, frame)
     odd = pd.DataFrame({"a": [np.nan, None], "b": [LONG * 6, ""]})
-    report = Report("T", "Q", [], [section], tables=[("Gaps", odd, "")], verdict=verdict_sentences(evidence))
+    labels = frame["label_name"].unique() if "label_name" in frame else ()
+    curves = [roc_figure(evidence, frame, label, 3.4) for label in labels]
+    report = Report(
+        "T", "Q", [], [section], tables=[("Gaps", odd, "")], verdict=verdict_sentences(evidence),
+        figures=[auc_figure(evidence)] if len(labels) else [], label_curves=[curve for curve in curves if curve],
+    )  # fmt: skip
     return report_html(report), section_figures(section)[0]
 
 
@@ -90,7 +96,7 @@ def test_the_reason_why_no_comparison_is_tested_is_given_once(read_page) -> None
     (reason,) = {c["reason"] for c in evidence["comparisons"]}
     page = read_page(page_of(frame)[0])
     assert page.text.count(f"No comparison here can be tested: {reason}.") == 1
-    assert page.text.count(", no test; 30 patients, 1 pos / 29 neg.") == len(evidence["comparisons"]) == 2
+    assert page.text.count(", no test; 19 patients, 1 pos / 18 neg.") == len(evidence["comparisons"]) == 2
     assert f"no test: {reason}" not in page.text
     one = evidence | {"comparisons": evidence["comparisons"][:1]}
     alone = read_page(report_html(Report("T", "Q", [], [EvidenceSection("All", one, frame)])))
