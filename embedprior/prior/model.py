@@ -30,9 +30,9 @@ from embedprior.prior.samplers import (
     VarianceTable,
     denoiser,
     draw,
-    draw_noise,
     even_trajectory,
     log_snr_trajectory,
+    noise_of_steps,
     optimal_trajectory,
     plan,
     states,
@@ -149,8 +149,8 @@ class Prior:
         weight, reverse = self._plan(sampler, steps, guidance)
         conditions = self._checked_conditions(condition, source, condition_mask)
         keys = range(len(conditions)) if cases is None else cases
-        noise = draw_noise(KeyedNoise(seed, SAMPLING), reverse, keys, 1, self.target_scaler.dim, self.device)
-        path = list(states(reverse, self.denoiser(conditions, 1, weight), lambda k: noise[:, k]))
+        noise = noise_of_steps(KeyedNoise(seed, SAMPLING), reverse, keys, 1, self.target_scaler.dim, self.device)
+        path = list(states(reverse, self.denoiser(conditions, 1, weight), noise))
         return [self.target_space(source).inverse(path[round(share * len(reverse))].cpu().numpy()) for share in at]
 
     def draw(
@@ -247,7 +247,8 @@ class Prior:
             caveats.append("prediction epsilon: the one-step output is next to the training mean, not the regression")
         if "checkpoint" in self.record:
             caveats.append(self.record["checkpoint"])
-        return caveats + list(self.record.get("validation", {}).get("warnings", []))
+        found = self.record.get("validation", {})
+        return [*caveats, *found.get("warnings", []), *found.get("notes", [])]
 
     def check_encoders(self, condition: str = "", target: str = "") -> None:
         """Refuse embeddings of another encoder than the prior was trained on; an unknown one ("") is not compared.

@@ -365,8 +365,9 @@ def denoiser(
         x0hat = parametrisation.x0hat(output, remainder, timestep)
         if network_share is not None:
             linear = linear_x0hat(schedule, remainder, n)
-            x0hat = linear + network_share(n) * (x0hat - linear)
-        x0hat = x0hat if ridge is None else x0hat + ridge
+            # In place: linear + share · (x0hat - linear), without three more arrays of this size.
+            x0hat = x0hat.sub_(linear).mul_(network_share(n)).add_(linear)
+        x0hat = x0hat if ridge is None else x0hat.add_(ridge)
         if null_prefix is None:
             return x0hat
         if drops_both:
@@ -404,26 +405,28 @@ def draw(
     out = np.empty((len(cases), samples, dim), dtype=np.float32)
     for start in range(0, len(cases), at_once):
         part = slice(start, min(start + at_once, len(cases)))
-        drawn = draw_noise(noise, reverse, cases[part], samples, dim, device)
-        x0 = run(reverse, denoise_part(part), lambda k, drawn=drawn: drawn[:, k])  # type: ignore[misc]
+        x0 = run(reverse, denoise_part(part), noise_of_steps(noise, reverse, cases[part], samples, dim, device))
         out[part] = rearrange(x0, "(cases samples) d -> cases samples d", samples=samples).cpu().numpy()
     return out
 
 
-def draw_noise(
+def noise_of_steps(
     noise: KeyedNoise,
     reverse: Sequence[ReverseStep],
     cases: Sequence[int],
     samples: int,
     dim: int,
     device: torch.device,
-) -> Tensor:
-    """Return the noise of whole trajectories, (cases · samples, draws, D): the start, then one per step that adds."""
-    shape = (_draws(reverse), dim)
+) -> Callable[[int], Tensor]:
+    """Return k ↦ (cases · samples, D) standard normal: k = 0 is the start, then one per step that adds noise.
+
+    A trajectory's noise is drawn once for each key among ``cases``; cases of one key read the same numbers.
+    """
     keys, position = np.unique(np.array(cases, dtype=np.uint64), return_inverse=True)
     # A case's samples follow each other in its stream, so that the first ones do not depend on how many there are.
-    drawn = keyed_normal(noise, 0, keys.tolist(), (samples, *shape))[position]
-    return torch.from_numpy(rearrange(drawn, "cases samples draws d -> (cases samples) draws d")).to(device)
+    drawn = torch.from_numpy(keyed_normal(noise, 0, keys.tolist(), (samples, _draws(reverse), dim))).to(device)
+    rows = torch.from_numpy(position).to(device)
+    return lambda k: rearrange(drawn[:, :, k][rows], "cases samples d -> (cases samples) d")
 
 
 def _draws(reverse: Sequence[ReverseStep]) -> int:
