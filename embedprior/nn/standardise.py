@@ -21,6 +21,9 @@ CONSTANT = 1e-5
 some hundred units in the last place of float32. Such a spread must not become a unit of measurement: a case that lies
 elsewhere would come out at a million."""
 
+NUMBERS_AT_ONCE = 2**22
+"""Numbers that are brought back to their own scale together."""
+
 
 @dataclass(frozen=True)
 class Standardiser:
@@ -28,7 +31,8 @@ class Standardiser:
 
     Attributes:
         mean: (D,) float64.
-        scale: (D,) float64, all positive; 1 where the training cases do not vary (see ``CONSTANT``).
+        scale: (D,) float64, positive; where the training cases do not vary (see ``CONSTANT``) 1, or 0 for a dimension
+            that is left out: it is 0 forward, and its mean back.
 
     Example:
         >>> scaler = Standardiser.fit(np.array([[0.0, 7.0], [2.0, 7.0]]))
@@ -36,17 +40,21 @@ class Standardiser:
         array([1., 1.])
         >>> scaler.forward(np.array([[4.0, 8.0]]))
         array([[3., 1.]], dtype=float32)
+        >>> scaler = Standardiser.fit(np.array([[0.0, 7.0], [2.0, 7.0]]), leave_out_constants=True)
+        >>> scaler.forward(np.array([[4.0, 8.0]])), scaler.inverse(np.array([[3.0, 5.0]]))
+        (array([[3., 0.]], dtype=float32), array([[4., 7.]], dtype=float32))
     """
 
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
 
     @classmethod
-    def fit(cls, embeddings: NDArray[Any] | Sequence[NDArray[Any]]) -> Standardiser:
+    def fit(cls, embeddings: NDArray[Any] | Sequence[NDArray[Any]], leave_out_constants: bool = False) -> Standardiser:
         """Return the standardiser of embeddings, measured in double precision.
 
         Args:
             embeddings: (..., D), every axis but the last a sample axis; or several of them, taken together.
+            leave_out_constants: give dimensions that do not vary the scale 0 instead of 1.
         """
         parts = [embeddings] if isinstance(embeddings, np.ndarray) else list(embeddings)
         rows = [part.reshape(-1, part.shape[-1]).astype(np.float64) for part in parts]
@@ -56,7 +64,7 @@ class Standardiser:
         low = np.min([part.min(axis=0) for part in rows if len(part)], axis=0)
         high = np.max([part.max(axis=0) for part in rows if len(part)], axis=0)
         constant = high - low <= CONSTANT * np.maximum(np.abs(low), np.abs(high))
-        return cls(mean, np.where(constant, 1.0, scale))
+        return cls(mean, np.where(constant, 0.0 if leave_out_constants else 1.0, scale))
 
     @property
     def dim(self) -> int:
@@ -69,7 +77,9 @@ class Standardiser:
 
     def wide(self, embeddings: NDArray[Any]) -> NDArray[np.float64]:
         """Return (..., D) standardised, float64."""
-        return np.asarray((embeddings - self.mean) / self.scale)
+        if self.scale.all():
+            return np.asarray((embeddings - self.mean) / self.scale)
+        return np.asarray((embeddings - self.mean) / np.where(self.scale > 0, self.scale, np.inf))
 
     def inverse(self, standardised: NDArray[Any]) -> NDArray[np.float32]:
         """Return (..., D) in the embedding's own scale, float32."""
@@ -83,7 +93,7 @@ class TargetSpace:
     Attributes:
         scaler: per dimension.
         whitening: (D, D) symmetric, applied to standardised rows from the right; None for the identity.
-        unwhitening: its inverse.
+        unwhitening: its inverse; both are 0 in the dimensions that the scaler leaves out.
 
     Example:
         >>> units = Standardiser(np.array([1.0, 1.0]), np.array([2.0, 2.0]))
@@ -112,22 +122,33 @@ class TargetSpace:
 
     def inverse(self, embeddings: Array) -> Array:
         """Return (..., D) in the embedding's own scale, float32."""
-        if self.unwhitening is not None:
-            embeddings = (embeddings @ self.unwhitening).astype(np.float32)
-        return self.scaler.inverse(embeddings)
+        out = np.empty(embeddings.shape, np.float32)
+        # In double precision, in parts: whole, samples of a thousand cases would take gigabytes.
+        rows = max(1, NUMBERS_AT_ONCE * len(embeddings) // max(embeddings.size, 1))
+        for start in range(0, len(embeddings), rows):
+            part = embeddings[start : start + rows]
+            if self.unwhitening is not None:
+                part = (part @ self.unwhitening).astype(np.float32)
+            out[start : start + rows] = self.scaler.inverse(part)
+        return out
 
     def whitened(self, residuals: NDArray[np.floating]) -> TargetSpace:
         """Return this space with the whitening of (N, D) residuals, shrunk as by Ledoit and Wolf (2004).
 
         Symmetric, so that dimensions keep their meaning and a network of an earlier stage can go on.
         """
-        rows = np.asarray(residuals, dtype=np.float64)
+        varies = self.scaler.scale > 0
+        rows = np.compress(varies, np.asarray(residuals, dtype=np.float64), axis=1)
+        both = np.zeros((2, self.dim, self.dim))
+        if not varies.any():
+            return replace(self, whitening=both[0], unwhitening=both[1])
         with threadpool_limits(1):
             covariance, _ = ledoit_wolf(rows, assume_centered=True)
             variance, axes = np.linalg.eigh(covariance)
             mean = float(variance.mean())
             spread = np.sqrt(np.maximum(variance, LEAST_VARIANCE * mean)) if mean > 0 else np.ones(len(variance))
-            return replace(self, whitening=(axes / spread) @ axes.T, unwhitening=(axes * spread) @ axes.T)
+            both[:, np.outer(varies, varies)] = ((axes / spread) @ axes.T).ravel(), ((axes * spread) @ axes.T).ravel()
+            return replace(self, whitening=both[0], unwhitening=both[1])
 
 
 def _total(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:

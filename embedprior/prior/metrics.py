@@ -308,8 +308,11 @@ class Validator:
             negatives = Negatives(data.target, data.patient)
             self._batches.append(NoisyBatch(x0, noise, x, clock, data.labels, data.patient, negatives, ridge))
         self._seed, self._schedule = settings.seed, schedule
+        # A dimension that is left out is 0 for every pair, and says nothing of the rest.
+        self._varying = _varying(self._batches[0].x0)
         # What is noised has variance 1 where it is whitened; measured, for where it is not.
-        self._spread = np.array([max(float(self._batches[0].x0.double().square().mean()), 1e-12)])
+        spread = self._batches[0].x0[:, self._varying].double().square().mean()
+        self._spread = np.array([max(float(spread), 1e-12)])
         known = data.labels[data.labels.isfinite()]
         self.reason: str | None = None
         if not objective.has_teacher:
@@ -340,7 +343,7 @@ class Validator:
             auxiliary = sum(float(loss) for name, loss in named.items() if name != "l2")
             losses.append(auxiliary + float(named["l2"]))
             error = objective.error(output, batch)
-            relative.append(float(error.square().mean()) / self._linear_error(n))
+            relative.append(float(error[:, self._varying].square().mean()) / self._linear_error(n))
             scores.append(auxiliary + objective.l2_weight * relative[-1])
             figures[f"val/mse@{n}"] = float(objective.standardised(error).square().mean())
             predicted = objective.x0hat(output, batch)
@@ -410,6 +413,7 @@ def measure_variance(prior: Prior, train_target: Tensor, held_out: PairTensors) 
     error, share = np.empty((len(nodes), dim)), np.ones(len(nodes))
     ridge = held_out.conditions.ridge_prediction
     ridge = torch.zeros_like(x0) if ridge is None else repeat(ridge, "cases d -> (cases draws) d", draws=draws)
+    varying = _varying(train_target)
     for row, n in enumerate(nodes):
         noise = torch.from_numpy(keyed.at(n, 0).standard_normal((count * draws, dim), dtype=np.float32)).to(x0.device)
         x = add_noise(schedule, x0, noise, torch.full((len(x0),), n, device=x0.device))
@@ -417,12 +421,18 @@ def measure_variance(prior: Prior, train_target: Tensor, held_out: PairTensors) 
         if prior.config.process.whitening:
             signal = float(np.sqrt(schedule.alpha_bar[n]))
             linear = ridge + linear_x0hat(schedule, x - signal * ridge, n)
-            share[row] = _share(found - linear, x0 - linear)
+            share[row] = _share((found - linear)[:, varying], (x0 - linear)[:, varying])
             found = linear + share[row] * (found - linear)
         error[row] = (found - x0).double().square().mean(dim=0).cpu().numpy()
     spread = train_target.double().var(dim=0, correction=0).cpu().numpy()
     kept = share if prior.config.process.whitening else None
     return VarianceTable(np.array(nodes, dtype=np.int64), error, spread, GUIDANCE, kept)
+
+
+def _varying(x0: Tensor) -> Tensor | slice:
+    """Return which columns are not 0 in every row; all of them where none varies."""
+    varying = (x0 != 0).any(dim=0)
+    return varying if bool(varying.any() & ~varying.all()) else slice(None)
 
 
 def _share(step: Tensor, target: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from embedprior.prior.config import PriorConfig, Tracker, TrainingConfig
 from embedprior.prior.data import PairArrays
 from embedprior.prior.losses import Head, module_of
 from embedprior.prior.model import Prior, new_network
-from embedprior.prior.regression import fit_regression, pooled
+from embedprior.prior.regression import Regression, fit_regression, pooled
 from embedprior.prior.samplers import Conditions
 from embedprior.prior.storage import DESCRIPTION, WEIGHTS
 from embedprior.runs import canonical, hash_array, hash_file, hash_of, seed_for
@@ -104,29 +104,48 @@ def check_pairs(train: PairArrays, val: PairArrays, config: PriorConfig, start: 
         )
 
 
-def initial_prior(train: PairArrays, val: PairArrays, config: PriorConfig, start: Prior | None) -> Prior:
+Units = tuple[Mapping[str, Regression], Mapping[str, TargetSpace]]
+"""A prior's regressions and whitened spaces, by source."""
+Fitted = dict[tuple[str, bool, bool], Units]
+"""Units by regression, whitening, and whether they go on from an earlier stage."""
+
+
+def initial_prior(
+    train: PairArrays, val: PairArrays, config: PriorConfig, start: Prior | None, fitted: Fitted | None = None
+) -> Prior:
     """Return the prior that training begins with: scalers fitted on ``train``, weights new or those of ``start``.
 
     A regression is fitted on ``train``, its penalty chosen on ``val``; from ``start`` it goes on from that of the same
     source, or else of the other one.
+
+    Args:
+        train, val: the pairs.
+        config: settings.
+        start: the prior to go on from; None begins anew.
+        fitted: what was fitted for other settings on the same pairs, and from the same ``start``; read and added to.
     """
     initial, process = _scaled(train, config, start), config.process
+    fitted = {} if fitted is None else fitted
+    key = (process.regression, process.whitening, start is not None)
+    if key not in fitted:
+        fitted[key] = _units(train, val, initial)
+    return replace(initial, regressions=fitted[key][0], spaces=fitted[key][1])
+
+
+def _units(train: PairArrays, val: PairArrays, prior: Prior) -> Units:
+    """Fit the regression and the whitening of the source of ``train``; those of other sources are kept."""
+    process, space = prior.config.process, TargetSpace(prior.target_scaler)
     if process.regression == "none":
         if not process.whitening:
-            return initial
-        space = TargetSpace(initial.target_scaler)
-        return _whitened(initial, train.source, space.forward(train.target))
-    scaler, earlier = initial.condition_scaler(train.source), initial.regressions
+            return prior.regressions, prior.spaces
+        return prior.regressions, {**prior.spaces, train.source: space.whitened(space.forward(train.target))}
+    scaler, earlier = prior.condition_scaler(train.source), prior.regressions
     inputs, val_inputs = (pooled(scaler.forward(pairs.tokens), pairs.condition_mask) for pairs in (train, val))
-    target, val_target = (initial.target_scaler.forward(pairs.target) for pairs in (train, val))
+    target, val_target = (prior.target_scaler.forward(pairs.target) for pairs in (train, val))
     before = earlier.get(train.source, next(iter(earlier.values()), None))
-    fitted, residuals = fit_regression(inputs, target, val_inputs, val_target, before)
-    initial = replace(initial, regressions={**earlier, train.source: fitted})
-    return _whitened(initial, train.source, residuals) if process.whitening else initial
-
-
-def _whitened(prior: Prior, source: str, residuals: NDArray[np.floating]) -> Prior:
-    return replace(prior, spaces={**prior.spaces, source: TargetSpace(prior.target_scaler).whitened(residuals)})
+    regression, residuals = fit_regression(inputs, target, val_inputs, val_target, before)
+    spaces = {**prior.spaces, train.source: space.whitened(residuals)} if process.whitening else prior.spaces
+    return {**earlier, train.source: regression}, spaces
 
 
 def _scaled(train: PairArrays, config: PriorConfig, start: Prior | None) -> Prior:
@@ -147,7 +166,9 @@ def _scaled(train: PairArrays, config: PriorConfig, start: Prior | None) -> Prio
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(config.training.seed, "prior-weights"))
         network = new_network(config, tokens.shape[-1], train.target.shape[-1], tokens.shape[1])
-    return Prior(config, network, Standardiser.fit(train.target), scalers, None, train.encoders)
+    # A target that does not vary is left out: it would be sampled with noise in a unit that the data do not have.
+    target_scaler = Standardiser.fit(train.target, leave_out_constants=True)
+    return Prior(config, network, target_scaler, scalers, None, train.encoders)
 
 
 EXTENDABLE = frozenset({"training.steps", "training.patience", "training.checkpoint_every"})

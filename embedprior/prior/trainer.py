@@ -27,6 +27,7 @@ from embedprior.prior.model import Prior
 from embedprior.prior.network import PriorNetwork
 from embedprior.prior.search import Candidate, train_best
 from embedprior.prior.setup import (
+    Fitted,
     PairTensors,
     check_launch,
     check_pairs,
@@ -229,17 +230,34 @@ def train_prior(
     """
     out = Path(out)
     init_from = None if init_from is None else Path(init_from)
-    start = None if init_from is None else Prior.load(init_from)
     if config.settings == "auto":
-        made_of = fingerprint(train, val, config, init_from, teacher)
+        start = None if init_from is None else Prior.load(init_from)
+        made_of, fitted = fingerprint(train, val, config, init_from, teacher), Fitted()
 
         def candidate(tried: Candidate, folder: Path, stop: int | None) -> Prior:
             first = init_from if tried.goes_on else None
             # The bar is that of the chosen candidate's last part.
             bar = show_progress and stop is None
-            return train_prior(train, val, tried.config, folder, first, teacher, stop, bar, trackers)
+            return _train(train, val, tried.config, folder, first, teacher, stop, bar, trackers, fitted)
 
         return train_best(config, val, out, start, teacher, made_of, candidate)
+    return _train(train, val, config, out, init_from, teacher, stop_after, show_progress, trackers, {})
+
+
+def _train(
+    train: PairArrays,
+    val: PairArrays,
+    config: PriorConfig,
+    out: Path,
+    init_from: Path | None,
+    teacher: Head | None,
+    stop_after: int | None,
+    show_progress: bool,
+    trackers: Sequence[Tracker],
+    fitted: Fitted,
+) -> Prior:
+    """Train with given settings; arguments as of ``train_prior``, ``fitted`` as of ``initial_prior``."""
+    start = None if init_from is None else Prior.load(init_from)
     check_pairs(train, val, config, start)
     for name in trackers:
         require_tracker(name)
@@ -259,7 +277,7 @@ def train_prior(
         )
     made_of = fingerprint(train, val, config, init_from, teacher)
     resumed = load_state(out, made_of, config.training.steps)
-    initial = initial_prior(train, val, config, start)
+    initial = initial_prior(train, val, config, start, fitted)
     training = _Training(train, val, initial, out, accelerator, teacher, made_of, resumed)
     if trackers:
         accelerator.init_trackers("embedprior-prior", config=_flat(config))

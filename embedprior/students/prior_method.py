@@ -34,7 +34,7 @@ from embedprior.students.fit_summary import FitSummary
 from embedprior.students.student import head_size, save_head
 from embedprior.teachers.teacher import TeacherHead
 
-CODE_TAG = "prior-5"
+CODE_TAG = "prior-6"
 DRAWN = Recent[Float[np.ndarray, "cases samples ct_dim"]](4)
 """Samples of the latest priors that serve several heads: of a prior and its control, for ``val`` and ``test``."""
 SET_ASIDE = 0.2
@@ -133,7 +133,7 @@ class PriorMethod:
     needs_ct: bool = False
     uses_ct: bool = True
     budget_part: ClassVar[str] = "prior"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
 
     def fit(self, data: FitData, seed: int) -> Fitted:
         """Train the prior; one that was trained on the same pairs with the same settings is reused.
