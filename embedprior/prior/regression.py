@@ -12,6 +12,9 @@ from embedprior.nn.ridge import Ridge, fit_ridge
 from embedprior.nn.stages import StageWeight, choose_weight
 from embedprior.prior.data import Array
 
+MAX_LEVERAGE = 1 - 1e-6
+"""Nearer 1 than that, too few digits are left of a residual to divide it by 1 - leverage."""
+
 
 @dataclass(frozen=True)
 class Regression:
@@ -90,7 +93,7 @@ def leverage(inputs: NDArray[np.float64], penalty: float) -> NDArray[np.float64]
     with threadpool_limits(1):
         u, values, _ = np.linalg.svd(inputs - inputs.mean(axis=0), full_matrices=False)
     shares = 1.0 / len(inputs) + np.square(u) @ (values**2 / (values**2 + penalty))
-    return np.asarray(np.minimum(shares, 0.99))
+    return np.asarray(np.minimum(shares, MAX_LEVERAGE))
 
 
 def coefficients(kind: str, condition_dim: int, target_dim: int) -> int:
