@@ -141,9 +141,10 @@ def unequal_search(result: StudyResult) -> list[str]:
 def prior_figures(result: StudyResult) -> list[dict[str, Any]]:
     """Return how each prior did on its validation pairs, a record a design and method, means over its fits.
 
-    ``error`` and ``spread_ratio`` as in ``prior.assessment.assess``; ``auc`` and ``brier`` of the ``prior`` and of
-    ``direct-head`` on the labelled validation radiographs where both were scored there, otherwise of the prior and of
-    a ridge regression of the head's probability (``direct``); ``warnings``: what it lost; ``learns``: it is no control.
+    ``error``, ``spread_ratio`` and ``coverage`` as in ``prior.assessment.assess``; ``constant``: its counts in words;
+    ``auc`` and ``brier`` of the ``prior`` and of ``direct-head`` on the labelled validation radiographs where both were
+    scored there, otherwise of the prior and of a ridge regression of the head's probability (``direct``); ``warnings``:
+    what it lost; ``learns``: it is no control.
     """
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     shared = {part.key: part.variant.shared_key(part.design) for part in result.designs}  # one prior for all labels
@@ -194,6 +195,7 @@ KINDS = {
     "it has not learned": "not learned",
     "it has learned less than": "learned less than a linear map",
     "its samples have": "another spread of samples than the error asks for",
+    "its 80 % intervals hold": "intervals that hold another share of the real values than they should",
 }
 """Beginnings of warnings that hold figures, and their kind in words."""
 
@@ -208,6 +210,10 @@ def learned_table(priors: Sequence[Mapping[str, Any]]) -> list[Table]:
         row: dict[str, Any] = {"design": one["design"], "method": one["method"], "fits": one["fits"]}
         row |= {f"error, {name}": f"{error[name]:.3f}" for name in ("prior", "ridge", "mean")}
         row["spread ratio"] = f"{one['spread_ratio']:.2f}"
+        if any(each["coverage"] is not None for each in priors):
+            row["coverage of 80 %"] = "–" if one["coverage"] is None else f"{one['coverage']:.1%}"
+        if any(each["constant"] for each in priors):
+            row["constant dimensions"] = one["constant"] or "–"
         for name, title, digits in (("auc", "AUC", 3), ("brier", "Brier", 4)):
             scores = one[name]
             pair = [f"{scores[who]:.{digits}f}" for who in ("prior", rival)] if scores else ["–"]
@@ -219,7 +225,9 @@ def learned_table(priors: Sequence[Mapping[str, Any]]) -> list[Table]:
     note = (
         "On the validation pairs, which chose the checkpoint: a little too good. Error: squared, standardised, of the "
         "one-step prediction, of ridge regression and of the training mean. Spread ratio: of the samples to what the "
-        "error asks for. A warning stands where the means over the fits lose to a plain regression."
+        "error asks for. Coverage: share of the real CTs' values inside the samples' 80 % intervals. A warning stands "
+        "where the means over the fits lose to a plain regression, or where spread or coverage are off by more than "
+        "10 % or 3 points and by more than two standard errors."
     )
     return [(LEARNED, frame, note)]
 
@@ -229,10 +237,15 @@ def _figures_of(design: str, method: str, fits: Sequence[Mapping[str, Any]], val
 
     def mean(name: str) -> dict[str, float] | None:
         have = [fit[name] for fit in fits if fit.get(name) is not None]
-        return {who: fmean(one[who] for one in have) for who in have[0]} if have else None
+        names = have[0] if have else ()
+        known = {who: [one[who] for one in have if one[who] is not None] for who in names}
+        return {who: fmean(values) for who, values in known.items() if values} or None
 
     figures: dict[str, Any] = {"error": mean("error"), "spread_ratio": fmean(fit["spread_ratio"] for fit in fits)}
-    figures |= {name: mean(name) for name in ("auc", "brier")}
+    covered = [fit["coverage"] for fit in fits if fit.get("coverage") is not None]  # earlier versions had none
+    figures["coverage"] = fmean(covered) if covered else None
+    # As of one fit: the fits may have validation pairs in common.
+    figures |= {name: mean(name) for name in ("auc", "brier", "standard_errors")}
     texts = warnings(figures)
     own, rival = (_validation_scores(val[val["method"] == name]) for name in (method, RIVAL))
     if own and rival:
@@ -243,8 +256,20 @@ def _figures_of(design: str, method: str, fits: Sequence[Mapping[str, Any]], val
             numbers = f"{rival['brier']:.4f} to {own['brier']:.4f}"
             texts.append(f"{RIVAL} has the lower Brier score on the validation cases: {numbers}")
     warned = sum(bool(fit["warnings"]) for fit in fits)
-    return {"design": design, "method": method, "fits": len(fits), **figures, "fits_with_a_warning": warned,
-            "warnings": texts}  # fmt: skip
+    return {"design": design, "method": method, "fits": len(fits), **figures, "constant": _constant(fits),
+            "fits_with_a_warning": warned, "warnings": texts}  # fmt: skip
+
+
+def _constant(fits: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words how many dimensions did not vary over the training pairs; empty where all did in every fit."""
+    found = [fit["constant"] for fit in fits if fit.get("constant")]
+    parts = []
+    for name in found[0] if found else ():
+        counts = sorted({one[name][0] for one in found})
+        if counts[-1]:
+            parts.append(f"{'–'.join(dict.fromkeys(str(n) for n in (counts[0], counts[-1])))} of {found[0][name][1]} "
+                         f"of the {name}")  # fmt: skip
+    return ", ".join(parts)
 
 
 def _validation_scores(rows: pd.DataFrame) -> dict[str, float]:

@@ -94,4 +94,6 @@ def learned_sentences(figures: Mapping[str, Any]) -> list[str]:
         scores = figures.get(name)
         if scores is not None:
             text += f", {title} {short(scores['prior'], 3)} (direct regression {short(scores['direct'], 3)})"
-    return [text, *(f"warning: {warning}" for warning in figures["warnings"])]
+    if figures.get("coverage") is not None:
+        text += f", {figures['coverage']:.0%} of the real values inside 80 % intervals"
+    return [text, *(f"warning: {warning}" for warning in figures["warnings"]), *figures.get("notes", ())]

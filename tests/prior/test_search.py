@@ -19,6 +19,7 @@ from embedprior.prior.config import NetworkConfig, ObjectiveConfig, PriorConfig,
 from embedprior.prior.data import PairArrays
 from embedprior.prior.model import Prior
 from embedprior.prior.search import candidates, sample_scores
+from embedprior.prior.setup import Fitted
 from embedprior.prior.trainer import train_prior
 
 from .conftest import make_pairs, small_config
@@ -143,9 +144,9 @@ def test_only_the_candidate_that_goes_on_reads_the_first_stage(
     train_prior(*pairs, auto(), tmp_path / "first", show_progress=False)
     real, started = trainer.initial_prior, []
 
-    def spy(train: PairArrays, val: PairArrays, config: PriorConfig, start: Prior | None) -> Prior:
+    def spy(train: PairArrays, val: PairArrays, config: PriorConfig, start: Prior | None, fitted: Fitted) -> Prior:
         started.append(start is not None)
-        return real(train, val, config, start)
+        return real(train, val, config, start, fitted)
 
     monkeypatch.setattr(trainer, "initial_prior", spy)
     train_prior(*pairs, auto(), tmp_path / "second", tmp_path / "first", show_progress=False)
@@ -225,6 +226,7 @@ def test_each_warning_has_its_own_reason() -> None:
     assert warnings(lost) == [
         "regression of the head's probability has the lower Brier score on the validation pairs: 0.1000 to 0.2000"
     ]
+    assert warnings(fine | {"brier": {"prior": 0.0012, "ridge": 0.0003, "direct": 0.3}}) == []
 
 
 def test_validation_pairs_without_labels_keep_the_last_step_where_only_labels_are_learned(tmp_path: Path) -> None:

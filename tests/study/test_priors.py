@@ -43,6 +43,12 @@ def test_a_prior_that_has_not_learned_is_named_in_summary_report_and_run_json(ru
         assert f"kfold: prior: {text}." in summary
         assert text in page
     assert "Have the priors learned?" in page
+    records = [json.loads(file.read_text()) for file in out.glob("**/fit.json")]
+    fits = [one["fit"]["learned"] for one in records if one["method"] == "prior"]
+    assert len(fits) == 3
+    assert prior["coverage"] == pytest.approx(np.mean([one["coverage"] for one in fits]))
+    assert f"{prior['coverage']:.1%}" in page
+    assert prior["constant"] == ""
     assert "kfold: prior-shuffled:" not in summary  # a null control is not to learn
     kept = list((out / "artifacts" / "prior").glob("*/metrics.jsonl"))
     assert len(kept) == 2 * (1 + 3)  # pairs as they are and shuffled: one DRR stage, and the radiographs of three folds
