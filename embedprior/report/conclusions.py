@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from embedprior.report.formatting import verdict_of
 from embedprior.study.config import StudyConfig
-from embedprior.study.run import StudyResult
+from embedprior.study.confounding import label_conflicts
+from embedprior.study.run import DesignResult, StudyResult
 
 COLUMNS = ["question", "answer", "why"]
 
@@ -72,3 +73,76 @@ def boundary_table(config: StudyConfig, result: StudyResult, evidence: Mapping[s
         ("May a score guide the care of a patient?", "no", "research use only; nothing here was tested for that")
     )
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def design_findings(part: DesignResult, evidence: Mapping[str, Any], inside: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Return what a reader has to know of a design beside its verdicts: what has no test or AUC, and confounding.
+
+    Args:
+        part: the design.
+        evidence: of it.
+        inside: method → its AUCs within one source (see ``study.confounding.within_source``).
+    """
+    targets, sentences = part.targets, []
+    declared = [c for c in evidence["comparisons"] if c["in_family"]]
+    if declared and all(c["p"] is None for c in declared):
+        sentences = [f"no declared claim can be tested: {declared[0]['reason']}."]
+    for row in evidence["methods"]:
+        if row["auc"] is None:
+            sentences.append(f"{row['method']} has no AUC: {row['reason']}.")
+    for method, table in inside.items():
+        aucs = ", ".join(f"{r['AUC']:.2f} ({r['source']})" for r in table.to_dict("records") if pd.notna(r["AUC"]))
+        sentences.append(f"within one source, where recognising the source does not help, {method} has AUC {aucs}.")
+    negative = targets[targets["label"] == 0]
+    on_ct = int((negative["ct_label"] == 1).sum())
+    if on_ct:
+        share = f"all {on_ct}" if on_ct == len(negative) else f"{on_ct} of {len(negative)}"
+        sentences.append(f"{share} negative pairs are positive on CT, so no method that uses CT can show what CT adds.")
+    return sentences
+
+
+def by_text(found: Sequence[tuple[str, str]]) -> list[str]:
+    """Return ``(design, sentence)`` as sentences, each once, preceded by the designs that it is true of.
+
+    Example:
+        >>> by_text([("fixed", "no CT."), ("kfold", "no CT."), ("fixed", "one site.")])
+        ['fixed, kfold: no CT.', 'fixed: one site.']
+    """
+    designs: dict[str, list[str]] = {}
+    for name, text in found:
+        designs.setdefault(text, []).append(name)
+    return [f"{', '.join(dict.fromkeys(names))}: {text}" for text, names in designs.items()]
+
+
+def study_caveats(config: StudyConfig, result: StudyResult) -> list[str]:
+    """Return what the figures of a study do not show: conflicting labels, unknown days, sources, sweeps."""
+    caveats = []
+    for name in config.label_names:
+        both = label_conflicts(result.cohort.exams, name)
+        if both:
+            xrays = label_conflicts(result.cohort.of("CXR"), name)
+            which = f"The label {name}" if config.labels else "The label"
+            caveats.append(
+                f"{which} belongs to the image: {both} patients carry both labels, {xrays} of them on X-rays alone."
+            )
+    said = list[tuple[str, str]]()
+    first = [c for c in result.designs if c.variant is result.study.variants[0]]
+    for part in first:
+        if part.design.cases == "paired":
+            own = result.cohort.pairs[result.cohort.pairs["cxr_exam_id"].isin(part.targets["exam_id"])]
+            known, pairs = int(own["offset_days"].notna().sum()), len(own)
+            if known < pairs:
+                said.append((part.design.name, f"days between X-ray and CT are known for {known} of {pairs} pairs."))
+        elif part.targets["source"].nunique() > 1:
+            text = (
+                "the source of a picture confounds its label; an AUC here is no evidence that a model reads the lungs."
+            )
+            said.append((part.design.name, text))
+    caveats += by_text(said)
+    if config.sweep:
+        caveats.append(
+            f"{len({v.combination for v in result.study.variants})} settings were run on the same held-out cases: the "
+            "best of them is partly the best by chance. Choose settings on validation patients, and test the choice on "
+            "other patients."
+        )
+    return caveats

@@ -163,30 +163,26 @@ def prior_figures(result: StudyResult) -> list[dict[str, Any]]:
 def prior_warnings(priors: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a sentence for everything that a prior lost; null controls are not to learn.
 
-    Where several priors have more than ``MAX_WARNINGS`` together, the kinds are given with the priors they are true of;
-    the table has the figures.
+    Where several priors have more than ``MAX_WARNINGS`` together, one sentence counts the priors of every kind; the
+    table has their names and figures.
 
     Example:
         >>> lost = ["it has not learned: its error is 1.1", "its samples have 0.6 times the spread"]
         >>> priors = [{"design": "d", "method": name, "learns": True, "warnings": lost} for name in ("a", "b", "c")]
-        >>> for sentence in prior_warnings(priors):
-        ...     print(sentence)
-        Not learned: d: a, b, c. The figures: Have the priors learned?
-        Another spread of samples than the error asks for: d: a, b, c. The figures: Have the priors learned?
+        >>> prior_warnings(priors)[0].partition(". ")[0]
+        'Warnings of the priors: not learned, 3 of 3; another spread of samples than the error asks for, 3 of 3'
     """
     learners = [one for one in priors if one["learns"]]
     found = [(one["design"], one["method"], text) for one in learners for text in one["warnings"]]
     if len(found) <= MAX_WARNINGS or len({(design, method) for design, method, _ in found}) == 1:
         return [f"{design}: {method}: {text}." for design, method, text in found]
-    kinds: dict[str, dict[str, list[str]]] = {}
+    kinds: dict[str, set[tuple[str, str]]] = {}
     for design, method, text in found:
         kind = next((words for start, words in KINDS.items() if text.startswith(start)), text.partition(":")[0])
-        kinds.setdefault(kind[0].upper() + kind[1:], {}).setdefault(design, []).append(method)
-    return [
-        f"{kind}: {'; '.join(f'{design}: ' + ', '.join(dict.fromkeys(names)) for design, names in of.items())}. "
-        f"The figures: {LEARNED}"
-        for kind, of in kinds.items()
-    ]
+        kinds.setdefault(kind, set()).add((design, method))
+    everyone = len({(one["design"], one["method"]) for one in learners})
+    counted = "; ".join(f"{kind}, {len(of)} of {everyone}" for kind, of in kinds.items())
+    return [f"Warnings of the priors: {counted}. The table '{LEARNED}' names them."]
 
 
 LEARNED = "Have the priors learned?"

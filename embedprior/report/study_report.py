@@ -13,7 +13,7 @@ from embedprior.cohort.base import FlowStep, flow_table
 from embedprior.evidence.decision import SUPPORTED, SUPPORTED_SMALL
 from embedprior.evidence.tables import METRICS
 from embedprior.report.checklists import checklists
-from embedprior.report.conclusions import boundary_table
+from embedprior.report.conclusions import boundary_table, by_text, design_findings, study_caveats
 from embedprior.report.content import EvidenceSection, Figure, Report, Table
 from embedprior.report.fit_tables import (
     choice_tables,
@@ -37,7 +37,7 @@ from embedprior.report.study_figures import (
 from embedprior.report.verdicts import verdict_sentences
 from embedprior.runs import Run, write_json
 from embedprior.study.config import SOURCE_ONLY, StudyConfig
-from embedprior.study.confounding import label_conflicts, method_notes, source_by_label, within_source
+from embedprior.study.confounding import method_notes, source_by_label, within_source
 from embedprior.study.designs import design_flow
 from embedprior.study.evidence import all_evidence, balanced_accuracies, hypothesis_table
 from embedprior.study.leakage import shared_text
@@ -150,7 +150,7 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
         own_tables += threshold_table(part.variant.config.thresholds, part.key, test)
         scores = compared_scores(own, rows.drop(columns="design"))
         sections.append(EvidenceSection(heading, own, scores, notes, _intro(part, own), part.key, own_tables))
-        findings += [(part.key, text) for text in _findings(part, own, inside)]
+        findings += [(part.key, text) for text in design_findings(part, own, inside)]
         verdict += verdict_sentences(own, part.key if len(result.designs) > 1 else "", _family_of(part, config, result))
     for external in result.study.data[0].externals.values():
         tables.append((f"Who was included: {external.name}", flow_table(external.cohort.flow), "The external cohort."))
@@ -173,7 +173,7 @@ def build_study_report(config: StudyConfig, result: StudyResult) -> StudyReport:
         label_curves=curves,
         tables=tables,
         pictures=[*case_pictures(result, evidence), *generated_pictures(config, result)],
-        caveats=[*_caveats(config, result), *unequal_search(result), *config.caveats],
+        caveats=[*study_caveats(config, result), *unequal_search(result), *config.caveats],
         checklists=checklists(config, result, evidence),
         failures=pd.DataFrame(failure_records(result)),
     )
@@ -272,8 +272,13 @@ def _intro(part: DesignResult, evidence: Mapping[str, Any]) -> list[str]:
     fits = f" Every fit with {seeds} seeds." if seeds > 1 else ""
     if part.variant.config.as_published:
         fits += f" Seeds as published ({part.variant.config.as_published})."
+    held = {patient for fold in part.folds for patient in fold.patients("test")}
+    scored = targets[targets["patient_id"].isin(held)]
+    rest = ""
+    if len(scored) < images:
+        rest = f" Held out and scored: {len(scored)} X-rays of {scored['patient_id'].nunique()} patients; others train."
     sentences = [
-        f"{images} X-rays of {patients} patients, {positive} positive and {images - positive} negative.",
+        f"{images} X-rays of {patients} patients, {positive} positive and {images - positive} negative.{rest}",
         f"{how[0].upper()}{how[1:]}; {chosen}.{fits}",
     ]
     disagree = targets[(targets["label"] == 0) & (targets["ct_label"] == 1)]
@@ -309,38 +314,6 @@ def _inside_sources(part: DesignResult, rows: pd.DataFrame) -> dict[str, pd.Data
     pictured = [m for m in design.methods if m != SOURCE_ONLY and m in set(rows["method"])]
     found = {m: within_source(rows, m, sources) for m in pictured}
     return {m: table for m, table in found.items() if not table.empty}
-
-
-def _findings(part: DesignResult, evidence: Mapping[str, Any], inside: Mapping[str, pd.DataFrame]) -> list[str]:
-    targets, sentences = part.targets, []
-    declared = [c for c in evidence["comparisons"] if c["in_family"]]
-    if declared and all(c["p"] is None for c in declared):
-        sentences = [f"no declared claim can be tested: {declared[0]['reason']}."]
-    for row in evidence["methods"]:
-        if row["auc"] is None:
-            sentences.append(f"{row['method']} has no AUC: {row['reason']}.")
-    for method, table in inside.items():
-        aucs = ", ".join(f"{r['AUC']:.2f} ({r['source']})" for r in table.to_dict("records") if pd.notna(r["AUC"]))
-        sentences.append(f"within one source, where recognising the source does not help, {method} has AUC {aucs}.")
-    negative = targets[targets["label"] == 0]
-    on_ct = int((negative["ct_label"] == 1).sum())
-    if on_ct:
-        share = f"all {on_ct}" if on_ct == len(negative) else f"{on_ct} of {len(negative)}"
-        sentences.append(f"{share} negative pairs are positive on CT, so no method that uses CT can show what CT adds.")
-    return sentences
-
-
-def by_text(found: Sequence[tuple[str, str]]) -> list[str]:
-    """Return ``(design, sentence)`` as sentences, each once, preceded by the designs that it is true of.
-
-    Example:
-        >>> by_text([("fixed", "no CT."), ("kfold", "no CT."), ("fixed", "one site.")])
-        ['fixed, kfold: no CT.', 'fixed: one site.']
-    """
-    designs: dict[str, list[str]] = {}
-    for name, text in found:
-        designs.setdefault(text, []).append(name)
-    return [f"{', '.join(dict.fromkeys(names))}: {text}" for text, names in designs.items()]
 
 
 def _design_tables(
@@ -410,36 +383,3 @@ def _leakage_tables(config: StudyConfig, data: StudyData) -> list[tuple[str, pd.
         columns = [*names.values(), "how", "hash distance", "correlation"]
         tables.append(("Shared files and pictures", shown[columns], ""))
     return tables
-
-
-def _caveats(config: StudyConfig, result: StudyResult) -> list[str]:
-    caveats = []
-    for name in config.label_names:
-        both = label_conflicts(result.cohort.exams, name)
-        if both:
-            xrays = label_conflicts(result.cohort.of("CXR"), name)
-            which = f"The label {name}" if config.labels else "The label"
-            caveats.append(
-                f"{which} belongs to the image: {both} patients carry both labels, {xrays} of them on X-rays alone."
-            )
-    said = list[tuple[str, str]]()
-    first = [c for c in result.designs if c.variant is result.study.variants[0]]
-    for part in first:
-        if part.design.cases == "paired":
-            own = result.cohort.pairs[result.cohort.pairs["cxr_exam_id"].isin(part.targets["exam_id"])]
-            known, pairs = int(own["offset_days"].notna().sum()), len(own)
-            if known < pairs:
-                said.append((part.design.name, f"days between X-ray and CT are known for {known} of {pairs} pairs."))
-        elif part.targets["source"].nunique() > 1:
-            text = (
-                "the source of a picture confounds its label; an AUC here is no evidence that a model reads the lungs."
-            )
-            said.append((part.design.name, text))
-    caveats += by_text(said)
-    if config.sweep:
-        caveats.append(
-            f"{len({v.combination for v in result.study.variants})} settings were run on the same held-out cases: the "
-            "best of them is partly the best by chance. Choose settings on validation patients, and test the choice on "
-            "other patients."
-        )
-    return caveats
