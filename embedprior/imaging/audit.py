@@ -43,7 +43,11 @@ def to_int16(values: np.ndarray[Any, Any]) -> tuple[Int16[np.ndarray, "*shape"],
         high = int(values.max())
         if high > HIGHEST:
             findings.append(Finding("hu-clipped", f"up to {high:.6g}; int16 ends at {HIGHEST}"))
-        values = np.clip(values, LOWEST, HIGHEST).astype(np.int16)
+        ends = (LOWEST, HIGHEST)
+        if values.dtype.kind in "ui":  # NumPy 2.0 refuses an end that the type can't hold
+            held = np.iinfo(values.dtype)
+            ends = (max(LOWEST, held.min), min(HIGHEST, held.max))
+        values = np.clip(values, *ends).astype(np.int16)
     elif not values.flags.writeable:
         values = values.copy()
     return values, findings + below_air(*floor_at_air(values), values.size)

@@ -6,7 +6,6 @@ section 2.2) in the form the PE paper ships, without its 77 constant text tokens
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from embedprior.nn.linear import Linear
+from embedprior.nn.transformer import sinusoids
 from embedprior.prior.config import NetworkSize
 
 # Timestep, noised target, query: the tokens that follow the condition.
@@ -294,7 +294,4 @@ class PriorNetwork(nn.Module):
 
 def time_features(n: Tensor, dim: int, timesteps: int) -> Tensor:
     """Return (B, dim) sines and cosines of the timestep (Vaswani et al. 2017), rescaled to a 1000-step clock."""
-    half = dim // 2
-    frequency = torch.exp(torch.arange(half, device=n.device) * (-math.log(10_000.0) / half))
-    angle = n[:, None] * (1000.0 / timesteps) * frequency
-    return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, dim - 2 * half))
+    return sinusoids(n * (1000.0 / timesteps), dim)

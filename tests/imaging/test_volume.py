@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from embedprior.errors import BadInput
+from embedprior.imaging.audit import to_int16
 from embedprior.imaging.files import UnreadableExam
 from embedprior.imaging.findings import CODES, UnusableExam
 from embedprior.imaging.image_files import write_npz
@@ -88,6 +89,17 @@ def test_values_beyond_int16_are_clipped_and_said_to_be(tmp_path: Path) -> None:
     read, findings = read_volume(tmp_path / "v.mha")
     assert read.hu[20, 30, 32] == 32767
     assert "hu-clipped" in {f.code for f in findings}
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "uint16", "int32", "uint32", "int64", "uint64", "float32"])
+def test_values_of_every_type_become_int16_and_nothing_wraps(kind: str) -> None:
+    """The type's own ends, as Python's whole numbers, between air and the end of int16."""
+    dtype = np.dtype(kind)
+    ends = [-70_000, 70_000] if dtype.kind == "f" else [int(end) for end in (np.iinfo(dtype).min, np.iinfo(dtype).max)]
+    given = [*ends, 0, 100]
+    found, findings = to_int16(np.array(given, dtype))
+    assert found.tolist() == [min(max(value, -1024), 32767) for value in given]
+    assert ("hu-clipped" in {f.code for f in findings}) == (ends[1] > 32767)
 
 
 def test_sheared_nifti_is_refused_as_tilted(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,15 @@ def test_the_transformer_s_positions_span_every_scan_from_end_to_end() -> None:
     np.testing.assert_allclose(found[0], [0, 0.25, 0.5, 0.75, 1], atol=1e-6)
     np.testing.assert_allclose(found[1, :3], [0, 0.5, 1], atol=1e-6)
     np.testing.assert_allclose(found[2, 0], 0.5, atol=1e-6)
+
+
+def test_the_transformer_s_positions_start_from_sines_and_cosines() -> None:
+    """By the formula of the paper: sines, then cosines, of the place over powers of 10,000."""
+    table = SliceTransformer(3, 8, 1).positions.detach().numpy()
+    for place in (0, 1, 40, POSITIONS - 1):
+        angles = [place / 10_000 ** (i / 4) for i in range(4)]
+        expected = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+        np.testing.assert_allclose(table[place], expected, atol=1e-5)
 
 
 def test_a_class_token_is_refused_of_recurrent_layers() -> None:

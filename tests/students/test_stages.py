@@ -15,6 +15,7 @@ from embedprior.nn.stages import WEIGHTS
 from embedprior.students import student
 from embedprior.students.base import Cases, FitData, Stage
 from embedprior.students.registry import Budget, build_method
+from embedprior.students.training import train_student
 
 ROWS = ("ridge-head", "kernel-ridge-head", "mlp-head", "direct-head", "hinton-kd", "cxr-only-drr", "fitnets")
 MAP = np.random.default_rng(7).normal(size=(6, 5))
@@ -68,24 +69,33 @@ def test_a_drr_stage_that_harms_is_dropped_and_said(name: str, val: int, budget:
     assert summary.steps == 0 or summary.steps > expected.fit_summary.steps  # type: ignore[attr-defined]
 
 
+def enough(budget: Budget, dropout: float = 0.0) -> Budget:
+    """Enough steps to learn; without dropout every library trains alike."""
+    fit = budget.fit.model_copy(update={"steps": 200, "lr": 0.01, "dropout": dropout})
+    return budget.model_copy(update={"fit": fit})
+
+
 @pytest.mark.parametrize("name", ["ridge-head", "kernel-ridge-head", "mlp-head", "direct-head"])
 @pytest.mark.parametrize("val", [40, 0])
 def test_a_drr_stage_that_helps_is_taken_over(name: str, val: int, budget: Budget) -> None:
-    longer = budget.model_copy(update={"fit": budget.fit.model_copy(update={"steps": 200, "lr": 0.01})})
+    """Whatever the seed; eight pairs alone can decide it where no dropout blurs their losses."""
     data, truth = two_stages(MAP, train=8, val=val), expit(TEST.cxr @ MAP[:, 0])
-    fitted, alone = (build_method(name, longer, pretraining=p).fit(data, 5) for p in (True, False))
-    weight = fitted.fit_summary.stage_weight  # type: ignore[attr-defined]
-    assert weight.weight > 0
-    assert weight.worth > (0.04 if name == "direct-head" else 0.2)  # its cross-entropy has a floor
-    errors = [float(np.mean((method.scores(TEST) - truth) ** 2)) for method in (fitted, alone)]
-    assert errors[0] < 0.8 * errors[1]
+    longer, worth, errors = enough(budget, 0.2 if val else 0.0), [], []
+    for seed in (5, 6, 7) if name in ("mlp-head", "direct-head") else (5,):
+        fitted, alone = (build_method(name, longer, pretraining=p).fit(data, seed) for p in (True, False))
+        weight = fitted.fit_summary.stage_weight  # type: ignore[attr-defined]
+        assert weight.weight > 0
+        worth.append(weight.worth)
+        errors.append([float(np.mean((method.scores(TEST) - truth) ** 2)) for method in (fitted, alone)])
+    assert np.mean(worth) > (0.03 if name == "direct-head" and val else 0.2)  # its cross-entropy has a floor
+    with_stage, without = np.mean(errors, axis=0)
+    assert with_stage < 0.8 * without
 
 
 @pytest.mark.parametrize("name", ["ridge-head", "kernel-ridge-head", "mlp-head", "direct-head"])
 def test_each_source_is_read_on_its_own_scale(name: str, budget: Budget) -> None:
     """Radiographs in another unit, with another zero: what was learned on DRRs still holds."""
-    longer = budget.model_copy(update={"fit": budget.fit.model_copy(update={"steps": 200, "lr": 0.01})})
-    data = two_stages(MAP, train=8)
+    data, longer = two_stages(MAP, train=8), enough(budget)
 
     def moved(cases: Cases) -> Cases:
         return replace(cases, cxr=(50 + 9 * cases.cxr).astype(np.float32))
@@ -175,19 +185,34 @@ def test_validation_labels_of_fewer_than_ten_patients_a_class_decide_nothing(
 
 @pytest.mark.parametrize("known_val", [6, 20])
 def test_a_few_labels_of_radiographs_do_not_spoil_what_the_drrs_taught(known_val: int, budget: Budget) -> None:
-    """Of eight trainings seven here; which one chance spoils depends on the library that draws the dropout."""
+    """What is kept ranks as the network did after the DRRs, near the best line; going on with 24 labels spoils it.
+
+    Which trainings chance spoils depends on the library that draws the dropout: five of eight are asked for.
+    """
     longer = budget.model_copy(update={"fit": budget.fit.model_copy(update={"steps": 200, "lr": 0.01})})
     data, test = few_labels(known_val)
-    drr, target = data.stages[0].train, data.target.train
-    model = LogisticRegression(C=0.01).fit(standard(drr, drr), drr.label)
-    expected = roc_auc_score(test.label, model.decision_function(standard(test, target)))
-    kept = []
-    for seed in range(6):
-        fitted = build_method("cxr-only-drr", longer).fit(data, seed)
-        notes = fitted.fit_summary.notes  # type: ignore[attr-defined]
-        said = any("what the DRRs taught is kept" in note for note in notes)
-        kept.append(said and roc_auc_score(test.label, fitted.scores(test)) > expected - 0.02)
-    assert sum(kept) >= 4
+    method = build_method("cxr-only-drr", longer)
+    assert isinstance(method, student.StudentMethod)
+    (drr, drr_val), (target, val) = [[method._tensors(c, None) for c in stage.parts] for stage in data.stages]
+    kept, spoiled = [], []
+    for seed in range(8):
+        network, objective = method._parts(data, seed)
+        network.backbone.fit_scale(drr.inputs)
+        train_student(network, objective, drr, drr_val, longer, seed + 1)
+        network.backbone.fit_scale(target.inputs)
+        taught = roc_auc_score(test.label, network.logits(test))
+        train_student(network, objective, target, val, longer, seed)
+        fitted = method.fit(data, seed)
+        if any("what the DRRs taught is kept" in note for note in fitted.fit_summary.notes):  # type: ignore[attr-defined]
+            assert roc_auc_score(test.label, fitted.scores(test)) == pytest.approx(taught, abs=1e-4)
+            kept.append(taught)
+            spoiled.append(roc_auc_score(test.label, network.logits(test)))
+    assert len(kept) >= 5
+    model = LogisticRegression(C=0.01).fit(standard(*[data.stages[0].train] * 2), data.stages[0].train.label)
+    best = roc_auc_score(test.label, model.decision_function(standard(test, data.target.train)))
+    assert np.mean(kept) > best - 0.04
+    assert all(np.array(kept) > spoiled)
+    assert np.mean(kept) > np.mean(spoiled) + 0.02
 
 
 def test_pseudo_values_of_a_mean_over_as_many_cases_as_groups_are_the_cases_own_losses(budget: Budget) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import SimpleITK as sitk
 import torch
 import yaml
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from embedprior.cache import open_cache, write_cache
 from embedprior.cli import main
@@ -158,6 +160,42 @@ def test_training_reaches_what_the_untrained_encoder_does_not(kind: str, request
     assert result.auc[0] > 0.9
     assert result.ci[0] > 0
     assert f"ΔAUC +{result.delta:.3f}" in (folder / "summary.md").read_text()
+
+
+SHIPPED = (
+    "--sequence.hidden",
+    "64",
+    "--sequence.layers",
+    "2",
+    "--sequence.dim",
+    "128",
+    "--sequence.pool",
+    "class token",
+)
+"""The shape of the preset ``ct_slices``; its dropout and learning rate come from it too."""
+
+
+@pytest.mark.parametrize(("shape", "count", "least"), [("small", 8, 0.9), ("shipped", 4, 0.8)])
+def test_a_sequence_model_learns_where_a_slice_lies_whatever_the_seed(
+    shape: str, count: int, least: float, volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chance is .5, and so is the mean of the slices: which end of the scan the bone is at is all there is to learn."""
+    embed_exams, found = phase_a._labelled, []
+
+    def embedded_once(*given: Any) -> Any:
+        found.extend([] if found else [embed_exams(*given)])
+        return found[0]
+
+    monkeypatch.setattr(phase_a, "_labelled", embedded_once)
+    small = sequence_of(volumes)
+    more = small if shape == "small" else small[:2]  # the encoder's options, and all the rest as in ct_slices
+    aucs = []
+    for seed in range(count):
+        out = f"{shape}-{seed}"
+        assert train(volumes, out, *more, "--training.epochs", "12", "--seed", str(seed), config="ct_slices") == 0
+        labels, scores = held_out(volumes / out)
+        aucs.append(roc_auc_score(labels, scores["trained"]))
+    assert min(aucs) > least, aucs
 
 
 @pytest.mark.parametrize("kind", ["trained", "sequence"])
