@@ -13,11 +13,14 @@ from typing import Any
 
 from embedprior.errors import BadInput
 from embedprior.runs.files import canonical, fsync, hash_file, hash_of, read_json, read_record, write_json
+from embedprior.runs.locks import Lock
 
 CHECKSUM = "checksum"
 REMEMBERED = ".verified.json"
 NOTED = ".checksums.json"
 """Checksums of results in a folder that is no run of its own."""
+RECORD_LOCK = ".checksums.lock"
+"""Held while a folder's record of checksums is read, changed and written: two commands may end at the same instant."""
 ALWAYS_READ = 64_000_000
 """Bytes. A folder of up to this size is read whole at every reuse; a larger one only when a file's stamp changed."""
 
@@ -273,6 +276,11 @@ def reseal(folder: Path, names: Iterable[str], record: str = "run.json") -> None
     Raises:
         BadInput: the record is not what the run wrote.
     """
+    with Lock(folder / RECORD_LOCK):
+        _reseal(folder, names, record)
+
+
+def _reseal(folder: Path, names: Iterable[str], record: str = "run.json") -> None:
     kept = read_json(folder / record)
     if not has_own_checksum(kept):
         raise BadInput(f"{folder / record} no longer has the contents it was written with. Next: run the command again")
@@ -299,6 +307,11 @@ def note_results(folder: Path, names: Iterable[str]) -> None:
     Raises:
         BadInput: the record is not what was written.
     """
+    with Lock(folder / RECORD_LOCK):
+        _note_results(folder, list(names))
+
+
+def _note_results(folder: Path, names: Sequence[str]) -> None:
     of_run = folder / "run.json"
     noted = read_json(folder / NOTED) if (folder / NOTED).is_file() else with_checksum({"files": {}})
     if not has_own_checksum(noted):
@@ -306,14 +319,13 @@ def note_results(folder: Path, names: Iterable[str]) -> None:
             f"{folder / NOTED} no longer has the contents it was written with. Next: embedprior verify {folder} names "
             "its files; delete it, and make them again"
         )
-    names = list(names)
     others = {
         name: known for name, known in noted["files"].items()
         if (folder / name).is_file() and not any(name == one or name.startswith(f"{one}/") for one in names)
     }  # fmt: skip
     finished = read_record(of_run) if of_run.is_file() else {}
     if "files" in finished and has_own_checksum(finished):
-        reseal(folder, names)
+        _reseal(folder, names)
         own = {}
     else:
         paths = [folder / name for name in names]
@@ -333,18 +345,27 @@ def forget_results(folder: Path, names: Iterable[str], records: Sequence[str] = 
         records: to take them out of.
     """
     gone = set(names)
-    for file in (folder / name for name in records if (folder / name).is_file()):
-        try:
-            kept = read_record(file)
-        except BadInput:  # verify names it
-            continue
-        if not has_own_checksum(kept) or not gone & kept.get("files", {}).keys():
-            continue
-        files = {name: known for name, known in kept["files"].items() if name not in gone}
-        if files or file.name != NOTED:
-            write_json(file, with_checksum(kept | {"files": files}))
-        else:
-            file.unlink()
+    files = [folder / name for name in records if (folder / name).is_file()]
+    if any(_forgotten(file, gone) is not None for file in files):
+        with Lock(folder / RECORD_LOCK):
+            for file in files:
+                left = _forgotten(file, gone)
+                if left is not None and (left["files"] or file.name != NOTED):
+                    write_json(file, with_checksum(left))
+                elif left is not None:
+                    file.unlink()
+
+
+def _forgotten(file: Path, gone: set[str]) -> dict[str, Any] | None:
+    """Return a record without these results; None where it lists none of them, is gone, or is damaged (see verify)."""
+    try:
+        kept = read_record(file)
+    except BadInput:
+        return None
+    listed = kept.get("files", {})
+    if not has_own_checksum(kept) or not gone & listed.keys():
+        return None
+    return kept | {"files": {name: known for name, known in listed.items() if name not in gone}}
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:

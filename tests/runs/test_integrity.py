@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -195,6 +196,32 @@ def test_results_of_no_run_are_noted_beside_them_and_checked(tmp_path: Path) -> 
     flip(tmp_path / ".checksums.json")
     with pytest.raises(BadInput, match=r"\.checksums\.json"):
         note_results(tmp_path, ["scores.csv"])
+
+
+def test_commands_that_end_at_the_same_instant_in_one_folder_lose_no_entry(tmp_path: Path) -> None:
+    """Four processes note results of their own, five times at the same instant; half of them forget the one before."""
+    fork = multiprocessing.get_context("fork")
+    together = fork.Barrier(4)
+
+    def work(number: int) -> None:
+        for turn in range(5):
+            name = f"{number}-{turn}.csv"
+            (tmp_path / name).write_text(SCORES)
+            together.wait(60)
+            note_results(tmp_path, [name])
+            if number % 2 and turn:
+                forget_results(tmp_path, [f"{number}-{turn - 1}.csv"])
+
+    processes = [fork.Process(target=work, args=(number,)) for number in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    kept = [f"{number}-{turn}.csv" for number in range(4) for turn in range(5) if not number % 2 or turn == 4]
+    assert sorted(json.loads((tmp_path / ".checksums.json").read_text())["files"]) == kept
+    assert [one.problems for one in verify_folder(tmp_path)] == [()]
+    assert not [path.name for path in tmp_path.iterdir() if "lock" in path.name]
 
 
 def test_results_in_the_folder_of_a_run_go_into_its_record(tmp_path: Path) -> None:
