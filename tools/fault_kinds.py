@@ -225,9 +225,13 @@ TRANSFER_KINDS = (
     *(Kind(f"retrieval/{name}", verified) for name in ("retrieval.json", "ranks.csv", "run.json", "summary.md")),
     Kind("probe/predictions.csv", scored("cxr")),
     Kind("probe/evidence.json", verified),
-    *(Kind(f"{verb}/{name}", verified) for verb in ("few", "other") for name in ("predictions.csv", "evidence.json")),
-    *(Kind(f"{verb}/{name}", verified) for verb in ("probe", "few", "other") for name in ("run.json", "summary.md")),
-)
+    *(Kind(f"{verb}/{name}", verified)
+      for verb in ("few", "other", "zero") for name in ("predictions.csv", "evidence.json")),
+    *(Kind(f"{verb}/{name}", verified)
+      for verb in ("probe", "few", "other", "zero") for name in ("run.json", "summary.md")),
+    *(Kind(f"trimodal/{name}", into_new("zero")) for name in ("alignment.json", "alignment.safetensors")),
+    *(Kind(f"bert/{name}", into_new("zero")) for name in ("model.safetensors", "config.json", "tokenizer.json")),
+)  # fmt: skip
 COHORT_KINDS = (
     *(Kind(f"{folder}/{name}", cohort_checked)
       for folder in ("built", "imported", "merged", "reports") for name in ("exams.csv", "pairs.csv")),

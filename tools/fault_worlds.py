@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -98,11 +99,45 @@ def write_inputs(root: Path, patients: int = 30) -> None:
         )  # fmt: skip
         ids = [f"{letter}{i:02d}" for i in range(patients)]
         write_cache(folder / "caches" / name, spec, ids, [digit * 64] * patients, rows.astype(np.float32))
+    write_reader(root, cxr, rng)
     write_pictures(root / "pictures", rng)
     write_volumes(root / "ct")
     write_export(root)
     for name, settings in (("study", STUDY), ("keep", KEEP), ("prior", PRIOR)):
         (root / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "no", "lesion")
+
+
+def write_reader(root: Path, cxr: np.ndarray[Any, Any], rng: np.random.Generator) -> None:
+    """Write a tiny BERT as the Hugging Face hub has them, prompts, and an alignment whose reports it would embed."""
+    import torch
+    import transformers
+
+    from embedprior.alignment.config import AlignmentConfig
+    from embedprior.alignment.model import Alignment, new_network
+    from embedprior.encoders.base import encoder_key
+    from embedprior.encoders.registry import create_encoder
+    from embedprior.runs import hash_of
+
+    text = root / "bert"
+    text.mkdir()
+    (text / "vocab.txt").write_text("\n".join(WORDS))
+    shape = transformers.BertConfig(
+        vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=12,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        transformers.BertModel(shape).save_pretrained(text)
+    transformers.BertTokenizerFast(vocab=str(text / "vocab.txt")).save_pretrained(text)
+    (root / "prompts.yaml").write_text("template: {positive: ['{}'], negative: ['no {}']}\n")
+    rows = {"cxr": cxr.astype(np.float32), "ct": cxr.astype(np.float32)}
+    rows["report"] = rng.normal(size=(len(cxr), shape.hidden_size)).astype(np.float32)
+    network = new_network(rows, AlignmentConfig(train_sides=("cxr", "ct", "report"), dim=cxr.shape[1]))
+    caches = {"cxr": "a", "ct": "b", "report": hash_of(encoder_key(create_encoder(f"hf-text:{text}").spec))}
+    Alignment(network, caches, {"train": [], "val": []}).save(root / "trimodal")
 
 
 def write_pictures(folder: Path, rng: np.random.Generator, count: int = 24) -> None:
@@ -200,6 +235,8 @@ def words_of(command: str, out: str | None = None) -> list[str]:
         "few": ["evaluate-embeddings", "few-shot", *probe, "--fraction", "1", "--out", to],
         "other": ["evaluate-embeddings", "external", *probe, "--to-cxr", "cohort/caches/strangers", "--to-exams",
                   "strangers.csv", "--out", to],
+        "zero": ["evaluate-embeddings", "zero-shot", *probe, "--alignment", "trimodal", "--text-encoder",
+                 "hf-text:bert", "--prompts", "prompts.yaml", "--out", to],
         "built": ["cohort", "build", "--cxr", "pictures/png", "--labels", "pictures/labels.csv", "--label",
                   "lesion=lesion", "--out", to],
         "checked": ["cohort", "check", "built"],
@@ -223,9 +260,9 @@ def words_of(command: str, out: str | None = None) -> list[str]:
 FOLDER_OF = {"final": "keep/final/cxr/logistic", "checked": "built", "divided": "built"}
 """Commands whose output lies in another folder than that of their name here."""
 COMMANDS = ("embed", "drr", "prior", "teacher", "student", "generated", "run", "keep", "final", "bundle", "evaluation",
-            "reported", "encoder", "alignment", "aligned", "aligned_ct", "retrieval", "probe", "few", "other", "built",
-            "checked", "divided", "imported", "merged", "reports", "layout", "remade", "audited", "exported", "scored",
-            "planned", "compared")  # fmt: skip
+            "reported", "encoder", "alignment", "aligned", "aligned_ct", "retrieval", "probe", "few", "other", "zero",
+            "built", "checked", "divided", "imported", "merged", "reports", "layout", "remade", "audited", "exported",
+            "scored", "planned", "compared")  # fmt: skip
 NEEDS_ATTENTION = {"audited"}
 """Commands that find something to decide on in this world: they end with 3."""
 

@@ -7,6 +7,8 @@ those of the model's own configuration. Nothing is downloaded unless the user sa
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from embedprior.encoders.config import Precision
 from embedprior.encoders.frozen import Network, seeded_build
 from embedprior.encoders.pictures import IMAGENET, SLICES, PictureEncoder, random_weights
 from embedprior.encoders.readers import ReaderName
-from embedprior.errors import BadInput, nearest, require_extra
+from embedprior.errors import BadInput, EmbedpriorError, nearest, require_extra
 from embedprior.imaging.radiographs import Geometry
 from embedprior.runs import hash_file, hash_of, read_json
 from embedprior.weights import find_weights, load_strictly, read_tensors, without_prefix
@@ -237,24 +239,50 @@ def hugging_face_model(folder: Path, random_init: bool) -> tuple[Any, Any, str, 
     Every tensor of the model is in the file; names are transformers' own affair, and no code of the folder runs.
 
     Raises:
-        BadInput: no configuration or weights there, weights that lack a tensor, or transformers is not installed.
+        BadInput: no configuration or weights there, damaged ones, weights that lack a tensor, or transformers is not
+            installed.
     """
     transformers = require_extra("transformers", "hf")
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder}: no config.json there. Next: huggingface-cli download NAME --local-dir FOLDER")
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    config = transformers.AutoConfig.from_pretrained(folder, **local)
+    read_json(folder / "config.json")
+    with read_by_library(folder, "config.json"):
+        config = transformers.AutoConfig.from_pretrained(folder, **local)
     if random_init:
         return seeded_build(lambda: transformers.AutoModel.from_config(config)), config, *random_weights()
     file = next((f for f in (folder / "model.safetensors", folder / "pytorch_model.bin") if f.is_file()), None)
     if file is None:
         raise BadInput(f"hf:{folder.name}: no model.safetensors there. Next: huggingface-cli download it too")
-    model, info = transformers.AutoModel.from_pretrained(folder, output_loading_info=True, **local)
+    with read_by_library(folder, f"{file.name} with config.json"):
+        model, info = transformers.AutoModel.from_pretrained(folder, output_loading_info=True, **local)
     for kind in ("missing_keys", "mismatched_keys"):
         wrong = sorted(str(key) for key in info[kind])
         if wrong:
             raise BadInput(f"{file.name} does not fit {folder.name}: {kind.replace('_', ' ')}, first '{wrong[0]}'.")
     return model, config, hash_file(file), f"local:{folder.name}"
+
+
+@contextmanager
+def read_by_library(folder: Path, what: str) -> Iterator[None]:
+    """Name the folder where another library can't read a file in it; for damage it raises errors of every kind.
+
+    Args:
+        folder: copied from the Hugging Face hub.
+        what: is read.
+
+    Raises:
+        BadInput: the library raised an error.
+    """
+    try:
+        yield
+    except (EmbedpriorError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        raise BadInput(
+            f"{folder}: {what} can't be read: {said}. Next: huggingface-cli download NAME --local-dir FOLDER again"
+        ) from error
 
 
 class TorchXrayEncoder(NamedEncoder):

@@ -19,7 +19,7 @@ from torch import Tensor
 from embedprior.cohort.reports import checked_sections, chosen_sections
 from embedprior.encoders.config import Precision
 from embedprior.encoders.frozen import FrozenEncoder, Network
-from embedprior.encoders.loaders import hugging_face_model, open_clip_model, own_weights
+from embedprior.encoders.loaders import hugging_face_model, open_clip_model, own_weights, read_by_library
 from embedprior.errors import BadInput, nearest, require_extra
 from embedprior.imaging.files import UnreadableExam
 from embedprior.runs import hash_file, hash_of
@@ -101,7 +101,7 @@ class HuggingFaceText(TextEncoder):
         licence: of the weights.
 
     Raises:
-        BadInput: no such folder, weights that lack a tensor, or a bad option.
+        BadInput: no such folder, a damaged file in it, weights that lack a tensor, or a bad option.
     """
 
     def __init__(
@@ -114,9 +114,10 @@ class HuggingFaceText(TextEncoder):
             raise BadInput(f"pool '{pool}'. Allowed: {', '.join(allowed)}.{nearest(pool, allowed)}")
         folder = Path(model)
         network, config, digest, source = hugging_face_model(folder, random_init)
-        tokenizer = require_extra("transformers", "hf").AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        with read_by_library(folder, "the tokenizer (tokenizer.json, vocab.txt)"):
+            tokenizer = require_extra("transformers", "hf").AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         most = min(int(length or 512), int(getattr(config, "max_position_embeddings", 512)))
 
         def tokenize(text: str) -> tuple[Sequence[int], Sequence[int]]:

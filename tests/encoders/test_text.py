@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,14 @@ def test_a_hugging_face_folder_gives_the_model_s_own_output(bert: Path, reports:
         np.testing.assert_allclose(row, states[0] if pool == "class token" else states.mean(0), atol=1e-5)
     other = create_encoder(f"hf-text:{bert}", pool="mean" if pool == "class token" else "class token")
     assert encoder_key(other.spec) != encoder_key(encoder.spec)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("content", [b"", b"\x80\x04\x95", b"{", b'{"model": 3}'])
+def test_a_damaged_file_of_a_hugging_face_folder_is_refused_by_its_name(bert: Path, name: str, content: bytes) -> None:
+    (bert / name).write_bytes(content)
+    with pytest.raises(BadInput, match=rf"tiny-bert.*{re.escape(name)}|{re.escape(name)}.*tiny-bert"):
+        create_encoder(f"hf-text:{bert}")
 
 
 def test_reports_go_into_a_cache_and_nothing_of_their_text_is_written(
