@@ -14,7 +14,7 @@ from embedprior.report.figures import forest_figure, roc_figure
 from embedprior.report.spreads import label_forest_figure, sweep_figure
 from embedprior.report.store import compared_scores
 from embedprior.report.study_figures import estimate_of
-from embedprior.report.verdicts import label_sentences
+from embedprior.report.verdicts import label_sentences, verdict_rank
 from embedprior.study.config import MACRO, Design
 from embedprior.study.confounding import method_notes
 from embedprior.study.run import DesignResult, StudyResult
@@ -154,16 +154,17 @@ def hypotheses_by_label(hypotheses: pd.DataFrame) -> pd.DataFrame:
     The figures of each label stand in ``differences_by_label``.
 
     Example:
-        >>> rows = [("H1", "CT helps", name, status) for name, status in (("a", "supported"), ("b", "excluded"))]
+        >>> rows = [("H1", "CT helps", name, status) for name, status in (("a", "excluded"), ("b", "supported"))]
         >>> hypotheses_by_label(pd.DataFrame(rows, columns=["hypothesis", "claim", "label", "status"])).iloc[0].tolist()
-        ['H1', 'CT helps', 'a', 'b']
+        ['H1', 'CT helps', 'b', 'a']
     """
     keys = [name for name in ("hypothesis", "claim", "settings") if name in hypotheses.columns]
     rows = []
     for values, own in hypotheses.groupby(keys, sort=False):
         labels = {str(status): ", ".join(part["label"]) for status, part in own.groupby("status", sort=False)}
         rows.append({**dict(zip(keys, values, strict=True)), **labels})
-    return pd.DataFrame(rows).fillna("")
+    statuses = sorted(map(str, hypotheses["status"].unique()), key=verdict_rank)
+    return pd.DataFrame(rows, columns=[*keys, *statuses]).fillna("")
 
 
 def support_by_label(result: StudyResult, parts: Sequence[DesignResult], name: str) -> Table:

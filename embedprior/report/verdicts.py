@@ -123,10 +123,14 @@ def _counted(groups: Mapping[str, Sequence[str]], total: int, noun: str) -> str:
     return "; ".join(parts)
 
 
-def _rank(comparison: Mapping[str, Any]) -> int:
+def verdict_rank(verdict: str) -> int:
+    """Return the place of a verdict in a list: what is supported first, what can't be tested last."""
     order = ("supported", "tentative", "excluded", "inconclusive")
-    verdict = verdict_of(comparison)
     return next((i for i, start in enumerate(order) if verdict.startswith(start)), len(order))
+
+
+def _rank(comparison: Mapping[str, Any]) -> int:
+    return verdict_rank(verdict_of(comparison))
 
 
 def _claim(comparison: Mapping[str, Any]) -> str:
