@@ -178,8 +178,7 @@ def prior_warnings(priors: Sequence[Mapping[str, Any]]) -> list[str]:
         return [f"{design}: {method}: {text}." for design, method, text in found]
     kinds: dict[str, set[tuple[str, str]]] = {}
     for design, method, text in found:
-        kind = next((words for start, words in KINDS.items() if text.startswith(start)), text.partition(":")[0])
-        kinds.setdefault(kind, set()).add((design, method))
+        kinds.setdefault(_kind(text), set()).add((design, method))
     everyone = len({(one["design"], one["method"]) for one in learners})
     counted = "; ".join(f"{kind}, {len(of)} of {everyone}" for kind, of in kinds.items())
     return [f"Warnings of the priors: {counted}. The table '{LEARNED}' names them."]
@@ -194,6 +193,13 @@ KINDS = {
     "its 80 % intervals hold": "intervals that hold another share of the real values than they should",
 }
 """Beginnings of warnings that hold figures, and their kind in words."""
+
+
+WARNED = "warning on the means"
+
+
+def _kind(warning: str) -> str:
+    return next((words for start, words in KINDS.items() if warning.startswith(start)), warning.partition(":")[0])
 
 
 def learned_table(priors: Sequence[Mapping[str, Any]]) -> list[Table]:
@@ -215,9 +221,10 @@ def learned_table(priors: Sequence[Mapping[str, Any]]) -> list[Table]:
             pair = [f"{scores[who]:.{digits}f}" for who in ("prior", rival)] if scores else ["–"]
             row[f"{title}, prior / {'direct-head' if rival == RIVAL else 'direct regression'}"] = " / ".join(pair)
         row["fits with a warning"] = f"{one['fits_with_a_warning']} of {one['fits']}"
-        row["warning on the means"] = "; ".join(one["warnings"]) or "–"
+        row[WARNED] = "; ".join(map(_kind, one["warnings"])) or "–"  # the columns before it have the figures
         rows.append(row)
     frame = pd.DataFrame(rows).fillna("–")
+    frame[WARNED] = frame.pop(WARNED)  # the last, however many rivals have columns
     note = (
         "On the validation pairs, which chose the checkpoint: a little too good. Error: squared, standardised, of the "
         "one-step prediction, of ridge regression and of the training mean. Spread ratio: of the samples to what the "

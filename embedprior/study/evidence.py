@@ -425,13 +425,18 @@ def _why(comparison: Mapping[str, Any]) -> str:
     if comparison["p"] is None:
         return str(comparison["reason"])
     limits = ("delta", "ci_low", "ci_high")
-    shown = {key: "–" if comparison[key] is None else f"{comparison[key]:+.3f}".replace("-", "−") for key in limits}
+    shown = {key: "–" if comparison[key] is None else _signed(comparison[key]) for key in limits}
     p = comparison["p_holm"]
     p_text = "< .001" if p < 0.001 else "> .999" if p > 0.999 else f"= {p:.3f}".replace("0.", ".")
     parts = [f"ΔAUC {shown['delta']} ({shown['ci_low']} to {shown['ci_high']}), Holm p {p_text}"]
     planned = comparison["min_detectable_delta_holm"]
     parts.append("no difference detectable at this size" if planned is None else f"detectable {planned:.3f}")
     return ", ".join([*parts, *([comparison["reason"]] if comparison["reason"] else [])])
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.3f}".replace("-", "−")
+    return text[1:] if float(text[1:]) == 0 else text
 
 
 def _size_reason(evidence: Mapping[str, Any]) -> str:
