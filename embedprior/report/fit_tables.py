@@ -221,7 +221,7 @@ def learned_table(priors: Sequence[Mapping[str, Any]]) -> list[Table]:
             pair = [f"{scores[who]:.{digits}f}" for who in ("prior", rival)] if scores else ["–"]
             row[f"{title}, prior / {'direct-head' if rival == RIVAL else 'direct regression'}"] = " / ".join(pair)
         row["fits with a warning"] = f"{one['fits_with_a_warning']} of {one['fits']}"
-        row[WARNED] = "; ".join(map(_kind, one["warnings"])) or "–"  # the columns before it have the figures
+        row[WARNED] = "; ".join(one["warnings"]) or "–"
         rows.append(row)
     frame = pd.DataFrame(rows).fillna("–")
     frame[WARNED] = frame.pop(WARNED)  # the last, however many rivals have columns
