@@ -81,11 +81,13 @@ def main() -> int:
     parser.add_argument("--config", default="trained_encoders", help="of configs/demo")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--seeds", type=int, default=MIN_SEEDS, help="fits of every method")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these rows (default: every method)")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="only these rows (default: all that read embeddings)"
+    )
     parser.add_argument("--quick", action="store_true", help="the demo's toy size")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    names = list(options.methods or methods())
+    names = list(options.methods or [name for name, info in methods().items() if "embedding" in info.inputs])
     for name in names:
         choose("method", name, methods())
     budget, loaded, root = prepared(options)
