@@ -136,7 +136,7 @@ def test_a_run_records_what_the_last_digits_depend_on(tmp_path: Path) -> None:
         found[chosen] = record["kernels"]
         assert str(Path(sys.prefix)) not in json.dumps(record)
         assert {"torch", "numpy", "pillow", "pydicom", "SimpleITK"} <= record["versions"].keys()
-    assert found["default"]["torch"]["instructions"] == "DEFAULT"
+    assert found["default"]["torch"]["instructions"] in ("DEFAULT", "NO AVX")  # the latter from torch 2.6
     expected = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
     assert {k: v for k, v in found["default"]["environment"].items() if k in expected} == expected
     if "avx2" in found["avx2"]["vector_units"]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from embedprior.encoders.base import Encoder
 from embedprior.encoders.config import CnnConfig
+from embedprior.encoders.frozen import FrozenEncoder
 from embedprior.encoders.registry import create_encoder
 from embedprior.encoders.small_cnn import SmallCnn, ct_profile, radiograph_profile, save_small_cnn
 
@@ -39,17 +40,23 @@ def write_inputs(folder: Path) -> dict[str, str]:
     return {"image": "image.png", "CXR": "small.png", "CT": "volumes.npy#0"}
 
 
+def fill_with_sines(network: torch.nn.Module, size: float) -> None:
+    """Set every number of a network: what a library draws at random differs between its versions."""
+    state = network.state_dict()
+    for n, (name, value) in enumerate(sorted(state.items())):
+        if value.dtype == torch.float32:
+            wave = torch.sin(torch.arange(value.numel(), dtype=torch.float32) * 1.7 + n).reshape(value.shape)
+            spread = "running_var" in name or ("norm" in name and name.endswith("weight"))
+            state[name] = 1 + 0.1 * wave if spread else size * wave
+    network.load_state_dict(state)
+
+
 def trained(folder: Path, profile: dict[str, Any]) -> Path:
     """Write a small network whose weights are sines."""
     folder.mkdir()
     config = CnnConfig(channels=(4, 8), dim=6, slices="mean and max")
     network = SmallCnn(config).eval()
-    state = network.state_dict()
-    for n, (name, value) in enumerate(sorted(state.items())):
-        if value.dtype == torch.float32:
-            wave = torch.sin(torch.arange(value.numel(), dtype=torch.float32) * 1.7 + n).reshape(value.shape)
-            state[name] = 1 + 0.1 * wave if "running_var" in name else 0.5 * wave
-    network.load_state_dict(state)
+    fill_with_sines(network, 0.5)
     save_small_cnn(network, config, profile, folder, patients_seen=["p2", "p1", "p2"])
     return folder
 
@@ -61,7 +68,10 @@ def make_encoder(name: str, folder: Path) -> Encoder:
     if name == "radiograph-cnn":
         return create_encoder(name, weights=trained(folder / "weights", radiograph_profile((SIDE, SIDE))))
     if name == "vit-b16":
-        return create_encoder(name, random_init=True)
+        encoder = create_encoder(name, random_init=True)
+        assert isinstance(encoder, FrozenEncoder)
+        fill_with_sines(encoder.backbone.module, 0.05)
+        return encoder
     return create_encoder(name)
 
 
