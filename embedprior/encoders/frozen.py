@@ -45,6 +45,7 @@ class Network:
         pretraining: data that the weights have seen, where it is known.
         tokens: likewise → (n, tokens, dim), where it has any.
         channels: of the input.
+        configuration: hash of the file or the code that the network is built from, where its name is not enough.
     """
 
     module: nn.Module
@@ -59,6 +60,7 @@ class Network:
     pretraining: str = ""
     tokens: Callable[[Tensor], Tensor] | None = None
     channels: int = 3
+    configuration: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,9 @@ class FrozenEncoder:
         self._device, self._precision = torch.device(device), precision
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         network.module.to(self._device, self._dtype).eval().requires_grad_(False)
-        facts = {"mean": list(network.mean), "std": list(network.std)}
+        facts: dict[str, Any] = {"mean": list(network.mean), "std": list(network.std)}
+        if network.configuration:
+            facts["configuration"] = network.configuration
         pictures = not reader.parts and "reader" not in reader.record()
         modality = getattr(reader, "modality", "image" if pictures else "CT")
         sizes = PARTS_AT_ONCE if reader.parts else VOLUMES_AT_ONCE

@@ -6,7 +6,6 @@ those of the model's own configuration. Nothing is downloaded unless the user sa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from embedprior.weights import find_weights, load_strictly, read_tensors, withou
 
 PREFIXES = ("module.", "model.", "encoder.", "backbone.")
 HEADS = ("head.", "fc.", "classifier.")
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 
 class NamedEncoder(PictureEncoder):
@@ -116,8 +116,9 @@ class TorchHubEncoder(NamedEncoder):
         where, _, entry = self.model.rpartition("/")
         if not where:
             raise BadInput(f"torchhub:{self.model}. Allowed: torchhub:FOLDER/NAME, or torchhub:OWNER/REPO@COMMIT/NAME")
-        code = where
+        code, contents = where, ""
         if Path(where).is_dir():
+            contents = code_of(Path(where))
             options: dict[str, Any] = {"source": "local"}
             code = Path(where).resolve().name
             self.name = f"{self.loader}:{code}/{entry}"  # type: ignore[misc]
@@ -146,8 +147,23 @@ class TorchHubEncoder(NamedEncoder):
         dim = int(getattr(model, "embed_dim", 0)) or int(features(torch.zeros(1, 3, self.side, self.side)).shape[-1])
         return Network(
             model, features, dim, *IMAGENET, f"{source}, code {code}", digest, self._licence, "the model's output",
-            "", tokens,
+            "", tokens, configuration=contents,
         )  # fmt: skip
+
+
+def code_of(folder: Path) -> str:
+    """Return the hash of every Python file in a folder with its place there; a pinned commit needs none.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> before = code_of(folder)
+        >>> _ = (folder / "hubconf.py").write_text("dependencies = []")
+        >>> code_of(folder) == before
+        False
+    """
+    files = sorted(file for file in folder.rglob("*.py") if file.is_file())
+    return hash_of([[file.relative_to(folder).as_posix(), hash_file(file)] for file in files])
 
 
 class OpenClipEncoder(NamedEncoder):
@@ -172,7 +188,20 @@ class OpenClipEncoder(NamedEncoder):
             return found
 
         dim = int(features(torch.zeros(1, 3, self.side, self.side)).shape[-1])
-        return Network(model, features, dim, mean, std, source, digest, self._licence, "image projection")
+        return Network(
+            model, features, dim, mean, std, source, digest, self._licence, "image projection",
+            configuration=open_clip_configuration(self.model),
+        )  # fmt: skip
+
+
+def open_clip_configuration(model: str) -> str:
+    """Return the hash of a local folder's configuration; empty for a model that open_clip knows by name.
+
+    Raises:
+        BadInput: the folder has none.
+    """
+    folder = Path(model.removeprefix("local-dir:"))
+    return configuration_of(folder / OPEN_CLIP_CONFIG) if model.startswith("local-dir:") else ""
 
 
 def open_clip_model(model: str) -> tuple[Any, Path | None, dict[str, Any], str]:
@@ -187,7 +216,7 @@ def open_clip_model(model: str) -> tuple[Any, Path | None, dict[str, Any], str]:
     clip = require_extra("open_clip", "clip")
     if model.startswith("local-dir:"):
         folder = Path(model.removeprefix("local-dir:"))
-        config = read_json(folder / "open_clip_config.json")
+        config = read_json(folder / OPEN_CLIP_CONFIG)
         made: Any = seeded_build(lambda: clip.create_model(model, load_weights=False))
         file = next((f for f in sorted(folder.glob("open_clip_*")) if f.suffix != ".json"), None)
         return made, file, config.get("preprocess_cfg", {}), folder.name
@@ -228,9 +257,20 @@ class HuggingFaceEncoder(NamedEncoder):
 
         return Network(
             model, features, int(config.hidden_size), tuple(numbers["image_mean"]), tuple(numbers["image_std"]),
-            f"{source}, config {hash_of(json.loads((folder / 'config.json').read_text()))[:12]}", digest, self._licence,
-            "the model's pooled output", "", tokens,
+            source, digest, self._licence, "the model's pooled output", "", tokens,
+            configuration=configuration_of(folder / "config.json"),
         )  # fmt: skip
+
+
+def configuration_of(file: Path) -> str:
+    """Return the hash of what a configuration says, whatever its spaces and order.
+
+    Epsilons, activations and numbers of heads stand there, and leave no trace in the weights.
+
+    Raises:
+        BadInput: it can't be read.
+    """
+    return hash_of(read_json(file))
 
 
 def hugging_face_model(folder: Path, random_init: bool) -> tuple[Any, Any, str, str]:

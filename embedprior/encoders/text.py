@@ -19,7 +19,14 @@ from torch import Tensor
 from embedprior.cohort.reports import checked_sections, chosen_sections
 from embedprior.encoders.config import Precision
 from embedprior.encoders.frozen import FrozenEncoder, Network
-from embedprior.encoders.loaders import hugging_face_model, open_clip_model, own_weights, read_by_library
+from embedprior.encoders.loaders import (
+    configuration_of,
+    hugging_face_model,
+    open_clip_configuration,
+    open_clip_model,
+    own_weights,
+    read_by_library,
+)  # fmt: skip
 from embedprior.errors import BadInput, nearest, require_extra
 from embedprior.imaging.files import UnreadableExam
 from embedprior.runs import hash_file, hash_of
@@ -133,7 +140,10 @@ class HuggingFaceText(TextEncoder):
             return (states * real).sum(1) / real.sum(1)
 
         vocabulary = hash_of([hash_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()])
-        found = Network(network, features, int(config.hidden_size), (), (), source, digest, licence, pool)
+        found = Network(
+            network, features, int(config.hidden_size), (), (), source, digest, licence, pool,
+            configuration=configuration_of(folder / "config.json"),
+        )  # fmt: skip
         super().__init__(
             f"hf-text:{folder.name}", found, TextReader(tokenize, most, vocabulary, sections), precision, device
         )
@@ -179,6 +189,9 @@ class OpenClipText(TextEncoder):
         with torch.inference_mode():
             dim = int(network.encode_text(sample[None]).shape[-1])
         vocabulary = hash_of([type(tokenizer).__name__, tokenize("no acute cardiopulmonary abnormality")])
-        found = Network(network, features, dim, (), (), source, digest, licence, "text projection")
+        found = Network(
+            network, features, dim, (), (), source, digest, licence, "text projection",
+            configuration=open_clip_configuration(model),
+        )  # fmt: skip
         reader = TextReader(tokenize, len(sample), vocabulary, sections)
         super().__init__(spoken, found, reader, precision, device)

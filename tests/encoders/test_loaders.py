@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from embedprior.encoders.base import differing_field, encoder_key
 from embedprior.encoders.registry import create_encoder
 from embedprior.errors import BadInput
 from embedprior.testing import check_encoder
@@ -30,6 +31,19 @@ class Tiny(torch.nn.Module):
 def tiny(pretrained=True):
     return Tiny()
 """
+
+
+def change(file: Path, part: str | None = None, **values: object) -> None:
+    """Write other values into a JSON file, or into one part of it."""
+    content = json.loads(file.read_text())
+    (content if part is None else content[part]).update(values)
+    file.write_text(json.dumps(content))
+
+
+def differing(other: object, encoder: object) -> str:
+    """Return the field of the cache key in which two encoders differ."""
+    found = differing_field(encoder_key(other.spec), encoder_key(encoder.spec))  # type: ignore[attr-defined]
+    return "" if found is None else found[0]
 
 
 def batch(side: int = 224) -> np.ndarray:
@@ -74,6 +88,8 @@ def test_a_local_hub_folder_runs_its_own_code_and_a_remote_one_must_be_pinned(tm
         expected = net((torch.from_numpy(batch())[:, None] - mean) / std).flatten(2)
     np.testing.assert_allclose(encoder.embed(batch()), expected.mean(2), atol=1e-5)
     np.testing.assert_allclose(encoder.tokens(batch())[0], expected[0].T, atol=1e-5)  # type: ignore[attr-defined]
+    (tmp_path / "repo" / "hubconf.py").write_text(HUBCONF.replace("cells.mean(1)", "cells.amax(1)"))
+    assert differing(create_encoder(name, weights=tmp_path / "own.pth"), encoder) == "profile.configuration"
     with pytest.raises(BadInput, match="pin the commit"):
         create_encoder("torchhub:facebookresearch/dinov2@main/dinov2_vits14", random_init=True)
 
@@ -108,6 +124,9 @@ def test_an_open_clip_folder_brings_weights_and_numbers(clip_folder: Path) -> No
     with torch.inference_mode():
         expected = theirs.eval().encode_image(images).numpy()
     np.testing.assert_allclose(encoder.embed(batch(32)), expected, atol=1e-5)
+    change(clip_folder / "open_clip_config.json", "model_cfg", quick_gelu=True)
+    other = create_encoder(f"open_clip:local-dir:{clip_folder}")
+    assert differing(other, encoder) == "profile.configuration"
     (clip_folder / "open_clip_pytorch_model.bin").unlink()
     with pytest.raises(BadInput, match="needs weights"):
         create_encoder(f"open_clip:local-dir:{clip_folder}")
@@ -144,6 +163,9 @@ def test_a_hugging_face_folder_brings_its_own_numbers(tmp_path: Path) -> None:
         expected = model(pixel_values=images)
     np.testing.assert_allclose(encoder.embed(batch(28)), expected.pooler_output, atol=1e-5)
     np.testing.assert_allclose(encoder.tokens(batch(28))[0], expected.last_hidden_state[0, 1:], atol=1e-5)  # type: ignore[attr-defined]
+    change(folder / "config.json", layer_norm_eps=0.1)
+    other = create_encoder(f"hf:{folder}")
+    assert differing(other, encoder) == "profile.configuration"
     from safetensors.torch import load_file, save_file
 
     state = load_file(folder / "model.safetensors")

@@ -19,7 +19,7 @@ from embedprior.encoders.registry import create_encoder
 from embedprior.errors import BadInput
 from embedprior.imaging.files import UnreadableExam
 
-from .test_loaders import clip_folder  # noqa: F401
+from .test_loaders import clip_folder, differing  # noqa: F401
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "no", "acute", "embolism", "large", "effusion", "zebra"]
 REPORTS = ["no acute embolism", "large zebra effusion no no acute embolism effusion", "zebra"]
@@ -71,6 +71,15 @@ def test_a_hugging_face_folder_gives_the_model_s_own_output(bert: Path, reports:
         np.testing.assert_allclose(row, states[0] if pool == "class token" else states.mean(0), atol=1e-5)
     other = create_encoder(f"hf-text:{bert}", pool="mean" if pool == "class token" else "class token")
     assert encoder_key(other.spec) != encoder_key(encoder.spec)
+
+
+def test_another_configuration_with_the_same_weights_is_another_encoder(bert: Path) -> None:
+    before = create_encoder(f"hf-text:{bert}")
+    said = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps(dict(reversed(said.items())), indent=1))  # other bytes
+    assert differing(create_encoder(f"hf-text:{bert}"), before) == ""
+    (bert / "config.json").write_text(json.dumps(said | {"layer_norm_eps": 0.1}))
+    assert differing(create_encoder(f"hf-text:{bert}"), before) == "profile.configuration"
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
