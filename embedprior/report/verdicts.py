@@ -139,8 +139,9 @@ def _claim(comparison: Mapping[str, Any]) -> str:
 
 
 def _named(claims: Sequence[str]) -> str:
-    shown = ", ".join(claims[:MAX_NAMED])
-    return f"{shown} and {len(claims) - MAX_NAMED} more" if len(claims) > MAX_NAMED else shown
+    if len(claims) <= MAX_NAMED + 1:  # a name is no longer than "and 1 more"
+        return ", ".join(claims)
+    return f"{', '.join(claims[:MAX_NAMED])} and {len(claims) - MAX_NAMED} more"
 
 
 def size_sentence(evidence: Mapping[str, Any], declared: Sequence[Mapping[str, Any]], family: int) -> str:

@@ -169,6 +169,11 @@ def test_several_verdicts_are_counted_the_supported_ones_first() -> None:
         "design: 1 of 3 declared claims is supported: y better than ref; 2 are inconclusive: x better than ref, z "
         "better than ref."
     )
+    four, five = ([claim("supported", a=name) for name in names] for names in ("wxyz", "vwxyz"))
+    named = verdict_sentences(EVIDENCE | {"comparisons": four})[0]
+    assert named.endswith("supported: w better than ref, x better than ref, y better than ref, z better than ref.")
+    counted = verdict_sentences(EVIDENCE | {"comparisons": five})[0]
+    assert counted.endswith("v better than ref, w better than ref, x better than ref and 2 more.")
     enough = verdict_sentences(EVIDENCE | {"comparisons": [claim("excluded", 0.04)]})[1]
     assert "are enough to show a difference in AUC of 0.05" in enough
     undeclared = EVIDENCE | {"comparisons": [claim("excluded"), claim("excluded", a="z")], "family_declared": False}
