@@ -185,7 +185,7 @@ def prior_warnings(priors: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 LEARNED = "Have the priors learned?"
-MAX_WARNINGS = 4
+MAX_WARNINGS, MAX_SHOWN = 4, 3
 KINDS = {
     "it has not learned": "not learned",
     "it has learned less than": "learned less than a linear map",
@@ -210,7 +210,7 @@ def learned_table(priors: Sequence[Mapping[str, Any]]) -> list[Table]:
     for one in priors:
         error, rival = one["error"], "direct-head" if "direct-head" in one["brier"] else "direct"
         row: dict[str, Any] = {"design": one["design"], "method": one["method"], "fits": one["fits"]}
-        row |= {f"error, {name}": f"{error[name]:.3f}" for name in ("prior", "ridge", "mean")}
+        row["error, prior / ridge / mean"] = " / ".join(f"{error[name]:.3f}" for name in ("prior", "ridge", "mean"))
         row["spread ratio"] = f"{one['spread_ratio']:.2f}"
         if any(each["coverage"] is not None for each in priors):
             row["coverage of 80 %"] = "–" if one["coverage"] is None else f"{one['coverage']:.1%}"
@@ -232,6 +232,11 @@ def learned_table(priors: Sequence[Mapping[str, Any]]) -> list[Table]:
         "where the means over the fits lose to a plain regression, or where spread or coverage are off by more than "
         "10 % or 3 points and by more than two standard errors."
     )
+    own = list(dict.fromkeys(text for one in priors for text in one["fit_warnings"]))
+    if own:
+        more = f"; and {len(own) - MAX_SHOWN} more, in fit.json" if len(own) > MAX_SHOWN + 1 else ""
+        shown = own[: MAX_SHOWN if more else None]
+        note += f" Warnings of single fits: {'; '.join(shown)}{more}."
     return [(LEARNED, frame, note)]
 
 
@@ -259,8 +264,9 @@ def _figures_of(design: str, method: str, fits: Sequence[Mapping[str, Any]], val
             numbers = f"{rival['brier']:.4f} to {own['brier']:.4f}"
             texts.append(f"{RIVAL} has the lower Brier score on the validation cases: {numbers}")
     warned = sum(bool(fit["warnings"]) for fit in fits)
+    said = list(dict.fromkeys(text for fit in fits for text in fit["warnings"]))
     return {"design": design, "method": method, "fits": len(fits), **figures, "constant": _constant(fits),
-            "fits_with_a_warning": warned, "warnings": texts}  # fmt: skip
+            "fits_with_a_warning": warned, "fit_warnings": said, "warnings": texts}  # fmt: skip
 
 
 def _constant(fits: Sequence[Mapping[str, Any]]) -> str:

@@ -50,6 +50,9 @@ def test_a_prior_that_has_not_learned_is_named_in_summary_report_and_run_json(ru
     assert prior["coverage"] == pytest.approx(np.mean([one["coverage"] for one in fits]))
     assert f"{prior['coverage']:.1%}" in page
     assert prior["constant"] == ""
+    said = list(dict.fromkeys(text for one in fits for text in one["warnings"]))
+    assert sorted(prior["fit_warnings"]) == sorted(said)
+    assert f"Warnings of single fits: {prior['fit_warnings'][0]}" in page
     assert "kfold: prior-shuffled:" not in summary  # a null control is not to learn
     kept = list((out / "artifacts" / "prior").glob("*/metrics.jsonl"))
     assert len(kept) == 2 * (1 + 3)  # pairs as they are and shuffled: one DRR stage, and the radiographs of three folds
