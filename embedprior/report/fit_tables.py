@@ -214,8 +214,6 @@ def learned_table(priors: Sequence[Mapping[str, Any]]) -> list[Table]:
         row["spread ratio"] = f"{one['spread_ratio']:.2f}"
         if any(each["coverage"] is not None for each in priors):
             row["coverage of 80 %"] = "–" if one["coverage"] is None else f"{one['coverage']:.1%}"
-        if any(each["constant"] for each in priors):
-            row["constant dimensions"] = one["constant"] or "–"
         for name, title, digits in (("auc", "AUC", 3), ("brier", "Brier", 4)):
             scores = one[name]
             pair = [f"{scores[who]:.{digits}f}" for who in ("prior", rival)] if scores else ["–"]
@@ -232,6 +230,9 @@ def learned_table(priors: Sequence[Mapping[str, Any]]) -> list[Table]:
         "where the means over the fits lose to a plain regression, or where spread or coverage are off by more than "
         "10 % or 3 points and by more than two standard errors."
     )
+    constant = list(dict.fromkeys(one["constant"] for one in priors if one["constant"]))
+    if constant:
+        note += f" Dimensions that do not vary over the training pairs: {'; '.join(constant)}."
     own = list(dict.fromkeys(text for one in priors for text in one["fit_warnings"]))
     if own:
         more = f"; and {len(own) - MAX_SHOWN} more, in fit.json" if len(own) > MAX_SHOWN + 1 else ""

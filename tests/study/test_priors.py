@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from embedprior.report.fit_tables import choice_tables, unequal_search
+from embedprior.report.fit_tables import choice_tables, learned_table, unequal_search
 
 from .conftest import BASE
 
@@ -58,6 +58,20 @@ def test_a_prior_that_has_not_learned_is_named_in_summary_report_and_run_json(ru
     assert len(kept) == 2 * (1 + 3)  # pairs as they are and shuffled: one DRR stage, and the radiographs of three folds
     events = {json.loads(line)["event"] for line in kept[0].read_text().splitlines()}
     assert {"start", "validation"} <= events
+
+
+def test_below_the_table_of_priors_stand_constant_dimensions_and_what_single_fits_warn_of() -> None:
+    fit = {
+        "design": "d", "method": "prior", "fits": 3, "error": {"prior": 0.6, "ridge": 0.65, "mean": 1.0},
+        "spread_ratio": 1.0, "coverage": 0.8, "constant": "4 of 90 of the condition", "auc": None, "brier": {},
+        "fits_with_a_warning": 3, "fit_warnings": list("uvwxyz"), "warnings": [],
+    }  # fmt: skip
+    ((_, table, note),) = learned_table([fit, fit | {"design": "e", "constant": ""}])
+    assert table["error, prior / ridge / mean"].tolist() == ["0.600 / 0.650 / 1.000"] * 2
+    assert "Dimensions that do not vary over the training pairs: 4 of 90 of the condition." in note
+    assert note.endswith("Warnings of single fits: u; v; w; and 3 more, in fit.json.")
+    four = learned_table([fit | {"fit_warnings": list("uvwx")}])[0][2]
+    assert four.endswith("Warnings of single fits: u; v; w; x.")
 
 
 def outcomes(folder: Path, **fits: dict) -> SimpleNamespace:
