@@ -110,13 +110,10 @@ def _counted(groups: Mapping[str, Sequence[str]], total: int, noun: str) -> str:
         return f"The {noun} is {verdict}: {claims[0]}"
     parts = []
     for place, (verdict, claims) in enumerate(groups.items()):
-        count = (
-            ("Both" if total == 2 else f"All {total}")
-            if len(claims) == total
-            else f"{len(claims)} of {total}"
-            if not place
-            else str(len(claims))
-        )
+        if len(claims) == total:
+            count = "Both" if total == 2 else f"All {total}"
+        else:
+            count = str(len(claims)) if place else f"{len(claims)} of {total}"
         named = f" {noun}s" if not place else ""
         verb = "is" if len(claims) == 1 else "are"
         parts.append(f"{count}{named} {verb} {verdict}: {_named(claims)}")
